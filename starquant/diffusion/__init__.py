@@ -1,0 +1,25 @@
+"""Masked diffusion: forward masking, likelihood estimation, samplers.
+
+Shape suffixes: B batch, L sequence, P prompt, G answer (generated) length, V vocabulary, N selected positions,
+R mask patterns of one request, T target tokens.
+"""
+
+from starquant.diffusion.generation import generate
+from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
+from starquant.diffusion.masking import forward_mask
+from starquant.diffusion.patterns import DreamNoise, LLaDANoise, MaskPatterns
+from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.samplers import DreamSampler, LLaDASampler
+
+__all__ = [
+    "DreamNoise",
+    "DreamSampler",
+    "LLaDANoise",
+    "LLaDASampler",
+    "LikelihoodEstimator",
+    "MaskPatterns",
+    "MaskPredictor",
+    "ScoreRequest",
+    "forward_mask",
+    "generate",
+]

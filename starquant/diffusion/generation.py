@@ -1,0 +1,67 @@
+"""Generation: append a masked answer to each prompt and let a sampler fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler, OnStep
+
+
+@torch.inference_mode()
+def generate(
+    model: nn.Module | MaskPredictor,
+    prompt_ids: Tensor,
+    sampler: LLaDASampler | DreamSampler,
+    *,
+    attention_mask: Tensor | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Return ids [B, prompt + answer].
+
+    Args:
+        model: a LLaDA or Dream model; the mask id comes from its config.
+        prompt_ids: [B, P]; prompts of unequal length are padded on the left.
+        sampler: how to denoise.
+        attention_mask: [B, P], zero on padding; None without padding.
+        seed: of the random draws (temperature > 0, random remasking); each row's own prompt is mixed in.
+        seeds: one a row instead, used as they are.
+        on_step: called after every denoising step with (step, ids [B, prompt + answer]); ids change in place.
+
+    Raises:
+        ValueError: prompt ids that are not [B, P] integers, a mask or seeds of another size.
+    """
+    predict = model if isinstance(model, MaskPredictor) else MaskPredictor(model)
+    if prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
+        raise ValueError(f"prompt_ids must be integers [B, P], got {prompt_ids.dtype} {list(prompt_ids.shape)}")
+    if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
+        raise ValueError(f"attention_mask {list(attention_mask.shape)} differs from prompt_ids {list(prompt_ids.shape)}")
+    if seeds is not None and len(seeds) != len(prompt_ids):
+        raise ValueError(f"got {len(seeds)} seeds for {len(prompt_ids)} prompts")
+    generators = _generators(prompt_ids, attention_mask, seed, seeds)
+    prompt_ids = prompt_ids.to(predict.device)
+    answer = prompt_ids.new_full((len(prompt_ids), sampler.answer_length), predict.mask_id)
+    ids_BL = torch.cat((prompt_ids, answer), dim=1)
+    visible = None
+    if attention_mask is not None and not bool(attention_mask.bool().all()):
+        prompt_visible = attention_mask.bool().to(predict.device)
+        visible = torch.cat((prompt_visible, torch.ones_like(answer, dtype=torch.bool)), dim=1)
+    sampler.denoise(predict, DenoisingState(ids_BL, prompt_ids.shape[1], visible, generators, on_step))
+    return ids_BL
+
+
+def _generators(
+    prompt_ids: Tensor, attention_mask: Tensor | None, seed: int, seeds: Sequence[int] | None
+) -> list[torch.Generator]:
+    if seeds is not None:
+        return [torch.Generator().manual_seed(s) for s in seeds]
+    rows = prompt_ids.tolist()
+    if attention_mask is not None:
+        rows = [[t for t, m in zip(r, v, strict=True) if m] for r, v in zip(rows, attention_mask.tolist(), strict=True)]
+    return [seeded_generator(seed, "generation", row) for row in rows]

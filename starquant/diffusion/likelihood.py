@@ -1,0 +1,162 @@
+"""Conditional log-likelihood of targets under a mask predictor, many requests at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.patterns import MaskPatterns, Noise, mask_patterns
+from starquant.diffusion.predictor import MaskPredictor
+
+_HEAD_ELEMENTS = 2**28  # logits computed at once: 1 GiB in float32
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score `target` after `prompt`; `suffix` tokens follow the target and stay visible (Dream's EOS)."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole sequence."""
+        return len(self.prompt) + len(self.target) + len(self.suffix)
+
+
+@dataclass
+class _Row:
+    """One masked sequence to run, shared by every (request, pattern) that produces exactly these ids."""
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    wanted: dict[tuple[int, int], int] = field(default_factory=dict)  # (column, token) -> index of its log-prob
+    uses: list[tuple[int, float, list[int]]] = field(default_factory=list)  # (request, weight, log-prob indices)
+
+
+@dataclass(frozen=True)
+class LikelihoodEstimator:
+    """Estimate log p(target | prompt) by weighted mask patterns.
+
+    Attributes:
+        noise: the family's distribution over patterns.
+        mc_num: Monte-Carlo draws a request; targets with no more patterns than that are computed exactly.
+        cfg_scale: classifier-free guidance.
+        batch_size: sequences a forward pass; changes the speed, not the score.
+        seed: of the draws, combined with each request's tokens.
+    """
+
+    noise: Noise
+    mc_num: int
+    cfg_scale: float = 0.0
+    batch_size: int = 32
+    seed: int = 0
+
+    def patterns(self, request: ScoreRequest) -> MaskPatterns:
+        """Return the request's own mask patterns, the same in any batch and order."""
+        generator = seeded_generator(self.seed, "likelihood", request.prompt, request.target)
+        return mask_patterns(self.noise, len(request.target), self.mc_num, generator)
+
+    def scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:
+        """Yield (index of the request, log-likelihood in nats) as groups of requests are finished, longest first.
+
+        An empty target scores 0.
+        """
+        # Requests with one prompt are neighbours, so that the rows their targets share are run once.
+        order = sorted(range(len(requests)), key=lambda i: (-requests[i].length, requests[i].prompt, i))
+        group: list[int] = []
+        rows: dict[tuple[tuple[int, ...], int], _Row] = {}
+        for index in order:
+            if requests[index].target:
+                self._add_rows(rows, index, requests[index], predict.mask_id)
+            group.append(index)
+            if len(rows) >= 4 * self.batch_size:
+                yield from self._run(predict, group, rows)
+                group, rows = [], {}
+        yield from self._run(predict, group, rows)
+
+    def score(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Return the log-likelihood of every request, in order."""
+        found = dict(self.scores(predict, requests))
+        return [found[index] for index in range(len(requests))]
+
+    def _add_rows(
+        self, rows: dict[tuple[tuple[int, ...], int], _Row], index: int, request: ScoreRequest, mask_id: int
+    ) -> None:
+        patterns = self.patterns(request)
+        start = len(request.prompt)
+        for masked, weight in zip(patterns.masked_RT.tolist(), patterns.weight_R.tolist(), strict=True):
+            noisy = tuple(mask_id if m else t for m, t in zip(masked, request.target, strict=True))
+            ids = request.prompt + noisy + request.suffix
+            row = rows.setdefault((ids, start), _Row(ids, start))
+            wanted = [(start + i, request.target[i]) for i, m in enumerate(masked) if m]
+            uses = [row.wanted.setdefault(pair, len(row.wanted)) for pair in wanted]
+            row.uses.append((index, weight, uses))
+
+    def _run(
+        self, predict: MaskPredictor, group: list[int], rows: dict[tuple[tuple[int, ...], int], _Row]
+    ) -> Iterator[tuple[int, float]]:
+        totals = dict.fromkeys(group, 0.0)
+        ordered = sorted(rows.values(), key=lambda row: -len(row.ids))
+        for begin in range(0, len(ordered), self.batch_size):
+            batch = ordered[begin : begin + self.batch_size]
+            for row, log_probs in zip(batch, self._log_probs(predict, batch), strict=True):
+                for index, weight, uses in row.uses:
+                    totals[index] += weight * sum(log_probs[use] for use in uses)
+        yield from totals.items()
+
+    def _log_probs(self, predict: MaskPredictor, batch: list[_Row]) -> list[list[float]]:
+        """Return, for each row, the log-probabilities of its wanted (column, token) pairs."""
+        longest = len(batch[0].ids)
+        ids_BL = torch.full((len(batch), longest), predict.mask_id)
+        visible_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+        prompt_BL = torch.zeros_like(visible_BL)
+        for b, row in enumerate(batch):
+            ids_BL[b, : len(row.ids)] = torch.tensor(row.ids)
+            visible_BL[b, : len(row.ids)] = True
+            prompt_BL[b, : row.prompt_length] = True
+        wanted = [(b, column, token) for b, row in enumerate(batch) for column, token in row.wanted]
+        rows_N, columns_N, tokens_N = torch.tensor(wanted).T.to(predict.device)
+        padded = not bool(visible_BL.all())
+        logits = _chunked(
+            predict,
+            ids_BL.to(predict.device),
+            (rows_N, columns_N),
+            tokens_N,
+            visible_BL.to(predict.device) if padded else None,
+            self.cfg_scale,
+            prompt_BL.to(predict.device),
+        )
+        values = iter(logits.tolist())
+        return [[next(values) for _ in row.wanted] for row in batch]
+
+
+def _chunked(
+    predict: MaskPredictor,
+    ids_BL: Tensor,
+    positions: tuple[Tensor, Tensor],
+    tokens_N: Tensor,
+    visible_BL: Tensor | None,
+    cfg_scale: float,
+    prompt_BL: Tensor,
+) -> Tensor:
+    """Return log p(token) at each position in float64, splitting the batch where its logits would not fit."""
+    rows_N, columns_N = positions
+    vocabulary = predict.model.get_output_embeddings() or predict.model.get_input_embeddings()  # type: ignore[operator]
+    if len(rows_N) * vocabulary.weight.shape[0] > _HEAD_ELEMENTS and len(ids_BL) > 1:
+        half = len(ids_BL) // 2
+        parts = []
+        for rows in (slice(0, half), slice(half, None)):
+            here = (rows_N < half) if rows.start == 0 else (rows_N >= half)
+            sub = (rows_N[here] - (rows.start or 0), columns_N[here])
+            visible = None if visible_BL is None else visible_BL[rows]
+            parts.append(_chunked(predict, ids_BL[rows], sub, tokens_N[here], visible, cfg_scale, prompt_BL[rows]))
+        return torch.cat(parts)
+    logits_NV = predict(ids_BL, positions, visible_BL=visible_BL, cfg_scale=cfg_scale, prompt_BL=prompt_BL)
+    chosen_N = logits_NV.gather(1, tokens_N[:, None])[:, 0]
+    return (chosen_N - logits_NV.logsumexp(1)).double()

@@ -1,0 +1,230 @@
+"""The samplers of LLaDA (generate.py) and Dream (diffusion_generate): which tokens to commit at each step.
+
+A sampler holds settings only. `denoise` fills the masked positions of a batch in place; random draws come from
+one generator a row, so that a row's tokens do not depend on the rest of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.sampling import sample_dream, sample_gumbel, top_ranked
+from starquant.errors import ConfigError, nearest
+
+OnStep = Callable[[int, Tensor], None]
+
+
+@dataclass
+class DenoisingState:
+    """A batch being generated.
+
+    Attributes:
+        ids_BL: prompt and answer, changed in place.
+        prompt_length: columns of the prompt (padding included); the answer follows.
+        visible_BL: False on padding, None without.
+        generators: one a row.
+        on_step: called after every step with (step, ids).
+    """
+
+    ids_BL: Tensor
+    prompt_length: int
+    visible_BL: Tensor | None
+    generators: list[torch.Generator]
+    on_step: OnStep | None = None
+
+
+@dataclass(frozen=True)
+class LLaDASampler:
+    """Semi-autoregressive sampling with low-confidence or random remasking.
+
+    Attributes:
+        steps: denoising steps over the whole answer, shared equally by the blocks.
+        gen_length: tokens of the answer.
+        block_length: tokens of a block; blocks are filled from left to right.
+        temperature: of the Gumbel noise; 0 is greedy.
+        cfg_scale: classifier-free guidance.
+        remasking: "low_confidence" commits the surest tokens, "random" any.
+        logits_eos_inf: never predict EOS (official option for code).
+        confidence_eos_eot_inf: commit EOS and end-of-turn last (official option for LLaDA-1.5).
+
+    Raises:
+        ConfigError: lengths or steps that do not divide, unknown remasking, negative values.
+    """
+
+    steps: int
+    gen_length: int
+    block_length: int
+    temperature: float = 0.0
+    cfg_scale: float = 0.0
+    remasking: str = "low_confidence"
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    REMASKING: ClassVar[tuple[str, ...]] = ("low_confidence", "random")
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "gen_length", "block_length")
+        _not_negative(self, "temperature", "cfg_scale")
+        if self.gen_length % self.block_length:
+            raise ConfigError(f"block_length: got {self.block_length}, must divide gen_length = {self.gen_length}")
+        if self.steps % self.blocks:
+            raise ConfigError(f"steps: got {self.steps}, must be a multiple of the {self.blocks} blocks")
+        if self.remasking not in self.REMASKING:
+            raise ConfigError(
+                f"remasking: got '{self.remasking}', allowed: {', '.join(self.REMASKING)}."
+                + nearest(self.remasking, self.REMASKING)
+            )
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.gen_length // self.block_length
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens that `generate` appends to the prompt."""
+        return self.gen_length
+
+    def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
+        """Fill the answer block by block."""
+        ids = state.ids_BL
+        prompt_BL = ids != predict.mask_id  # as the official code: what is visible at the start
+        steps = self.steps // self.blocks
+        for block in range(self.blocks):
+            end = state.prompt_length + (block + 1) * self.block_length
+            masked_B = (ids[:, end - self.block_length : end] == predict.mask_id).sum(1)
+            for step in range(steps):
+                commit_B = masked_B // steps + (step < masked_B % steps)
+                self._step(predict, state, prompt_BL, end, commit_B)
+                if state.on_step is not None:
+                    state.on_step(block * steps + step, ids)
+
+    def _step(self, predict: MaskPredictor, state: DenoisingState, prompt_BL: Tensor, end: int, commit_B: Tensor) -> None:
+        ids = state.ids_BL
+        rows, columns = (ids[:, :end] == predict.mask_id).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return
+        logits = predict(
+            ids, (rows, columns), visible_BL=state.visible_BL, cfg_scale=self.cfg_scale, prompt_BL=prompt_BL
+        )
+        eos, eot = _end_tokens(predict)
+        if self.logits_eos_inf:
+            logits[:, eos] = -torch.inf
+        token = sample_gumbel(logits, self.temperature, rows, state.generators)
+        if self.confidence_eos_eot_inf:
+            logits[:, [t for t in (eos, eot) if t is not None]] = -torch.inf
+        if self.remasking == "random":
+            confidence = _uniform(rows, columns, ids, state.generators)
+        else:
+            confidence = (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)).exp()
+        chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
+        ids[rows[chosen], columns[chosen]] = token[chosen]
+
+
+@dataclass(frozen=True)
+class DreamSampler:
+    """Dream's sampler over the whole answer at once.
+
+    Attributes:
+        steps: denoising steps.
+        max_new_tokens: tokens of the answer.
+        alg: what commits a token: "maskgit_plus" (probability), "entropy", "topk_margin", or "origin" (chance).
+        eps: end of the time grid from 1 to eps.
+        temperature: 0 is greedy.
+        top_p: nucleus, None for all.
+        top_k: candidates, None for all. Left unset, the reference samples from 50 (transformers' default
+            reaches its sampler), which changes confidences even at temperature 0.
+        alg_temp: temperature of the choice of positions, None to take the surest.
+
+    Raises:
+        ConfigError: unknown alg, values out of range.
+    """
+
+    steps: int
+    max_new_tokens: int
+    alg: str = "entropy"
+    eps: float = 1e-3
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = 50
+    alg_temp: float | None = None
+    ALGS: ClassVar[tuple[str, ...]] = ("entropy", "maskgit_plus", "origin", "topk_margin")
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "max_new_tokens")
+        _not_negative(self, "temperature")
+        if not 0.0 < self.eps < 1.0:
+            raise ConfigError(f"eps: got {self.eps}, allowed: between 0 and 1")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p: got {self.top_p}, allowed: above 0, at most 1, or null")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k: got {self.top_k}, allowed: 1 or more, or null")
+        if self.alg not in self.ALGS:
+            raise ConfigError(f"alg: got '{self.alg}', allowed: {', '.join(self.ALGS)}.{nearest(self.alg, self.ALGS)}")
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens that `generate` appends to the prompt."""
+        return self.max_new_tokens
+
+    def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
+        """Fill all masked positions along the time grid.
+
+        The reference derives the number of tokens a step from the batch's mean mask count; it is counted per
+        row here, which is the same where rows are alike and does not mix requests where they are not.
+        """
+        ids = state.ids_BL
+        times = torch.linspace(1, self.eps, self.steps + 1)
+        for step in range(self.steps):
+            rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
+            if len(rows):
+                logits = predict(ids, (rows, columns), visible_BL=state.visible_BL)
+                last = step == self.steps - 1
+                share = torch.ones(()) if last else 1 - times[step + 1] / times[step]
+                self._commit(logits, rows, columns, state, share.to(ids.device))
+            if state.on_step is not None:
+                state.on_step(step, ids)
+
+    def _commit(self, logits: Tensor, rows: Tensor, columns: Tensor, state: DenoisingState, share: Tensor) -> None:
+        ids = state.ids_BL
+        token, confidence = sample_dream(
+            logits, self.alg, self.temperature, self.top_p, self.top_k, rows, state.generators
+        )
+        if self.alg == "origin":
+            chosen = _uniform(rows, columns, ids, state.generators) < share
+        else:
+            masked_B = torch.bincount(rows, minlength=len(ids))
+            commit_B = (masked_B.float() * share).long()
+            if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
+                noise = _uniform(rows, columns, ids, state.generators).clamp_min(1e-20)
+                confidence = confidence / self.alg_temp - (-noise.log()).log()
+            chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
+        ids[rows[chosen], columns[chosen]] = token[chosen]
+
+
+def _uniform(rows: Tensor, columns: Tensor, ids_BL: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """One uniform draw a masked position, taken from a whole row of draws so that padding shifts nothing."""
+    width = ids_BL.shape[1]
+    draws = torch.stack([torch.rand(width, generator=g, device=g.device).flip(0) for g in generators])
+    return draws.to(ids_BL.device)[rows, columns]
+
+
+def _end_tokens(predict: MaskPredictor) -> tuple[int, int | None]:
+    return int(predict.config.eos_token_id), getattr(predict.config, "eot_token_id", None)
+
+
+def _positive(sampler: object, *names: str) -> None:
+    for name in names:
+        if getattr(sampler, name) < 1:
+            raise ConfigError(f"{name}: got {getattr(sampler, name)}, allowed: 1 or more")
+
+
+def _not_negative(sampler: object, *names: str) -> None:
+    for name in names:
+        if getattr(sampler, name) < 0:
+            raise ConfigError(f"{name}: got {getattr(sampler, name)}, allowed: 0 or more")

@@ -1,0 +1,78 @@
+"""Choosing tokens from logits and positions from confidences; N masked positions of a batch at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sample_gumbel(logits_NV: Tensor, temperature: float, rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return argmax of logits plus temperature times Gumbel noise, [N]; greedy at temperature 0.
+
+    The official code writes exp(l) / (-log u)^T in float64; this is its logarithm.
+    """
+    if temperature == 0.0:
+        return logits_NV.argmax(1)
+    noise_NV = _rowwise_uniform(logits_NV, rows_N, generators).clamp_min_(1e-300)
+    return (logits_NV.double() - temperature * torch.log(-torch.log(noise_NV))).argmax(1)
+
+
+def sample_dream(
+    logits_NV: Tensor,
+    alg: str,
+    temperature: float,
+    top_p: float | None,
+    top_k: int | None,
+    rows_N: Tensor,
+    generators: list[torch.Generator],
+) -> tuple[Tensor, Tensor]:
+    """Return (token [N], confidence [N]) as Dream's `sample_tokens`."""
+    if temperature > 0:
+        logits_NV = logits_NV / temperature
+    if top_p is not None and top_p < 1:
+        logits_NV = _nucleus(logits_NV, top_p)
+    if top_k is not None:
+        kth = logits_NV.topk(min(top_k, logits_NV.shape[1]), dim=1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < kth, -torch.inf)
+    probs_NV = logits_NV.softmax(1)
+    if temperature > 0:
+        # argmax of p / Exp(1) samples from p, with draws that belong to each row's own generator
+        noise_NV = _rowwise_uniform(probs_NV, rows_N, generators).clamp_min_(1e-300)
+        token = (probs_NV.double() / -torch.log(noise_NV)).argmax(1)
+        confidence = probs_NV.gather(1, token[:, None])[:, 0]
+    else:
+        confidence, token = probs_NV.max(1)
+    if alg == "topk_margin":
+        top = probs_NV.topk(2, dim=1).values
+        confidence = top[:, 0] - top[:, 1]
+    elif alg == "entropy":
+        confidence = (probs_NV * torch.log(probs_NV + 1e-10)).sum(1)
+    return token, confidence
+
+
+def top_ranked(
+    confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: torch.Size, commit_B: Tensor
+) -> Tensor:
+    """Mark, in every row, its `commit_B` most confident positions; ties go to the left. Returns bool [N]."""
+    grid_BL = torch.full(tuple(shape), -torch.inf, dtype=confidence_N.dtype, device=confidence_N.device)
+    grid_BL[rows_N, columns_N] = confidence_N
+    rank_BL = grid_BL.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return rank_BL[rows_N, columns_N] < commit_B[rows_N]
+
+
+def _nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
+    ordered, index = logits_NV.sort(1, descending=True)
+    cumulative = ordered.softmax(1).cumsum(1)
+    drop = cumulative > top_p
+    drop = torch.cat((torch.zeros_like(drop[:, :1]), drop[:, :-1]), dim=1)  # keep the token that crosses
+    return logits_NV.masked_fill(torch.zeros_like(drop).scatter(1, index, drop), -torch.inf)
+
+
+def _rowwise_uniform(like_NV: Tensor, rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
+    counts = torch.bincount(rows_N, minlength=len(generators)).tolist()
+    width = like_NV.shape[1]
+    draws = [
+        torch.rand(count, width, generator=generator, dtype=torch.float64, device=generator.device)
+        for count, generator in zip(counts, generators, strict=True)
+    ]
+    return torch.cat(draws).to(like_NV.device)

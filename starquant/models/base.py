@@ -1,0 +1,130 @@
+"""What every masked-diffusion model family shares: the forward contract and the declared roles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput
+
+from starquant.models.layers import Context, Rotary, select
+from starquant.models.roles import ROLES, BlockSites, LinearInfo, expect_count
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Handles to the parts of a model that the shared forward pass runs through, in order."""
+
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module | None
+    rotary: Rotary
+
+
+class MaskedDiffusionModel(PreTrainedModel):
+    """A bidirectional transformer that predicts the token behind every [MASK].
+
+    Subclasses name their parts (`trunk`) and the linears of one block (`block_sites`).
+    """
+
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    _no_split_modules: ClassVar[list[str]] = []
+    #: Position whose hidden state predicts position i is i + logit_offset (Dream: -1, LLaDA: 0).
+    logit_offset: ClassVar[int] = 0
+
+    def trunk(self) -> Trunk:
+        """Return the model's parts."""
+        raise NotImplementedError
+
+    def block_sites(self, block: nn.Module) -> BlockSites:
+        """Return the linears of one block by role, and the input sites in front of them."""
+        raise NotImplementedError
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = getattr(self.config, "initializer_range", 0.02)
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_hidden_states: bool = False,
+        logit_positions: tuple[Tensor, Tensor] | None = None,
+        **_: object,
+    ) -> MaskedLMOutput:
+        """Run one denoising pass.
+
+        Args:
+            input_ids: token ids [B, L].
+            attention_mask: [B, L], nonzero where a token is real; padding may be on either side.
+            position_ids: [B, L]; by default the running count of real tokens.
+            output_hidden_states: also return (embedding, after block 0, ..., after block n-1, after the last
+                norm), n + 2 tensors [B, L, D].
+            logit_positions: (rows [N], columns [N]): compute the head there only; logits are then [N, V].
+
+        Returns:
+            Logits [B, L, V] (or [N, V]), unshifted: `logit_offset` is the caller's business.
+
+        Raises:
+            ValueError: a mask of another shape than the ids.
+        """
+        trunk = self.trunk()
+        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids)
+        hidden = trunk.embedding(input_ids)
+        states = [hidden]
+        for block in trunk.blocks:
+            hidden = block(hidden, context)
+            states.append(hidden)
+        hidden = trunk.norm(hidden)
+        chosen = select(hidden, logit_positions)
+        if trunk.head is None:  # tied: the embedding is the head
+            logits = nn.functional.linear(chosen, trunk.embedding.weight)
+        else:
+            logits = trunk.head(chosen)
+        return MaskedLMOutput(
+            logits=logits, hidden_states=(*states, hidden) if output_hidden_states else None
+        )
+
+    def linears(self) -> dict[str, LinearInfo]:
+        """Map the name of every linear inside the blocks to its role, block and input site.
+
+        Raises:
+            AssertionError: the count differs from what the architecture says (7 a block).
+        """
+        names = {module: name for name, module in self.named_modules()}
+        found: dict[str, LinearInfo] = {}
+        for index, block in enumerate(self.trunk().blocks):
+            sites = self.block_sites(block)
+            for role in ROLES:
+                module = sites.linears[role]
+                site = sites.inputs[role.site]
+                found[names[module]] = LinearInfo(names[module], role, index, module, names[site])
+        expect_count(found, self.config.num_hidden_layers * len(ROLES), type(self).__name__)
+        return found
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding (transformers' protocol)."""
+        return self.trunk().embedding
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the LM head, None when tied (transformers' protocol)."""
+        return self.trunk().head
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id of [MASK], from the checkpoint's config."""
+        return int(self.config.mask_token_id)
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return every parameter's name and shape, in the checkpoint's naming."""
+    return {name: tuple(p.shape) for name, p in model.state_dict().items() if isinstance(p, torch.Tensor)}

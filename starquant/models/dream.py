@@ -1,0 +1,184 @@
+"""Dream (arXiv 2508.15487): configuration and model, in the published checkpoints' parameter names.
+
+A Qwen2.5 transformer without a causal mask: grouped-query attention with q/k/v biases. The hidden state at
+position i - 1 predicts position i (`logit_offset`), a habit kept from the autoregressive initialisation.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from starquant.models.base import MaskedDiffusionModel, Trunk
+from starquant.models.layers import Context, InputSite, RMSNorm, Rotary, RotaryAttention
+from starquant.models.roles import BlockSites, Role, Site
+
+
+class DreamConfig(PreTrainedConfig):
+    """The keys of a published Dream config.json; unsupported values are refused."""
+
+    model_type = "Dream"
+
+    def __init__(
+        self,
+        vocab_size: int = 152064,
+        hidden_size: int = 3584,
+        intermediate_size: int = 18944,
+        num_hidden_layers: int = 28,
+        num_attention_heads: int = 28,
+        num_key_value_heads: int | None = None,
+        hidden_act: str = "silu",
+        max_position_embeddings: int = 131072,
+        initializer_range: float = 0.02,
+        rms_norm_eps: float = 1e-6,
+        rope_theta: float = 1000000.0,
+        rope_scaling: dict[str, object] | None = None,
+        mask_token_id: int = 151666,
+        use_sliding_window: bool = False,
+        tie_word_embeddings: bool = False,
+        **kwargs: object,
+    ) -> None:
+        """Take the published keys; raises ValueError for values this implementation does not have."""
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        self.hidden_act = hidden_act
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range, self.rms_norm_eps = initializer_range, rms_norm_eps
+        self.rope_theta = rope_theta
+        self.mask_token_id = mask_token_id
+        self.use_sliding_window = use_sliding_window
+        if hidden_act != "silu":
+            raise ValueError(f"Dream config: hidden_act={hidden_act!r} is not supported; allowed: 'silu'")
+        if rope_scaling is not None:
+            raise ValueError(f"Dream config: rope_scaling={rope_scaling!r} is not supported; allowed: null")
+        if use_sliding_window:
+            raise ValueError("Dream config: use_sliding_window=true is not supported; allowed: false")
+        if hidden_size % num_attention_heads:
+            raise ValueError(
+                f"Dream config: hidden_size={hidden_size} is not divisible by num_attention_heads={num_attention_heads}"
+            )
+        if num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"Dream config: num_attention_heads={num_attention_heads} is not divisible by "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens."""
+        return self.max_position_embeddings
+
+
+class DreamAttention(nn.Module):
+    """The projections around the attention, under the published `self_attn` names."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        head_dim = d // config.num_attention_heads
+        kv = config.num_key_value_heads * head_dim
+        self.q_proj = nn.Linear(d, d, bias=True)
+        self.k_proj = nn.Linear(d, kv, bias=True)
+        self.v_proj = nn.Linear(d, kv, bias=True)
+        self.o_proj = nn.Linear(d, d, bias=False)
+        self.attention = RotaryAttention(config.num_attention_heads, config.num_key_value_heads, head_dim)
+        self.qkv_input, self.out_input = InputSite(), InputSite()
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Attend over all positions."""
+        h = self.qkv_input(x_BLD)
+        z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
+        return self.o_proj(self.out_input(z))
+
+
+class DreamMLP(nn.Module):
+    """SwiGLU under the published `mlp` names."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        d, f = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(d, f, bias=False)
+        self.up_proj = nn.Linear(d, f, bias=False)
+        self.down_proj = nn.Linear(f, d, bias=False)
+        self.gate_up_input, self.down_input = InputSite(), InputSite()
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Apply the gated feed-forward."""
+        h = self.gate_up_input(x_BLD)
+        return self.down_proj(self.down_input(F.silu(self.gate_proj(h)) * self.up_proj(h)))
+
+
+class DreamBlock(nn.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.self_attn = DreamAttention(config)
+        self.mlp = DreamMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Add attention and feed-forward to the residual stream."""
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
+        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+
+
+class DreamBaseModel(nn.Module):
+    """The `model.*` level of the published parameter names."""
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DreamBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config.hidden_size // config.num_attention_heads, config.rope_theta)
+
+
+class DreamModel(MaskedDiffusionModel):
+    """Dream with its head; the name is the published one, so that saved configs stay interchangeable."""
+
+    config_class = DreamConfig
+    base_model_prefix = "model"
+    logit_offset = -1
+    _no_split_modules: ClassVar[list[str]] = ["DreamBlock"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: DreamConfig) -> None:
+        super().__init__(config)
+        self.model = DreamBaseModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def trunk(self) -> Trunk:
+        """Return the model's parts."""
+        m = self.model
+        return Trunk(m.embed_tokens, m.layers, m.norm, self.lm_head, m.rotary)
+
+    def block_sites(self, block: DreamBlock) -> BlockSites:
+        """Dream's names for the roles of one block's linears."""
+        attn, mlp = block.self_attn, block.mlp
+        return BlockSites(
+            linears={
+                Role.Q: attn.q_proj,
+                Role.K: attn.k_proj,
+                Role.V: attn.v_proj,
+                Role.OUT: attn.o_proj,
+                Role.GATE: mlp.gate_proj,
+                Role.UP: mlp.up_proj,
+                Role.DOWN: mlp.down_proj,
+            },
+            inputs={
+                Site.QKV: attn.qkv_input,
+                Site.OUT: attn.out_input,
+                Site.GATE_UP: mlp.gate_up_input,
+                Site.DOWN: mlp.down_input,
+            },
+            attention=attn.attention,
+        )

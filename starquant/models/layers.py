@@ -1,0 +1,123 @@
+"""What the LLaDA and Dream blocks are made of.
+
+Shape suffixes: B batch, L sequence length, D model width, H query heads, K key/value heads, E head width,
+F feed-forward width, V vocabulary, N selected positions.
+
+Three kinds of parameter-free modules are seams for quantization, replaced (never subclassed) by `runtime`:
+`InputSite` stands where a group of linears reads a shared input, `AttentionCore` is softmax(QK^T)V.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class InputSite(nn.Module):
+    """The shared input of a group of linears (q/k/v, gate/up, ...); the identity at full precision."""
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return the input unchanged."""
+        return x_BLD
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 and scaled in the input's dtype."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        x = x_BLD.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * x.to(x_BLD.dtype)
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding in the half-split layout, always computed in float32."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        self.head_dim, self.theta = head_dim, theta
+
+    def forward(self, position_ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (cos, sin), each [B, 1, L, E]."""
+        # Built on the fly: a registered buffer would be lost when the model is created on the meta device.
+        even = torch.arange(0, self.head_dim, 2, device=position_ids_BL.device, dtype=torch.float32)
+        inv_freq = 1.0 / (self.theta ** (even / self.head_dim))
+        angle = position_ids_BL[:, None, :, None].float() * inv_freq
+        angle = torch.cat((angle, angle), dim=-1)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary embedding to queries or keys, keeping their dtype."""
+    x = x_BHLE.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHLE.dtype)
+
+
+class AttentionCore(nn.Module):
+    """softmax(Q K^T / sqrt(E)) V over all positions, bidirectional; K and V have K <= H heads."""
+
+    def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
+        """Return [B, H, L, E]; `mask` is boolean [B, 1, 1, L], True where a key may be seen."""
+        grouped = q_BHLE.shape[1] != k_BKLE.shape[1]
+        return F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, attn_mask=mask, enable_gqa=grouped)
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention between the projections: [B, L, .] in and out."""
+
+    def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
+        self.core = AttentionCore()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """Split heads, rotate, attend, and return the concatenated heads [B, L, H*E]."""
+        q_BHLE = rotate(self._heads(q, self.n_heads), *context.rotary)
+        k_BKLE = rotate(self._heads(k, self.n_kv_heads), *context.rotary)
+        z_BHLE = self.core(q_BHLE, k_BKLE, self._heads(v, self.n_kv_heads), context.mask)
+        return z_BHLE.transpose(1, 2).flatten(2)
+
+    def _heads(self, x: Tensor, n: int) -> Tensor:
+        return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
+
+
+class Context:
+    """What every block of one forward pass shares: rotary tables and the key mask."""
+
+    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> None:
+        self.rotary, self.mask = rotary, mask
+
+    @classmethod
+    def build(
+        cls, rotary: Rotary, input_ids_BL: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> Context:
+        """Make the context; positions count the visible tokens, so padding on either side shifts nothing.
+
+        Raises ValueError when the attention mask is not [B, L].
+        """
+        mask = None
+        if attention_mask is not None:
+            if attention_mask.shape != input_ids_BL.shape:
+                want, got = tuple(input_ids_BL.shape), tuple(attention_mask.shape)
+                raise ValueError(f"attention_mask must have the shape of input_ids, {want}; got {got}")
+            visible_BL = attention_mask.bool()
+            if not bool(visible_BL.all()):
+                mask = visible_BL[:, None, None, :]
+                if position_ids is None:
+                    position_ids = (visible_BL.long().cumsum(-1) - 1).clamp_(min=0)
+        if position_ids is None:
+            position_ids = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)[None]
+        return cls(rotary(position_ids), mask)
+
+
+def select(hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Keep the hidden states at `positions` (row index, column index), [N, D]; all of them if None."""
+    return hidden_BLD if positions is None else hidden_BLD[positions]

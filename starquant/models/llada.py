@@ -1,0 +1,205 @@
+"""LLaDA (arXiv 2502.09992): configuration and model, in the published checkpoints' parameter names.
+
+The architecture is a LLaMA-style transformer without a causal mask. Knobs of the published config that no
+published checkpoint uses (ALiBi, LayerNorm, biases, ...) are refused rather than ignored.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from starquant.models.base import MaskedDiffusionModel, Trunk
+from starquant.models.layers import Context, InputSite, RMSNorm, Rotary, RotaryAttention
+from starquant.models.roles import BlockSites, Role, Site
+
+# Key of the published config -> the values this implementation has; None means "absent or null".
+_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "activation_type": ("silu", "swiglu"),
+    "alibi": (False, None),
+    "attention_layer_norm": (False, None),
+    "block_type": ("llama",),
+    "include_bias": (False, None),
+    "include_qkv_bias": (False, None),
+    "input_emb_norm": (False, None),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "rope": (True,),
+    "scale_logits": (False, None),
+}
+
+PUBLISHED_EOS, PUBLISHED_EOT = 126081, 126348  # <|endoftext|> and <|eot_id|> of GSAI-ML/LLaDA-8B-*
+
+
+class LLaDAConfig(PreTrainedConfig):
+    """The keys of a published LLaDA config.json; unknown keys are kept, unsupported values are refused."""
+
+    model_type = "llada"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "initializer_range": "init_std",
+    }
+
+    def __init__(
+        self,
+        d_model: int = 4096,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        n_layers: int = 32,
+        mlp_hidden_size: int | None = None,
+        mlp_ratio: float = 4,
+        vocab_size: int = 126464,
+        embedding_size: int | None = None,
+        max_sequence_length: int = 4096,
+        multi_query_attention: bool | None = None,
+        rms_norm_eps: float = 1e-5,
+        rope_theta: float = 500000.0,
+        weight_tying: bool = False,
+        mask_token_id: int = 126336,
+        eot_token_id: int | None = None,
+        init_std: float = 0.02,
+        activation_type: str = "silu",
+        block_type: str = "llama",
+        layer_norm_type: str = "rms",
+        layer_norm_with_affine: bool = True,
+        rope: bool = True,
+        **kwargs: object,
+    ) -> None:
+        """Take the published keys; raises ValueError for values this implementation does not have."""
+        self.d_model, self.n_heads, self.n_layers = d_model, n_heads, n_layers
+        self.n_kv_heads = n_kv_heads
+        self.multi_query_attention = multi_query_attention
+        self.mlp_hidden_size, self.mlp_ratio = mlp_hidden_size, mlp_ratio
+        self.vocab_size, self.embedding_size = vocab_size, embedding_size
+        self.max_sequence_length = max_sequence_length
+        self.rms_norm_eps, self.rope_theta = rms_norm_eps, rope_theta
+        self.weight_tying = weight_tying
+        self.mask_token_id = mask_token_id
+        self.init_std = init_std
+        self.activation_type, self.block_type = activation_type, block_type
+        self.layer_norm_type, self.layer_norm_with_affine, self.rope = layer_norm_type, layer_norm_with_affine, rope
+        self._refuse_unsupported(kwargs)
+        # The published configs name no <|eot_id|>; it follows from the published vocabulary.
+        if eot_token_id is None and kwargs.get("eos_token_id") == PUBLISHED_EOS:
+            eot_token_id = PUBLISHED_EOT
+        self.eot_token_id = eot_token_id
+        kwargs["tie_word_embeddings"] = False  # `weight_tying` leaves the head out altogether
+        super().__init__(**kwargs)
+
+    def _refuse_unsupported(self, extra: dict[str, object]) -> None:
+        for key, allowed in _SUPPORTED.items():
+            value = extra.get(key, getattr(self, key, allowed[0]))
+            if value not in allowed:
+                raise ValueError(f"LLaDA config: {key}={value!r} is not supported; allowed: {allowed[0]!r}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"LLaDA config: d_model={self.d_model} is not divisible by n_heads={self.n_heads}")
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"LLaDA config: n_heads={self.n_heads} is not divisible by n_kv_heads={self.kv_heads}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads: `n_kv_heads`, or 1 under multi-query attention, or `n_heads`."""
+        if self.n_kv_heads is not None:
+            return self.n_kv_heads
+        return 1 if self.multi_query_attention else self.n_heads
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the feed-forward layer: `mlp_hidden_size`, or `mlp_ratio` times the model's width."""
+        return self.mlp_hidden_size if self.mlp_hidden_size is not None else int(self.mlp_ratio * self.d_model)
+
+    @property
+    def rows(self) -> int:
+        """Rows of embedding and head, which is the number of logits (`embedding_size` >= `vocab_size`)."""
+        return self.embedding_size or self.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens."""
+        return self.max_sequence_length
+
+
+class LLaDABlock(nn.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        d, f = config.d_model, config.feed_forward_size
+        head_dim = d // config.n_heads
+        kv = config.kv_heads * head_dim
+        self.attn_norm = RMSNorm(d, config.rms_norm_eps)
+        self.q_proj = nn.Linear(d, d, bias=False)
+        self.k_proj = nn.Linear(d, kv, bias=False)
+        self.v_proj = nn.Linear(d, kv, bias=False)
+        self.attn_out = nn.Linear(d, d, bias=False)
+        self.ff_norm = RMSNorm(d, config.rms_norm_eps)
+        self.ff_proj = nn.Linear(d, f, bias=False)
+        self.up_proj = nn.Linear(d, f, bias=False)
+        self.ff_out = nn.Linear(f, d, bias=False)
+        self.attention = RotaryAttention(config.n_heads, config.kv_heads, head_dim)
+        self.qkv_input, self.out_input = InputSite(), InputSite()
+        self.gate_up_input, self.down_input = InputSite(), InputSite()
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Add attention and feed-forward to the residual stream."""
+        h = self.qkv_input(self.attn_norm(x_BLD))
+        z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
+        x_BLD = x_BLD + self.attn_out(self.out_input(z))
+        h = self.gate_up_input(self.ff_norm(x_BLD))
+        return x_BLD + self.ff_out(self.down_input(F.silu(self.ff_proj(h)) * self.up_proj(h)))
+
+
+class LLaDAModel(nn.Module):
+    """The `model.transformer.*` level of the published parameter names."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        parts: dict[str, nn.Module] = {
+            "wte": nn.Embedding(config.rows, config.d_model),
+            "ln_f": RMSNorm(config.d_model, config.rms_norm_eps),
+            "blocks": nn.ModuleList(LLaDABlock(config) for _ in range(config.n_layers)),
+        }
+        if not config.weight_tying:
+            parts["ff_out"] = nn.Linear(config.d_model, config.rows, bias=False)
+        self.transformer = nn.ModuleDict(parts)
+        self.rotary = Rotary(config.d_model // config.n_heads, config.rope_theta)
+
+
+class LLaDAModelLM(MaskedDiffusionModel):
+    """LLaDA with its head; the name is the published one, so that saved configs stay interchangeable."""
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    _no_split_modules: ClassVar[list[str]] = ["LLaDABlock"]
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        self.post_init()
+
+    def trunk(self) -> Trunk:
+        """Return the model's parts; the head is None when tied to the embedding."""
+        t = self.model.transformer
+        head = t["ff_out"] if "ff_out" in t else None
+        return Trunk(t["wte"], t["blocks"], t["ln_f"], head, self.model.rotary)
+
+    def block_sites(self, block: LLaDABlock) -> BlockSites:
+        """LLaDA's names for the roles of one block's linears."""
+        return BlockSites(
+            linears={
+                Role.Q: block.q_proj,
+                Role.K: block.k_proj,
+                Role.V: block.v_proj,
+                Role.OUT: block.attn_out,
+                Role.GATE: block.ff_proj,
+                Role.UP: block.up_proj,
+                Role.DOWN: block.ff_out,
+            },
+            inputs={site: getattr(block, site.value) for site in Site},
+            attention=block.attention,
+        )

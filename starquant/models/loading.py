@@ -1,0 +1,178 @@
+"""From a hub id or folder to a model and its tokenizer, without remote code and without surprises."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from starquant.errors import CheckpointError, ConfigError, nearest
+from starquant.models.base import MaskedDiffusionModel, parameter_shapes
+from starquant.models.checkpoint import Checkpoint, expect_parameters, inspect, read_json
+from starquant.models.families import FAMILIES, Family
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """Return a local folder for a checkpoint: the folder itself, or the hub snapshot of an id.
+
+    Raises:
+        CheckpointError: neither a folder nor a hub id that can be fetched.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_id)
+    if folder.exists():
+        raise CheckpointError(f"{name}: is a file; a checkpoint is a folder")
+    if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name):
+        raise CheckpointError(f"{name}: no such checkpoint folder (and not a hub id of the form 'owner/name')")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{name}: no local folder of that name, and the hub could not be used ({type(error).__name__}: {reason}). "
+            "Give a local checkpoint folder with model.path=DIR, or check the id and the network"
+        ) from None
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Return the family a checkpoint's config.json names; raises CheckpointError for any other architecture."""
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r}; allowed: {', '.join(FAMILIES)}."
+            + nearest(str(model_type), FAMILIES)
+        )
+    return FAMILIES[model_type]
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    """Return a torch dtype, or "auto" (as stored) for None; raises ConfigError for an unknown name."""
+    if dtype is None:
+        return "auto"
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"model.dtype: got '{dtype}', allowed: {', '.join(DTYPES)}.{nearest(dtype, DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, str | int] | None = None,
+    revision: str | None = None,
+) -> MaskedDiffusionModel:
+    """Load a LLaDA or Dream checkpoint in the published layout.
+
+    Names and shapes of all parameters are compared with the architecture before any weight is read, so a
+    wrong checkpoint fails at once. Weights are read tensor by tensor: never two copies in memory.
+
+    Args:
+        path_or_id: local folder, or hub id.
+        dtype: of the loaded weights; None keeps the stored one.
+        device: where the whole model goes (default: cpu).
+        device_map: as in transformers, instead of `device`: "auto" or module name -> device.
+        revision: branch, tag or commit of a hub id.
+
+    Returns:
+        The model in evaluation mode; `model(input_ids).logits` is [B, L, V].
+
+    Raises:
+        CheckpointError: missing folder or file, pickled or truncated weights, another architecture, missing,
+            unexpected or misshapen parameters; the message names them.
+        ConfigError: unknown dtype or device, or both `device` and `device_map` given.
+    """
+    if device is not None and device_map is not None:
+        raise ConfigError("give device or device_map, not both")
+    torch_dtype = parse_dtype(dtype)
+    target = check_device(device)
+    checkpoint = inspect(resolve_folder(path_or_id, revision))
+    family = family_of(checkpoint)
+    _check_parameters(checkpoint, family)
+    if device_map is None and target.type != "cpu" and find_spec("accelerate") is not None:
+        device_map = {"": str(target)}  # straight to the device, without a copy in host memory
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model = family.model.from_pretrained(
+            checkpoint.folder, dtype=torch_dtype, device_map=device_map, use_safetensors=True, local_files_only=True
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+    if device_map is None:
+        model = model.to(target)
+    return model.eval()
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """Return the device; raises ConfigError when it is unknown or not available here."""
+    try:
+        target = torch.device(device if device is not None else "cpu")
+        if target.type != "cpu":
+            torch.empty(1, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"runtime.device: '{device}' cannot be used here: {reason}") from None
+    return target
+
+
+def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:
+    config_path = checkpoint.folder / "config.json"
+    keys = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
+    try:
+        config = family.config(**keys)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{config_path}: {error}") from None
+    with torch.device("meta"):
+        skeleton = family.model(config)
+    tied = frozenset({"lm_head.weight"}) if getattr(config, "tie_word_embeddings", False) else frozenset()
+    expect_parameters(checkpoint, parameter_shapes(skeleton), optional=tied)
+
+
+def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of either family without running its code.
+
+    LLaDA ships a `tokenizer.json`. Dream ships a Python class over Qwen2's byte-level BPE (`vocab.json`,
+    `merges.txt`): the same BPE is built here, with the special tokens its config lists.
+
+    Raises:
+        CheckpointError: the folder has neither.
+    """
+    folder = resolve_folder(path_or_id, revision)
+    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        if config.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None):
+            return _bpe_tokenizer(folder, config)
+    if (folder / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
+
+
+def _bpe_tokenizer(folder: Path, config: dict[str, object]) -> PreTrainedTokenizerBase:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would remark that the class name differs
+    try:
+        return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,51 @@
+"""Program synthesis by example: from four input-output pairs, write the expression that maps x to them."""
+
+from __future__ import annotations
+
+import random
+
+from starquant.testbed.expressions import ExpressionError, evaluate
+from starquant.testbed.items import Item, Split, split_of
+
+LARGEST = 99
+INPUTS = range(10)
+SHOWN = 4
+WORDS = "f = ; x + - * ( )".split()
+
+
+def _all_programs() -> tuple[str, ...]:
+    programs = [f"{a} * x + {b}" for a in range(2, 10) for b in range(10)]
+    programs += [f"{a} * x - {b}" for a in range(2, 10) for b in range(1, 10)]
+    programs += [f"x * x + {b}" for b in range(10)]
+    # (x + b) * a equals a * x + a * b, which the first family already writes when a * b <= 9.
+    programs += [f"( x + {b} ) * {a}" for a in range(2, 10) for b in range(2, 10) if a * b > 9]
+    return tuple(p for p in programs if len(_domain(p)) >= SHOWN + 1)
+
+
+def _domain(program: str) -> list[int]:
+    return [x for x in INPUTS if 0 <= evaluate(program, x) <= LARGEST]
+
+
+PROGRAMS = _all_programs()
+
+
+def random_task(rng: random.Random, split: Split) -> Item:
+    """Draw a program and the pairs that show it; program and shown inputs belong to a split."""
+    while True:
+        program = rng.choice(PROGRAMS)
+        domain = _domain(program)
+        shown = rng.sample(domain, SHOWN)
+        key = f"program/{program}/{sorted(shown)}"
+        if split_of(key) is not split:
+            continue
+        pairs = " ; ".join(f"f {x} = {evaluate(program, x)}" for x in shown)
+        hidden = tuple((x, evaluate(program, x)) for x in domain if x not in shown)
+        return Item(f"{pairs} ; f x =", program, key, hidden=hidden)
+
+
+def solves(program: str, pairs: list[tuple[int, int]]) -> bool:
+    """Whether a program of the language gives every output; text that is no program solves nothing."""
+    try:
+        return all(evaluate(program, x) == y for x, y in pairs)
+    except ExpressionError:
+        return False
