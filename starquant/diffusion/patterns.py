@@ -87,6 +87,9 @@ class DreamNoise:
         return MaskPatterns(masked_RT, 1.0 / p_R / mc_num)
 
 
+NOISES: dict[str, Noise] = {"llada": LLaDANoise(), "dream": DreamNoise()}
+
+
 def mask_patterns(noise: Noise, length: int, mc_num: int, generator: torch.Generator) -> MaskPatterns:
     """Return all patterns with exact weights if there are at most `mc_num` or only one, else `mc_num` draws."""
     if length == 1 or (length < 31 and 2**length - 1 <= mc_num):

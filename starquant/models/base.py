@@ -36,6 +36,10 @@ class MaskedDiffusionModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = []
     #: Position whose hidden state predicts position i is i + logit_offset (Dream: -1, LLaDA: 0).
     logit_offset: ClassVar[int] = 0
+    #: Name of the mask noise the family's likelihood is defined over (`diffusion.patterns.NOISES`).
+    likelihood_noise: ClassVar[str] = "llada"
+    #: Whether its evaluation puts a beginning-of-text token in front of every prompt.
+    prepend_bos: ClassVar[bool] = False
 
     def trunk(self) -> Trunk:
         """Return the model's parts."""

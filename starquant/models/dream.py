@@ -147,6 +147,8 @@ class DreamModel(MaskedDiffusionModel):
     config_class = DreamConfig
     base_model_prefix = "model"
     logit_offset = -1
+    likelihood_noise = "dream"
+    prepend_bos = True  # official eval/: add_bos_token=true
     _no_split_modules: ClassVar[list[str]] = ["DreamBlock"]
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 

@@ -7,7 +7,7 @@ import random
 from starquant.testbed.items import Item, Split, split_of
 from starquant.testbed.world import PEOPLE
 
-LARGEST = 99
+LARGEST = 59
 THINGS = tuple("apples pears coins books stamps shells marbles cards".split())
 PHRASES: dict[str, tuple[str, ...]] = {
     "+": ("buys {n}", "finds {n}", "gets {n} more"),
@@ -24,7 +24,7 @@ def _apply(op: str, total: int, n: int) -> int:
 def _step(rng: random.Random, total: int) -> tuple[str, int]:
     while True:
         op = rng.choices("+-*", weights=(4, 4, 2))[0]
-        n = rng.randint(2, 3) if op == "*" else rng.randint(1, 12)
+        n = rng.randint(2, 3) if op == "*" else rng.randint(1, 9)
         if 0 <= _apply(op, total, n) <= LARGEST and not (op == "*" and total == 0):
             return op, n
 

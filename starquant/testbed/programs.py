@@ -14,11 +14,11 @@ WORDS = "f = ; x + - * ( )".split()
 
 
 def _all_programs() -> tuple[str, ...]:
-    programs = [f"{a} * x + {b}" for a in range(2, 10) for b in range(10)]
-    programs += [f"{a} * x - {b}" for a in range(2, 10) for b in range(1, 10)]
-    programs += [f"x * x + {b}" for b in range(10)]
-    # (x + b) * a equals a * x + a * b, which the first family already writes when a * b <= 9.
-    programs += [f"( x + {b} ) * {a}" for a in range(2, 10) for b in range(2, 10) if a * b > 9]
+    programs = [f"{a} * x + {b}" for a in range(2, 8) for b in range(8)]
+    programs += [f"{a} * x - {b}" for a in range(2, 8) for b in range(1, 8)]
+    programs += [f"x * x + {b}" for b in range(8)]
+    # (x + b) * a equals a * x + a * b, which the first family already writes when a * b <= 7.
+    programs += [f"( x + {b} ) * {a}" for a in range(2, 8) for b in range(2, 8) if a * b > 7]
     return tuple(p for p in programs if len(_domain(p)) >= SHOWN + 1)
 
 

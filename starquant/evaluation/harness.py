@@ -1,0 +1,136 @@
+"""Run lm-eval task by task and turn what it reports into `Score`s and per-item logs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+
+from starquant.evaluation.lm import DiffusionLM
+from starquant.evaluation.responses import ResponseLog
+from starquant.evaluation.suites import check_consent, task_manager
+from starquant.records.record import Score
+from starquant.spec import ModelSpec, TasksSpec
+
+_NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all tasks, and one row an item and filter for every leaf task."""
+
+    scores: list[Score]
+    items: dict[str, list[dict[str, Any]]]
+
+
+def evaluate(
+    lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, answers: Path | None = None, verbose: bool = False
+) -> Evaluation:
+    """Score every task under the model's protocol.
+
+    Args:
+        lm: the model.
+        model: its protocol, task by task.
+        tasks: what to score.
+        answers: folder that keeps single answers, so that a killed run goes on; None keeps none.
+        verbose: show lm-eval's own log.
+
+    Raises:
+        ConsentError: a task runs model-written code without consent.
+        ConfigError: an unknown task.
+    """
+    check_consent(tasks)
+    scores: list[Score] = []
+    items: dict[str, list[dict[str, Any]]] = {}
+    with _quiet(verbose), task_manager(tasks) as manager:
+        for name in tasks.names:
+            lm.protocol = model.protocol[name]
+            lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl")
+            results = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=[name],
+                num_fewshot=lm.protocol.num_fewshot,
+                limit=tasks.limit,
+                task_manager=manager,
+                confirm_run_unsafe_code=tasks.allow_code_execution,
+                log_samples=True,
+            )
+            assert results is not None  # only other ranks of a distributed run get None
+            scores += parse_scores(results, name)
+            items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
+    return Evaluation(scores, items)
+
+
+def parse_scores(results: Any, requested: str) -> list[Score]:
+    """Return one Score for each (task, metric, filter), the requested task or group first."""
+    sizes = {task: int(n["effective"]) for task, n in results["n-samples"].items()}
+    sizes.setdefault(requested, sum(sizes.values()))
+    scores = []
+    for task, row in sorted(results["results"].items(), key=lambda pair: (pair[0] != requested, pair[0])):
+        for key, value in row.items():
+            metric, _, filter_name = key.partition(",")
+            if key in _NOT_METRICS or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = row.get(f"{metric}_stderr,{filter_name}")
+            scores.append(
+                Score(
+                    task=task,
+                    metric=metric,
+                    filter=filter_name,
+                    value=float(value),
+                    stderr=float(stderr) if isinstance(stderr, int | float) else None,
+                    n=sizes.get(task, 0),
+                    higher_is_better=results["higher_is_better"].get(task, {}).get(metric),
+                    task_version=_text(results["versions"].get(task)),
+                    num_fewshot=_fewshot(results, task),
+                )
+            )
+    return scores
+
+
+def _fewshot(results: Any, task: str) -> int | None:
+    """Return a task's few-shot number; a group's is that of its members."""
+    shots = results["n-shot"]
+    found = shots.get(task, next(iter(shots.values()), None))
+    return int(found) if isinstance(found, int | float) else None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _item(row: dict[str, Any]) -> dict[str, Any]:
+    """Keep what later tables need of one item: identity, target, answers and metrics, not the document."""
+    dropped = {"doc", "arguments", "prompt_hash", "target_hash"}
+    return {key: value for key, value in row.items() if key not in dropped}
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Hide lm-eval's and datasets' chatter; errors stay visible."""
+    if verbose:
+        yield
+        return
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    bars = datasets.utils.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,187 @@
+"""One lm-eval model class over every masked-diffusion family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from starquant.diffusion import (
+    DreamSampler,
+    LikelihoodEstimator,
+    LLaDASampler,
+    MaskPredictor,
+    ScoreRequest,
+    generate,
+)
+from starquant.diffusion.patterns import NOISES
+from starquant.errors import ConfigError
+from starquant.evaluation.responses import ResponseLog
+from starquant.models.base import MaskedDiffusionModel
+from starquant.spec import TaskProtocol
+
+SAMPLERS = {"llada": LLaDASampler, "dream": DreamSampler}
+
+
+class DiffusionLM(LM):
+    """Answer lm-eval's requests with a masked-diffusion model.
+
+    Args:
+        model: any model of `starquant.models`, quantized or not.
+        tokenizer: its tokenizer.
+        batch_size: sequences a forward pass; does not change scores.
+        seed: of Monte-Carlo draws and sampling, combined with each request's tokens.
+        progress: show progress bars.
+
+    `protocol` and `responses` are set for each task before it is run.
+    """
+
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        tokenizer: PreTrainedTokenizerBase,
+        protocol: TaskProtocol | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.responses = ResponseLog(None)
+        self.predict = MaskPredictor(model)
+        self._device = model.device
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for lm-eval's request caches."""
+        return str(self.tokenizer.name_or_path)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return (log-likelihood, False) for each (context, continuation).
+
+        Whether greedy decoding would give the continuation is not computed: no task's metric reads it, and it
+        would cost one generation a request.
+
+        Raises:
+            ConfigError: the task's protocol has no mc_num.
+        """
+        protocol = self._protocol("mc_num")
+        pairs: list[tuple[str, str]] = [(str(r.args[0]), str(r.args[1])) for r in requests]
+        keys = [self.responses.key("loglikelihood", list(pair)) for pair in pairs]
+        noise = NOISES[self.model.likelihood_noise]
+        assert protocol.mc_num is not None
+        estimator = LikelihoodEstimator(noise, protocol.mc_num, protocol.cfg_scale, self.batch_size, self.seed)
+        todo = self._unanswered(keys)
+        bar = self._bar(keys, todo, disable_tqdm)
+        scored = [self._score_request(*pairs[i], noise.append_eos) for i in todo]
+        for index, value in estimator.scores(self.predict, scored):
+            self.responses.add(keys[todo[index]], value)
+            bar.update()
+        bar.close()
+        return [(float(self.responses[key]), False) for key in keys]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Refuse: masked-diffusion models define no left-to-right perplexity."""
+        raise ConfigError("tasks.names: perplexity tasks (loglikelihood_rolling) are not defined for masked diffusion")
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return the answer to each (context, generation arguments), cut at end-of-text and the stop strings.
+
+        Lengths and temperature come from the task's protocol, not from the stock task's arguments.
+
+        Raises:
+            ConfigError: the task's protocol has no sampler, or the other family's.
+        """
+        sampler = self._sampler()
+        contexts = [str(r.args[0]) for r in requests]
+        stops = [_stop_strings(r.args[1]) for r in requests]
+        keys = [self.responses.key("generate_until", [c, s]) for c, s in zip(contexts, stops, strict=True)]
+        todo = self._unanswered(keys)
+        bar = self._bar(keys, todo, disable_tqdm)
+        room = self.model.config.context_length - sampler.answer_length
+        if room < 1:
+            raise ConfigError(
+                f"model.protocol: the answer's {sampler.answer_length} tokens do not fit the model's "
+                f"{self.model.config.context_length}"
+            )
+        prompts = {i: self._encode(contexts[i])[-room:] for i in todo}
+        todo.sort(key=lambda i: -len(prompts[i]))
+        for begin in range(0, len(todo), self.batch_size):
+            batch = todo[begin : begin + self.batch_size]
+            for i, answer in zip(batch, self._generate([prompts[i] for i in batch], sampler), strict=True):
+                self.responses.add(keys[i], self._text(answer, stops[i]))
+            bar.update(len(batch))
+        bar.close()
+        return [str(self.responses[key]) for key in keys]
+
+    def _protocol(self, needs: str) -> TaskProtocol:
+        if self.protocol is None or getattr(self.protocol, needs) is None:
+            kind = "likelihood" if needs == "mc_num" else "generation"
+            raise ConfigError(f"model.protocol: a {kind} task needs {needs}")
+        return self.protocol
+
+    def _sampler(self) -> LLaDASampler | DreamSampler:
+        settings = self._protocol("sampler").sampler
+        assert settings is not None
+        if settings.name != self.model.likelihood_noise:
+            raise ConfigError(
+                f"model.protocol: sampler '{settings.name}' does not fit a model of the family "
+                f"'{self.model.likelihood_noise}'"
+            )
+        sampler: LLaDASampler | DreamSampler = SAMPLERS[settings.name](**settings.model_dump(exclude={"name"}))
+        return sampler
+
+    def _unanswered(self, keys: Sequence[str]) -> list[int]:
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        return [i for i, key in enumerate(keys) if key not in self.responses and first[key] == i]
+
+    def _bar(self, keys: Sequence[str], todo: Sequence[int], disable: bool) -> tqdm[Any]:
+        distinct = len(set(keys))
+        hide = disable or not self.progress
+        return tqdm(total=distinct, initial=distinct - len(todo), unit="request", disable=hide, leave=False)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.model.prepend_bos and self.tokenizer.bos_token_id is not None:
+            ids = [self.tokenizer.bos_token_id, *ids]
+        return ids
+
+    def _score_request(self, context: str, continuation: str, append_eos: bool) -> ScoreRequest:
+        """Tokenize as lm-eval does: trailing spaces of the context belong to the continuation."""
+        stripped = context.rstrip()
+        continuation, context = context[len(stripped) :] + continuation, stripped
+        prompt, whole = self._encode(context), self._encode(context + continuation)
+        target = whole[len(prompt) :]
+        suffix = (int(self.model.config.eos_token_id),) if append_eos else ()
+        limit = self.model.config.context_length - len(suffix)
+        target = target[:limit]
+        prompt = prompt[max(0, len(prompt) + len(target) - limit) :]
+        return ScoreRequest(tuple(prompt), tuple(target), suffix)
+
+    def _generate(self, prompts: list[list[int]], sampler: LLaDASampler | DreamSampler) -> list[list[int]]:
+        width = max(1, *(len(p) for p in prompts))
+        pad = int(self.model.config.eos_token_id)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+        visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        out = generate(self.predict, ids, sampler, attention_mask=visible, seed=self.seed)
+        answers: list[list[int]] = out[:, width:].tolist()
+        return answers
+
+    def _text(self, answer: list[int], stops: Sequence[str]) -> str:
+        ends = {int(self.model.config.eos_token_id), getattr(self.model.config, "eot_token_id", None)}
+        length = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+        text = str(self.tokenizer.decode(answer[:length], skip_special_tokens=True))
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+
+def _stop_strings(gen_kwargs: dict[str, Any]) -> list[str]:
+    until = gen_kwargs.get("until") or []
+    return [s for s in ([until] if isinstance(until, str) else until) if s]

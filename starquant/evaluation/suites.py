@@ -1,0 +1,56 @@
+"""From a task specification to lm-eval's task manager: the embedded suite, the hub, or local files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lm_eval.tasks import TaskManager
+
+from starquant.errors import ConfigError, ConsentError, nearest
+from starquant.evaluation import offline
+from starquant.spec import TasksSpec
+
+TASK_FOLDER = Path(__file__).with_name("tasks")
+EXECUTES_CODE = ("humaneval",)
+
+
+def check_consent(tasks: TasksSpec) -> None:
+    """Raise ConsentError when a task runs model-written programs and the user has not agreed."""
+    risky = [name for name in tasks.names if name in EXECUTES_CODE]
+    if risky and not tasks.allow_code_execution:
+        raise ConsentError(
+            f"tasks.allow_code_execution: {', '.join(risky)} runs programs that the model writes, in a separate "
+            "process with time, memory and file limits; got false, set tasks.allow_code_execution=true to agree"
+        )
+
+
+def is_embedded(tasks: TasksSpec) -> bool:
+    """Whether all tasks are the embedded model's own."""
+    return all(name.startswith("testbed_") for name in tasks.names)
+
+
+@contextmanager
+def task_manager(tasks: TasksSpec) -> Iterator[TaskManager]:
+    """Yield a manager that knows the tasks, under their stock names.
+
+    Raises:
+        ConfigError: a name lm-eval does not know.
+    """
+    with tempfile.TemporaryDirectory(prefix="starquant-tasks-") as temporary:
+        if is_embedded(tasks):
+            manager = TaskManager(include_path=str(TASK_FOLDER / "testbed"), include_defaults=False)
+        elif tasks.data_dir is not None:
+            offline.write_tasks(Path(tasks.data_dir), tasks.names, Path(temporary))
+            manager = TaskManager(include_path=temporary, include_defaults=False)
+        else:
+            folders = [str(TASK_FOLDER / "humaneval"), str(TASK_FOLDER / "testbed")]
+            manager = TaskManager(include_path=folders)
+        for index, name in enumerate(tasks.names):
+            if name not in manager.all_tasks:
+                raise ConfigError(
+                    f"tasks.names.{index}: lm-eval has no task '{name}'.{nearest(name, manager.all_tasks)}"
+                )
+        yield manager

@@ -1,0 +1,1 @@
+"""Run records: their schema, atomic writing, and where a number came from."""

@@ -1,0 +1,60 @@
+"""The record of one run: everything a table needs, and where it came from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from starquant.records.manifest import ManifestEntry
+
+SCHEMA_VERSION = 1
+
+
+class Score(BaseModel):
+    """One metric of one task under one filter; nothing of what lm-eval reports about it is dropped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool | None
+    task_version: str | None
+    num_fewshot: int | None
+
+
+class Timings(BaseModel):
+    """Wall-clock seconds by stage, and the peak memory of the process and of the accelerator."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: dict[str, float]
+    peak_host_memory_gb: float
+    peak_device_memory_gb: float | None
+
+
+class RunRecord(BaseModel):
+    """One finished run.
+
+    Attributes:
+        digest: of the specification; the same digest is the same experiment.
+        spec: the validated specification.
+        scores: of every task, groups and their subjects.
+        manifest: what was quantized, entry by entry.
+        provenance: git SHA and dirty flag, source digest, package versions, device, time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    digest: str
+    spec: dict[str, Any]
+    status: Literal["complete"]
+    scores: list[Score]
+    manifest: list[ManifestEntry]
+    timings: Timings
+    provenance: dict[str, Any]

@@ -1,0 +1,107 @@
+"""Records on disk: one JSON file a run, written atomically, found by digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from starquant.errors import RecordError
+from starquant.records.record import SCHEMA_VERSION, RunRecord
+from starquant.spec import RunSpec
+
+
+class RecordStore:
+    """The records below one results folder.
+
+    Layout: `records/NAME.json`, `records/NAME.items/TASK.jsonl` beside it, `unfinished/DIGEST/` for answers of
+    runs that have not ended. NAME is model-bits-method-tasks-digest.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.folder = results / "records"
+
+    @staticmethod
+    def name(spec: RunSpec) -> str:
+        """Return the file stem of a run's record."""
+        return f"{spec.model.name}-{spec.bits.name}-{spec.method.name}-{spec.tasks.name}-{spec.digest()}"
+
+    def unfinished(self, digest: str) -> Path:
+        """Return the folder for answers of a run that has not ended."""
+        return self.results / "unfinished" / digest
+
+    def path(self, spec: RunSpec) -> Path:
+        """Return where a run's record is, or will be."""
+        return self.folder / f"{self.name(spec)}.json"
+
+    def find(self, spec: RunSpec) -> RunRecord | None:
+        """Return the record of a run, None when there is none.
+
+        Raises:
+            RecordError: the file is there but is not a record of this schema and digest.
+        """
+        path = self.path(spec)
+        if not path.exists():
+            return None
+        record = read_record(path)
+        if record.digest != spec.digest():
+            raise RecordError(f"{path}: its digest is {record.digest}, its name says {spec.digest()}")
+        return record
+
+    def write(
+        self, spec: RunSpec, record: RunRecord, items: Mapping[str, Iterable[Mapping[str, Any]]] | None = None
+    ) -> Path:
+        """Write a record and its per-item logs; the record appears last and whole, or not at all.
+
+        Raises:
+            RecordError: the folder cannot be written.
+        """
+        path = self.path(spec)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for task, rows in (items or {}).items():
+                lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+                write_atomically(path.with_suffix(".items") / f"{task}.jsonl", lines)
+            write_atomically(path, json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written: {error}") from error
+        return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record; raises RecordError naming the file when it is damaged or of another schema."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not readable as a record ({error}); move it away to run again") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(f"{path}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+    try:
+        return RunRecord.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RecordError(f"{path}: {where}: {problem['msg']}; move it away to run again") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under a temporary name, flush it to disk, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,33 @@
+"""A linear whose weight lies on a quantization grid; its input is quantized once, at the site it shares."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from starquant.numerics import QuantFormat
+
+
+class FakeQuantLinear(nn.Linear):
+    """`nn.Linear` with a weight that has been rounded to `weight_format`.
+
+    The arithmetic stays in floating point ("fake" quantization): the numbers are those of the integer
+    product, the speed and memory are not.
+    """
+
+    weight_format: QuantFormat
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, weight: Tensor, weight_format: QuantFormat) -> FakeQuantLinear:
+        """Take over `linear`'s parameters and write the quantized `weight` [out, in] into its storage."""
+        with torch.device("meta"):
+            new = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+        new.weight, new.bias = linear.weight, linear.bias
+        new.weight_format = weight_format
+        return new.train(linear.training)
+
+    def extra_repr(self) -> str:
+        """Show the weight's format."""
+        return f"{super().extra_repr()}, weight={self.weight_format.bits} bits"

@@ -1,0 +1,362 @@
+"""One run as data: a frozen, validated, digestible description, built before torch is imported.
+
+Every field either changes the digest or is declared `inert` (it cannot change a score): where things lie, how
+fast they run, who is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from starquant.errors import ConfigError, nearest
+from starquant.registry import Registry
+
+#: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
+EVALUATION_VERSION = 1
+
+METHODS = Registry(
+    "method",
+    {
+        "none": "starquant.methods.none:FullPrecision",
+        "rtn": "starquant.methods.rtn:RTN",
+    },
+)
+
+_INERT = {"inert": True}
+Bits = Literal[2, 3, 4, 8, 16]
+Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0.0)]
+
+
+class Spec(BaseModel):
+    """Base of every part of a run's description: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+
+
+class WeightSpec(Spec):
+    """How weights are quantized: per output channel, or per group of `group_size` inputs."""
+
+    bits: Bits
+    symmetric: bool = True
+    group_size: Count | None = None
+    clip_ratio: Ratio = 1.0
+
+
+class ActivationSpec(Spec):
+    """How inputs of linears are quantized: dynamically, one scale a token."""
+
+    bits: Bits
+    symmetric: bool = True
+    clip_ratio: Ratio = 1.0
+
+
+class AttentionSpec(Spec):
+    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values."""
+
+    q: Bits = 16
+    k: Bits = 16
+    p: Bits = 16
+    v: Bits = 16
+
+
+class BitsSpec(Spec):
+    """Bit-widths of everything that can be quantized; 16 leaves it at full precision."""
+
+    name: str
+    weights: WeightSpec
+    activations: ActivationSpec
+    attention: AttentionSpec = AttentionSpec()
+    embedding: Bits = 16
+    head: Bits = 16
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether nothing is quantized."""
+        attention = self.attention
+        widths = (self.weights.bits, self.activations.bits, self.embedding, self.head)
+        return {*widths, attention.q, attention.k, attention.p, attention.v} == {16}
+
+
+class LLaDASamplerSpec(Spec):
+    """Settings of `diffusion.LLaDASampler`."""
+
+    name: Literal["llada"]
+    steps: Count
+    gen_length: Count
+    block_length: Count
+    temperature: Scale = 0.0
+    cfg_scale: Scale = 0.0
+    remasking: Literal["low_confidence", "random"] = "low_confidence"
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+
+    @model_validator(mode="after")
+    def _divides(self) -> LLaDASamplerSpec:
+        if self.gen_length % self.block_length:
+            raise ValueError(f"block_length {self.block_length} must divide gen_length {self.gen_length}")
+        if self.steps % (self.gen_length // self.block_length):
+            blocks = self.gen_length // self.block_length
+            raise ValueError(f"steps {self.steps} must be a multiple of the {blocks} blocks")
+        return self
+
+
+class DreamSamplerSpec(Spec):
+    """Settings of `diffusion.DreamSampler`."""
+
+    name: Literal["dream"]
+    steps: Count
+    max_new_tokens: Count
+    alg: Literal["entropy", "maskgit_plus", "origin", "topk_margin"] = "entropy"
+    eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
+    temperature: Scale = 0.0
+    top_p: Ratio | None = None
+    top_k: Count | None = 50
+    alg_temp: Scale | None = None
+
+
+class TaskProtocol(Spec):
+    """How a model family is evaluated on one task: likelihood settings or a sampler, and few-shot examples."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] = 0
+    mc_num: Count | None = None
+    cfg_scale: Scale = 0.0
+    sampler: Annotated[LLaDASamplerSpec | DreamSamplerSpec, Field(discriminator="name")] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TaskProtocol:
+        if (self.mc_num is None) == (self.sampler is None):
+            raise ValueError("give either mc_num (likelihood task) or sampler (generation task)")
+        return self
+
+
+class ModelSpec(Spec):
+    """Which checkpoint, in which precision, under which evaluation protocol.
+
+    Attributes:
+        path: hub id or local folder; null for the embedded model of `seed`.
+        fingerprint: digest of the checkpoint's content, filled in when it is found; it then stands for `path`.
+    """
+
+    name: str
+    path: str | None = None
+    revision: str | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    protocol: dict[str, TaskProtocol]
+    fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _path_or_seed(self) -> ModelSpec:
+        if (self.path is None) == (self.seed is None):
+            raise ValueError("give either path (a checkpoint) or seed (the embedded model), the other null")
+        return self
+
+
+class MethodOptions(Spec):
+    """Base of a method's own options; each method file extends it."""
+
+    name: str
+
+
+class CalibrationSpec(Spec):
+    """Where calibration states come from; `none` for methods that need no data."""
+
+    name: Literal["none"]
+
+
+class TasksSpec(Spec):
+    """Which tasks are scored.
+
+    Attributes:
+        names: lm-eval task or group names.
+        limit: items a task (a subject, for groups), null for all.
+        data_dir: folder of JSONL files to read instead of the hub.
+        allow_code_execution: consent to run model-written programs (HumanEval).
+        data_fingerprint: digest of the files in `data_dir`, filled in; it then stands for `data_dir`.
+    """
+
+    name: str
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    limit: Count | None = None
+    data_dir: str | None = None
+    allow_code_execution: bool = Field(default=False, json_schema_extra=_INERT)
+    data_fingerprint: str | None = None
+
+
+class TrackerSpec(Spec):
+    """Who is told of a finished run. Inert as a whole."""
+
+    name: Literal["none", "wandb"]
+    project: str = "starquant"
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "offline"
+    dir: str | None = None
+    timeout_s: Annotated[float, Field(gt=0.0)] = 30.0
+
+
+class PathsSpec(Spec):
+    """Where results are written. Inert as a whole."""
+
+    results: str
+
+
+class RuntimeSpec(Spec):
+    """How a run is executed. Inert as a whole: scores do not depend on the batch size."""
+
+    device: str = "cpu"
+    batch_size: Count = 32
+    threads: Count | None = None
+
+
+class DebugSpec(Spec):
+    """What is shown when things go wrong. Inert as a whole."""
+
+    name: str
+    traceback: bool = False
+    verbose: bool = False
+
+
+class RunSpec(Spec):
+    """One run: a model, bits, a method, its calibration, and the tasks that are scored."""
+
+    model: ModelSpec
+    bits: BitsSpec
+    method: SerializeAsAny[MethodOptions]
+    calibration: CalibrationSpec
+    tasks: TasksSpec
+    seed: Annotated[int, Field(ge=0)] = 0
+    tracker: TrackerSpec = Field(json_schema_extra=_INERT)
+    paths: PathsSpec = Field(json_schema_extra=_INERT)
+    runtime: RuntimeSpec = Field(default=RuntimeSpec(), json_schema_extra=_INERT)
+    debug: DebugSpec = Field(json_schema_extra=_INERT)
+    reuse: Literal["same_code", "any", "never"] = Field(default="same_code", json_schema_extra=_INERT)
+
+    BASELINE_METHOD: ClassVar[str] = "none"
+
+    @field_validator("method", mode="wrap")
+    @classmethod
+    def _method_options(cls, value: Any, handler: Any) -> MethodOptions:
+        if isinstance(value, MethodOptions):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise ValueError("method needs a name")
+        return METHODS.load(value["name"]).Options.model_validate_json(json.dumps(dict(value)))  # type: ignore[no-any-return]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSpec:
+        missing = [name for name in self.tasks.names if name not in self.model.protocol]
+        if missing:
+            raise ValueError(
+                f"tasks.names: model '{self.model.name}' has no protocol for {', '.join(missing)}; "
+                f"allowed: {', '.join(self.model.protocol)}.{nearest(missing[0], self.model.protocol)}"
+            )
+        card = METHODS.load(self.method.name).card
+        if card.needs_calibration and self.calibration.name == "none":
+            raise ValueError(f"calibration: method '{self.method.name}' needs calibration data, got 'none'")
+        return self
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the run is full precision."""
+        return self.method.name == self.BASELINE_METHOD
+
+    def canonical(self) -> RunSpec:
+        """Return the same run in its one spelling: full precision is method `none` at 16 bits, whichever way asked."""
+        rounds_only = not METHODS.load(self.method.name).card.transforms
+        if self.is_baseline or (self.bits.full_precision and rounds_only):
+            return self.baseline()
+        return self
+
+    def baseline(self) -> RunSpec:
+        """Return the full-precision run on the same model, tasks and seed."""
+        bits = BitsSpec(name="w16a16", weights=WeightSpec(bits=16), activations=ActivationSpec(bits=16))
+        method = METHODS.load(self.BASELINE_METHOD).Options(name=self.BASELINE_METHOD)
+        return self.model_copy(update={"bits": bits, "method": method, "calibration": CalibrationSpec(name="none")})
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the digest is taken of: every field that can change a score."""
+        identity = _without_inert(self)
+        identity["evaluation_version"] = EVALUATION_VERSION
+        if self.model.fingerprint is not None:
+            identity["model"].update(path=None, revision=None)
+        if self.tasks.data_fingerprint is not None:
+            identity["tasks"]["data_dir"] = None
+        names = self.tasks.names  # protocols of tasks that are not scored change nothing
+        identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
+        return identity
+
+    def digest(self) -> str:
+        """Return sixteen hexadecimal digits that identify the run."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> RunSpec:
+        """Validate a composed configuration.
+
+        Raises:
+            ConfigError: one line a problem: dotted path, what was got, what is allowed, the nearest name.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(config))
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(cls, problem) for problem in error.errors())) from None
+        except TypeError as error:
+            raise ConfigError(f"configuration is not plain data: {error}") from None
+
+
+def _without_inert(spec: Spec) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, field in type(spec).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("inert"):
+            continue
+        value = getattr(spec, name)
+        kept[name] = _without_inert(value) if isinstance(value, Spec) else _plain(value)
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'."""
+    location = [part for part in problem["loc"] if part not in ("llada", "dream")]
+    path = ".".join(map(str, location))
+    kind, message, got = problem["type"], problem["msg"], problem.get("input")
+    if kind == "extra_forbidden":
+        names = _fields_at(root, location[:-1])
+        hint = f"; allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}" if names else ""
+        return f"{path}: unknown key{hint}"
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return text if not path or text.startswith((path, "tasks.names", "calibration:", "method:")) else f"{path}: {text}"
+    if kind == "literal_error":
+        allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{path}: got {got!r}, allowed: {allowed}.{nearest(str(got), allowed.split(', '))}"
+    allowed = message[0].lower() + message[1:]
+    return f"{path}: got {got!r}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
+
+
+def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
+    here: Any = root
+    for part in location:
+        fields = getattr(here, "model_fields", {})
+        if part not in fields:
+            return []
+        here = fields[part].annotation
+    return list(getattr(here, "model_fields", {}))

@@ -1,0 +1,1 @@
+"""Tables from records; imports neither torch nor lm_eval."""

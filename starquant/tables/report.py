@@ -1,0 +1,49 @@
+"""The table a run ends with: each task, full precision, quantized, difference, standard error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starquant.records.record import RunRecord, Score
+
+HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
+
+
+def rows(record: RunRecord, baseline: RunRecord) -> list[tuple[str, ...]]:
+    """Return the table's cells as text, scores in percent; subjects of groups are left to the record."""
+    before = {(s.task, s.metric, s.filter): s for s in baseline.scores}
+    requested = record.spec["tasks"]["names"]
+    return [_row(score, before.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)]
+
+
+def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
+    return [score for name in requested for score in record.scores if score.task == name]
+
+
+def _row(score: Score, before: Score | None) -> tuple[str, ...]:
+    metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+    return (
+        score.task,
+        metric,
+        str(score.n),
+        "" if before is None else f"{100 * before.value:.2f}",
+        f"{100 * score.value:.2f}",
+        "" if before is None else f"{100 * (score.value - before.value):+.2f}",
+        "" if score.stderr is None else f"{100 * score.stderr:.2f}",
+    )
+
+
+def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
+    """Return the report as text: what was run, the table, and where the record lies."""
+    spec = record.spec
+    title = f"{spec['model']['name']}  {spec['bits']['name']}  {spec['method']['name']}  seed {spec['seed']}"
+    cells = [HEADER, *rows(record, baseline)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    seconds = record.timings.seconds.get("evaluate", 0.0)
+    footer = f"evaluated in {seconds:.1f} s, peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"
+    return "\n".join(["", title, *lines, footer])

@@ -1,0 +1,69 @@
+"""The held-out items of the embedded model's tasks, as lm-eval reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+
+from starquant.testbed import arithmetic, programs, world
+from starquant.testbed.items import Item, Split, rng_for
+
+ITEMS = 512  # a task and split
+
+
+def items(task: str, split: Split) -> list[Item]:
+    """Return the items of a task ("facts", "profiles", "arithmetic", "programs"), distinct and in a fixed order."""
+    if task == "facts":
+        return world.facts(split)
+    draw = {
+        "profiles": world.random_profile,
+        "arithmetic": arithmetic.random_problem,
+        "programs": programs.random_task,
+    }[task]
+    rng = rng_for("items", task, split.value)
+    found: dict[str, Item] = {}
+    while len(found) < ITEMS:
+        item = draw(rng, split)
+        found.setdefault(item.key, item)
+    return list(found.values())
+
+
+def _dataset(task: str) -> dict[str, Any]:
+    def row(item: Item) -> dict[str, Any]:
+        return {
+            "prompt": item.prompt,
+            "answer": item.answer,
+            "choices": list(item.choices),
+            "label": item.choices.index(item.answer) if item.choices else -1,
+            "hidden": [list(pair) for pair in item.hidden],
+        }
+
+    splits = (Split.VALIDATION, Split.TEST)
+    return {split.value: Dataset.from_list([row(item) for item in items(task, split)]) for split in splits}
+
+
+def facts(**_: Any) -> dict[str, Any]:
+    """Dataset of testbed_facts."""
+    return _dataset("facts")
+
+
+def profiles(**_: Any) -> dict[str, Any]:
+    """Dataset of testbed_profiles."""
+    return _dataset("profiles")
+
+
+def arithmetic_problems(**_: Any) -> dict[str, Any]:
+    """Dataset of testbed_arithmetic."""
+    return _dataset("arithmetic")
+
+
+def program_tasks(**_: Any) -> dict[str, Any]:
+    """Dataset of testbed_programs."""
+    return _dataset("programs")
+
+
+def score_program(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """1 when the generated program gives every hidden output, in the safe expression language."""
+    pairs = [(int(x), int(y)) for x, y in doc["hidden"]]
+    return {"solved": float(programs.solves(results[0], pairs))}
