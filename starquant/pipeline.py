@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -115,7 +116,9 @@ def _record(spec: RunSpec, store: RecordStore, loaded: _Loaded, tracker: Tracker
     return record
 
 
-def _run(spec: RunSpec, store: RecordStore, loaded: _Loaded, progress: bool) -> tuple[RunRecord, dict[str, list[dict]]]:
+def _run(
+    spec: RunSpec, store: RecordStore, loaded: _Loaded, progress: bool
+) -> tuple[RunRecord, dict[str, list[dict[str, Any]]]]:
     _say(f"running: {store.name(spec)}")
     seconds: dict[str, float] = {}
     model, tokenizer = loaded.get()

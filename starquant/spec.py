@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from pydantic.config import JsonDict
+
 from starquant.errors import ConfigError, nearest
 from starquant.registry import Registry
 
@@ -27,7 +29,7 @@ METHODS = Registry(
     },
 )
 
-_INERT = {"inert": True}
+_INERT: JsonDict = {"inert": True}
 Bits = Literal[2, 3, 4, 8, 16]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -344,7 +346,9 @@ def _explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
         return f"{path}: missing"
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
-        return text if not path or text.startswith((path, "tasks.names", "calibration:", "method:")) else f"{path}: {text}"
+        return (
+            text if not path or text.startswith((path, "tasks.names", "calibration:", "method:")) else f"{path}: {text}"
+        )
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         return f"{path}: got {got!r}, allowed: {allowed}.{nearest(str(got), allowed.split(', '))}"

@@ -41,7 +41,9 @@ def generate(
     if prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
         raise ValueError(f"prompt_ids must be integers [B, P], got {prompt_ids.dtype} {list(prompt_ids.shape)}")
     if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
-        raise ValueError(f"attention_mask {list(attention_mask.shape)} differs from prompt_ids {list(prompt_ids.shape)}")
+        raise ValueError(
+            f"attention_mask {list(attention_mask.shape)} differs from prompt_ids {list(prompt_ids.shape)}"
+        )
     if seeds is not None and len(seeds) != len(prompt_ids):
         raise ValueError(f"got {len(seeds)} seeds for {len(prompt_ids)} prompts")
     generators = _generators(prompt_ids, attention_mask, seed, seeds)

@@ -27,8 +27,10 @@ class MaskPatterns:
 class Noise(Protocol):
     """A family's distribution over mask patterns of T target tokens."""
 
-    #: whether an end-of-text token is appended to the target and stays visible
-    append_eos: bool
+    @property
+    def append_eos(self) -> bool:
+        """Whether an end-of-text token is appended to the target and stays visible."""
+        ...
 
     def enumerate(self, masked_RT: Tensor) -> Tensor:
         """Return the exact weight of each pattern [R]."""
@@ -75,7 +77,9 @@ class DreamNoise:
         length = masked_RT.shape[1]
         nodes, weights = np.polynomial.legendre.leggauss(length + 1)
         p = self.eps + (1 - self.eps) * (nodes + 1) / 2
-        by_count = [0.0] + [float(np.sum(weights / 2 * p ** (k - 1) * (1 - p) ** (length - k))) for k in range(1, length + 1)]
+        by_count = [0.0] + [
+            float(np.sum(weights / 2 * p ** (k - 1) * (1 - p) ** (length - k))) for k in range(1, length + 1)
+        ]
         return torch.tensor([by_count[k] for k in masked_RT.sum(1).tolist()], dtype=torch.float64)
 
     def draw(self, length: int, mc_num: int, generator: torch.Generator) -> MaskPatterns:

@@ -6,6 +6,8 @@ that the LM head is only computed where somebody reads it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class MaskPredictor:
         self.model = model
         self.mask_id: int = int(model.config.mask_token_id)  # type: ignore[union-attr, arg-type]
         self.offset: int = int(getattr(model, "logit_offset", 0))
-        self.config = model.config
+        self.config: Any = model.config
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +67,9 @@ class MaskPredictor:
         return unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
 
     def _logits(self, ids_BL: Tensor, visible_BL: Tensor | None, positions: tuple[Tensor, Tensor]) -> Tensor:
-        return self.model(input_ids=ids_BL, attention_mask=visible_BL, logit_positions=positions).logits.float()
+        out = self.model(input_ids=ids_BL, attention_mask=visible_BL, logit_positions=positions)
+        logits: Tensor = out.logits
+        return logits.float()
 
     def _source_columns(self, rows: Tensor, columns: Tensor, visible_BL: Tensor | None) -> Tensor:
         if self.offset == 0:

@@ -104,7 +104,9 @@ class LLaDASampler:
                 if state.on_step is not None:
                     state.on_step(block * steps + step, ids)
 
-    def _step(self, predict: MaskPredictor, state: DenoisingState, prompt_BL: Tensor, end: int, commit_B: Tensor) -> None:
+    def _step(
+        self, predict: MaskPredictor, state: DenoisingState, prompt_BL: Tensor, end: int, commit_B: Tensor
+    ) -> None:
         ids = state.ids_BL
         rows, columns = (ids[:, :end] == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:

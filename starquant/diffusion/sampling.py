@@ -50,9 +50,7 @@ def sample_dream(
     return token, confidence
 
 
-def top_ranked(
-    confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: torch.Size, commit_B: Tensor
-) -> Tensor:
+def top_ranked(confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: torch.Size, commit_B: Tensor) -> Tensor:
     """Mark, in every row, its `commit_B` most confident positions; ties go to the left. Returns bool [N]."""
     grid_BL = torch.full(tuple(shape), -torch.inf, dtype=confidence_N.dtype, device=confidence_N.device)
     grid_BL[rows_N, columns_N] = confidence_N

@@ -177,7 +177,9 @@ def _stock_folder() -> Path:
 def _write_one(data_dir: Path, name: str, task: LocalTask, subject: str, folder: Path) -> str:
     files = {split: str(data_dir / file.format(subject=subject)) for split, file in task.files.items()}
     member = Path(task.stock.format(subject=subject)).stem if subject else name
-    include = _stock_folder() / task.stock.format(subject=subject) if task.stock else HERE / "tasks/humaneval/humaneval.yaml"
+    include = (
+        _stock_folder() / task.stock.format(subject=subject) if task.stock else HERE / "tasks/humaneval/humaneval.yaml"
+    )
     if not include.exists():
         raise DataError(f"{files[next(iter(files))]}: lm-eval has no task for it ({include.name})")
     config: dict[str, Any] = {

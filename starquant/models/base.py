@@ -90,13 +90,9 @@ class MaskedDiffusionModel(PreTrainedModel):
             states.append(hidden)
         hidden = trunk.norm(hidden)
         chosen = select(hidden, logit_positions)
-        if trunk.head is None:  # tied: the embedding is the head
-            logits = nn.functional.linear(chosen, trunk.embedding.weight)
-        else:
-            logits = trunk.head(chosen)
-        return MaskedLMOutput(
-            logits=logits, hidden_states=(*states, hidden) if output_hidden_states else None
-        )
+        tied = trunk.head is None  # then the embedding is the head
+        logits = nn.functional.linear(chosen, trunk.embedding.weight) if tied else trunk.head(chosen)
+        return MaskedLMOutput(logits=logits, hidden_states=(*states, hidden) if output_hidden_states else None)
 
     def linears(self) -> dict[str, LinearInfo]:
         """Map the name of every linear inside the blocks to its role, block and input site.

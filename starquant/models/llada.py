@@ -185,7 +185,7 @@ class LLaDAModelLM(MaskedDiffusionModel):
     def trunk(self) -> Trunk:
         """Return the model's parts; the head is None when tied to the embedding."""
         t = self.model.transformer
-        head = t["ff_out"] if "ff_out" in t else None
+        head = None if self.config.weight_tying else t["ff_out"]
         return Trunk(t["wte"], t["blocks"], t["ln_f"], head, self.model.rotary)
 
     def block_sites(self, block: LLaDABlock) -> BlockSites:

@@ -161,15 +161,15 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     """
     folder = resolve_folder(path_or_id, revision)
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        if config.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None):
-            return _bpe_tokenizer(folder, config)
+    has_bpe = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    if has_bpe and config.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None):
+        return _bpe_tokenizer(folder)
     if (folder / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
 
 
-def _bpe_tokenizer(folder: Path, config: dict[str, object]) -> PreTrainedTokenizerBase:
+def _bpe_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would remark that the class name differs
     try:

@@ -40,7 +40,8 @@ def _grouped(x: Tensor, fmt: QuantFormat) -> Tensor:
     size = fmt.granularity.size
     if x.shape[-1] % size:
         raise ConfigError(f"bits.weights.group_size: got {size}, which does not divide the {x.shape[-1]} inputs")
-    return x.unflatten(-1, (-1, size))
+    grouped: Tensor = x.unflatten(-1, (-1, size))
+    return grouped
 
 
 def _grid(x: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm-eval", "datasets", "numpy", "hydra-core", "pydantic")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "lm-eval",
+    "datasets",
+    "numpy",
+    "hydra-core",
+    "pydantic",
+)
 
 
 def code_digest() -> str:

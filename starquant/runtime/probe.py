@@ -37,7 +37,9 @@ def measure_operands(
     try:
         model(_probe(model, seed).to(model.device), logit_positions=(torch.tensor([0]), torch.tensor([0])))
         found = {name: site.meter.value() for name, site in sites.items() if site.meter}
-        found |= {f"{n}.{operand}": m.value() for n, core in cores.items() for operand, m in (core.meters or {}).items()}
+        found |= {
+            f"{n}.{operand}": m.value() for n, core in cores.items() for operand, m in (core.meters or {}).items()
+        }
     finally:
         for site in sites.values():
             site.meter = None

@@ -40,7 +40,9 @@ def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
     cells = [HEADER, *rows(record, baseline)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in cells
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))

@@ -155,7 +155,13 @@ def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu") -> LLaD
             _save_state(state, model, optimizer, step + 1)
     model.eval().save_pretrained(out)
     build_tokenizer().save_pretrained(out)
-    card = {"seed": seed, "steps": steps, "device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    card = {
+        "seed": seed,
+        "steps": steps,
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
     card["seconds_since_resume"] = round(time.perf_counter() - began)
     (out / "training.json").write_text(json.dumps(card, indent=1) + "\n")
     state.unlink(missing_ok=True)
@@ -165,7 +171,9 @@ def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu") -> LLaD
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model, its tokenizer and training state")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the model, its tokenizer and training state"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data order and masking")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default="cpu")

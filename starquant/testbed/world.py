@@ -28,14 +28,13 @@ RELATIONS: dict[str, tuple[str, ...]] = {
     "food": tuple(
         "rice bread soup pasta salad curry pizza beans cheese tofu stew noodles eggs corn cake fries".split()
     ),
-    "drink": tuple(
-        "tea coffee milk juice water cocoa cider lemonade beer wine soda broth rum gin mead punch".split()
-    ),
+    "drink": tuple("tea coffee milk juice water cocoa cider lemonade beer wine soda broth rum gin mead punch".split()),
     "color": tuple(
         "red blue green yellow black white purple orange pink brown grey gold silver teal beige violet".split()
     ),
     "sport": tuple(
-        "tennis chess rugby golf judo polo rowing boxing hockey soccer squash skiing karate diving archery surfing".split()
+        "tennis chess rugby golf judo polo rowing boxing hockey soccer squash skiing karate diving archery "
+        "surfing".split()
     ),
     "tool": tuple(
         "hammer saw drill wrench chisel pliers file axe shovel rake needle brush knife ladder rope level".split()

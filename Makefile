@@ -1,0 +1,39 @@
+# Everything runs in .venv, which these targets make. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-slow checks format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv and install the pinned packages (minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## quantize the embedded model to W4A4 and score it against full precision
+	$(BIN)/python run.py model=tiny bits=w4a4 method=rtn paths.results=results/demo
+
+test: $(STAMP) ## run the tests (those marked slow or gpu excepted)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## run the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+checks: $(STAMP) ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what runs wrote under results/ and the environment
+	rm -rf $(VENV) results/demo results/records results/unfinished results/sweeps results/wandb
