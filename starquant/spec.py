@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
-
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from starquant.errors import ConfigError, nearest
+from starquant.explain import explain
+from starquant.protocol import Count, Ratio, Spec, TaskProtocol
 from starquant.registry import Registry
 
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
@@ -31,15 +32,6 @@ METHODS = Registry(
 
 _INERT: JsonDict = {"inert": True}
 Bits = Literal[2, 3, 4, 8, 16]
-Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Scale = Annotated[float, Field(ge=0.0)]
-
-
-class Spec(BaseModel):
-    """Base of every part of a run's description: frozen, strict, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
 
 
 class WeightSpec(Spec):
@@ -84,58 +76,6 @@ class BitsSpec(Spec):
         attention = self.attention
         widths = (self.weights.bits, self.activations.bits, self.embedding, self.head)
         return {*widths, attention.q, attention.k, attention.p, attention.v} == {16}
-
-
-class LLaDASamplerSpec(Spec):
-    """Settings of `diffusion.LLaDASampler`."""
-
-    name: Literal["llada"]
-    steps: Count
-    gen_length: Count
-    block_length: Count
-    temperature: Scale = 0.0
-    cfg_scale: Scale = 0.0
-    remasking: Literal["low_confidence", "random"] = "low_confidence"
-    logits_eos_inf: bool = False
-    confidence_eos_eot_inf: bool = False
-
-    @model_validator(mode="after")
-    def _divides(self) -> LLaDASamplerSpec:
-        if self.gen_length % self.block_length:
-            raise ValueError(f"block_length {self.block_length} must divide gen_length {self.gen_length}")
-        if self.steps % (self.gen_length // self.block_length):
-            blocks = self.gen_length // self.block_length
-            raise ValueError(f"steps {self.steps} must be a multiple of the {blocks} blocks")
-        return self
-
-
-class DreamSamplerSpec(Spec):
-    """Settings of `diffusion.DreamSampler`."""
-
-    name: Literal["dream"]
-    steps: Count
-    max_new_tokens: Count
-    alg: Literal["entropy", "maskgit_plus", "origin", "topk_margin"] = "entropy"
-    eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
-    temperature: Scale = 0.0
-    top_p: Ratio | None = None
-    top_k: Count | None = 50
-    alg_temp: Scale | None = None
-
-
-class TaskProtocol(Spec):
-    """How a model family is evaluated on one task: likelihood settings or a sampler, and few-shot examples."""
-
-    num_fewshot: Annotated[int, Field(ge=0)] = 0
-    mc_num: Count | None = None
-    cfg_scale: Scale = 0.0
-    sampler: Annotated[LLaDASamplerSpec | DreamSamplerSpec, Field(discriminator="name")] | None = None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> TaskProtocol:
-        if (self.mc_num is None) == (self.sampler is None):
-            raise ValueError("give either mc_num (likelihood task) or sampler (generation task)")
-        return self
 
 
 class ModelSpec(Spec):
@@ -309,7 +249,7 @@ class RunSpec(Spec):
         try:
             return cls.model_validate_json(json.dumps(config))
         except ValidationError as error:
-            raise ConfigError("\n".join(_explain(cls, problem) for problem in error.errors())) from None
+            raise ConfigError("\n".join(explain(cls, problem) for problem in error.errors())) from None
         except TypeError as error:
             raise ConfigError(f"configuration is not plain data: {error}") from None
 
@@ -331,36 +271,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
-    """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'."""
-    location = [part for part in problem["loc"] if part not in ("llada", "dream")]
-    path = ".".join(map(str, location))
-    kind, message, got = problem["type"], problem["msg"], problem.get("input")
-    if kind == "extra_forbidden":
-        names = _fields_at(root, location[:-1])
-        hint = f"; allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}" if names else ""
-        return f"{path}: unknown key{hint}"
-    if kind == "missing":
-        return f"{path}: missing"
-    if kind == "value_error":
-        text = message.removeprefix("Value error, ")
-        return (
-            text if not path or text.startswith((path, "tasks.names", "calibration:", "method:")) else f"{path}: {text}"
-        )
-    if kind == "literal_error":
-        allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-        return f"{path}: got {got!r}, allowed: {allowed}.{nearest(str(got), allowed.split(', '))}"
-    allowed = message[0].lower() + message[1:]
-    return f"{path}: got {got!r}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
-
-
-def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
-    here: Any = root
-    for part in location:
-        fields = getattr(here, "model_fields", {})
-        if part not in fields:
-            return []
-        here = fields[part].annotation
-    return list(getattr(here, "model_fields", {}))

@@ -23,7 +23,7 @@ from starquant.diffusion.patterns import NOISES
 from starquant.errors import ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
-from starquant.spec import TaskProtocol
+from starquant.protocol import TaskProtocol
 
 SAMPLERS = {"llada": LLaDASampler, "dream": DreamSampler}
 

@@ -1,4 +1,8 @@
-"""The held-out items of the embedded model's tasks, as lm-eval reads them."""
+"""The held-out items of the embedded model's tasks, as lm-eval reads them.
+
+Importing this module registers the model class, so that lm-eval's own command line, given one of the YAMLs in
+`tasks/testbed/`, knows `--model starquant`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from starquant.evaluation import command_line as _registers  # noqa: F401
 from starquant.testbed import arithmetic, programs, world
 from starquant.testbed.items import Item, Split, rng_for
 

@@ -1,0 +1,68 @@
+"""`--model starquant` for lm-eval's command line.
+
+lm-eval has no plug-in mechanism, so the class must be imported into its process: `python -m starquant.evaluation
+run --model starquant --model_args path=DIR --tasks winogrande` does that and hands over to the stock command line.
+Settings that `run.py` takes from the model's protocol are given as model arguments and hold for all tasks.
+"""
+
+from __future__ import annotations
+
+import torch
+from lm_eval.api.registry import register_model
+
+from starquant.evaluation.lm import DiffusionLM
+from starquant.models import load_model, load_tokenizer
+from starquant.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
+from starquant.testbed.shipped import weights_folder
+
+
+@register_model("starquant")
+class StarquantLM(DiffusionLM):
+    """`DiffusionLM` from the arguments of a command line.
+
+    Args:
+        path: hub id or folder; "tiny" for the embedded model.
+        mc_num: Monte-Carlo draws of likelihood tasks.
+        cfg_scale: classifier-free guidance.
+        gen_length: tokens of a generated answer.
+        steps: denoising steps; by default one a token.
+        block_length: LLaDA's block; by default the whole answer.
+        temperature: of sampling.
+        alg: Dream's rule for committing tokens.
+    """
+
+    def __init__(
+        self,
+        path: str = "tiny",
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 32,
+        mc_num: int = 128,
+        cfg_scale: float = 0.0,
+        gen_length: int = 256,
+        steps: int | None = None,
+        block_length: int | None = None,
+        temperature: float = 0.0,
+        alg: str = "entropy",
+        seed: int = 0,
+        **_: object,
+    ) -> None:
+        folder = str(weights_folder(0)) if path == "tiny" else path
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = "cpu"  # lm-eval asks for cuda:0 unless told otherwise
+        model = load_model(folder, dtype=dtype, device=device)
+        size = 32 if batch_size == "auto" else int(batch_size)
+        super().__init__(model, load_tokenizer(folder), batch_size=size, seed=seed)
+        self._likelihood = TaskProtocol(mc_num=int(mc_num), cfg_scale=float(cfg_scale))
+        steps, block_length = steps or gen_length, block_length or gen_length
+        common = {"steps": steps, "temperature": float(temperature)}
+        if model.likelihood_noise == "dream":
+            settings = {"name": "dream", "max_new_tokens": gen_length, "alg": alg, **common}
+            sampler: LLaDASamplerSpec | DreamSamplerSpec = DreamSamplerSpec.model_validate(settings)
+        else:
+            settings = {"gen_length": gen_length, "block_length": block_length, "cfg_scale": float(cfg_scale), **common}
+            sampler = LLaDASamplerSpec.model_validate({"name": "llada", **settings})
+        self._generation = TaskProtocol(sampler=sampler)
+
+    def _protocol(self, needs: str) -> TaskProtocol:
+        return self._likelihood if needs == "mc_num" else self._generation

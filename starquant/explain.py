@@ -1,0 +1,43 @@
+"""Pydantic's problems as one line each: dotted path, what was got, what is allowed, the nearest name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from starquant.errors import nearest
+
+
+def explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'."""
+    location = [part for part in problem["loc"] if part not in ("llada", "dream")]
+    path = ".".join(map(str, location))
+    kind, message, got = problem["type"], problem["msg"], problem.get("input")
+    if kind == "extra_forbidden":
+        names = _fields_at(root, location[:-1])
+        hint = f"; allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}" if names else ""
+        return f"{path}: unknown key{hint}"
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return (
+            text if not path or text.startswith((path, "tasks.names", "calibration:", "method:")) else f"{path}: {text}"
+        )
+    if kind == "literal_error":
+        allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{path}: got {got!r}, allowed: {allowed}.{nearest(str(got), allowed.split(', '))}"
+    allowed = message[0].lower() + message[1:]
+    return f"{path}: got {got!r}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
+
+
+def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
+    here: Any = root
+    for part in location:
+        fields = getattr(here, "model_fields", {})
+        if part not in fields:
+            return []
+        here = fields[part].annotation
+    return list(getattr(here, "model_fields", {}))
