@@ -56,11 +56,12 @@ class LLaDANoise:
         """Spread the counts evenly over 1..T from one random start, whatever the batch size.
 
         The official code stratifies within a batch, so that its scores depend on the batch size; here all
-        `mc_num` draws of a request form one stratified set.
+        `mc_num` draws of a request form one stratified set. It also starts at a whole number and rounds halves
+        to even, which favours even counts; a real-valued start makes every count equally likely.
         """
-        start = torch.randint(1, length + 1, (), generator=generator)
+        start = torch.rand((), generator=generator, dtype=torch.float64) * length
         spread = torch.arange(mc_num, dtype=torch.float64) * (length / mc_num)
-        count_R = (torch.round(start + spread).long() - 1) % length + 1
+        count_R = torch.floor(start + spread).long() % length + 1
         rank_RT = torch.rand(mc_num, length, generator=generator).argsort(1).argsort(1)
         return MaskPatterns(rank_RT < count_R[:, None], length / count_R.double() / mc_num)
 

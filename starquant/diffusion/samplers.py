@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.sampling import sample_dream, sample_gumbel, top_ranked
+from starquant.diffusion.sampling import rowwise_uniform, sample_dream, sample_tokens, top_ranked
 from starquant.errors import ConfigError, nearest
 
 OnStep = Callable[[int, Tensor], None]
@@ -47,7 +47,7 @@ class LLaDASampler:
         steps: denoising steps over the whole answer, shared equally by the blocks.
         gen_length: tokens of the answer.
         block_length: tokens of a block; blocks are filled from left to right.
-        temperature: of the Gumbel noise; 0 is greedy.
+        temperature: of the sampled tokens; 0 is greedy.
         cfg_scale: classifier-free guidance.
         remasking: "low_confidence" commits the surest tokens, "random" any.
         logits_eos_inf: never predict EOS (official option for code).
@@ -117,11 +117,11 @@ class LLaDASampler:
         eos, eot = _end_tokens(predict)
         if self.logits_eos_inf:
             logits[:, eos] = -torch.inf
-        token = sample_gumbel(logits, self.temperature, rows, state.generators)
+        token = sample_tokens(logits, self.temperature, rows, state.generators)
         if self.confidence_eos_eot_inf:
             logits[:, [t for t in (eos, eot) if t is not None]] = -torch.inf
         if self.remasking == "random":
-            confidence = _uniform(rows, columns, ids, state.generators)
+            confidence = rowwise_uniform(rows, 1, state.generators)[:, 0]
         else:
             confidence = (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)).exp()
         chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
@@ -198,22 +198,15 @@ class DreamSampler:
             logits, self.alg, self.temperature, self.top_p, self.top_k, rows, state.generators
         )
         if self.alg == "origin":
-            chosen = _uniform(rows, columns, ids, state.generators) < share
+            chosen = rowwise_uniform(rows, 1, state.generators)[:, 0] < share
         else:
             masked_B = torch.bincount(rows, minlength=len(ids))
             commit_B = (masked_B.float() * share).long()
             if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
-                noise = _uniform(rows, columns, ids, state.generators).clamp_min(1e-20)
+                noise = rowwise_uniform(rows, 1, state.generators)[:, 0].clamp_min(1e-300)
                 confidence = confidence / self.alg_temp - (-noise.log()).log()
             chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
         ids[rows[chosen], columns[chosen]] = token[chosen]
-
-
-def _uniform(rows: Tensor, columns: Tensor, ids_BL: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """One uniform draw a masked position, taken from a whole row of draws so that padding shifts nothing."""
-    width = ids_BL.shape[1]
-    draws = torch.stack([torch.rand(width, generator=g, device=g.device).flip(0) for g in generators])
-    return draws.to(ids_BL.device)[rows, columns]
 
 
 def _end_tokens(predict: MaskPredictor) -> tuple[int, int | None]:

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 
 
-def sample_gumbel(logits_NV: Tensor, temperature: float, rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Return argmax of logits plus temperature times Gumbel noise, [N]; greedy at temperature 0.
+def sample_tokens(logits_NV: Tensor, temperature: float, rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return a token for each position, [N], from softmax(logits / temperature); greedy at temperature 0.
 
-    The official code writes exp(l) / (-log u)^T in float64; this is its logarithm.
+    LLaDA's official code takes the argmax of exp(l) / (-log u)^T with one u a vocabulary entry, which has this
+    distribution (Gumbel-max); the inverse of the distribution function needs one u a position.
     """
     if temperature == 0.0:
         return logits_NV.argmax(1)
-    noise_NV = _rowwise_uniform(logits_NV, rows_N, generators).clamp_min_(1e-300)
-    return (logits_NV.double() - temperature * torch.log(-torch.log(noise_NV))).argmax(1)
+    cumulative_NV = (logits_NV / temperature).softmax(1).cumsum(1)
+    u_N1 = rowwise_uniform(rows_N, 1, generators).to(cumulative_NV.dtype) * cumulative_NV[:, -1:]
+    token_N = torch.searchsorted(cumulative_NV, u_N1, right=True)[:, 0]
+    return token_N.clamp_max(logits_NV.shape[1] - 1)
 
 
 def sample_dream(
@@ -34,14 +37,9 @@ def sample_dream(
     if top_k is not None:
         kth = logits_NV.topk(min(top_k, logits_NV.shape[1]), dim=1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < kth, -torch.inf)
+    token = sample_tokens(logits_NV, float(temperature > 0), rows_N, generators)  # the temperature is in the logits
     probs_NV = logits_NV.softmax(1)
-    if temperature > 0:
-        # argmax of p / Exp(1) samples from p, with draws that belong to each row's own generator
-        noise_NV = _rowwise_uniform(probs_NV, rows_N, generators).clamp_min_(1e-300)
-        token = (probs_NV.double() / -torch.log(noise_NV)).argmax(1)
-        confidence = probs_NV.gather(1, token[:, None])[:, 0]
-    else:
-        confidence, token = probs_NV.max(1)
+    confidence = probs_NV.gather(1, token[:, None])[:, 0]
     if alg == "topk_margin":
         top = probs_NV.topk(2, dim=1).values
         confidence = top[:, 0] - top[:, 1]
@@ -66,11 +64,14 @@ def _nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
     return logits_NV.masked_fill(torch.zeros_like(drop).scatter(1, index, drop), -torch.inf)
 
 
-def _rowwise_uniform(like_NV: Tensor, rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
+def rowwise_uniform(rows_N: Tensor, width: int, generators: list[torch.Generator]) -> Tensor:
+    """Return float64 uniforms [N, width], each row of the batch drawing from its own generator.
+
+    A row's draws depend on how many of its positions are masked, not on padding or on the rest of the batch.
+    """
     counts = torch.bincount(rows_N, minlength=len(generators)).tolist()
-    width = like_NV.shape[1]
     draws = [
         torch.rand(count, width, generator=generator, dtype=torch.float64, device=generator.device)
         for count, generator in zip(counts, generators, strict=True)
     ]
-    return torch.cat(draws).to(like_NV.device)
+    return torch.cat(draws).to(rows_N.device)
