@@ -132,7 +132,11 @@ def _require_key(config: object, dotted: str) -> None:
         names = list(map(str, here)) if isinstance(here, dict) else []
         if not isinstance(here, dict) or part not in here:
             where = ".".join(parts[: depth + 1])
-            raise ConfigError(f"{where}: unknown key; allowed: {', '.join(names) or 'nothing'}.{nearest(part, names)}")
+            allowed = ", ".join(names) or "nothing"
+            raise ConfigError(
+                f"{where}: unknown key; allowed: {allowed}.{nearest(part, names)} "
+                f"(an optional field that is not listed is added with +{dotted}=...)"
+            )
         here = here[part]
 
 

@@ -22,7 +22,7 @@ from starquant.evaluation.suites import check_consent
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
-from starquant.models.loading import check_device
+from starquant.models.loading import check_checkpoint, check_device
 from starquant.records import provenance
 from starquant.records.record import RunRecord, Timings
 from starquant.records.store import RecordStore
@@ -94,6 +94,7 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
         folder = weights_folder(spec.model.seed)
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
+    check_checkpoint(folder)
     model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})
     tasks = spec.tasks
     if tasks.data_dir is not None:

@@ -105,9 +105,7 @@ def load_model(
         raise ConfigError("give device or device_map, not both")
     torch_dtype = parse_dtype(dtype)
     target = check_device(device)
-    checkpoint = inspect(resolve_folder(path_or_id, revision))
-    family = family_of(checkpoint)
-    _check_parameters(checkpoint, family)
+    checkpoint, family = check_checkpoint(resolve_folder(path_or_id, revision))
     if device_map is None and target.type != "cpu" and find_spec("accelerate") is not None:
         device_map = {"": str(target)}  # straight to the device, without a copy in host memory
     verbosity = transformers_logging.get_verbosity()
@@ -135,6 +133,14 @@ def check_device(device: str | torch.device | None) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"runtime.device: '{device}' cannot be used here: {reason}") from None
     return target
+
+
+def check_checkpoint(folder: Path) -> tuple[Checkpoint, Family]:
+    """Judge a checkpoint without reading its weights; raises CheckpointError as `load_model` does."""
+    checkpoint = inspect(folder)
+    family = family_of(checkpoint)
+    _check_parameters(checkpoint, family)
+    return checkpoint, family
 
 
 def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:

@@ -15,9 +15,9 @@ class SqnrMeter:
 
     def update(self, x: Tensor, x_quantized: Tensor) -> None:
         """Add a tensor and its quantized version."""
-        exact = x.double()
+        exact = x.detach().double()
         self._signal += float(exact.square().sum())
-        self._noise += float((exact - x_quantized.double()).square().sum())
+        self._noise += float((exact - x_quantized.detach().double()).square().sum())
 
     def value(self) -> float | None:
         """Return decibels; None when nothing was seen or nothing was lost (the ratio is infinite)."""

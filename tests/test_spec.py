@@ -1,0 +1,180 @@
+"""The specification: every field counts or is declared inert, bad values are named, presets are what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from starquant.errors import ConfigError
+from starquant.spec import RunSpec
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+OPTIONS = {group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
+
+
+def spec(*overrides: str) -> RunSpec:
+    return RunSpec.from_config(compose(*overrides))
+
+
+@pytest.mark.parametrize("choice", [f"{g}={name}" for g, names in OPTIONS.items() for name in names])
+def test_every_option_composes_and_validates(choice: str) -> None:
+    assert len(spec(choice).digest()) == 16
+
+
+@pytest.mark.parametrize("model", OPTIONS["model"])
+def test_every_model_has_a_protocol_for_the_nine_tasks(model: str) -> None:
+    run = spec(f"model={model}", "tasks=paper")
+    assert len(run.tasks.names) == 9
+    for name in run.tasks.names:
+        generates = name in ("humaneval", "gsm8k")
+        assert (run.model.protocol[name].sampler is not None) == generates
+
+
+def test_models_bring_their_suite_and_the_command_line_wins() -> None:
+    assert spec("model=llada").tasks.name == "paper"
+    assert spec("model=tiny").tasks.name == "testbed"
+    assert spec("model=tiny", "tasks=paper").tasks.name == "paper"
+
+
+def test_bits_presets_are_what_they_are_called() -> None:
+    for name in OPTIONS["bits"]:
+        run = spec(f"bits={name}")
+        assert name == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
+
+
+# What each field is changed to, and whether that is another experiment.
+CHANGES = [
+    ("model.name", "other", True),
+    ("model.path", "some/where", True),
+    ("model.revision", "abc", True),
+    ("model.dtype", "bfloat16", True),
+    ("model.protocol.testbed_facts.mc_num", 17, True),
+    ("model.protocol.testbed_facts.cfg_scale", 0.5, True),
+    ("model.protocol.testbed_facts.num_fewshot", 1, True),
+    ("model.protocol.testbed_arithmetic.sampler.steps", 4, True),
+    ("model.protocol.gsm8k.num_fewshot", 3, False),  # a task that is not scored
+    ("model.fingerprint", "f", True),
+    ("bits.name", "other", True),
+    ("bits.weights.bits", 8, True),
+    ("bits.weights.symmetric", False, True),
+    ("bits.weights.group_size", 32, True),
+    ("bits.weights.clip_ratio", 0.9, True),
+    ("bits.activations.bits", 8, True),
+    ("bits.activations.symmetric", False, True),
+    ("bits.activations.clip_ratio", 0.9, True),
+    ("bits.attention.q", 4, True),
+    ("bits.attention.k", 4, True),
+    ("bits.attention.p", 4, True),
+    ("bits.attention.v", 4, True),
+    ("bits.embedding", 8, True),
+    ("bits.head", 8, True),
+    ("tasks.name", "other", True),
+    ("tasks.names", ["testbed_facts"], True),
+    ("tasks.limit", 3, True),
+    ("tasks.data_dir", "d", True),
+    ("tasks.data_fingerprint", "f", True),
+    ("tasks.allow_code_execution", True, False),
+    ("seed", 1, True),
+    ("tracker", {"name": "wandb"}, False),
+    ("paths.results", "elsewhere", False),
+    ("runtime.device", "cuda", False),
+    ("runtime.batch_size", 1, False),
+    ("runtime.threads", 1, False),
+    ("debug.traceback", True, False),
+    ("debug.verbose", True, False),
+    ("debug.name", "x", False),
+    ("reuse", "any", False),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "counts"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_every_field_changes_the_digest_or_is_inert(path: str, value: Any, counts: bool) -> None:
+    config = compose()
+    before = RunSpec.from_config(config).digest()
+    *parents, leaf = path.split(".")
+    here = config
+    for parent in parents:
+        here = here[parent]
+    here[leaf] = value
+    if path == "model.path":
+        config["model"]["seed"] = None
+    assert (RunSpec.from_config(config).digest() != before) == counts
+
+
+def test_the_table_above_names_every_field() -> None:
+    def leaves(value: Any, prefix: str) -> set[str]:
+        if isinstance(value, dict):
+            return {leaf for key, item in value.items() for leaf in leaves(item, f"{prefix}.{key}" if prefix else key)}
+        return {prefix}
+
+    fields = leaves(spec().model_dump(mode="json"), "")
+    named = {path for path, _, _ in CHANGES}
+    skip = ("model.protocol.", "tracker.")  # one example of each; the tracker as a whole
+    once = {"model.seed", "method.name", "calibration.name"}  # other values need other fields, or have no other value
+    assert {f for f in fields if not f.startswith(skip)} - named == once
+
+
+def test_digest_ignores_spelling_and_survives_json() -> None:
+    run = spec("+model.protocol.testbed_facts.cfg_scale=0")
+    assert run.digest() == spec("+model.protocol.testbed_facts.cfg_scale=0.0").digest()
+    assert RunSpec.from_config(json.loads(run.model_dump_json())).digest() == run.digest()
+
+
+def test_full_precision_has_one_spelling() -> None:
+    digests = {
+        spec(*o).canonical().digest() for o in (["method=none"], ["bits=w16a16"], ["bits=w16a16", "method=none"])
+    }
+    assert digests == {spec("bits=w4a4").baseline().digest()}
+    assert spec("bits=w4a4").canonical() == spec("bits=w4a4")
+
+
+def test_specifications_are_frozen() -> None:
+    run = spec()
+    with pytest.raises(Exception, match="frozen"):
+        run.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "abc"}, "seed: got 'abc', allowed: valid integer"),
+        ({"seed": -1}, "seed: got -1, allowed: greater than or equal to 0"),
+        ({"seeed": 1}, "seeed: unknown key; allowed: .* Did you mean 'seed'"),
+        ({"method": {"name": "smothquant"}}, "method: got 'smothquant', allowed: none, rtn"),
+        ({"method": {"name": "rtn", "alpha": 0.5}}, "method.alpha: unknown key"),
+        ({"method": {}}, "method needs a name"),
+        ({"calibration": {"name": "none", "samples": 3}}, "calibration.samples: unknown key"),
+    ],
+)
+def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunSpec.from_config(compose() | change)
+
+
+def test_several_problems_are_all_reported() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunSpec.from_config(compose() | {"seed": "abc", "reuse": "maybe"})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_validation_needs_neither_torch_nor_hydra() -> None:
+    code = (
+        "import json, sys; from starquant.spec import RunSpec; "
+        "RunSpec.from_config(json.loads(sys.argv[1])).canonical().digest(); "
+        "bad = {'torch', 'transformers', 'hydra', 'wandb', 'lm_eval', 'pandas', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(compose())], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
