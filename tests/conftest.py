@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores stop each other
 
 import numpy as np
 import pytest

@@ -191,10 +191,10 @@ def test_one_token_continuations_cost_one_row_each(pair, mc_num: int) -> None:
 def test_choices_of_one_token_share_a_row(pair) -> None:
     lm = make_lm(pair, TaskProtocol(mc_num=16))
     lm.predict = spy = Spy(pair[0])
-    cities = "oslo paris rome cairo lima tokyo".split()
-    together = loglikelihood(lm, [("what is the city of ada ?", f" {city}") for city in cities])
+    asked = [("what is the city of ada ?", f" {city}") for city in "oslo paris rome cairo lima tokyo".split()]
+    together = loglikelihood(lm, asked)
     assert [rows for rows, _ in spy.shapes] == [1]
-    alone = [loglikelihood(make_lm(pair, LIKELIHOOD), [("what is the city of ada ?", f" {city}")])[0] for city in cities]
+    alone = [loglikelihood(make_lm(pair, LIKELIHOOD), [request])[0] for request in asked]
     assert together == pytest.approx(alone, **SAME)
 
 

@@ -98,3 +98,16 @@ def test_loaded_model_is_in_evaluation_mode_with_the_configured_mask(name: str) 
     model = load_model(str(GOLDEN / name))
     assert not any(module.training for module in model.modules())
     assert model.mask_token_id == 500
+
+
+def test_habits_that_differ_between_the_families() -> None:
+    # Dream predicts position i from i - 1 and is evaluated with a beginning-of-text token; LLaDA does neither.
+    assert (LLaDAModelLM.logit_offset, LLaDAModelLM.prepend_bos, LLaDAModelLM.likelihood_noise) == (0, False, "llada")
+    assert (DreamModel.logit_offset, DreamModel.prepend_bos, DreamModel.likelihood_noise) == (-1, True, "dream")
+
+
+@pytest.mark.parametrize("real", [name for name in REAL if name.startswith("llada")])
+def test_end_of_turn_follows_from_the_published_vocabulary(real: str) -> None:
+    assert LLaDAConfig.from_pretrained(GOLDEN / "real_configs" / real).eot_token_id == 126348
+    assert LLaDAConfig(eos_token_id=126081, eot_token_id=5).eot_token_id == 5
+    assert LLaDAConfig.from_pretrained(GOLDEN / "llada_mha").eot_token_id is None

@@ -44,6 +44,16 @@ def test_padded_batch_equals_one_by_one(
 
 
 @torch.no_grad()
+def test_padding_in_the_middle_takes_no_position(family: str, golden_model: MaskedDiffusionModel) -> None:
+    row = sequences(family)[2]
+    mask = torch.tensor([[1] * 5 + [0] * 7 + [1] * (len(row) - 5)])
+    ids = torch.full_like(mask, 501)
+    ids[mask.bool()] = row
+    logits = golden_model(ids, attention_mask=mask).logits[mask.bool()]
+    torch.testing.assert_close(logits, golden_model(row[None]).logits[0], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
 def test_without_the_mask_padding_would_matter(family: str, golden_model: MaskedDiffusionModel) -> None:
     rows = sequences(family)
     ids, mask = padded(rows, "right", 501)

@@ -1,0 +1,48 @@
+"""Records as a pandas DataFrame: one row a score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from starquant.records.store import read_record
+
+COLUMNS = (
+    *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
+    *("task", "metric", "filter", "value", "stderr", "n", "task_version", "num_fewshot"),
+)
+
+
+def scores_frame(folder: Path) -> pd.DataFrame:
+    """Return every score of every record below `folder`, in the order of the file names.
+
+    Raises:
+        RecordError: a record is damaged; the message names it.
+    """
+    rows = []
+    for path in sorted(folder.rglob("*.json")):
+        record = read_record(path)
+        spec, source = record.spec, record.provenance
+        run = {
+            "model": spec["model"]["name"],
+            "bits": spec["bits"]["name"],
+            "method": spec["method"]["name"],
+            "seed": spec["seed"],
+            "limit": spec["tasks"]["limit"],
+            "digest": record.digest,
+            "git_sha": source.get("git_sha"),
+            "git_dirty": source.get("git_dirty"),
+            "device": source.get("device_name"),
+            "record": path.name,
+        }
+        rows += [run | score.model_dump(exclude={"higher_is_better"}) for score in record.scores]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def pivot(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return percentages, one row a (model, bits, method, seed) and one column a (task, metric, filter)."""
+    table = frame.assign(value=100 * frame["value"]).pivot_table(
+        index=["model", "bits", "method", "seed"], columns=["task", "metric", "filter"], values="value", sort=False
+    )
+    return table.round(2)
