@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from starquant.errors import CheckpointError
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
-_FINGERPRINT_BLOCKS, _BLOCK = 64, 4096
+_FINGERPRINT_BLOCKS, _BLOCK = 16384, 4096
+_DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Checkpoint:
         folder: the folder.
         config: the parsed config.json.
         shapes: parameter name -> shape, over all shards.
+        dtypes: the safetensors names of the stored dtypes.
         files: the safetensors files, in order.
     """
 
     folder: Path
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: frozenset[str]
     files: tuple[Path, ...]
 
 
@@ -44,7 +47,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
@@ -55,26 +60,32 @@ def inspect(folder: Path) -> Checkpoint:
     """Check a checkpoint folder and return what it holds.
 
     Raises:
-        CheckpointError: the folder, config.json, a shard or a parameter of the index is missing; the weights
-            are pickles; a safetensors file is truncated or malformed.
+        CheckpointError: the folder, config.json, a shard or a parameter of the index is missing; a shard holds
+            what the index gives to another or to none; the weights are pickles; a safetensors file is truncated
+            or malformed.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     config = read_json(folder / CONFIG)
     if (folder / INDEX).exists():
+        if (folder / WEIGHTS).exists():
+            raise CheckpointError(f"{folder}: holds both {WEIGHTS} and {INDEX}; remove the one that is not meant")
         files, owner = _from_index(folder)
     else:
         _require_safetensors(folder)
         files, owner = (folder / WEIGHTS,), None
     shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: set[str] = set()
     for file in files:
         for name, entry in read_header(file).items():
-            if owner is None or owner.get(name) == file.name:
-                shapes[name] = tuple(entry["shape"])
+            if owner is not None and owner.get(name) != file.name:
+                raise CheckpointError(f"{file}: holds {name}, which {INDEX} gives to {owner.get(name, 'no file')}")
+            shapes[name] = tuple(entry["shape"])
+            dtypes.add(entry["dtype"])
     missing = sorted(set(owner or ()) - set(shapes))
     if missing:
         raise CheckpointError(f"{folder / INDEX}: {owner[missing[0]]} does not hold {_some(missing)}")  # type: ignore[index]
-    return Checkpoint(folder, config, shapes, files)
+    return Checkpoint(folder, config, shapes, frozenset(dtypes), files)
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -93,18 +104,22 @@ def _from_index(folder: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
     owner = read_json(folder / INDEX).get("weight_map")
     if not isinstance(owner, dict) or not owner:
         raise CheckpointError(f"{folder / INDEX}: 'weight_map' is missing or empty")
+    if not all(isinstance(name, str) for name in owner.values()):
+        raise CheckpointError(f"{folder / INDEX}: 'weight_map' must give a file name to every parameter")
     names = sorted(set(owner.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{folder / INDEX}: '{name}' is not the name of a safetensors file in this folder")
-    absent = [name for name in names if not (folder / name).exists()]
+    absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise CheckpointError(f"{folder}: {len(absent)} of {len(names)} shards are missing: {_some(absent)}")
     return tuple(folder / name for name in names), owner
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Read the header of a safetensors file and check that the file is as long as it says."""
+    """Read the header of a safetensors file and check that it is sound and the file as long as it says."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: not a file")
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -112,17 +127,29 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             raise CheckpointError(f"{file}: truncated or not a safetensors file ({size} bytes)")
         try:
             header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise CheckpointError(f"{file}: not a safetensors file (its header is not JSON)") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: not a safetensors file (its header is not an object)")
     header.pop("__metadata__", None)
-    try:
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (KeyError, TypeError, IndexError, AttributeError):
-        raise CheckpointError(f"{file}: not a safetensors file (its header lacks shapes or offsets)") from None
+    expected = 8 + length + max((_check_entry(file, *item) for item in header.items()), default=0)
     if size != expected:
         what = "truncated" if size < expected else "damaged"
         raise CheckpointError(f"{file}: {what}: its header announces {expected} bytes, the file has {size}")
     return header
+
+
+def _check_entry(file: Path, name: str, entry: Any) -> int:
+    """Return where a tensor's data end; raises CheckpointError when dtype, shape and offsets do not agree."""
+    try:
+        begin, end = entry["data_offsets"]
+        count = math.prod(entry["shape"])
+        sound = 0 <= begin <= end and end - begin == count * _DTYPE_BYTES[entry["dtype"]]
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{file}: damaged header: dtype, shape and offsets of {name} do not agree")
+    return int(end)
 
 
 def expect_parameters(
@@ -146,9 +173,10 @@ def expect_parameters(
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a short digest of a checkpoint's content: config, headers, sizes and sampled blocks of each file.
+    """Return a short digest of a checkpoint's content: config, and each file's size and bytes.
 
-    Sampling (64 blocks of 4 KiB a file) keeps it under a second for 16 GB; any retraining changes every block.
+    Files beyond 64 MiB are sampled at 16,384 evenly spaced blocks of 4 KiB, header included, which takes a second
+    or two at 16 GB: any retraining or requantization changes it, an edit of a few kilobytes may not.
     """
     checkpoint = inspect(folder)
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
@@ -156,8 +184,11 @@ def fingerprint(folder: Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
+            if size <= _FINGERPRINT_BLOCKS * _BLOCK:
+                digest.update(stream.read())
+                continue
             for index in range(_FINGERPRINT_BLOCKS):
-                stream.seek(index * max(size - _BLOCK, 0) // (_FINGERPRINT_BLOCKS - 1), os.SEEK_SET)
+                stream.seek(index * (size - _BLOCK) // (_FINGERPRINT_BLOCKS - 1))
                 digest.update(stream.read(_BLOCK))
     return digest.hexdigest()[:16]
 

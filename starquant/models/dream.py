@@ -48,7 +48,7 @@ class DreamConfig(PreTrainedConfig):
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range, self.rms_norm_eps = initializer_range, rms_norm_eps
-        self.rope_theta = rope_theta
+        self.rope_theta = rope_theta = _rope_theta(rope_theta, kwargs.pop("rope_parameters", None))
         self.mask_token_id = mask_token_id
         self.use_sliding_window = use_sliding_window
         if hidden_act != "silu":
@@ -73,6 +73,15 @@ class DreamConfig(PreTrainedConfig):
     def context_length(self) -> int:
         """Longest sequence in tokens."""
         return self.max_position_embeddings
+
+
+def _rope_theta(rope_theta: float, parameters: object) -> float:
+    """Return the base of the rotary embedding, from either spelling (`rope_parameters` is transformers 5's)."""
+    if parameters is None:
+        return rope_theta
+    if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+        raise ValueError(f"Dream config: rope_parameters={parameters!r} is not supported; allowed: rope_type 'default'")
+    return float(parameters.get("rope_theta", rope_theta))
 
 
 class DreamAttention(nn.Module):

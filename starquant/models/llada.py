@@ -22,12 +22,14 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "alibi": (False, None),
     "attention_layer_norm": (False, None),
     "block_type": ("llama",),
+    "clip_qkv": (None,),
     "include_bias": (False, None),
     "include_qkv_bias": (False, None),
     "input_emb_norm": (False, None),
     "layer_norm_type": ("rms",),
     "layer_norm_with_affine": (True,),
     "rope": (True,),
+    "rope_scaling": (None,),
     "scale_logits": (False, None),
 }
 
@@ -96,6 +98,11 @@ class LLaDAConfig(PreTrainedConfig):
             value = extra.get(key, getattr(self, key, allowed[0]))
             if value not in allowed:
                 raise ValueError(f"LLaDA config: {key}={value!r} is not supported; allowed: {allowed[0]!r}")
+        _expect_positive(self, "d_model", "n_heads", "n_layers", "vocab_size", "rope_theta", "rms_norm_eps")
+        if self.n_kv_heads is not None:
+            _expect_positive(self, "n_kv_heads")
+            if self.multi_query_attention and self.n_kv_heads != 1:
+                raise ValueError(f"LLaDA config: multi_query_attention=true contradicts n_kv_heads={self.n_kv_heads}")
         if self.d_model % self.n_heads:
             raise ValueError(f"LLaDA config: d_model={self.d_model} is not divisible by n_heads={self.n_heads}")
         if self.n_heads % self.kv_heads:
@@ -122,6 +129,13 @@ class LLaDAConfig(PreTrainedConfig):
     def context_length(self) -> int:
         """Longest sequence in tokens."""
         return self.max_sequence_length
+
+
+def _expect_positive(config: LLaDAConfig, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"LLaDA config: {key}={value!r} is not a positive number")
 
 
 class LLaDABlock(nn.Module):

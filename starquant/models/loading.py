@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
@@ -27,6 +28,8 @@ def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
         CheckpointError: neither a folder nor a hub id that can be fetched.
     """
     folder = Path(path_or_id).expanduser()
+    if not str(path_or_id):
+        raise CheckpointError("model.path: got an empty path, allowed: a checkpoint folder or a hub id")
     if folder.is_dir():
         return folder
     name = str(path_or_id)
@@ -54,20 +57,18 @@ def _download(name: str, revision: str | None) -> Path:
 def family_of(checkpoint: Checkpoint) -> Family:
     """Return the family a checkpoint's config.json names; raises CheckpointError for any other architecture."""
     model_type = checkpoint.config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r}; allowed: {', '.join(FAMILIES)}."
-            + nearest(str(model_type), FAMILIES)
+            f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r}; allowed: {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
 
 
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """Return a torch dtype, or "auto" (as stored) for None; raises ConfigError for an unknown name."""
-    if dtype is None:
-        return "auto"
-    if isinstance(dtype, torch.dtype):
-        return dtype
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a torch dtype, None for None (as stored); raises ConfigError for an unknown one."""
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ConfigError(f"model.dtype: got '{dtype}', allowed: {', '.join(DTYPES)}.{nearest(dtype, DTYPES)}")
     return DTYPES[dtype]
@@ -105,6 +106,8 @@ def load_model(
         raise ConfigError("give device or device_map, not both")
     torch_dtype = parse_dtype(dtype)
     target = check_device(device)
+    if device_map is not None and find_spec("accelerate") is None:
+        raise ConfigError("device_map: needs the package accelerate (pip install 'starquant[gpu]')")
     checkpoint, family = check_checkpoint(resolve_folder(path_or_id, revision))
     if device_map is None and target.type != "cpu" and find_spec("accelerate") is not None:
         device_map = {"": str(target)}  # straight to the device, without a copy in host memory
@@ -113,20 +116,53 @@ def load_model(
     transformers_logging.disable_progress_bar()
     try:
         model = family.model.from_pretrained(
-            checkpoint.folder, dtype=torch_dtype, device_map=device_map, use_safetensors=True, local_files_only=True
+            checkpoint.folder,
+            dtype=torch_dtype or _stored_dtype(checkpoint),
+            device_map=device_map,
+            use_safetensors=True,
+            local_files_only=True,
         )
+    except (ValueError, AssertionError, RuntimeError) as error:
+        if device_map is None:
+            raise
+        raise ConfigError(f"device_map: got {device_map!r}, which cannot be used here: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if device_map is None:
         model = model.to(target)
+    _check_tie(model, checkpoint)
     return model.eval()
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | str:
+    """The one dtype all tensors are stored in, whatever config.json says; "auto" if they differ."""
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    (only, *others) = checkpoint.dtypes
+    return "auto" if others else names.get(only, "auto")
+
+
+def _check_tie(model: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
+    """A tied head that is stored as well must be the embedding; it then shares its memory."""
+    trunk = model.trunk()
+    if not getattr(model.config, "tie_word_embeddings", False) or trunk.head is None:
+        return
+    head, embedding = trunk.head.weight, trunk.embedding.weight
+    if head is embedding:
+        return
+    if not torch.equal(head, embedding):
+        raise CheckpointError(
+            f"{checkpoint.folder}: config.json ties the head to the embedding, but lm_head.weight is stored and differs"
+        )
+    trunk.head.weight = trunk.embedding.weight
 
 
 def check_device(device: str | torch.device | None) -> torch.device:
     """Return the device; raises ConfigError when it is unknown or not available here."""
     try:
         target = torch.device(device if device is not None else "cpu")
+        if target.type == "meta":
+            raise RuntimeError("a model on it has no weights")
         if target.type != "cpu":
             torch.empty(1, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -148,10 +184,13 @@ def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:
     keys = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
     try:
         config = family.config(**keys)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{config_path}: {error}") from None
-    with torch.device("meta"):
-        skeleton = family.model(config)
+        with torch.device("meta"):
+            skeleton = family.model(config)
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{config_path}: not a usable configuration: {error}") from None
+    rows, mask_id = skeleton.trunk().embedding.num_embeddings, config.mask_token_id
+    if not isinstance(mask_id, int) or not 0 <= mask_id < rows:
+        raise CheckpointError(f"{config_path}: mask_token_id is {mask_id!r}; allowed: 0 to {rows - 1}")
     tied = frozenset({"lm_head.weight"}) if getattr(config, "tie_word_embeddings", False) else frozenset()
     expect_parameters(checkpoint, parameter_shapes(skeleton), optional=tied)
 
@@ -163,22 +202,38 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     `merges.txt`): the same BPE is built here, with the special tokens its config lists.
 
     Raises:
-        CheckpointError: the folder has neither.
+        CheckpointError: the folder has neither, a file is malformed, or a listed token gets another id.
     """
     folder = resolve_folder(path_or_id, revision)
     config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     has_bpe = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    if has_bpe and config.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None):
-        return _bpe_tokenizer(folder)
-    if (folder / "tokenizer.json").exists():
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
+    is_bpe = config.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None)
+    if has_bpe and is_bpe:
+        tokenizer = _from_folder(Qwen2Tokenizer, folder)
+    elif (folder / "tokenizer.json").exists():
+        tokenizer = _from_folder(PreTrainedTokenizerFast, folder)
+    else:
+        raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
+    _check_listed_ids(folder, config, tokenizer)
+    return tokenizer
 
 
-def _bpe_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _from_folder(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would remark that the class name differs
     try:
-        return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on malformed files
+        raise CheckpointError(f"{folder}: its tokenizer files cannot be read: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def _check_listed_ids(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    listed = config.get("added_tokens_decoder")
+    for number, token in (listed if isinstance(listed, dict) else {}).items():
+        got = tokenizer.convert_tokens_to_ids(token["content"])
+        if got != int(number):
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: token '{token['content']}' is listed with id {number}, gets {got}"
+            )
