@@ -73,7 +73,8 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
     """
     check_consent(spec.tasks)
     check_device(spec.runtime.device)
-    _set_threads(spec)
+    if spec.runtime.threads is not None:
+        torch.set_num_threads(spec.runtime.threads)
     spec, folder = pin(spec.canonical())
     store, tracker = RecordStore(Path(spec.paths.results)), make_tracker(spec)
     loaded = _Loaded(folder, spec)
@@ -142,14 +143,6 @@ def _run(
         provenance=provenance.collect(spec.runtime.device, _device_name(spec.runtime.device)),
     )
     return record, done.items
-
-
-def _set_threads(spec: RunSpec) -> None:
-    threads = spec.runtime.threads
-    if threads is None and spec.model.path is None:
-        threads = 1  # the embedded model gains nothing from a second, and loses much where cores are shared
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -69,8 +69,13 @@ def evaluate(
 
 def parse_scores(results: Any, requested: str) -> list[Score]:
     """Return one Score for each (task, metric, filter), the requested task or group first."""
-    sizes = {task: int(n["effective"]) for task, n in results["n-samples"].items()}
-    sizes.setdefault(requested, sum(sizes.values()))
+    leaves = {task: int(n["effective"]) for task, n in results["n-samples"].items()}
+    members = results.get("group_subtasks", {})
+
+    def size(task: str) -> int:
+        """Items of a task; of a group, those of all its members."""
+        return leaves[task] if task in leaves else sum(size(member) for member in members.get(task, leaves))
+
     scores = []
     for task, row in sorted(results["results"].items(), key=lambda pair: (pair[0] != requested, pair[0])):
         for key, value in row.items():
@@ -85,7 +90,7 @@ def parse_scores(results: Any, requested: str) -> list[Score]:
                     filter=filter_name,
                     value=float(value),
                     stderr=float(stderr) if isinstance(stderr, int | float) else None,
-                    n=sizes.get(task, 0),
+                    n=size(task),
                     higher_is_better=results["higher_is_better"].get(task, {}).get(metric),
                     task_version=_text(results["versions"].get(task)),
                     num_fewshot=_fewshot(results, task),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -139,8 +140,10 @@ def _checked_lines(path: Path, fields: tuple[str, ...]) -> Iterator[bytes]:
                 yield line
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip file ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if count == 0:
         raise DataError(f"{path}: holds no items")
 
@@ -148,7 +151,7 @@ def _checked_lines(path: Path, fields: tuple[str, ...]) -> Iterator[bytes]:
 def _check_line(path: Path, number: int, line: bytes, fields: tuple[str, ...]) -> None:
     try:
         item = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
     if not isinstance(item, dict):
         raise DataError(f"{path}, line {number}: expected a JSON object, got {type(item).__name__}")

@@ -1,7 +1,7 @@
 """Run a model-written program in a separate process with limits on time, memory and files.
 
-This contains accidents, not attackers: the program may still read files and open sockets. Run untrusted
-checkpoints inside a container.
+This contains accidents, not attackers: the program may still read files, open sockets, and leave its process group
+to live on. Run untrusted checkpoints inside a container.
 """
 
 from __future__ import annotations
@@ -52,35 +52,36 @@ def run_program(source: str, limits: Limits | None = None) -> Outcome:
     limits = limits or Limits()
     token = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="starquant-sandbox-") as folder:
-        program = Path(folder) / "program.py"
+        program, finished, errors, own = (Path(folder) / n for n in ("program.py", "finished", "errors", "own"))
+        own.mkdir()
         program.write_text(source, encoding="utf-8", errors="replace")
         numbers = (int(limits.seconds) + 1, limits.memory_mb, limits.file_mb, limits.open_files)
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(_RUNNER), str(program), *map(str, numbers)],
-            cwd=folder,
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with errors.open("wb") as stream:  # a file, unlike a pipe, is bounded by the limit on file size
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-B", str(_RUNNER), str(program), str(finished), *map(str, numbers)],
+                cwd=own,
+                env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=stream,
+                start_new_session=True,
+            )
         try:
-            output, _ = process.communicate(token.encode() + b"\n", timeout=limits.seconds)
+            process.communicate(token.encode() + b"\n", timeout=limits.seconds)
         except subprocess.TimeoutExpired:
             return Outcome(False, "timed out")
         finally:
             _kill_group(process)
-    lines = output.decode(errors="replace").splitlines()
-    if lines and lines[-1] == token and process.returncode == 0:
-        return Outcome(True, "passed")
-    return Outcome(False, lines[-1][:200] if lines else f"ended early with code {process.returncode}")
+        if process.returncode == 0 and finished.is_file() and finished.read_text(errors="replace") == token:
+            return Outcome(True, "passed")
+        lines = errors.read_text(errors="replace")[-2000:].split("\n") if errors.is_file() else []
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    return Outcome(False, said[:200] or f"ended early with code {process.returncode}")
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    if process.stdout is not None:
-        process.stdout.close()
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()

@@ -1,4 +1,4 @@
-"""The inside of the sandbox: limit this process, run the program, then repeat the token from standard input.
+"""The inside of the sandbox: limit this process, run the program, then write the token from standard input.
 
 Started as a script in an isolated interpreter; imports nothing of starquant.
 """
@@ -9,15 +9,12 @@ import sys
 
 
 def main() -> None:
-    """Arguments: program file, CPU seconds, address space in MB, file size in MB, open files."""
-    path = sys.argv[1]
-    seconds, memory_mb, file_mb, files = map(int, sys.argv[2:])
+    """Arguments: program file, file for the token, CPU seconds, address space in MB, file size in MB, open files."""
+    path, finished = sys.argv[1:3]
+    seconds, memory_mb, file_mb, files = map(int, sys.argv[3:])
     token = sys.stdin.readline().strip()
     with open(path, encoding="utf-8") as stream:
         source = stream.read()
-    real_stdout = os.dup(1)
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)  # what the program prints is nobody's business
     for kind, value in (
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory_mb << 20),
@@ -27,7 +24,8 @@ def main() -> None:
     ):
         resource.setrlimit(kind, (value, value))
     exec(compile(source, "program", "exec"), {"__name__": "__main__"})  # the purpose of this process
-    os.write(real_stdout, f"{token}\n".encode())
+    with open(finished, "w", encoding="utf-8") as stream:
+        stream.write(token)
     os._exit(0)
 
 

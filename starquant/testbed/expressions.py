@@ -59,7 +59,7 @@ class _Parser:
     def atom(self) -> int:
         token = self._take()
         if token == "x":
-            return self.x
+            return _bounded(self.x)
         if token == "(":
             value = self.sum()
             if self._take() != ")":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 from starquant.testbed.expressions import ExpressionError, evaluate
 from starquant.testbed.items import Item, Split, split_of
@@ -22,8 +23,9 @@ def _all_programs() -> tuple[str, ...]:
     return tuple(p for p in programs if len(_domain(p)) >= SHOWN + 1)
 
 
-def _domain(program: str) -> list[int]:
-    return [x for x in INPUTS if 0 <= evaluate(program, x) <= LARGEST]
+@cache
+def _domain(program: str) -> tuple[int, ...]:
+    return tuple(x for x in INPUTS if 0 <= evaluate(program, x) <= LARGEST)
 
 
 PROGRAMS = _all_programs()
@@ -46,6 +48,6 @@ def random_task(rng: random.Random, split: Split) -> Item:
 def solves(program: str, pairs: list[tuple[int, int]]) -> bool:
     """Whether a program of the language gives every output; text that is no program solves nothing."""
     try:
-        return all(evaluate(program, x) == y for x, y in pairs)
+        return bool(pairs) and all(evaluate(program, x) == y for x, y in pairs)
     except ExpressionError:
         return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from starquant.errors import CheckpointError
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.testbed import arithmetic, programs, world
 from starquant.testbed.items import Item, Split, rng_for
@@ -98,23 +100,28 @@ def _draw(kinds: tuple[tuple[Drawer, int], ...], rng: random.Random) -> list[Ite
     return [draw(rng, Split.TRAIN) for draw, count in kinds for _ in range(count)]
 
 
-def _save_state(path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save_state(
+    path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimizer, run: dict[str, str], step: int
+) -> None:
     state = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
         state |= {f"p/{name}": parameter.data, f"m/{name}": moments["exp_avg"], f"v/{name}": moments["exp_avg_sq"]}
     part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in state.items()}, part, metadata={"step": str(step)})
+    save_file({k: v.contiguous() for k, v in state.items()}, part, metadata=run | {"step": str(step)})
     part.replace(path)
 
 
-def _load_state(path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimizer) -> int:
+def _load_state(path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimizer, run: dict[str, str]) -> int:
     from safetensors import safe_open
 
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        saved = file.metadata()
+    step = int(saved.pop("step"))
+    if saved != run:
+        raise CheckpointError(f"{path}: is of another training, {saved}; this one is {run}. Use another --out")
     state = load_file(path)
     for name, parameter in model.named_parameters():
         parameter.data.copy_(state[f"p/{name}"])
@@ -136,7 +143,8 @@ def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu") -> LLaD
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     out.mkdir(parents=True, exist_ok=True)
     state = out / "training_state.safetensors"
-    start, began = _load_state(state, model, optimizer), time.perf_counter()
+    run = {"seed": str(seed), "steps": str(steps)}
+    start, began = _load_state(state, model, optimizer, run), time.perf_counter()
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=f"train tiny seed {seed}", mininterval=5)
     for step in bar:
         rng = rng_for("train", seed, step)
@@ -152,9 +160,10 @@ def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu") -> LLaD
         optimizer.step()
         if (step + 1) % SAVE_EVERY == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
-            _save_state(state, model, optimizer, step + 1)
+            _save_state(state, model, optimizer, run, step + 1)
     model.eval().save_pretrained(out)
     build_tokenizer().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
     card = {
         "seed": seed,
         "steps": steps,
@@ -178,7 +187,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    train(args.out, args.seed, args.steps, args.device)
+    try:
+        train(args.out, args.seed, args.steps, args.device)
+    except CheckpointError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -105,8 +106,8 @@ def test_limits_lie_where_they_are_set(limits: Limits, small: str, large: str) -
 
 def test_the_folder_is_the_programs_own_and_removed(folders: Path) -> None:
     source = (
-        f"import os\nassert os.path.dirname(os.getcwd()) == {str(folders)!r}\n"
-        "assert os.listdir() == ['program.py']\n"
+        f"import os\nassert os.path.dirname(os.path.dirname(os.getcwd())) == {str(folders)!r}\n"
+        "assert os.listdir() == []\n"
         "os.makedirs('a/b')\nopen('a/b/left', 'w').write('x')"
     )
     assert run_program(source).passed
@@ -132,7 +133,7 @@ def test_a_forked_child_does_not_outlive_the_program(tmp_path: Path) -> None:
         f"import fcntl, os, time\nheld = open({str(lock)!r}, 'w')\nfcntl.flock(held, fcntl.LOCK_EX)\n"
         "if os.fork() == 0:\n    time.sleep(300)\n    os._exit(0)\n"
     )
-    assert not run_program(source, QUICK).passed  # its output never ended
+    run_program(source, QUICK)
     assert _is_free(lock)
 
 
@@ -163,3 +164,15 @@ def _is_free(lock: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def test_endless_error_output_is_bounded() -> None:
+    """What the program says is kept in a file under the file limit, never collected in memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    outcome = run_program("import sys\nwhile True: sys.stderr.write('x' * 10**6)", Limits(seconds=3))
+    assert not outcome.passed
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+def test_error_output_without_a_newline_does_not_hide_success() -> None:
+    assert run_program("import sys\nprint('done', end='', file=sys.stderr, flush=True)").passed

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from starquant.errors import CheckpointError
 from starquant.models import load_model, load_tokenizer
+from starquant.models.llada import LLaDAModelLM
 from starquant.testbed import arithmetic, programs, train, world
 from starquant.testbed.items import Item, Split, rng_for
 from starquant.testbed.tokenizer import vocabulary
@@ -245,3 +247,16 @@ def test_training_draws_training_items() -> None:
     assert asked == [Split.TRAIN] * 5
     drawers = [draw for draw, _ in train.SHORT + train.LONG]
     assert drawers == [world.random_fact, world.random_profile, arithmetic.random_problem, programs.random_task]
+
+
+def test_another_training_is_not_resumed(tmp_path: Path) -> None:
+    """A state of another seed or length would silently become this one's weights."""
+    model = LLaDAModelLM(train.tiny_config())
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    train._save_state(tmp_path / "training_state.safetensors", model, optimizer, {"seed": "3", "steps": "4"}, 2)
+    for seed, steps in ((4, 4), (3, 6)):
+        with pytest.raises(CheckpointError, match="another training"):
+            train.train(tmp_path, seed=seed, steps=steps)
