@@ -50,7 +50,7 @@ def evaluate(
     items: dict[str, list[dict[str, Any]]] = {}
     with _quiet(verbose), task_manager(tasks) as manager:
         for name in tasks.names:
-            lm.protocol = model.protocol[name]
+            lm.task, lm.protocol = name, model.protocol[name]
             lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl")
             results = lm_eval.simple_evaluate(
                 model=lm,

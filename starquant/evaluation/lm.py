@@ -38,7 +38,7 @@ class DiffusionLM(LM):
         seed: of Monte-Carlo draws and sampling, combined with each request's tokens.
         progress: show progress bars.
 
-    `protocol` and `responses` are set for each task before it is run.
+    `protocol`, `responses` and `task` (shown in progress bars) are set for each task before it is run.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class DiffusionLM(LM):
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
         self.responses = ResponseLog(None)
+        self.task = ""
         self.predict = MaskPredictor(model)
         self._device = model.device
 
@@ -144,7 +145,8 @@ class DiffusionLM(LM):
     def _bar(self, keys: Sequence[str], todo: Sequence[int], disable: bool) -> tqdm[Any]:
         distinct = len(set(keys))
         hide = disable or not self.progress
-        return tqdm(total=distinct, initial=distinct - len(todo), unit="request", disable=hide, leave=False)
+        initial = distinct - len(todo)
+        return tqdm(total=distinct, initial=initial, desc=self.task, unit="request", disable=hide, leave=False)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
