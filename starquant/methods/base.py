@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
@@ -38,7 +39,7 @@ class Fitted:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Method(Generic[OptionsT]):
+class Method(ABC, Generic[OptionsT]):
     """A quantization method with its options."""
 
     card: ClassVar[Card]
@@ -47,12 +48,12 @@ class Method(Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    @abstractmethod
     def fit(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Fitted:
         """Learn what `apply` needs; must not change the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(
         self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
     ) -> list[ManifestEntry]:
         """Quantize the model in place and return the manifest: every linear and operand, or why it was left."""
-        raise NotImplementedError
