@@ -77,6 +77,7 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
         torch.set_num_threads(spec.runtime.threads)
     spec, folder = pin(spec.canonical())
     store, tracker = RecordStore(Path(spec.paths.results)), make_tracker(spec)
+    store.prepare()
     loaded = _Loaded(folder, spec)
     baseline = _record(spec.baseline(), store, loaded, tracker, progress)
     record = baseline if spec.is_baseline else _record(spec, store, loaded, tracker, progress)

@@ -193,6 +193,9 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
+        repeated = sorted({name for name in self.tasks.names if self.tasks.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"tasks.names: {', '.join(repeated)} is named more than once")
         missing = [name for name in self.tasks.names if name not in self.model.protocol]
         if missing:
             raise ValueError(

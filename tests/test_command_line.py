@@ -131,6 +131,16 @@ def test_unavailable_device_and_unshipped_seed(tmp_path: Path) -> None:
     assert "model.seed: got 99, allowed: 0" in refused(tmp_path, "model.seed=99")
 
 
+def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    done = run(f"paths.results={file}")
+    assert done.returncode == 1
+    assert f"error: paths.results: {file}: cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert file.read_text() == "mine"
+
+
 def test_one_bad_cell_does_not_stop_a_sweep(tmp_path: Path) -> None:
     cells = ("-m", "bits.weights.group_size=100,32")
     done = run(*cells, "tasks.names=[testbed_facts]", "tasks.limit=8", f"paths.results={tmp_path}")

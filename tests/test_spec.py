@@ -155,6 +155,11 @@ def test_specifications_are_frozen() -> None:
         ({"method": {"name": "smothquant"}}, "method: got 'smothquant', allowed: none, rtn"),
         ({"method": {"name": "rtn", "alpha": 0.5}}, "method.alpha: unknown key"),
         ({"method": {}}, "method needs a name"),
+        (
+            {"tasks": {"name": "x", "names": ["testbed_facts"] * 2}},
+            "testbed_facts is named more than once",
+        ),
+        ({"tasks": {"name": "x", "names": []}}, "tasks.names: got"),
         ({"calibration": {"name": "none", "samples": 3}}, "calibration.samples: unknown key"),
     ],
 )

@@ -6,25 +6,35 @@ import hashlib
 import json
 from pathlib import Path
 
+from starquant.errors import RecordError
+
 
 class ResponseLog:
     """A request-to-answer map, appended to a JSONL file answer by answer.
 
     Args:
-        path: the file; None keeps answers in memory only. A torn last line (the run was killed while writing)
-            is dropped.
+        path: the file; None keeps answers in memory only. What follows the first line that is not whole (the
+            run was killed while writing) is dropped.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._answers: dict[str, float | str] = {}
         if path is not None and path.exists():
-            whole = path.read_bytes()
-            whole = whole[: whole.rfind(b"\n") + 1]
-            for line in whole.splitlines():
-                entry = json.loads(line)
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        content, sound = path.read_bytes(), 0
+        for line in content.splitlines(keepends=True):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
                 self._answers[entry["key"]] = entry["answer"]
-            path.write_bytes(whole)
+            except (ValueError, TypeError, KeyError):
+                break
+            sound += len(line)
+        if sound < len(content):
+            with path.open("r+b") as stream:
+                stream.truncate(sound)
 
     @staticmethod
     def key(kind: str, arguments: object) -> str:
@@ -38,9 +48,13 @@ class ResponseLog:
         return self._answers[key]
 
     def add(self, key: str, answer: float | str) -> None:
-        """Keep an answer, on disk at once."""
+        """Keep an answer, on disk at once; raises RecordError when the disk does not take it."""
         self._answers[key] = answer
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"key": key, "answer": answer}) + "\n")
+        except OSError as error:
+            raise RecordError(f"{self._path}: cannot be written: {error.strerror}") from error

@@ -36,6 +36,19 @@ class RecordStore:
         """Return the folder for answers of a run that has not ended."""
         return self.results / "unfinished" / digest
 
+    def prepare(self) -> None:
+        """Make the folders, so that a run which cannot be recorded does not start.
+
+        Raises:
+            RecordError: the results folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise RecordError(f"paths.results: {self.results}: cannot be written: {error.strerror}") from error
+
     def path(self, spec: RunSpec) -> Path:
         """Return where a run's record is, or will be."""
         return self.folder / f"{self.name(spec)}.json"
