@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from starquant.errors import ConfigError, StarquantError, nearest
+from starquant.preflight import check_paths
 from starquant.spec import RunSpec
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -39,6 +40,7 @@ def cell(config: DictConfig) -> None:
     """Run one cell; an error of the user is kept for the end, so that a sweep goes on."""
     spec = validate(config)
     try:
+        check_paths(spec)  # before torch is imported
         from starquant.pipeline import execute
         from starquant.tables.report import render
 

@@ -28,7 +28,10 @@ def explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
         )
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-        return f"{path}: got {got!r}, allowed: {allowed}.{nearest(str(got), allowed.split(', '))}"
+        hint = nearest(got, allowed.split(", ")) if isinstance(got, str) else ""
+        return f"{path}: got {got!r}, allowed: {allowed}.{hint}"
+    if kind == "tuple_type":
+        return f"{path}: got {got!r}, allowed: a list, [{got}]"
     allowed = message[0].lower() + message[1:]
     return f"{path}: got {got!r}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
 

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from starquant.evaluation import offline
 from starquant.evaluation.harness import evaluate
 from starquant.evaluation.lm import DiffusionLM
-from starquant.evaluation.suites import check_consent
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
 from starquant.models.loading import check_checkpoint, check_device
+from starquant.preflight import check_paths
 from starquant.records import provenance
 from starquant.records.record import RunRecord, Timings
 from starquant.records.store import RecordStore
@@ -71,7 +71,7 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
     Raises:
         StarquantError: bad input, found before anything is written.
     """
-    check_consent(spec.tasks)
+    check_paths(spec)
     check_device(spec.runtime.device)
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
@@ -133,6 +133,8 @@ def _run(
     with _timed(seconds, "evaluate"):
         # Answers are keyed by code as well: those of other code are not mixed in.
         answers = store.unfinished(spec.digest()) / provenance.code_digest()
+        if answers.exists():
+            _say(f"going on from the answers of an interrupted run: {answers}")
         done = evaluate(lm, spec.model, spec.tasks, answers, spec.debug.verbose)
     record = RunRecord(
         digest=spec.digest(),

@@ -97,7 +97,10 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _path_or_seed(self) -> ModelSpec:
         if (self.path is None) == (self.seed is None):
-            raise ValueError("give either path (a checkpoint) or seed (the embedded model), the other null")
+            raise ValueError(
+                "give either path (a checkpoint) or seed (the embedded model), the other null; "
+                "for a checkpoint start from model=llada, model=llada_1_5 or model=dream"
+            )
         return self
 
 
@@ -146,7 +149,7 @@ class TrackerSpec(Spec):
 class PathsSpec(Spec):
     """Where results are written. Inert as a whole."""
 
-    results: str
+    results: Annotated[str, Field(min_length=1)]
 
 
 class RuntimeSpec(Spec):

@@ -72,6 +72,14 @@ def test_report_shows_full_precision_quantized_and_difference(finished: Result) 
     assert row.split()[:6] == ["testbed_programs", "solved", "16", *numbers]
 
 
+def test_report_tells_widths_apart_that_share_a_preset(finished: Result) -> None:
+    record = finished.record.model_copy(deep=True)
+    record.spec["bits"]["attention"]["v"] = 4
+    record.spec["bits"]["weights"]["group_size"] = 32
+    assert "w4a4 [group=32, v=4]" in render(record, finished.baseline, finished.path)
+    assert "tiny  w4a4  rtn" in render(finished.record, finished.baseline, finished.path)
+
+
 def test_a_record_is_reused_until_the_code_changes(finished: Result, monkeypatch, capsys) -> None:
     results = finished.path.parent.parent
     written = finished.path.stat().st_mtime_ns

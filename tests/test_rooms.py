@@ -21,6 +21,7 @@ def _rooms(*names: str) -> tuple[str, ...]:
 FORBIDDEN = {
     "spec.py": ("torch", "transformers", "numpy", "pandas", *_PROGRAM),
     "protocol.py": ("torch", "transformers", *_PROGRAM),
+    "preflight.py": ("torch", "transformers", *_PROGRAM),
     "registry.py": ("torch", *_PROGRAM),
     "errors.py": ("torch", "pydantic", *_PROGRAM),
     "numerics": (

@@ -14,7 +14,8 @@ import lm_eval
 
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
-from starquant.evaluation.suites import check_consent, task_manager
+from starquant.evaluation.suites import task_manager
+from starquant.preflight import check_consent
 from starquant.records.record import Score
 from starquant.spec import ModelSpec, TasksSpec
 

@@ -9,22 +9,11 @@ from pathlib import Path
 
 from lm_eval.tasks import TaskManager
 
-from starquant.errors import ConfigError, ConsentError, nearest
+from starquant.errors import ConfigError, nearest
 from starquant.evaluation import offline
 from starquant.spec import TasksSpec
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
-EXECUTES_CODE = ("humaneval",)
-
-
-def check_consent(tasks: TasksSpec) -> None:
-    """Raise ConsentError when a task runs model-written programs and the user has not agreed."""
-    risky = [name for name in tasks.names if name in EXECUTES_CODE]
-    if risky and not tasks.allow_code_execution:
-        raise ConsentError(
-            f"tasks.allow_code_execution: {', '.join(risky)} runs programs that the model writes, in a separate "
-            "process with time, memory and file limits; got false, set tasks.allow_code_execution=true to agree"
-        )
 
 
 def is_embedded(tasks: TasksSpec) -> bool:
