@@ -19,7 +19,7 @@ if not INTERACTIVE:
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -92,7 +92,7 @@ def _options(override: Override, multirun: bool) -> Iterator[str]:
     if override.is_sweep_override():
         if not multirun:
             raise ConfigError(f"{key}: got several values, {override.input_line}; add -m to run a sweep")
-        if override.is_glob_sweep() if hasattr(override, "is_glob_sweep") else "glob(" in (override.input_line or ""):
+        if isinstance(override.value(), Glob):  # Hydra expands it to names that exist
             return
         values = [str(value) for value in override.sweep_string_iterator()]
     else:

@@ -66,4 +66,6 @@ class TaskProtocol(Spec):
     def _one_kind(self) -> TaskProtocol:
         if (self.mc_num is None) == (self.sampler is None):
             raise ValueError("give either mc_num (likelihood task) or sampler (generation task)")
+        if self.sampler is not None and self.cfg_scale:
+            raise ValueError("cfg_scale is of likelihood tasks; a sampler has its own, sampler.cfg_scale")
         return self

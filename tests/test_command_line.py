@@ -63,6 +63,7 @@ def test_help_and_configuration_are_quick(arguments: tuple[str, ...]) -> None:
         (("model.seed=null",), "give either path"),
         (("model=llada", "tasks=testbed"), "no protocol for testbed_facts"),
         (("model.protocol.testbed_programs.sampler.block_length=3",), "must divide gen_length 8"),
+        (("+model.protocol.testbed_programs.cfg_scale=1.0",), "a sampler has its own, sampler.cfg_scale"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )

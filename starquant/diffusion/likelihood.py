@@ -123,7 +123,7 @@ class LikelihoodEstimator:
         wanted = [(b, column, token) for b, row in enumerate(batch) for column, token in row.wanted]
         rows_N, columns_N, tokens_N = torch.tensor(wanted).T.to(predict.device)
         padded = not bool(visible_BL.all())
-        logits = _chunked(
+        log_probs = _chunked(
             predict,
             ids_BL.to(predict.device),
             (rows_N, columns_N),
@@ -132,7 +132,7 @@ class LikelihoodEstimator:
             self.cfg_scale,
             prompt_BL.to(predict.device),
         )
-        values = iter(logits.tolist())
+        values = iter(log_probs.tolist())
         return [[next(values) for _ in row.wanted] for row in batch]
 
 

@@ -122,15 +122,20 @@ def _operands(model: MaskedDiffusionModel, spec: AttentionSpec) -> list[Manifest
 
 
 def _embedding(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
-    tied = model.trunk().head is None
-    if tied and bits.head != bits.embedding:
+    if _is_tied(model) and bits.head != bits.embedding:
         raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
     return _table(model, model.trunk().embedding, "embedding", bits.embedding)
 
 
+def _is_tied(model: MaskedDiffusionModel) -> bool:
+    """Whether the head is the embedding: left out (LLaDA), or sharing its weight (Dream)."""
+    trunk = model.trunk()
+    return trunk.head is None or trunk.head.weight is trunk.embedding.weight
+
+
 def _head(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
     head = model.trunk().head
-    if head is None or head.weight is model.trunk().embedding.weight:
+    if head is None or _is_tied(model):
         reason = "tied to the embedding" if bits.embedding < 16 else "bits.head = 16"
         return ManifestEntry(name="head", kind="head", role="head", weight_bits=bits.embedding, reason=reason)
     return _table(model, head, "head", bits.head)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from starquant.errors import CheckpointError, ConfigError
 from starquant.methods.base import Fitted
 from starquant.methods.rtn import RTN, RTNOptions
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, sqnr_db
 from starquant.runtime import FakeQuantLinear, QuantizedAttentionCore, install, measure_operands
@@ -151,10 +155,16 @@ def _tied() -> LLaDAModelLM:
     return LLaDAModelLM(LLaDAConfig(**sizes, mask_token_id=3, weight_tying=True))
 
 
-def test_tied_head_follows_the_embedding() -> None:
+def _tied_dream() -> DreamModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return DreamModel(DreamConfig(**sizes, vocab_size=64, mask_token_id=3, tie_word_embeddings=True))
+
+
+@pytest.mark.parametrize("make", [_tied, _tied_dream])
+def test_tied_head_follows_the_embedding(make: Callable[[], MaskedDiffusionModel]) -> None:
     with pytest.raises(ConfigError, match=r"bits\.head: got 8, but the head is tied"):
-        install(_tied(), bits(4, 4, head=8))
-    manifest = install(_tied(), bits(4, 4, head=8, embedding=8))
+        install(make(), bits(4, 4, head=8))
+    manifest = install(make(), bits(4, 4, head=8, embedding=8))
     assert manifest[-1].kind == "head"
     assert manifest[-1].reason == "tied to the embedding"
 
