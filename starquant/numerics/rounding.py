@@ -3,16 +3,18 @@
 Symmetric: s = c * max|x| / qmax, q = clamp(round(x / s), qmin, qmax), x^ = s q.
 Asymmetric: s = c * (max(x, 0) - min(x, 0)) / qmax, z = round(-c * min(x, 0) / s), q = clamp(round(x / s) + z, 0, qmax),
 x^ = s (q - z).  The range always includes zero, so that zero is exact (as in QuaRot and GPTQ). Computed in float32.
+The clip ratio c is the format's, times that of the row or group where `clip` gives one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from starquant.errors import ConfigError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.numerics.formats import PerGroup, QuantFormat
 
 
@@ -25,51 +27,99 @@ class Quantized:
         scale: float32, broadcastable to `codes`.
         zero: float32 integer zero points, None on a symmetric grid.
         shape: of the tensor that was quantized.
+        qmin: smallest code of the grid.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
     shape: torch.Size
+    qmin: int
+
+    def to_tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return what a file keeps: `prefix.codes` (uint8, the smallest code is 0), `prefix.scale`, `prefix.zero`."""
+        tensors = {
+            f"{prefix}.codes": (self.codes - self.qmin).to(torch.uint8).contiguous(),
+            f"{prefix}.scale": self.scale.float().contiguous(),
+        }
+        if self.zero is not None:
+            tensors[f"{prefix}.zero"] = self.zero.float().contiguous()
+        return tensors
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], prefix: str, fmt: QuantFormat, shape: torch.Size | tuple[int, ...]
+    ) -> Quantized:
+        """Invert `to_tensors`.
+
+        Raises:
+            CheckpointError: a tensor is missing, or the codes do not fit the shape or the grid.
+        """
+        names = ("codes", "scale") if fmt.symmetric else ("codes", "scale", "zero")
+        for name in names:
+            if f"{prefix}.{name}" not in tensors:
+                raise CheckpointError(f"{prefix}.{name}: missing")
+        stored = tensors[f"{prefix}.codes"]
+        shape = torch.Size(shape)
+        if stored.numel() != shape.numel():
+            raise CheckpointError(f"{prefix}.codes: got {list(stored.shape)}, needed: codes of {list(shape)}")
+        if stored.numel() and int(stored.max()) > fmt.qmax - fmt.qmin:
+            raise CheckpointError(f"{prefix}.codes: got {int(stored.max())}, allowed: 0 to {fmt.qmax - fmt.qmin}")
+        zero = None if fmt.symmetric else tensors[f"{prefix}.zero"]
+        return cls(stored.to(torch.int16) + fmt.qmin, tensors[f"{prefix}.scale"], zero, shape, fmt.qmin)
 
 
-def _grouped(x: Tensor, fmt: QuantFormat) -> Tensor:
+def grouped(x: Tensor, fmt: QuantFormat) -> Tensor:
+    """Return `x` in float32 with the numbers that share a scale on the last axis.
+
+    Raises:
+        ConfigError: a group size that does not divide.
+    """
     x = x.float()
     if not isinstance(fmt.granularity, PerGroup):
         return x
     size = fmt.granularity.size
     if x.shape[-1] % size:
         raise ConfigError(f"bits.weights.group_size: got {size}, which does not divide the {x.shape[-1]} inputs")
-    grouped: Tensor = x.unflatten(-1, (-1, size))
-    return grouped
+    runs: Tensor = x.unflatten(-1, (-1, size))
+    return runs
 
 
-def _grid(x: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor | None]:
-    """Return (scale, zero point); a row of zeros gets a scale that keeps it zero."""
+def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero."""
     tiny = torch.finfo(torch.float32).tiny
     if fmt.symmetric:
-        return x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio / fmt.qmax).clamp_min_(tiny), None
+        scale = x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio / fmt.qmax)
+        return (scale if clip is None else scale.mul_(clip)).clamp_min_(tiny), None
     low = x.amin(-1, keepdim=True).clamp_max_(0.0) * fmt.clip_ratio
     high = x.amax(-1, keepdim=True).clamp_min_(0.0) * fmt.clip_ratio
+    if clip is not None:
+        low, high = low.mul_(clip), high.mul_(clip)
     scale = ((high - low) / fmt.qmax).clamp_min_(tiny)
     return scale, torch.round(-low / scale)
 
 
-def quantize(x: Tensor, fmt: QuantFormat) -> Quantized:
+def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: QuantFormat) -> Tensor:
+    """Return the codes of float32 numbers, still in float32."""
+    codes = torch.round(x / scale)
+    if zero is not None:
+        codes += zero
+    return codes.clamp_(fmt.qmin, fmt.qmax)
+
+
+def quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) -> Quantized:
     """Quantize to integer codes.
+
+    `clip` holds ratios above 0, at most 1, that multiply the format's: [..., 1] a row, [..., groups, 1] a group.
 
     Raises:
         ConfigError: a group size that does not divide, or a format that does not quantize.
     """
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing to quantize")
-    grouped = _grouped(x, fmt)
-    scale, zero = _grid(grouped, fmt)
-    codes = torch.round(grouped / scale)
-    if zero is not None:
-        codes += zero
-    codes.clamp_(fmt.qmin, fmt.qmax)
-    return Quantized(codes.to(torch.int16), scale, zero, x.shape)
+    runs = grouped(x, fmt)
+    scale, zero = grid_of(runs, fmt, clip)
+    return Quantized(round_to_grid(runs, scale, zero, fmt).to(torch.int16), scale, zero, x.shape, fmt.qmin)
 
 
 def dequantize(q: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -80,15 +130,15 @@ def dequantize(q: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
     return (codes * q.scale).reshape(q.shape).to(dtype)
 
 
-def fake_quantize(x: Tensor, fmt: QuantFormat) -> Tensor:
+def fake_quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) -> Tensor:
     """Return `dequantize(quantize(x))` in the dtype of `x`, without materialising codes; 16 bits return `x`."""
     if not fmt.quantizes:
         return x
-    grouped = _grouped(x, fmt)
-    scale, zero = _grid(grouped, fmt)
-    values = torch.round(grouped / scale)
+    runs = grouped(x, fmt)
+    scale, zero = grid_of(runs, fmt, clip)
+    values = torch.round(runs / scale)
     if zero is not None:
         values = values.add_(zero).clamp_(fmt.qmin, fmt.qmax).sub_(zero)
-    elif fmt.clip_ratio < 1.0:  # unclipped, the largest magnitude is qmax already
+    elif fmt.clip_ratio < 1.0 or clip is not None:  # unclipped, the largest magnitude is qmax already
         values = values.clamp_(fmt.qmin, fmt.qmax)
     return values.mul_(scale).reshape(x.shape).to(x.dtype)

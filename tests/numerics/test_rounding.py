@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
-from starquant.errors import ConfigError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.numerics import (
     PerChannel,
     PerGroup,
     PerToken,
     QuantFormat,
+    Quantized,
     SqnrMeter,
     dequantize,
     fake_quantize,
@@ -133,3 +134,59 @@ def test_sqnr_is_ten_log_ten_and_streams() -> None:
     expected = 10 * math.log10(float(x.double().square().sum() / (x.double() - y.double()).square().sum()))
     assert meter.value() == pytest.approx(expected, rel=1e-9)
     assert sqnr_db(x, x) is None
+
+
+def _clip_shape(fmt: QuantFormat) -> tuple[int, ...]:
+    return (6, 4, 1) if isinstance(fmt.granularity, PerGroup) else (6, 1)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_clip_of_one_is_none_and_a_constant_is_the_format_s(fmt: QuantFormat) -> None:
+    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(fake_quantize(x, fmt, clip=torch.ones(_clip_shape(fmt))), fake_quantize(x, fmt))
+    half = torch.full(_clip_shape(fmt), 0.5)  # a power of two: exact either way
+    tighter = QuantFormat(fmt.bits, fmt.symmetric, fmt.granularity, fmt.clip_ratio * 0.5)
+    assert torch.equal(fake_quantize(x, fmt, clip=half), fake_quantize(x, tighter))
+    assert torch.equal(dequantize(quantize(x, fmt, clip=half)), fake_quantize(x, fmt, clip=half))
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_clip_is_each_run_s_own(fmt: QuantFormat) -> None:
+    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(3))
+    clip = torch.rand(_clip_shape(fmt), generator=torch.Generator().manual_seed(4)) * 0.7 + 0.3
+    size = fmt.granularity.size if isinstance(fmt.granularity, PerGroup) else 16
+    expected = [
+        _scalar(run, QuantFormat(fmt.bits, fmt.symmetric, fmt.granularity, fmt.clip_ratio * ratio))
+        for run, ratio in zip(x.reshape(-1, size).tolist(), clip.flatten().tolist(), strict=True)
+    ]
+    assert torch.allclose(fake_quantize(x, fmt, clip=clip), torch.tensor(expected).reshape(x.shape), atol=1e-5)
+    assert torch.equal(dequantize(quantize(x, fmt, clip=clip)), fake_quantize(x, fmt, clip=clip))
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_codes_survive_a_file(fmt: QuantFormat) -> None:
+    x = torch.randn(6, 16)
+    q = quantize(x, fmt)
+    tensors = q.to_tensors("layer.weight")
+    assert set(tensors) == {
+        f"layer.weight.{name}" for name in ("codes", "scale", *(() if fmt.symmetric else ("zero",)))
+    }
+    codes = tensors["layer.weight.codes"]
+    assert codes.dtype == torch.uint8
+    assert int(codes.max()) < 2**fmt.bits
+    assert all(t.is_contiguous() for t in tensors.values())
+    back = Quantized.from_tensors(tensors, "layer.weight", fmt, x.shape)
+    assert torch.equal(back.codes, q.codes)
+    assert torch.equal(dequantize(back), dequantize(q))
+    assert (back.shape, back.qmin) == (q.shape, q.qmin)
+
+
+def test_codes_that_do_not_fit_are_named() -> None:
+    fmt = QuantFormat(4, False, PerChannel())
+    tensors = quantize(torch.randn(4, 8), fmt).to_tensors("w")
+    with pytest.raises(CheckpointError, match=r"w\.zero: missing"):
+        Quantized.from_tensors({k: v for k, v in tensors.items() if k != "w.zero"}, "w", fmt, (4, 8))
+    with pytest.raises(CheckpointError, match=r"w\.codes: got \[4, 8\], needed: codes of \[4, 9\]"):
+        Quantized.from_tensors(tensors, "w", fmt, (4, 9))
+    with pytest.raises(CheckpointError, match=r"w\.codes: got 15, allowed: 0 to 7"):
+        Quantized.from_tensors(tensors, "w", QuantFormat(3, False, PerChannel()), (4, 8))

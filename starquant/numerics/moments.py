@@ -1,0 +1,190 @@
+"""Statistics of activations, accumulated chunk by chunk in float64 and merged without loss.
+
+Shapes: N rows (tokens), D channels. Accumulators take the number of channels and the device of the first chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from starquant.errors import DataError
+
+#: Up to this many channels, second moments on the CPU are multiplied in float64; beyond, a float32 product is used.
+_DOUBLE_CHANNELS = 1024
+
+
+def require_finite(x: Tensor, what: str) -> None:
+    """Raise when a tensor holds NaN or infinity.
+
+    Raises:
+        DataError: naming `what`.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise DataError(f"{what}: holds values that are not finite")
+
+
+def _seen(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise DataError("activation statistics: no rows were seen")
+    return value
+
+
+class ChannelMoments:
+    """Per-channel mean, variance, mean magnitude and largest magnitude.
+
+    Mean and squared deviation are merged by Chan's formula, so a large mean does not drown a small variance.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._mean_D: Tensor | None = None
+        self._deviation_D: Tensor | None = None
+        self._abs_sum_D: Tensor | None = None
+        self._absmax_D: Tensor | None = None
+
+    def update(self, x_ND: Tensor) -> None:
+        """Add rows.
+
+        Raises:
+            DataError: values that are not finite.
+        """
+        require_finite(x_ND, "activation statistics")
+        if len(x_ND) == 0:
+            return
+        x_ND = x_ND.detach().double()
+        mean_D = x_ND.mean(0)
+        chunk = ChannelMoments()
+        chunk.count = len(x_ND)
+        chunk._mean_D = mean_D
+        chunk._deviation_D = (x_ND - mean_D).square_().sum(0)
+        magnitude_ND = x_ND.abs()
+        chunk._abs_sum_D = magnitude_ND.sum(0)
+        chunk._absmax_D = magnitude_ND.amax(0)
+        self.merge(chunk)
+
+    def merge(self, other: ChannelMoments) -> None:
+        """Add everything that `other` has seen."""
+        if other.count == 0:
+            return
+        theirs = [_seen(t) for t in (other._mean_D, other._deviation_D, other._abs_sum_D, other._absmax_D)]
+        if self.count == 0:
+            self._mean_D, self._deviation_D, self._abs_sum_D, self._absmax_D = (t.clone() for t in theirs)
+            self.count = other.count
+            return
+        mean_D, deviation_D = _seen(self._mean_D), _seen(self._deviation_D)
+        their_mean_D, their_deviation_D, their_sum_D, their_max_D = (t.to(mean_D.device) for t in theirs)
+        total = self.count + other.count
+        shift_D = their_mean_D - mean_D
+        self._mean_D = mean_D + shift_D * (other.count / total)
+        self._deviation_D = deviation_D + their_deviation_D + shift_D.square() * (self.count * other.count / total)
+        self._abs_sum_D = _seen(self._abs_sum_D) + their_sum_D
+        self._absmax_D = torch.maximum(_seen(self._absmax_D), their_max_D)
+        self.count = total
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel, float64 [D]; like the others raises DataError when no rows were seen."""
+        return _seen(self._mean_D)
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance (divided by the count) of each channel."""
+        return _seen(self._deviation_D) / self.count
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """Mean of |x| of each channel."""
+        return _seen(self._abs_sum_D) / self.count
+
+    @property
+    def absmax(self) -> Tensor:
+        """Largest |x| of each channel."""
+        return _seen(self._absmax_D)
+
+    @property
+    def rms(self) -> Tensor:
+        """Root of the mean square of each channel."""
+        return (self.variance + self.mean.square()).sqrt_()
+
+
+class SecondMoment:
+    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64.
+
+    A chunk's own product is computed in float64 if the chunk is float64, or on the CPU for D <= 1024; else in float32.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum_DD: Tensor | None = None
+
+    def update(self, x_ND: Tensor, weight_N: Tensor | None = None) -> None:
+        """Add rows, each multiplied by its weight first; a weighted row still counts as one.
+
+        Raises:
+            DataError: values or weights that are not finite.
+        """
+        require_finite(x_ND, "activation statistics")
+        if len(x_ND) == 0:
+            return
+        exact = x_ND.dtype == torch.float64 or (not x_ND.is_cuda and x_ND.shape[1] <= _DOUBLE_CHANNELS)
+        x_ND = x_ND.detach().to(torch.float64 if exact else torch.float32)
+        if weight_N is not None:
+            require_finite(weight_N, "token weights")
+            x_ND = x_ND * weight_N.to(x_ND)[:, None]
+        self._add((x_ND.T @ x_ND).double(), len(x_ND))
+
+    def merge(self, other: SecondMoment) -> None:
+        """Add everything that `other` has seen."""
+        if other.count:
+            self._add(_seen(other._sum_DD), other.count)
+
+    def _add(self, sum_DD: Tensor, count: int) -> None:
+        if self._sum_DD is None:
+            self._sum_DD = torch.zeros_like(sum_DD)
+        self._sum_DD += sum_DD.to(self._sum_DD.device)
+        self.count += count
+
+    @property
+    def mean(self) -> Tensor:
+        """The sum divided by the count of rows; raises DataError when no rows were seen."""
+        return _seen(self._sum_DD) / self.count
+
+
+class RowSample:
+    """A uniform sample of at most `capacity` rows, the same however the rows are batched.
+
+    Every row draws a key from a generator on the CPU; the rows with the smallest keys stay, in order of arrival.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self.capacity = capacity
+        self.seen = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._rows_ND: Tensor | None = None
+
+    def update(self, x_ND: Tensor) -> None:
+        """Offer rows.
+
+        Raises:
+            DataError: values that are not finite.
+        """
+        require_finite(x_ND, "activation sample")
+        x_ND = x_ND.detach()
+        keys = torch.rand(len(x_ND), generator=self._generator, dtype=torch.float64)
+        self.seen += len(x_ND)
+        held = len(self._keys)
+        kept = torch.cat((self._keys, keys)).argsort(stable=True)[: self.capacity].sort().values
+        new = x_ND[(kept[kept >= held] - held).to(x_ND.device)]
+        self._keys = torch.cat((self._keys, keys))[kept]
+        if self._rows_ND is None:
+            self._rows_ND = new
+        elif len(new):
+            old = kept[kept < held].to(self._rows_ND.device)
+            self._rows_ND = torch.cat((self._rows_ND[old], new.to(self._rows_ND)))
+
+    @property
+    def rows(self) -> Tensor:
+        """The sample [n, D], n <= capacity, in order of arrival; raises DataError when no rows were seen."""
+        return _seen(self._rows_ND)
