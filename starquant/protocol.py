@@ -54,13 +54,16 @@ class DreamSamplerSpec(Spec):
     alg_temp: Scale | None = None
 
 
+SamplerSpec = Annotated[LLaDASamplerSpec | DreamSamplerSpec, Field(discriminator="name")]
+
+
 class TaskProtocol(Spec):
     """How a model family is evaluated on one task: likelihood settings or a sampler, and few-shot examples."""
 
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     mc_num: Count | None = None
     cfg_scale: Scale = 0.0
-    sampler: Annotated[LLaDASamplerSpec | DreamSamplerSpec, Field(discriminator="name")] | None = None
+    sampler: SamplerSpec | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> TaskProtocol:

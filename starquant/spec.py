@@ -14,10 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
+from starquant.bits import FULL_PRECISION, BitsSpec
 from starquant.errors import ConfigError, nearest
 from starquant.explain import explain
-from starquant.protocol import Count, Ratio, Spec, TaskProtocol
+from starquant.protocol import Count, SamplerSpec, Spec, TaskProtocol
 from starquant.registry import Registry
+from starquant.sources import CalibrationSpec, FidelitySpec
 
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
 EVALUATION_VERSION = 1
@@ -27,55 +29,18 @@ METHODS = Registry(
     {
         "none": "starquant.methods.none:FullPrecision",
         "rtn": "starquant.methods.rtn:RTN",
+        "smoothquant": "starquant.methods.smoothquant:SmoothQuant",
+        "awq": "starquant.methods.awq:AWQ",
+        "gptq": "starquant.methods.gptq:GPTQ",
+        "quarot": "starquant.methods.quarot:QuaRot",
+        "quarot_rtn": "starquant.methods.quarot:QuaRotRTN",
+        "dllmquant_plus": "starquant.methods.dllmquant_plus:DLLMQuantPlus",
+        "dllmquant_plus_plus": "starquant.methods.dllmquant_plus_plus:DLLMQuantPlusPlus",
     },
 )
 
+NO_CALIBRATION = CalibrationSpec(name="none")
 _INERT: JsonDict = {"inert": True}
-Bits = Literal[2, 3, 4, 8, 16]
-
-
-class WeightSpec(Spec):
-    """How weights are quantized: per output channel, or per group of `group_size` inputs."""
-
-    bits: Bits
-    symmetric: bool = True
-    group_size: Count | None = None
-    clip_ratio: Ratio = 1.0
-
-
-class ActivationSpec(Spec):
-    """How inputs of linears are quantized: dynamically, one scale a token."""
-
-    bits: Bits
-    symmetric: bool = True
-    clip_ratio: Ratio = 1.0
-
-
-class AttentionSpec(Spec):
-    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values."""
-
-    q: Bits = 16
-    k: Bits = 16
-    p: Bits = 16
-    v: Bits = 16
-
-
-class BitsSpec(Spec):
-    """Bit-widths of everything that can be quantized; 16 leaves it at full precision."""
-
-    name: str
-    weights: WeightSpec
-    activations: ActivationSpec
-    attention: AttentionSpec = AttentionSpec()
-    embedding: Bits = 16
-    head: Bits = 16
-
-    @property
-    def full_precision(self) -> bool:
-        """Whether nothing is quantized."""
-        attention = self.attention
-        widths = (self.weights.bits, self.activations.bits, self.embedding, self.head)
-        return {*widths, attention.q, attention.k, attention.p, attention.v} == {16}
 
 
 class ModelSpec(Spec):
@@ -83,6 +48,7 @@ class ModelSpec(Spec):
 
     Attributes:
         path: hub id or local folder; null for the embedded model of `seed`.
+        trajectory: sampler of the denoising trajectories that calibration and fidelity look at.
         fingerprint: digest of the checkpoint's content, filled in when it is found; it then stands for `path`.
     """
 
@@ -92,6 +58,7 @@ class ModelSpec(Spec):
     seed: Annotated[int, Field(ge=0)] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     protocol: dict[str, TaskProtocol]
+    trajectory: SamplerSpec
     fingerprint: str | None = None
 
     @model_validator(mode="after")
@@ -109,18 +76,21 @@ class MethodOptions(Spec):
 
     name: str
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `fit` reads calibration states under these options."""
+        return False
 
-class CalibrationSpec(Spec):
-    """Where calibration states come from; `none` for methods that need no data."""
-
-    name: Literal["none"]
+    def calibration(self, asked: CalibrationSpec) -> CalibrationSpec:
+        """Return what the method calibrates on; a method that prescribes its states says so here."""
+        return asked
 
 
 class TasksSpec(Spec):
     """Which tasks are scored.
 
     Attributes:
-        names: lm-eval task or group names.
+        names: lm-eval task or group names; none to measure fidelity only.
         limit: items a task (a subject, for groups), null for all.
         data_dir: folder of JSONL files to read instead of the hub.
         allow_code_execution: consent to run model-written programs (HumanEval).
@@ -128,7 +98,7 @@ class TasksSpec(Spec):
     """
 
     name: str
-    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    names: tuple[str, ...]
     limit: Count | None = None
     data_dir: str | None = None
     allow_code_execution: bool = Field(default=False, json_schema_extra=_INERT)
@@ -169,13 +139,14 @@ class DebugSpec(Spec):
 
 
 class RunSpec(Spec):
-    """One run: a model, bits, a method, its calibration, and the tasks that are scored."""
+    """One run: a model, bits, a method, its calibration, the tasks that are scored, and the fidelity beside them."""
 
     model: ModelSpec
     bits: BitsSpec
     method: SerializeAsAny[MethodOptions]
     calibration: CalibrationSpec
     tasks: TasksSpec
+    fidelity: FidelitySpec = FidelitySpec(name="none")
     seed: Annotated[int, Field(ge=0)] = 0
     tracker: TrackerSpec = Field(json_schema_extra=_INERT)
     paths: PathsSpec = Field(json_schema_extra=_INERT)
@@ -205,9 +176,12 @@ class RunSpec(Spec):
                 f"tasks.names: model '{self.model.name}' has no protocol for {', '.join(missing)}; "
                 f"allowed: {', '.join(self.model.protocol)}.{nearest(missing[0], self.model.protocol)}"
             )
-        card = METHODS.load(self.method.name).card
-        if card.needs_calibration and self.calibration.name == "none":
-            raise ValueError(f"calibration: method '{self.method.name}' needs calibration data, got 'none'")
+        if not self.tasks.names and self.fidelity.source is None:
+            raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
+        if self.method.needs_calibration and self.calibration.source is None:
+            raise ValueError(
+                f"calibration: method '{self.method.name}' needs calibration data, got '{self.calibration.name}'"
+            )
         return self
 
     @property
@@ -220,13 +194,16 @@ class RunSpec(Spec):
         rounds_only = not METHODS.load(self.method.name).card.transforms
         if self.is_baseline or (self.bits.full_precision and rounds_only):
             return self.baseline()
-        return self
+        calibration = NO_CALIBRATION
+        if self.method.needs_calibration:
+            calibration = self.method.calibration(self.calibration)
+        return self.model_copy(update={"calibration": calibration})
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""
-        bits = BitsSpec(name="w16a16", weights=WeightSpec(bits=16), activations=ActivationSpec(bits=16))
         method = METHODS.load(self.BASELINE_METHOD).Options(name=self.BASELINE_METHOD)
-        return self.model_copy(update={"bits": bits, "method": method, "calibration": CalibrationSpec(name="none")})
+        nothing = {"calibration": NO_CALIBRATION, "fidelity": FidelitySpec(name="none")}
+        return self.model_copy(update={"bits": FULL_PRECISION, "method": method, **nothing})
 
     def identity(self) -> dict[str, Any]:
         """Return what the digest is taken of: every field that can change a score."""
@@ -236,6 +213,9 @@ class RunSpec(Spec):
             identity["model"].update(path=None, revision=None)
         if self.tasks.data_fingerprint is not None:
             identity["tasks"]["data_dir"] = None
+        for part in (identity["calibration"], identity["fidelity"]):
+            if part["fingerprint"] is not None:
+                part["source"]["path"] = None
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity

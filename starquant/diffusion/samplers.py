@@ -30,6 +30,7 @@ class DenoisingState:
         visible_BL: False on padding, None without.
         generators: one a row.
         on_step: called after every step with (step, ids).
+        given_BL: tokens visible before the first step, which classifier-free guidance hides; `denoise` sets it.
     """
 
     ids_BL: Tensor
@@ -37,6 +38,7 @@ class DenoisingState:
     visible_BL: Tensor | None
     generators: list[torch.Generator]
     on_step: OnStep | None = None
+    given_BL: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,26 +95,27 @@ class LLaDASampler:
     def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
         """Fill the answer block by block."""
         ids = state.ids_BL
-        prompt_BL = ids != predict.mask_id  # as the official code: what is visible at the start
+        state.given_BL = ids != predict.mask_id  # as the official code: what is visible at the start
         steps = self.steps // self.blocks
         for block in range(self.blocks):
             end = state.prompt_length + (block + 1) * self.block_length
             masked_B = (ids[:, end - self.block_length : end] == predict.mask_id).sum(1)
             for step in range(steps):
                 commit_B = masked_B // steps + (step < masked_B % steps)
-                self._step(predict, state, prompt_BL, end, commit_B)
+                self.advance(predict, state, block * steps + step, commit_B)
                 if state.on_step is not None:
                     state.on_step(block * steps + step, ids)
 
-    def _step(
-        self, predict: MaskPredictor, state: DenoisingState, prompt_BL: Tensor, end: int, commit_B: Tensor
-    ) -> None:
+    def advance(self, predict: MaskPredictor, state: DenoisingState, step: int, commit_B: Tensor) -> None:
+        """Take one step from any state: commit `commit_B` tokens of each row, up to the end of the step's block."""
         ids = state.ids_BL
+        block = step // (self.steps // self.blocks)
+        end = state.prompt_length + (block + 1) * self.block_length
         rows, columns = (ids[:, :end] == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
         logits = predict(
-            ids, (rows, columns), visible_BL=state.visible_BL, cfg_scale=self.cfg_scale, prompt_BL=prompt_BL
+            ids, (rows, columns), visible_BL=state.visible_BL, cfg_scale=self.cfg_scale, prompt_BL=state.given_BL
         )
         eos, eot = _end_tokens(predict)
         if self.logits_eos_inf:
@@ -181,32 +184,36 @@ class DreamSampler:
         row here, which is the same where rows are alike and does not mix requests where they are not.
         """
         ids = state.ids_BL
-        times = torch.linspace(1, self.eps, self.steps + 1)
         for step in range(self.steps):
-            rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
-            if len(rows):
-                logits = predict(ids, (rows, columns), visible_BL=state.visible_BL)
-                last = step == self.steps - 1
-                share = torch.ones(()) if last else 1 - times[step + 1] / times[step]
-                self._commit(logits, rows, columns, state, share.to(ids.device))
+            masked_B = (ids == predict.mask_id).sum(1)
+            commit_B = (masked_B.float() * self._share(step).to(ids.device)).long()
+            self.advance(predict, state, step, commit_B)
             if state.on_step is not None:
                 state.on_step(step, ids)
 
-    def _commit(self, logits: Tensor, rows: Tensor, columns: Tensor, state: DenoisingState, share: Tensor) -> None:
+    def advance(self, predict: MaskPredictor, state: DenoisingState, step: int, commit_B: Tensor) -> None:
+        """Take one step from any state: commit `commit_B` tokens of each row, by chance under alg "origin"."""
         ids = state.ids_BL
+        rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return
+        logits = predict(ids, (rows, columns), visible_BL=state.visible_BL)
         token, confidence = sample_dream(
             logits, self.alg, self.temperature, self.top_p, self.top_k, rows, state.generators
         )
         if self.alg == "origin":
-            chosen = rowwise_uniform(rows, 1, state.generators)[:, 0] < share
+            chosen = rowwise_uniform(rows, 1, state.generators)[:, 0] < self._share(step).to(ids.device)
         else:
-            masked_B = torch.bincount(rows, minlength=len(ids))
-            commit_B = (masked_B.float() * share).long()
             if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
                 noise = rowwise_uniform(rows, 1, state.generators)[:, 0].clamp_min(1e-300)
                 confidence = confidence / self.alg_temp - (-noise.log()).log()
             chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
         ids[rows[chosen], columns[chosen]] = token[chosen]
+
+    def _share(self, step: int) -> Tensor:
+        """Return the share of the masked tokens that step `step` commits: all at the last one."""
+        times = torch.linspace(1, self.eps, self.steps + 1)
+        return torch.ones(()) if step == self.steps - 1 else 1 - times[step + 1] / times[step]
 
 
 def _end_tokens(predict: MaskPredictor) -> tuple[int, int | None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,11 @@ class MaskedDiffusionModel(PreTrainedModel):
     #: Whether its evaluation puts a beginning-of-text token in front of every prompt.
     prepend_bos: ClassVar[bool] = False
 
+    #: Where the blocks' parameters are read from while they run; None when they are in memory.
+    stored_blocks: Any = None
+    #: Maps the residual stream back to the checkpoint's basis; set by methods that rotate it.
+    to_original_basis: Callable[[Tensor], Tensor] | None = None
+
     def trunk(self) -> Trunk:
         """Return the model's parts."""
         raise NotImplementedError
@@ -72,7 +78,7 @@ class MaskedDiffusionModel(PreTrainedModel):
             attention_mask: [B, L], nonzero where a token is real; padding may be on either side.
             position_ids: [B, L]; by default the running count of real tokens.
             output_hidden_states: also return (embedding, after block 0, ..., after block n-1, after the last
-                norm), n + 2 tensors [B, L, D].
+                norm), n + 2 tensors [B, L, D], in the model's own basis (`original_basis`).
             logit_positions: (rows [N], columns [N]): compute the head there only; logits are then [N, V].
 
         Returns:
@@ -100,16 +106,31 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             AssertionError: the count differs from what the architecture says (7 a block).
         """
-        names = {module: name for name, module in self.named_modules()}
         found: dict[str, LinearInfo] = {}
         for index, block in enumerate(self.trunk().blocks):
-            sites = self.block_sites(block)
-            for role in ROLES:
-                module = sites.linears[role]
-                site = sites.inputs[role.site]
-                found[names[module]] = LinearInfo(names[module], role, index, module, names[site])
+            found |= self.block_linears(block, index)
         expect_count(found, self.config.num_hidden_layers * len(ROLES), type(self).__name__)
         return found
+
+    def block_name(self, index: int) -> str:
+        """Return the qualified name of a block."""
+        blocks = self.trunk().blocks
+        return f"{next(name for name, module in self.named_modules() if module is blocks)}.{index}"
+
+    def block_linears(self, block: nn.Module, index: int) -> dict[str, LinearInfo]:
+        """Map the qualified names of one block's linears to their roles; `block` may be a copy of block `index`."""
+        prefix = self.block_name(index)
+        names = {module: f"{prefix}.{name}" for name, module in block.named_modules()}
+        sites = self.block_sites(block)
+        infos = [
+            LinearInfo(names[sites.linears[role]], role, index, sites.linears[role], names[sites.inputs[role.site]])
+            for role in ROLES
+        ]
+        return {info.name: info for info in infos}
+
+    def original_basis(self, hidden_BLD: Tensor) -> Tensor:
+        """Return the residual stream in the checkpoint's basis, whatever rotation a method folded into the weights."""
+        return hidden_BLD if self.to_original_basis is None else self.to_original_basis(hidden_BLD)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding (transformers' protocol)."""

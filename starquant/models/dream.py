@@ -192,4 +192,5 @@ class DreamModel(MaskedDiffusionModel):
                 Site.DOWN: mlp.down_input,
             },
             attention=attn.attention,
+            norms={Site.QKV: block.input_layernorm, Site.GATE_UP: block.post_attention_layernorm},
         )

@@ -15,11 +15,19 @@ from torch import Tensor, nn
 
 
 class InputSite(nn.Module):
-    """The shared input of a group of linears (q/k/v, gate/up, ...); the identity at full precision."""
+    """The shared input of a group of linears (q/k/v, gate/up, ...); the identity in a checkpoint.
+
+    Attributes:
+        transform: what a method puts here, its inverse being folded into the linears; None for nothing.
+    """
+
+    def __init__(self, transform: nn.Module | None = None) -> None:
+        super().__init__()
+        self.transform = transform
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Return the input unchanged."""
-        return x_BLD
+        """Return what the linears read."""
+        return x_BLD if self.transform is None else self.transform(x_BLD)
 
 
 class RMSNorm(nn.Module):

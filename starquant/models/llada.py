@@ -216,4 +216,5 @@ class LLaDAModelLM(MaskedDiffusionModel):
             },
             inputs={site: getattr(block, site.value) for site in Site},
             attention=block.attention,
+            norms={Site.QKV: block.attn_norm, Site.GATE_UP: block.ff_norm},
         )

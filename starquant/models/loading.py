@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from starquant.errors import CheckpointError, ConfigError, nearest
 from starquant.models.base import MaskedDiffusionModel, parameter_shapes
 from starquant.models.checkpoint import Checkpoint, expect_parameters, inspect, read_json
 from starquant.models.families import FAMILIES, Family
+from starquant.models.offload import hollow_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -81,6 +82,7 @@ def load_model(
     device: str | torch.device | None = None,
     device_map: str | dict[str, str | int] | None = None,
     revision: str | None = None,
+    blocks_on_disk: bool = False,
 ) -> MaskedDiffusionModel:
     """Load a LLaDA or Dream checkpoint in the published layout.
 
@@ -93,6 +95,7 @@ def load_model(
         device: where the whole model goes (default: cpu).
         device_map: as in transformers, instead of `device`: "auto" or module name -> device.
         revision: branch, tag or commit of a hub id.
+        blocks_on_disk: keep the blocks on disk and read each one while it runs (`models.offload`).
 
     Returns:
         The model in evaluation mode; `model(input_ids).logits` is [B, L, V].
@@ -109,6 +112,12 @@ def load_model(
     if device_map is not None and find_spec("accelerate") is None:
         raise ConfigError("device_map: needs the package accelerate (pip install 'starquant[gpu]')")
     checkpoint, family = check_checkpoint(resolve_folder(path_or_id, revision))
+    if blocks_on_disk:
+        if device_map is not None:
+            raise ConfigError("give device_map or blocks_on_disk, not both")
+        model = hollow_model(checkpoint, family, torch_dtype or _stored_dtype(checkpoint), target)
+        _check_tie(model, checkpoint)
+        return model
     if device_map is None and target.type != "cpu" and find_spec("accelerate") is not None:
         device_map = {"": str(target)}  # straight to the device, without a copy in host memory
     verbosity = transformers_logging.get_verbosity()
@@ -179,11 +188,15 @@ def check_checkpoint(folder: Path) -> tuple[Checkpoint, Family]:
     return checkpoint, family
 
 
+def make_config(checkpoint: Checkpoint, family: Family) -> PreTrainedConfig:
+    """Return the configuration of a checkpoint."""
+    return family.config(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
+
+
 def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:
     config_path = checkpoint.folder / "config.json"
-    keys = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
     try:
-        config = family.config(**keys)
+        config = make_config(checkpoint, family)
         with torch.device("meta"):
             skeleton = family.model(config)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:

@@ -53,11 +53,16 @@ ROLES = tuple(Role)
 
 @dataclass(frozen=True)
 class BlockSites:
-    """One block's linears by role, its input sites, and its attention."""
+    """One block's linears by role, its input sites, its attention, and the norms in front of two of the sites."""
 
     linears: Mapping[Role, nn.Linear]
     inputs: Mapping[Site, nn.Module]
     attention: nn.Module
+    norms: Mapping[Site, nn.Module]
+
+    def readers(self, site: Site) -> dict[Role, nn.Linear]:
+        """Return the linears that read a site."""
+        return {role: linear for role, linear in self.linears.items() if role.site is site}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""What sources and state samplers produce and the calibration engine consumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens; those from `prompt_length` on may be masked.
+
+    Attributes:
+        ids: token ids.
+        prompt_length: leading tokens that always stay visible; 0 for plain text.
+        text: what the ids were made of, for the check against evaluation items.
+    """
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    text: str
+
+
+@dataclass(frozen=True)
+class StateBatch:
+    """Partly masked sequences, on the CPU.
+
+    Attributes:
+        ids_BL: token ids, [MASK] where masked.
+        visible_BL: False on padding.
+        ratio_B: mask ratio of each row in float64: masked share of its maskable tokens.
+        weight_BL: weight of each token in second moments (CGQ), None for one.
+    """
+
+    ids_BL: Tensor
+    visible_BL: Tensor
+    ratio_B: Tensor
+    weight_BL: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationStates:
+    """All states of one calibration.
+
+    Attributes:
+        batches: the states, a batch at a time.
+        mask_id: id of [MASK].
+        bins: equally wide mask-ratio bins; bin k holds ratios in (k/bins, (k+1)/bins], bin 0 also 0.
+        inputs: what a walk feeds each block: output of the "full_precision" blocks before it, or of the "quantized".
+        texts: of the segments, for the check against evaluation items.
+        report: plain data for the record: source, digest, counts of states and tokens a bin.
+    """
+
+    batches: Sequence[StateBatch]
+    mask_id: int
+    bins: int = 1
+    inputs: str = "full_precision"
+    texts: Sequence[str] = ()
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def bin_of(ratio_B: Tensor, bins: int) -> Tensor:
+    """Return the mask-ratio bin of each ratio: (k/bins, (k+1)/bins] is bin k, and 0 is in bin 0."""
+    return (torch.ceil(ratio_B.double() * bins - 1e-9) - 1).clamp(0, bins - 1).long()

@@ -1,0 +1,154 @@
+"""Streamed statistics of what the linears of one block read: per site, token state and mask-ratio bin.
+
+Activations are reduced as they pass; none are kept but a bounded sample of rows, where one is asked for.
+Shape suffixes: B batch, L sequence, D width of the site, N selected tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import reduce
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from starquant.calibration.batches import StateBatch, bin_of
+from starquant.errors import DataError
+from starquant.numerics import ChannelMoments, RowSample, SecondMoment
+
+Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment, RowSample)
+
+
+class TokenState(str, Enum):
+    """Whether a token is [MASK] in the state at hand."""
+
+    MASKED = "masked"
+    UNMASKED = "unmasked"
+
+
+@dataclass(frozen=True)
+class Collect:
+    """What to accumulate.
+
+    Attributes:
+        moments: per-channel counts, means, variances, absolute maxima.
+        second_moment: "pooled" over everything, one a token "state", or one a "bin" of each token state; None for
+            none. Each is [D, D] in float64: 1.2 GB at D = 12,288.
+        weighted: weight tokens by the states' own weights in second moments (CGQ's Hessian).
+        rows: rows sampled uniformly from each token state.
+    """
+
+    moments: bool = True
+    second_moment: str | None = None
+    weighted: bool = False
+    rows: int = 0
+
+
+Cell = tuple[TokenState, int]
+
+
+class SiteStatistics:
+    """Statistics of one site.
+
+    Args:
+        where: block and site, named in errors.
+        collect: what to accumulate.
+        bins: mask-ratio bins.
+        seed: of the row sample.
+    """
+
+    def __init__(self, where: str, collect: Collect, bins: int, seed: int = 0) -> None:
+        self.where, self.collect, self.bins, self.seed = where, collect, bins, seed
+        self._moments: dict[Cell, ChannelMoments] = {}
+        self._second: dict[Cell, SecondMoment] = {}
+        self._rows: dict[Cell, RowSample] = {}
+
+    def update(self, x_BLD: Tensor, batch: StateBatch, masked_BL: Tensor) -> None:
+        """Add one batch.
+
+        Raises:
+            DataError: values that are not finite at a visible token.
+        """
+        visible_BL = batch.visible_BL.to(x_BLD.device)
+        if not bool(torch.isfinite(x_BLD[visible_BL]).all()):
+            raise DataError(f"{self.where}: activations are not finite (NaN or inf) on the calibration states")
+        bin_B = bin_of(batch.ratio_B, self.bins).to(x_BLD.device)
+        weight_BL = batch.weight_BL.to(x_BLD.device) if self.collect.weighted and batch.weight_BL is not None else None
+        for state in TokenState:
+            here_BL = visible_BL & (masked_BL if state is TokenState.MASKED else ~masked_BL)
+            for k in bin_B.unique().tolist():
+                chosen_BL = here_BL & (bin_B == k)[:, None]
+                if bool(chosen_BL.any()):
+                    weight_N = None if weight_BL is None else weight_BL[chosen_BL]
+                    self._add((state, k), x_BLD[chosen_BL], weight_N)
+
+    def _add(self, cell: Cell, x_ND: Tensor, weight_N: Tensor | None) -> None:
+        state, _ = cell
+        if self.collect.moments:
+            self._moments.setdefault(cell, ChannelMoments()).update(x_ND)
+        if self.collect.second_moment is not None:
+            keys = {"pooled": (TokenState.UNMASKED, 0), "state": (state, 0), "bin": cell}
+            key = keys[self.collect.second_moment]
+            self._second.setdefault(key, SecondMoment()).update(x_ND, weight_N)
+        if self.collect.rows:
+            sample = self._rows.setdefault((state, 0), RowSample(self.collect.rows, self.seed))
+            sample.update(x_ND)
+
+    def moments(self, state: TokenState | None = None, k: int | None = None) -> ChannelMoments:
+        """Return per-channel moments of a token state (None: both) and mask-ratio bin (None: all).
+
+        Raises:
+            DataError: no such token was seen.
+            ValueError: moments were not collected.
+        """
+        if not self.collect.moments:
+            raise ValueError(f"{self.where}: moments were not collected")
+        return self._merged(self._moments, ChannelMoments, state, k)
+
+    def second_moment(self, state: TokenState | None = None, k: int | None = None) -> SecondMoment:
+        """Return the second moment of a token state and bin, as `moments`.
+
+        Raises:
+            DataError: no such token was seen.
+            ValueError: a finer split than was collected.
+        """
+        kept = self.collect.second_moment
+        if kept is None or (state is not None and kept == "pooled") or (k is not None and kept != "bin"):
+            raise ValueError(f"{self.where}: second moments collected: {kept}; asked for: state {state}, bin {k}")
+        return self._merged(self._second, SecondMoment, state, k)
+
+    def rows(self, state: TokenState | None = None) -> Tensor:
+        """Return sampled rows [N, D] of a token state; of both, as many of each as there are.
+
+        Raises:
+            DataError: no such token was seen.
+            ValueError: no rows were sampled.
+        """
+        if not self.collect.rows:
+            raise ValueError(f"{self.where}: no rows were sampled")
+        found = [sample.rows for (s, _), sample in self._rows.items() if state in (None, s)]
+        if not found:
+            raise DataError(self._absent(state, None))
+        return torch.cat(found)
+
+    def _merged(
+        self, cells: dict[Cell, Accumulator], make: Callable[[], Accumulator], state: TokenState | None, k: int | None
+    ) -> Accumulator:
+        found = [value for (s, b), value in cells.items() if state in (None, s) and k in (None, b)]
+        if not found:
+            raise DataError(self._absent(state, k))
+        if len(found) == 1:
+            return found[0]
+        total = make()
+        return reduce(lambda into, part: into.merge(part) or into, found, total)
+
+    def _absent(self, state: TokenState | None, k: int | None) -> str:
+        which = "" if state is None else f"{state.value} "
+        where = "" if k is None else f" at mask ratios of {k / self.bins:g} to {(k + 1) / self.bins:g}"
+        return (
+            f"{self.where}: the calibration states have no {which}token{where}; "
+            "choose other calibration.states (sampler, min_ratio, max_ratio) or fewer calibration.bins"
+        )

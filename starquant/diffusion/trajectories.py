@@ -1,0 +1,89 @@
+"""Real denoising trajectories: the states a sampler passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from starquant.diffusion.generation import generate
+from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.samplers import DreamSampler, LLaDASampler
+from starquant.errors import ConfigError
+from starquant.protocol import SamplerSpec
+
+_SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {"llada": LLaDASampler, "dream": DreamSampler}
+
+
+def sampler_for(
+    model: nn.Module, settings: SamplerSpec, where: str = "model.trajectory"
+) -> LLaDASampler | DreamSampler:
+    """Return the sampler of validated settings.
+
+    Args:
+        model: that it will run on.
+        settings: from the configuration.
+        where: their dotted path, for the error.
+
+    Raises:
+        ConfigError: a sampler of the other family.
+    """
+    family = model.likelihood_noise
+    if settings.name != family:
+        raise ConfigError(f"{where}: sampler '{settings.name}' does not fit a model of the family '{family}'")
+    return _SAMPLERS[settings.name](**settings.model_dump(exclude={"name"}))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A batch's states along its denoising, on the CPU.
+
+    Attributes:
+        ids_SBL: state before each step, and the final one: S = steps + 1.
+        prompt_length: columns of the prompt (padding on the left included).
+        visible_BL: False on padding.
+        mask_id: id of [MASK].
+    """
+
+    ids_SBL: Tensor
+    prompt_length: int
+    visible_BL: Tensor
+    mask_id: int
+
+    @property
+    def ratio_SB(self) -> Tensor:
+        """Mask ratio of the answer at each state."""
+        return (self.ids_SBL[:, :, self.prompt_length :] == self.mask_id).double().mean(2)
+
+
+def record_trajectory(
+    model: nn.Module | MaskPredictor,
+    prompt_ids: Tensor,
+    sampler: LLaDASampler | DreamSampler,
+    *,
+    attention_mask: Tensor | None = None,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+) -> Trajectory:
+    """Generate as `generate` does, and keep every state.
+
+    Raises:
+        ValueError: as `generate`.
+    """
+    predict = model if isinstance(model, MaskPredictor) else MaskPredictor(model)
+    visible = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask
+    answer = prompt_ids.new_full((len(prompt_ids), sampler.answer_length), predict.mask_id)
+    states = [torch.cat((prompt_ids, answer), dim=1).cpu()]
+    generate(
+        predict,
+        prompt_ids,
+        sampler,
+        attention_mask=attention_mask,
+        seed=seed,
+        seeds=seeds,
+        on_step=lambda _, ids: states.append(ids.to("cpu", copy=True)),
+    )
+    visible_BL = torch.cat((visible.bool().cpu(), torch.ones(answer.shape, dtype=torch.bool)), dim=1)
+    return Trajectory(torch.stack(states), prompt_ids.shape[1], visible_BL, predict.mask_id)
