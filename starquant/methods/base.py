@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-from starquant.spec import BitsSpec, MethodOptions
+from starquant.bits import BitsSpec
+from starquant.methods.fitted import Fitted
+from starquant.spec import MethodOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from starquant.calibration.batches import CalibrationStates
     from starquant.models.base import MaskedDiffusionModel
     from starquant.records.manifest import ManifestEntry
 
@@ -23,24 +24,18 @@ class Card:
 
     Attributes:
         reference: the paper it follows.
-        needs_calibration: whether `fit` reads activation statistics.
         transforms: whether it changes anything but the rounding, so that 16 bits is a run of its own.
     """
 
     reference: str
-    needs_calibration: bool
     transforms: bool
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What a method learned: named tensors, nothing else, so that safetensors can hold it."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-
 class Method(ABC, Generic[OptionsT]):
-    """A quantization method with its options."""
+    """A quantization method with its options.
+
+    Whether it needs calibration states depends on the options: `MethodOptions.needs_calibration`.
+    """
 
     card: ClassVar[Card]
     Options: ClassVar[type[MethodOptions]]
@@ -49,8 +44,26 @@ class Method(ABC, Generic[OptionsT]):
         self.options = options
 
     @abstractmethod
-    def fit(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Fitted:
-        """Learn what `apply` needs; must not change the model."""
+    def fit(
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        states: CalibrationStates | None = None,
+        into: Fitted | None = None,
+        progress: bool = False,
+    ) -> Fitted:
+        """Learn what `apply` needs; must not change the model.
+
+        Args:
+            model: at full precision; its blocks may be on disk.
+            bits: what it will be quantized to.
+            states: what to calibrate on; None for methods that need none.
+            into: where to keep what is learned, by default in memory.
+            progress: show progress bars.
+
+        Raises:
+            DataError: states that cannot be used (none at all, values that are not finite, a missing token state).
+        """
 
     @abstractmethod
     def apply(

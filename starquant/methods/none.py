@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from starquant.methods.base import Card, Fitted, Method
-from starquant.spec import BitsSpec, MethodOptions
+from starquant.bits import FULL_PRECISION, BitsSpec
+from starquant.methods.base import Card, Method
+from starquant.methods.fitted import Fitted
+from starquant.spec import MethodOptions
 
 if TYPE_CHECKING:
+    from starquant.calibration.batches import CalibrationStates
     from starquant.models.base import MaskedDiffusionModel
     from starquant.records.manifest import ManifestEntry
 
@@ -21,17 +24,24 @@ class FullPrecisionOptions(MethodOptions):
 class FullPrecision(Method[FullPrecisionOptions]):
     """Leave the model as it is; the manifest says so for every part."""
 
-    card = Card(reference="-", needs_calibration=False, transforms=False)
+    card = Card(reference="-", transforms=False)
     Options = FullPrecisionOptions
 
-    def fit(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Fitted:
+    def fit(
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        states: CalibrationStates | None = None,
+        into: Fitted | None = None,
+        progress: bool = False,
+    ) -> Fitted:
         """Learn nothing."""
-        return Fitted()
+        return into if into is not None else Fitted()
 
     def apply(
         self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
     ) -> list[ManifestEntry]:
-        """Change nothing; `bits` are those of the canonical full-precision run."""
+        """Change nothing, whatever `bits` say."""
         from starquant.runtime import install
 
-        return install(model, bits)
+        return install(model, FULL_PRECISION)

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from starquant.methods.base import Card, Fitted, Method
-from starquant.spec import BitsSpec, MethodOptions
+from pydantic import field_validator
 
-if TYPE_CHECKING:
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.records.manifest import ManifestEntry
+from starquant.methods.base import Card
+from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions
+from starquant.methods.solvers import WeightSolverOptions
 
 
-class RTNOptions(MethodOptions):
-    """No options: grids, granularity and clipping belong to `bits`."""
+class RTNOptions(BlockwiseOptions):
+    """Nothing of its own: grids, granularity and fixed clipping belong to `bits`."""
 
     name: Literal["rtn"]
 
+    @field_validator("weights")
+    @classmethod
+    def _rounds(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
+        if weights.name != "rtn":
+            raise ValueError(f"name: got '{weights.name}', allowed: rtn (method=gptq is the other)")
+        return weights
 
-class RTN(Method[RTNOptions]):
+
+class RTN(BlockwiseMethod[RTNOptions]):
     """Round-to-nearest."""
 
-    card = Card(reference="baseline of arXiv 2606.04945, table 1", needs_calibration=False, transforms=False)
+    card = Card(reference="baseline of arXiv 2606.04945, table 1", transforms=False)
     Options = RTNOptions
-
-    def fit(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Fitted:
-        """Learn nothing."""
-        return Fitted()
-
-    def apply(
-        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
-    ) -> list[ManifestEntry]:
-        """Round every declared linear and install the quantizers of activations and attention operands."""
-        from starquant.runtime import install, round_to_nearest
-
-        return install(model, bits, round_to_nearest, progress)

@@ -19,6 +19,7 @@ class ManifestEntry(BaseModel):
         site: name of the input site that quantizes the activations.
         weight_sqnr_db: signal over quantization noise of the weight; None if nothing was lost.
         activation_sqnr_db: the same for the activations, on the probe of `runtime.probe`.
+        transform: what the activations pass through online before they are rounded, None for nothing.
         reason: why it was left at full precision, None if it was not.
     """
 
@@ -33,4 +34,5 @@ class ManifestEntry(BaseModel):
     site: str | None = None
     weight_sqnr_db: float | None = None
     activation_sqnr_db: float | None = None
+    transform: str | None = None
     reason: str | None = None

@@ -8,11 +8,21 @@ from pydantic import BaseModel, ConfigDict
 
 from starquant.records.manifest import ManifestEntry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Version 1 had neither confidence intervals and units of scores nor the calibration.
+READABLE_VERSIONS = (1, 2)
 
 
 class Score(BaseModel):
-    """One metric of one task under one filter; nothing of what lm-eval reports about it is dropped."""
+    """One metric of one task under one filter; nothing of what lm-eval reports about it is dropped.
+
+    Attributes:
+        stderr: lm-eval's; of fidelity, the bootstrap's over prompts.
+        n: items; of fidelity, prompts.
+        ci_low: lower end of the 95 % percentile bootstrap interval, None where there is none.
+        ci_high: its upper end.
+        unit: of value, stderr and interval; relative: to the size of what is compared.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,6 +35,9 @@ class Score(BaseModel):
     higher_is_better: bool | None
     task_version: str | None
     num_fewshot: int | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    unit: Literal["fraction", "nats", "relative"] = "fraction"
 
 
 class Timings(BaseModel):
@@ -45,6 +58,7 @@ class RunRecord(BaseModel):
         spec: the validated specification.
         scores: of every task, groups and their subjects.
         manifest: what was quantized, entry by entry.
+        calibration: what the method was calibrated on, None without.
         provenance: git SHA and dirty flag, source digest, package versions, device, time.
     """
 
@@ -56,5 +70,6 @@ class RunRecord(BaseModel):
     status: Literal["complete"]
     scores: list[Score]
     manifest: list[ManifestEntry]
+    calibration: dict[str, Any] | None = None
     timings: Timings
     provenance: dict[str, Any]

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from starquant.errors import RecordError
-from starquant.records.record import SCHEMA_VERSION, RunRecord
+from starquant.records.record import READABLE_VERSIONS, RunRecord
 from starquant.spec import RunSpec
 
 
@@ -94,8 +94,9 @@ def read_record(path: Path) -> RunRecord:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: not readable as a record ({error}); move it away to run again") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise RecordError(f"{path}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}")
+    if version not in READABLE_VERSIONS:
+        allowed = " and ".join(map(str, READABLE_VERSIONS))
+        raise RecordError(f"{path}: schema_version is {version!r}, this version reads {allowed}")
     try:
         return RunRecord.model_validate(content)
     except ValidationError as error:

@@ -1,17 +1,39 @@
-"""Quantized modules and the one mutation that installs them in a model."""
+"""Quantized modules, exact rewritings, and the one mutation that installs them in a model."""
 
-from starquant.runtime.attention import QuantizedAttentionCore
-from starquant.runtime.install import WeightSolver, install, round_to_nearest
+from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
+from starquant.runtime.install import (
+    WeightSolver,
+    activation_format,
+    check_groups,
+    install,
+    is_tied,
+    quantize_block,
+    quantize_linear,
+    round_to_nearest,
+    weight_format,
+)
 from starquant.runtime.linear import FakeQuantLinear
+from starquant.runtime.placing import scale_values, transform_queries_and_keys
 from starquant.runtime.probe import measure_operands
 from starquant.runtime.sites import ActivationQuantizer
+from starquant.runtime.transforms import HadamardTransform
 
 __all__ = [
+    "OPERANDS",
     "ActivationQuantizer",
     "FakeQuantLinear",
+    "HadamardTransform",
     "QuantizedAttentionCore",
     "WeightSolver",
+    "activation_format",
+    "check_groups",
     "install",
+    "is_tied",
     "measure_operands",
+    "quantize_block",
+    "quantize_linear",
     "round_to_nearest",
+    "scale_values",
+    "transform_queries_and_keys",
+    "weight_format",
 ]

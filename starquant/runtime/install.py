@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from starquant.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import LinearInfo
@@ -19,8 +20,8 @@ from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
 from starquant.runtime.linear import FakeQuantLinear
 from starquant.runtime.sites import ActivationQuantizer
-from starquant.spec import AttentionSpec, BitsSpec, WeightSpec
 
+#: Computes the quantized weight of one linear.
 WeightSolver = Callable[[LinearInfo, QuantFormat], Tensor]
 
 
@@ -35,13 +36,19 @@ def weight_format(spec: WeightSpec) -> QuantFormat:
     return QuantFormat(spec.bits, spec.symmetric, granularity, spec.clip_ratio)
 
 
+def activation_format(spec: ActivationSpec) -> QuantFormat:
+    """Return the grid of the inputs of linears."""
+    return QuantFormat(spec.bits, spec.symmetric, PerToken(), spec.clip_ratio)
+
+
 def install(
     model: MaskedDiffusionModel, bits: BitsSpec, solve: WeightSolver = round_to_nearest, progress: bool = False
 ) -> list[ManifestEntry]:
     """Quantize a model in place and return the manifest, in the order of the forward pass.
 
     Args:
-        model: full-precision model; its declared linears are the ones that are touched, no others.
+        model: full-precision model; its declared linears are the ones that are touched, no others. Transforms
+            that stand at its sites and attention already are kept.
         bits: bit-widths of everything.
         solve: computes the quantized weight of one linear.
         progress: show a progress bar over the linears.
@@ -50,29 +57,43 @@ def install(
         ConfigError: a group size that does not divide; a tied head asked for bits of its own.
         CheckpointError: non-finite weights, named.
     """
-    linears = model.linears()
-    _check_groups(linears, bits.weights)
-    entries = [_embedding(model, bits)]
-    activation = QuantFormat(bits.activations.bits, bits.activations.symmetric, PerToken(), bits.activations.clip_ratio)
-    for info in tqdm(linears.values(), desc="quantize", unit="linear", disable=not progress, leave=False):
-        entries.append(_linear(model, info, weight_format(bits.weights), activation, solve))
-    entries += _operands(model, bits.attention)
-    entries.append(_head(model, bits))
-    return entries
+    check_groups(model.linears(), bits.weights)
+    entries, operands = [_embedding(model, bits)], []
+    blocks = model.trunk().blocks
+    for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
+        linears = model.block_linears(block, index).values()
+        entries += [quantize_linear(model, block, info, bits, solve) for info in linears]
+        operands += quantize_attention(model, block, index, bits.attention)
+    return [*entries, *operands, _head(model, bits)]
 
 
-def _check_groups(linears: dict[str, LinearInfo], spec: WeightSpec) -> None:
+def quantize_block(
+    model: MaskedDiffusionModel, block: nn.Module, index: int, bits: BitsSpec, solve: WeightSolver
+) -> None:
+    """Quantize a copy of one block in place, as `install` does with the block itself."""
+    for info in model.block_linears(block, index).values():
+        quantize_linear(model, block, info, bits, solve)
+    quantize_attention(model, block, index, bits.attention)
+
+
+def check_groups(linears: dict[str, LinearInfo], spec: WeightSpec) -> None:
+    """Raise ConfigError when the group size does not divide the inputs of a linear."""
     for info in linears.values():
-        if spec.group_size is not None and info.module.in_features % spec.group_size:
+        if spec.bits < 16 and spec.group_size is not None and info.module.in_features % spec.group_size:
             raise ConfigError(
                 f"bits.weights.group_size: got {spec.group_size}, which does not divide the "
                 f"{info.module.in_features} inputs of {info.name}"
             )
 
 
-def _linear(
-    model: MaskedDiffusionModel, info: LinearInfo, weights: QuantFormat, inputs: QuantFormat, solve: WeightSolver
+def quantize_linear(
+    model: MaskedDiffusionModel, block: nn.Module, info: LinearInfo, bits: BitsSpec, solve: WeightSolver
 ) -> ManifestEntry:
+    """Quantize one linear of a block (or of a copy of it) and the site it reads; returns its manifest entry."""
+    weights, inputs = weight_format(bits.weights), activation_format(bits.activations)
+    prefix = model.block_name(info.block) + "."
+    path, site_path = info.name.removeprefix(prefix), info.site.removeprefix(prefix)
+    transform = block.get_submodule(site_path).transform
     sqnr, reason = None, None
     if weights.quantizes:
         original = info.module.weight.data
@@ -80,9 +101,9 @@ def _linear(
             raise CheckpointError(f"{info.name}.weight: holds values that are not finite")
         quantized = solve(info, weights)
         sqnr = sqnr_db(original, quantized)
-        model.set_submodule(info.name, FakeQuantLinear.from_linear(info.module, quantized, weights))
+        block.set_submodule(path, FakeQuantLinear.from_linear(info.module, quantized, weights))
     if inputs.quantizes:
-        model.set_submodule(info.site, ActivationQuantizer(inputs))
+        block.set_submodule(site_path, ActivationQuantizer(inputs, transform))
     if not (weights.quantizes or inputs.quantizes):
         reason = "bits.weights.bits = bits.activations.bits = 16"
     return ManifestEntry(
@@ -94,40 +115,43 @@ def _linear(
         activation_bits=inputs.bits,
         site=info.site,
         weight_sqnr_db=sqnr,
+        transform=None if transform is None else str(transform),
         reason=reason,
     )
 
 
-def _operands(model: MaskedDiffusionModel, spec: AttentionSpec) -> list[ManifestEntry]:
+def quantize_attention(
+    model: MaskedDiffusionModel, block: nn.Module, index: int, spec: AttentionSpec
+) -> list[ManifestEntry]:
+    """Quantize the attention operands of a block (or of a copy of it); returns their manifest entries."""
     bits = {name: getattr(spec, name) for name in OPERANDS}
-    names = {module: name for name, module in model.named_modules()}
-    entries = []
-    for index, block in enumerate(model.trunk().blocks):
-        attention = model.block_sites(block).attention
-        if min(bits.values()) < 16:
-            attention.core = QuantizedAttentionCore(bits)
-        for operand in OPERANDS:
-            reason = None if bits[operand] < 16 else f"bits.attention.{operand} = 16"
-            entries.append(
-                ManifestEntry(
-                    name=f"{names[attention]}.{operand}",
-                    kind="operand",
-                    role=operand,
-                    block=index,
-                    activation_bits=bits[operand],
-                    reason=reason,
-                )
-            )
-    return entries
+    attention = model.block_sites(block).attention
+    before = attention.core
+    transform, v_scale = getattr(before, "qk_transform", None), getattr(before, "v_scale_KE", None)
+    if min(bits.values()) < 16:
+        attention.core = QuantizedAttentionCore(bits, transform, v_scale)
+    name = next(name for name, module in block.named_modules() if module is attention)
+    return [
+        ManifestEntry(
+            name=f"{model.block_name(index)}.{name}.{operand}",
+            kind="operand",
+            role=operand,
+            block=index,
+            activation_bits=bits[operand],
+            transform=None if transform is None or operand in "pv" else str(transform),
+            reason=None if bits[operand] < 16 else f"bits.attention.{operand} = 16",
+        )
+        for operand in OPERANDS
+    ]
 
 
 def _embedding(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
-    if _is_tied(model) and bits.head != bits.embedding:
+    if is_tied(model) and bits.head != bits.embedding:
         raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
     return _table(model, model.trunk().embedding, "embedding", bits.embedding)
 
 
-def _is_tied(model: MaskedDiffusionModel) -> bool:
+def is_tied(model: MaskedDiffusionModel) -> bool:
     """Whether the head is the embedding: left out (LLaDA), or sharing its weight (Dream)."""
     trunk = model.trunk()
     return trunk.head is None or trunk.head.weight is trunk.embedding.weight
@@ -135,7 +159,7 @@ def _is_tied(model: MaskedDiffusionModel) -> bool:
 
 def _head(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
     head = model.trunk().head
-    if head is None or _is_tied(model):
+    if head is None or is_tied(model):
         reason = "tied to the embedding" if bits.embedding < 16 else "bits.head = 16"
         return ManifestEntry(name="head", kind="head", role="head", weight_bits=bits.embedding, reason=reason)
     return _table(model, head, "head", bits.head)

@@ -24,7 +24,11 @@ def measure_operands(
     The probe is `PROBE_ROWS` sequences of uniformly drawn tokens with mask ratios spread from 1/8 to 7/8: no
     data is needed, and figures of two runs compare. Errors of earlier blocks are part of what later ones see.
     """
-    sites = {name: module for name, module in model.named_modules() if isinstance(module, ActivationQuantizer)}
+    sites = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, ActivationQuantizer) and module.format.quantizes
+    }
     cores = {
         name.removesuffix(".core"): module
         for name, module in model.named_modules()

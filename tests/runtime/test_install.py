@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from starquant.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.methods.base import Fitted
 from starquant.methods.rtn import RTN, RTNOptions
@@ -15,7 +16,6 @@ from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, sqnr_db
 from starquant.runtime import FakeQuantLinear, QuantizedAttentionCore, install, measure_operands
-from starquant.spec import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 
 
 def bits(w: int, a: int, **more) -> BitsSpec:

@@ -1,0 +1,141 @@
+"""Methods that rewrite each block exactly and then quantize it: the walk, shared by all of them.
+
+A method overrides what it needs of: `ends` and `prepare` (rewritings known without data), `learn` (what it takes from
+a block's statistics) and `rewrite` (the rewriting learned). Everything but `learn` runs twice, on a copy in `fit` and
+on the model in `apply`, so that both see the same weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from starquant.bits import BitsSpec
+from starquant.methods.base import Method
+from starquant.methods.fitted import ENDS, Fitted, block_part
+from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
+from starquant.spec import MethodOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from starquant.calibration.batches import CalibrationStates
+    from starquant.calibration.engine import BlockVisit
+    from starquant.models.base import MaskedDiffusionModel
+    from starquant.models.roles import BlockSites
+    from starquant.records.manifest import ManifestEntry
+
+Tensors = dict[str, "Tensor"]
+
+
+class BlockwiseOptions(MethodOptions):
+    """Options that every such method has.
+
+    Attributes:
+        weights: how weights are put on their grid.
+    """
+
+    weights: WeightSolverOptions = WeightSolverOptions()
+
+    @property
+    def needs_calibration(self) -> bool:
+        """GPTQ reads second moments."""
+        return self.weights.name == "gptq"
+
+
+BlockwiseT = TypeVar("BlockwiseT", bound=BlockwiseOptions)
+
+
+class BlockwiseMethod(Method[BlockwiseT]):
+    """Rewrite, then quantize, block by block."""
+
+    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Tensors:
+        """Return what concerns the residual stream as a whole."""
+        return {}
+
+    def embed(self, hidden_BLD: Tensor, ends: Tensors) -> Tensor:
+        """Map the embedding to the basis of the rewritten blocks."""
+        return hidden_BLD
+
+    def rewrite_ends(self, model: MaskedDiffusionModel, ends: Tensors) -> None:
+        """Rewrite embedding, last norm and head in place."""
+
+    def prepare(self, sites: BlockSites, ends: Tensors) -> None:
+        """Rewrite a block in place by what is known without data."""
+
+    def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
+        """Return what the method takes from a prepared block's statistics."""
+        return {}
+
+    def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
+        """Rewrite a prepared block in place by what was learned."""
+
+    def observed(self, model: MaskedDiffusionModel, states: CalibrationStates) -> CalibrationStates:
+        """Return the states that are walked, where the method weights them."""
+        return states
+
+    def effective(self, bits: BitsSpec) -> BitsSpec:
+        """Return the bits with what the method's options say about them."""
+        return bits
+
+    @property
+    def weighted(self) -> bool:
+        """Whether second moments use the states' token weights."""
+        return False
+
+    def fit(
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        states: CalibrationStates | None = None,
+        into: Fitted | None = None,
+        progress: bool = False,
+    ) -> Fitted:
+        """Walk the blocks and keep what is learned of each."""
+        from starquant.runtime import check_groups
+
+        fitted, bits = into if into is not None else Fitted(), self.effective(bits)
+        check_groups(model.linears(), bits.weights)
+        ends = self.ends(model, bits)
+        fitted.put(ENDS, ends)
+        if self.options.needs_calibration:
+            assert states is not None
+            self._walk(model, bits, self.observed(model, states), ends, fitted, progress)
+        return fitted
+
+    def _walk(
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        states: CalibrationStates,
+        ends: Tensors,
+        fitted: Fitted,
+        progress: bool,
+    ) -> None:
+        from starquant.calibration.engine import walk
+        from starquant.runtime import quantize_block
+
+        for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
+            self.prepare(visit.sites, ends)
+            tensors = self.learn(visit, bits, fitted)
+            self.rewrite(visit.sites, tensors)
+            if self.options.weights.name == "gptq" and bits.weights.bits < 16:
+                tensors |= solve_block(visit, bits, self.options.weights, fitted, self.weighted)
+            fitted.put(block_part(visit.index), tensors)
+            if visit.feeds_quantized:
+                solve = stored_weights(model, fitted, bits, self.options.weights)
+                quantize_block(model, visit.block, visit.index, bits, solve)
+
+    def apply(
+        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
+    ) -> list[ManifestEntry]:
+        """Rewrite the model as the copies were, and install its quantizers."""
+        from starquant.runtime import install
+
+        bits = self.effective(bits)
+        ends = fitted.get(ENDS)
+        self.rewrite_ends(model, ends)
+        for index, block in enumerate(model.trunk().blocks):
+            sites = model.block_sites(block)
+            self.prepare(sites, ends)
+            self.rewrite(sites, fitted.get(block_part(index)))
+        return install(model, bits, stored_weights(model, fitted, bits, self.options.weights), progress)

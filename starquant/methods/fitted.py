@@ -1,0 +1,106 @@
+"""What a method learned: named tensors a part of the model, in memory or in a folder of safetensors files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starquant.errors import RecordError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENDS = "ends"
+NOTES = "fitted.json"
+
+
+def block_part(index: int) -> str:
+    """Return the name of a block's part."""
+    return f"block_{index:03d}"
+
+
+@dataclass
+class Fitted:
+    """Tensors by part: "ends" (embedding, last norm, head) and one part a block.
+
+    With a folder, every part is written as soon as it is learned and read again when it is asked for: memory
+    holds one part at a time, whatever the depth of the model. Files of other fits in the folder are not read.
+
+    Attributes:
+        folder: where parts are kept; None keeps them in memory.
+        notes: fallbacks that were taken (a channel left alone, a damping raised), as plain data for the record.
+    """
+
+    folder: Path | None = None
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    _parts: dict[str, dict[str, Tensor] | None] = field(default_factory=dict)  # None: in the folder
+
+    def put(self, part: str, tensors: dict[str, Tensor]) -> None:
+        """Keep a part's tensors."""
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        if self.folder is not None:
+            _write(self.folder, part, tensors)
+        self._parts[part] = tensors if self.folder is None else None
+
+    def get(self, part: str) -> dict[str, Tensor]:
+        """Return a part's tensors, empty when nothing was learned for it.
+
+        Raises:
+            RecordError: its file is missing or damaged.
+        """
+        tensors = self._parts.get(part, {})
+        if tensors is None:
+            assert self.folder is not None
+            return _read(self.folder / f"{part}.safetensors")
+        return dict(tensors)
+
+    def note(self, what: str, where: str, **details: Any) -> None:
+        """Keep a fallback for the record."""
+        self.notes.append({"what": what, "where": where, **details})
+
+    def parts(self) -> list[str]:
+        """Return the parts that hold something."""
+        return sorted(self._parts)
+
+    def save(self, folder: Path) -> None:
+        """Write all parts and the notes to a folder."""
+        for part in self.parts():
+            _write(folder, part, self.get(part))
+        folder.mkdir(parents=True, exist_ok=True)
+        listed = {"notes": self.notes, "parts": self.parts()}
+        (folder / NOTES).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Fitted:
+        """Open a folder; parts are read when asked for.
+
+        Raises:
+            RecordError: there is no such artifact, or it is damaged.
+        """
+        try:
+            listed = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+            notes, parts = list(listed["notes"]), dict.fromkeys(listed["parts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{folder / NOTES}: not readable as a fitted method ({error})") from None
+        return cls(folder, notes, parts)
+
+
+def _write(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f".{part}.part"
+    save_file(tensors, unfinished)
+    unfinished.replace(folder / f"{part}.safetensors")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RecordError(f"{path}: missing or damaged ({error}); fit again") from None

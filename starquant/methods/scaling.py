@@ -1,0 +1,70 @@
+"""Per-channel scaling of a site, folded exactly into its producer; shared by SmoothQuant and AWQ.
+
+Shape suffixes: D width of the site, K key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from starquant.models.roles import BlockSites, Site
+
+
+def scale_names(site: Site) -> str:
+    """Return the name of a site's scale among a block's tensors."""
+    return f"{site.value}.scale"
+
+
+def producer(sites: BlockSites, site: Site) -> nn.Module:
+    """Return the module whose output is what the site sees, up to what commutes with a scale per channel."""
+    from starquant.models.roles import Role, Site
+
+    if site in sites.norms:
+        return sites.norms[site]
+    return sites.linears[{Site.OUT: Role.V, Site.DOWN: Role.UP}[site]]
+
+
+def group_channels(sites: BlockSites, site: Site, values_D: Tensor, reduce: str) -> Tensor:
+    """Make values equal for channels that the producer cannot tell apart: heads that share one value head (GQA)."""
+    from starquant.models.roles import Site
+
+    attention = sites.attention
+    groups = attention.n_heads // attention.n_kv_heads
+    if site is not Site.OUT or groups == 1:
+        return values_D
+    heads = values_D.unflatten(0, (attention.n_kv_heads, groups, attention.head_dim))
+    shared = getattr(heads, reduce)(1, keepdim=True)
+    return shared.expand_as(heads).flatten()
+
+
+def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
+    """Divide each scaled site's producer by its scale and multiply its linears, in place."""
+    from starquant.models.roles import Site
+    from starquant.runtime import rewriting
+
+    for site in Site:
+        scale_D = tensors.get(scale_names(site))
+        if scale_D is None:
+            continue
+        made_by = producer(sites, site)
+        linears = list(sites.readers(site).values())
+        scale_D = scale_D.to(linears[0].weight.device)
+        rewriting.scale_input(linears, scale_D)
+        if site in sites.norms:
+            rewriting.divide_gain(made_by, scale_D)
+        else:
+            rewriting.divide_output(made_by, _of_producer(sites, site, scale_D))
+
+
+def _of_producer(sites: BlockSites, site: Site, scale_D: Tensor) -> Tensor:
+    """Return the scale of the producer's own outputs: one a value head where query heads share it."""
+    from starquant.models.roles import Site
+
+    attention = sites.attention
+    if site is not Site.OUT or attention.n_heads == attention.n_kv_heads:
+        return scale_D
+    groups = attention.n_heads // attention.n_kv_heads
+    return scale_D.unflatten(0, (attention.n_kv_heads, groups, attention.head_dim))[:, 0].flatten()

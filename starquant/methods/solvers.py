@@ -1,0 +1,137 @@
+"""Weight solvers, shared by all methods: round to nearest, or GPTQ (arXiv 2210.17323), with or without clipping."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from starquant.bits import BitsSpec
+from starquant.methods.fitted import Fitted, block_part
+from starquant.protocol import Count, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from starquant.calibration.engine import BlockVisit
+    from starquant.models.base import MaskedDiffusionModel
+    from starquant.models.roles import LinearInfo, Site
+    from starquant.runtime import WeightSolver
+
+
+class WeightSolverOptions(Spec):
+    """How the (transformed) weights are put on their grid.
+
+    Attributes:
+        name: "rtn" rounds to nearest, "gptq" compensates each rounding in the columns that follow.
+        mse_clip: shrink each row's (group's) range to where its squared error is smallest.
+        percdamp: GPTQ's damping, as a share of the Hessian's mean diagonal.
+        act_order: GPTQ visits inputs by decreasing Hessian diagonal.
+        block_size: GPTQ's columns a lazy update; changes the speed only.
+    """
+
+    name: Literal["rtn", "gptq"] = "rtn"
+    mse_clip: bool = False
+    percdamp: Annotated[float, Field(gt=0.0)] = 0.01
+    act_order: bool = False
+    block_size: Count = Field(default=128, json_schema_extra={"inert": True})
+
+
+def solve_block(
+    visit: BlockVisit, bits: BitsSpec, options: WeightSolverOptions, fitted: Fitted, weighted: bool = False
+) -> dict[str, Tensor]:
+    """Return GPTQ's codes and scales of every linear of a block, by role.
+
+    When blocks are fed quantized inputs, the sites are solved one after another, each on what the quantized part of
+    the block in front of it gives ("true sequential"); otherwise all at once.
+
+    Args:
+        visit: the block, already rewritten by the method.
+        bits: grids.
+        options: the solver's.
+        fitted: takes notes of raised damping and dead inputs.
+        weighted: use the states' token weights in the Hessian.
+
+    Raises:
+        DataError: a Hessian that stays singular, activations that are not finite.
+    """
+    from starquant.models.roles import Site
+    from starquant.runtime.install import quantize_attention
+
+    groups: list[tuple[Site, ...]] = [tuple(Site)]
+    if visit.feeds_quantized:
+        groups = [(site,) for site in Site]
+    found: dict[str, Tensor] = {}
+    for sites in groups:
+        found |= _solve_sites(visit, sites, bits, options, fitted, weighted)
+        if sites == (Site.QKV,):  # what the output projection reads passes through the operands
+            quantize_attention(visit.model, visit.block, visit.index, bits.attention)
+    return found
+
+
+def _solve_sites(
+    visit: BlockVisit,
+    sites: tuple[Site, ...],
+    bits: BitsSpec,
+    options: WeightSolverOptions,
+    fitted: Fitted,
+    weighted: bool,
+) -> dict[str, Tensor]:
+    from starquant.calibration.statistics import Collect
+    from starquant.numerics import dequantize, gptq
+    from starquant.runtime import quantize_linear, weight_format
+
+    plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
+    statistics = visit.collect(plan, sites)
+    found: dict[str, Tensor] = {}
+    fmt = weight_format(bits.weights)
+    for info in visit.linears.values():
+        if info.role.site not in sites:
+            continue
+        weight = info.module.weight.data
+        result = gptq(
+            weight,
+            statistics[info.role.site].second_moment().mean,
+            fmt,
+            percdamp=options.percdamp,
+            act_order=options.act_order,
+            block_size=options.block_size,
+            clip=_clip(weight, bits, options),
+        )
+        if result.damping > options.percdamp:
+            fitted.note("damping raised", info.name, damping=result.damping)
+        if result.dead:
+            fitted.note("dead inputs, weights set to zero", info.name, count=result.dead)
+        found |= result.quantized.to_tensors(info.role.value)
+        if visit.feeds_quantized:
+            solved = dequantize(result.quantized).to(weight)
+            quantize_linear(visit.model, visit.block, info, bits, lambda *_, w=solved: w)
+    return found
+
+
+def stored_weights(model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, options: object) -> WeightSolver:
+    """Return the solver that `apply` installs: solved codes where there are some, else rounding with stored clips."""
+    from starquant.numerics import Quantized, dequantize, fake_quantize
+
+    cache: dict[int, dict[str, Tensor]] = {}
+
+    def solve(info: LinearInfo, fmt: object) -> Tensor:
+        if info.block not in cache:
+            cache.clear()  # one block's tensors in memory
+            cache[info.block] = fitted.get(block_part(info.block))
+        tensors, weight, role = cache[info.block], info.module.weight.data, info.role.value
+        if f"{role}.codes" in tensors:
+            return dequantize(Quantized.from_tensors(tensors, role, fmt, weight.shape)).to(weight)
+        clip = tensors.get(f"{role}.clip")
+        if clip is None:
+            clip = _clip(weight, bits, options)
+        return fake_quantize(weight, fmt, clip=None if clip is None else clip.to(weight.device))
+
+    return solve
+
+
+def _clip(weight: Tensor, bits: BitsSpec, options: WeightSolverOptions) -> Tensor | None:
+    from starquant.numerics import mse_clip
+    from starquant.runtime import weight_format
+
+    return mse_clip(weight, weight_format(bits.weights)) if options.mse_clip else None

@@ -1,0 +1,84 @@
+"""Exact rewritings of linears and norms: the numbers move, the function stays. All computed in float64.
+
+y = x W^T with W [out, in]; R is orthogonal and acts on rows, x -> x R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from starquant.numerics import Rotation, apply_hadamard
+
+
+@torch.no_grad()
+def set_weight(linear: nn.Linear, weight_OI: Tensor) -> None:
+    """Write a weight, in the linear's own dtype."""
+    linear.weight.copy_(weight_OI)
+
+
+def fold_gain(norm: nn.Module, linears: Iterable[nn.Linear]) -> None:
+    """Move an RMSNorm's gain into the linears behind it: W diag(g), gain one.
+
+    Nothing is subtracted from the embedding: removing its mean preserves a LayerNorm model, not an RMSNorm one.
+    """
+    gain = norm.weight.double()
+    for linear in linears:
+        set_weight(linear, linear.weight.double() * gain)
+    with torch.no_grad():
+        norm.weight.fill_(1.0)
+
+
+def scale_input(linears: Iterable[nn.Linear], scale_I: Tensor) -> None:
+    """Make linears read x / s: W diag(s)."""
+    for linear in linears:
+        set_weight(linear, linear.weight.double() * scale_I.double())
+
+
+@torch.no_grad()
+def divide_gain(norm: nn.Module, scale_D: Tensor) -> None:
+    """Make a norm give x / s."""
+    norm.weight.copy_(norm.weight.double() / scale_D.double())
+
+
+@torch.no_grad()
+def divide_output(linear: nn.Linear, scale_O: Tensor) -> None:
+    """Make a linear give y / s."""
+    set_weight(linear, linear.weight.double() / scale_O.double()[:, None])
+    if linear.bias is not None:
+        linear.bias.copy_(linear.bias.double() / scale_O.double())
+
+
+def rotate_input(linears: Iterable[nn.Linear], rotation: Rotation) -> None:
+    """Make linears read x R: W R."""
+    for linear in linears:
+        set_weight(linear, rotation.apply(linear.weight.double()))
+
+
+def rotate_output(linear: nn.Linear, rotation: Rotation) -> None:
+    """Make a linear give y R: R^T W, b R."""
+    _map_output(linear, rotation.apply)
+
+
+def hadamard_input(linear: nn.Linear) -> None:
+    """Make a linear read x H: W H."""
+    set_weight(linear, apply_hadamard(linear.weight.double()))
+
+
+def hadamard_heads_output(linear: nn.Linear, heads: int) -> None:
+    """Make a linear give y (I (x) H), each head's channels rotated by the same H."""
+    _map_output(linear, lambda y: apply_hadamard(y.unflatten(-1, (heads, -1))).flatten(-2))
+
+
+def hadamard_heads_input(linear: nn.Linear, heads: int) -> None:
+    """Make a linear read x (I (x) H)."""
+    set_weight(linear, apply_hadamard(linear.weight.double().unflatten(-1, (heads, -1))).flatten(-2))
+
+
+@torch.no_grad()
+def _map_output(linear: nn.Linear, change: Callable[[Tensor], Tensor]) -> None:
+    set_weight(linear, change(linear.weight.double().T).T)
+    if linear.bias is not None:
+        linear.bias.copy_(change(linear.bias.double()))

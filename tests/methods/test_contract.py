@@ -1,0 +1,265 @@
+"""What every registered method must keep, on LLaDA with MHA, LLaDA with GQA and Dream with GQA.
+
+A new method is covered by its registry line; nothing here names one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from starquant.bits import BitsSpec
+from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.diffusion import DreamSampler, LLaDASampler
+from starquant.diffusion.trajectories import record_trajectory
+from starquant.methods.base import Method
+from starquant.methods.fitted import Fitted
+from starquant.models import load_model
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.numerics import sqnr_db
+from starquant.protocol import Spec
+from starquant.runtime import FakeQuantLinear
+from starquant.spec import METHODS, RunSpec
+from tests.conftest import GOLDEN
+from tests.test_spec import compose, spec
+
+ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")
+W8A8_FLOOR_DB = 25.0
+
+
+def llada_gqa() -> MaskedDiffusionModel:
+    torch.manual_seed(1)
+    config = LLaDAConfig(
+        d_model=96,
+        n_heads=6,
+        n_kv_heads=2,
+        n_layers=2,
+        mlp_hidden_size=160,
+        vocab_size=200,
+        max_sequence_length=64,
+        mask_token_id=199,
+        eos_token_id=198,
+        pad_token_id=198,
+        init_std=0.15,
+    )
+    model = LLaDAModelLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_f" in name:  # gains that differ, as trained ones do
+                parameter.copy_(1 + 0.5 * torch.rand_like(parameter))
+    return model
+
+
+def fresh(architecture: str) -> MaskedDiffusionModel:
+    return llada_gqa() if architecture == "llada_gqa" else load_model(GOLDEN / architecture)
+
+
+def states_of(model: MaskedDiffusionModel) -> CalibrationStates:
+    """Three batches at every mask ratio, one of them padded."""
+    generator = torch.Generator().manual_seed(5)
+    batches = []
+    for k in range(3):
+        ids = torch.randint(0, model.mask_token_id - 2, (4, 20), generator=generator)
+        ratio = torch.tensor([0.1, 0.4, 0.7, 1.0])
+        masked = torch.rand(ids.shape, generator=generator) < ratio[:, None]
+        visible = torch.ones_like(masked)
+        visible[: k % 2, -6:] = False
+        share = (masked & visible).sum(1) / visible.sum(1)
+        batches.append(StateBatch(ids.masked_fill(masked, model.mask_token_id), visible, share))
+    return CalibrationStates(batches, model.mask_token_id, bins=4)
+
+
+def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
+    run = spec(f"method={name}", *overrides)
+    return METHODS.load(name)(run.method), run.bits
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=list(METHODS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
+
+
+@pytest.fixture
+def fitted(name: str, architecture: str) -> tuple[Method, BitsSpec, MaskedDiffusionModel, Fitted]:
+    method, bits = method_named(name, *FOUR)
+    model = fresh(architecture)
+    return method, bits, model, method.fit(model, bits, states_of(model))
+
+
+def logits(model: MaskedDiffusionModel, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def trajectory(model: MaskedDiffusionModel) -> torch.Tensor:
+    """States [S, L] of one full-precision trajectory, mask ratios 1 to 0."""
+    kind = {"llada": LLaDASampler, "dream": DreamSampler}[model.likelihood_noise]
+    length = {"gen_length": 12, "block_length": 12} if kind is LLaDASampler else {"max_new_tokens": 12}
+    found = record_trajectory(model, torch.tensor([[5, 6, 7, 8]]), kind(steps=12, **length))
+    assert found.ratio_SB[0] == 1.0
+    assert found.ratio_SB[-1] == 0.0
+    return found.ids_SBL[:, 0]
+
+
+def test_fitting_does_not_mutate(name: str, architecture: str) -> None:
+    method, bits = method_named(name, *FOUR)
+    model = fresh(architecture)
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    method.fit(model, bits, states_of(model))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert dict(model.named_modules()) == modules
+    hooks = [m._forward_hooks or m._forward_pre_hooks for m in model.modules()]
+    assert not any(hooks)
+
+
+def test_exactly_the_declared_linears_are_touched(fitted: Any, name: str) -> None:
+    method, bits, model, learned = fitted
+    declared = set(model.linears())
+    entries = method.apply(model, learned, bits)
+    reported = {e.name for e in entries if e.kind == "linear" and (e.weight_bits or 16) < 16}
+    found = {n for n, m in model.named_modules() if isinstance(m, FakeQuantLinear)}
+    assert reported == found
+    assert found == (set() if name == "none" else declared)
+    assert {e.name for e in entries if e.kind == "linear"} == declared
+
+
+def test_at_16_bits_the_function_is_unchanged_along_a_trajectory(fitted: Any, architecture: str) -> None:
+    """What was learned for 4 bits is applied without rounding."""
+    method, _, model, learned = fitted
+    reference = fresh(architecture)
+    method.apply(model, learned, spec("bits=w16a16").bits)
+    for ids in trajectory(reference):
+        exact, got = logits(reference, ids[None]).double(), logits(model, ids[None]).double()
+        assert float((exact - got).norm() / exact.norm()) <= 1e-4
+
+
+def test_hidden_states_come_back_in_the_original_basis(fitted: Any, architecture: str) -> None:
+    method, _, model, learned = fitted
+    ids = trajectory(fresh(architecture))[3][None]
+    method.apply(model, learned, spec("bits=w16a16").bits)
+    with torch.no_grad():
+        exact = fresh(architecture)(ids, output_hidden_states=True).hidden_states[:-1]
+        got = model(ids, output_hidden_states=True).hidden_states[:-1]
+    for before, after in zip(exact, got, strict=True):
+        torch.testing.assert_close(model.original_basis(after), before, rtol=1e-3, atol=1e-4)
+
+
+def test_eight_bits_stay_close(name: str, architecture: str) -> None:
+    method, bits = method_named(name, "bits=w8a8")
+    model, reference = fresh(architecture), fresh(architecture)
+    method.apply(model, method.fit(model, bits, states_of(model)), bits)
+    ids = trajectory(reference)
+    found = sqnr_db(logits(reference, ids), logits(model, ids))
+    assert found is None or found > W8A8_FLOOR_DB
+
+
+def test_fitting_is_deterministic(name: str, architecture: str) -> None:
+    method, bits = method_named(name, *FOUR)
+    first, second = (method.fit(fresh(architecture), bits, states_of(fresh(architecture))) for _ in range(2))
+    assert first.parts() == second.parts()
+    assert first.notes == second.notes
+    for part in first.parts():
+        ours, theirs = first.get(part), second.get(part)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_saved_and_loaded_gives_identical_logits(fitted: Any, architecture: str, tmp_path: Path) -> None:
+    method, bits, model, learned = fitted
+    learned.save(tmp_path)
+    method.apply(model, learned, bits)
+    again = fresh(architecture)
+    method.apply(again, Fitted.load(tmp_path), bits)
+    ids = trajectory(fresh(architecture))
+    assert torch.equal(logits(model, ids), logits(again, ids))
+
+
+def test_feeding_quantized_inputs_works_and_matters(name: str) -> None:
+    method, bits = method_named(name, *FOUR)
+    if not method.options.needs_calibration:
+        pytest.skip("reads no states")
+    model = fresh("llada_mha")
+    states = states_of(model)
+    fed = CalibrationStates(states.batches, states.mask_id, states.bins, inputs="quantized")
+    first, second = method.fit(model, bits, states), method.fit(model, bits, fed)
+    last = first.parts()[-2]  # the last block; "ends" sorts behind
+    ours, theirs = first.get(last), second.get(last)
+    assert ours.keys() == theirs.keys()
+    assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
+    method.apply(model, second, bits)
+    assert bool(torch.isfinite(logits(model, trajectory(fresh("llada_mha")))).all())
+
+
+def changed(value: Any, annotation: Any) -> Iterator[Any]:
+    """Other values that a field might take."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, str) and get_origin(annotation) is Literal:
+        yield from (other for other in get_args(annotation) if other != value)
+    elif isinstance(value, int):
+        yield value + 1
+    elif isinstance(value, float):
+        yield value * 0.5
+    elif isinstance(value, tuple):
+        yield value[:-1]
+        yield value + value[:1]
+    elif value is None:
+        yield from (0.5, 1)
+
+
+def fields_of(options: Spec, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, bool]]:
+    """Every (path, other values, inert) of a method's options."""
+    for key, field in type(options).model_fields.items():
+        value = getattr(options, key)
+        extra = field.json_schema_extra
+        inert = isinstance(extra, dict) and bool(extra.get("inert"))
+        if isinstance(value, Spec):
+            yield from fields_of(value, (*path, key))
+        elif (*path, key) != ("name",):
+            yield (*path, key), list(changed(value, field.annotation)), inert
+
+
+def test_every_option_changes_the_digest_or_is_inert(name: str) -> None:
+    base = RunSpec.from_config(compose(f"method={name}"))
+    for path, values, inert in fields_of(base.method):
+        tried = 0
+        for value in values:
+            config = compose(f"method={name}")
+            here = config["method"]
+            for key in path[:-1]:
+                here = here[key]
+            assert path[-1] in here, f"{'.'.join(path)} is missing in conf/method/{name}.yaml"
+            here[path[-1]] = value
+            try:
+                other = RunSpec.from_config(config)
+            except (ValidationError, Exception) as error:
+                assert ".".join(path[:1]) in str(error), error
+                continue
+            tried += 1
+            assert (other.digest() == base.digest()) == inert, path
+        assert tried or path == ("weights", "name"), f"no other value of {path} is allowed"
+
+
+def test_presets_are_the_defaults(name: str) -> None:
+    """A method built in code and the one its YAML describes are the same."""
+    assert METHODS.load(name).Options(name=name) == RunSpec.from_config(compose(f"method={name}")).method
+
+
+def test_cards_name_their_reference(name: str) -> None:
+    card = METHODS.load(name).card
+    assert card.reference
