@@ -16,18 +16,27 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from starquant.evaluation import offline
+from starquant.evaluation.fidelity import measure
 from starquant.evaluation.harness import evaluate
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
-from starquant.models.loading import check_checkpoint, check_device
+from starquant.models.loading import check_checkpoint, check_device, make_config
 from starquant.preflight import check_paths
 from starquant.records import provenance
 from starquant.records.record import RunRecord, Timings
 from starquant.records.store import RecordStore
 from starquant.runtime import measure_operands
 from starquant.spec import METHODS, RunSpec
+from starquant.stages import (
+    OverlapCounter,
+    Texts,
+    calibration_states,
+    fidelity_reference,
+    pin_sources,
+    read_texts,
+)
 from starquant.testbed.shipped import weights_folder
 from starquant.tracking import Tracker, make_tracker
 
@@ -48,17 +57,25 @@ class _Loaded:
 
     folder: Path
     spec: RunSpec
+    tokenizer: PreTrainedTokenizerBase
+    texts: Texts
     seconds: float = 0.0
     model: MaskedDiffusionModel | None = field(default=None)
-    tokenizer: PreTrainedTokenizerBase | None = field(default=None)
 
-    def get(self) -> tuple[MaskedDiffusionModel, PreTrainedTokenizerBase]:
-        if self.model is None or self.tokenizer is None:
+    @classmethod
+    def prepare(cls, folder: Path, spec: RunSpec) -> _Loaded:
+        """Read everything but the weights, so that bad text is found before anything is computed."""
+        checkpoint, family = check_checkpoint(folder)
+        tokenizer = load_tokenizer(folder)
+        context = make_config(checkpoint, family).context_length
+        return cls(folder, spec, tokenizer, read_texts(spec, tokenizer, family, context))
+
+    def get(self) -> MaskedDiffusionModel:
+        if self.model is None:
             began = time.perf_counter()
-            self.tokenizer = load_tokenizer(self.folder)
             self.model = load_model(self.folder, dtype=self.spec.model.dtype, device=self.spec.runtime.device)
             self.seconds = time.perf_counter() - began
-        return self.model, self.tokenizer
+        return self.model
 
 
 def execute(spec: RunSpec, progress: bool = False) -> Result:
@@ -75,21 +92,24 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
     check_device(spec.runtime.device)
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
-    spec, folder = pin(spec.canonical())
+    spec, folder = pin(spec)
     store, tracker = RecordStore(Path(spec.paths.results)), make_tracker(spec)
+    loaded = _Loaded.prepare(folder, spec)
     store.prepare()
-    loaded = _Loaded(folder, spec)
     baseline = _record(spec.baseline(), store, loaded, tracker, progress)
     record = baseline if spec.is_baseline else _record(spec, store, loaded, tracker, progress)
     return Result(record, baseline, store.path(spec), tracker)
 
 
 def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
-    """Find the inputs and put digests of their content into the specification; returns it and the checkpoint folder.
+    """Put a specification into its one spelling and digests of its inputs' content into it.
+
+    Returns it, and the checkpoint folder.
 
     Raises:
         StarquantError: checkpoint or data files are missing or malformed.
     """
+    spec = spec.canonical()
     if spec.model.path is None:
         assert spec.model.seed is not None
         folder = weights_folder(spec.model.seed)
@@ -101,7 +121,7 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
     if tasks.data_dir is not None:
         data = offline.check_data(Path(tasks.data_dir), tasks.names)
         tasks = tasks.model_copy(update={"data_fingerprint": data})
-    return spec.model_copy(update={"model": model, "tasks": tasks}), folder
+    return pin_sources(spec.model_copy(update={"model": model, "tasks": tasks})), folder
 
 
 def _record(spec: RunSpec, store: RecordStore, loaded: _Loaded, tracker: Tracker, progress: bool) -> RunRecord:
@@ -123,29 +143,51 @@ def _run(
 ) -> tuple[RunRecord, dict[str, list[dict[str, Any]]]]:
     _say(f"running: {store.name(spec)}")
     seconds: dict[str, float] = {}
-    model, tokenizer = loaded.get()
+    model, tokenizer, texts = loaded.get(), loaded.tokenizer, loaded.texts
     seconds["load"] = loaded.seconds
-    with _timed(seconds, "quantize"):
+    with _timed(seconds, "reference"):
+        reference = None if spec.is_baseline else fidelity_reference(spec, texts, model, progress)
+    with _timed(seconds, "calibrate"):
+        states = calibration_states(spec, texts, model, _say, progress)
         method = METHODS.load(spec.method.name)(spec.method)
-        manifest = method.apply(model, method.fit(model, spec.bits), spec.bits, progress)
+        fitted = method.fit(model, spec.bits, states, progress=progress)
+    with _timed(seconds, "quantize"):
+        manifest = method.apply(model, fitted, spec.bits, progress)
         manifest = measure_operands(model, manifest, spec.seed)
+    overlap = OverlapCounter(states, _say)
     lm = DiffusionLM(model, tokenizer, batch_size=spec.runtime.batch_size, seed=spec.seed, progress=progress)
     with _timed(seconds, "evaluate"):
         # Answers are keyed by code as well: those of other code are not mixed in.
         answers = store.unfinished(spec.digest()) / provenance.code_digest()
         if answers.exists():
             _say(f"going on from the answers of an interrupted run: {answers}")
-        done = evaluate(lm, spec.model, spec.tasks, answers, spec.debug.verbose)
+        done = evaluate(lm, spec.model, spec.tasks, answers, spec.debug.verbose, overlap)
+    scores, items = done.scores, done.items
+    if reference is not None:
+        with _timed(seconds, "fidelity"):
+            batch, asked = spec.runtime.batch_size, spec.fidelity
+            fidelity = measure(
+                model,
+                reference,
+                bins=asked.bins,
+                resamples=asked.resamples,
+                seed=spec.seed,
+                batch_size=batch,
+                progress=progress,
+            )
+        scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
+    calibration = None if states is None else states.report | {"overlap": overlap.found, "notes": fitted.notes}
     record = RunRecord(
         digest=spec.digest(),
         spec=spec.model_dump(mode="json"),
         status="complete",
-        scores=done.scores,
+        scores=scores,
+        calibration=calibration,
         manifest=manifest,
         timings=_timings(seconds),
         provenance=provenance.collect(spec.runtime.device, _device_name(spec.runtime.device)),
     )
-    return record, done.items
+    return record, items
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def test_help_and_configuration_are_quick(arguments: tuple[str, ...]) -> None:
     ("arguments", "message"),
     [
         (("bits=w5a5",), "bits: got 'w5a5', allowed: w16a16, w3a3, w4a16, w4a4, w4a8, w8a8. Did you mean"),
-        (("method=smothquant",), "method: got 'smothquant', allowed: none, rtn"),
+        (("method=smothquant",), "method: got 'smothquant', allowed: awq, "),
         (("seed=abc",), "seed: got 'abc', allowed: valid integer"),
         (("foo=1",), "foo: unknown key"),
         (("+foo=1",), "foo: unknown key"),
@@ -123,7 +123,7 @@ def test_no_consent_for_model_written_code(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
-    message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]")
+    message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]", "fidelity=none")
     assert "no tokenizer" in message
 
 

@@ -48,7 +48,12 @@ def make_data(folder: Path) -> Path:
         {"goal": f"what is {n} ?", "sol1": "red blue", "sol2": "green . two three", "label": n % 2} for n in range(6)
     ]
     gsm8k = [{"question": f"what is the sum of {n} and 2 ?", "answer": f"one two\n#### {n + 2}"} for n in range(10)]
-    for name, rows in (("piqa/validation", piqa), ("gsm8k/train", gsm8k), ("gsm8k/test", gsm8k)):
+    winogrande = [
+        {"sentence": f"red _ blue {n} .", "option1": "one", "option2": "two", "answer": str(1 + n % 2)}
+        for n in range(9)
+    ]
+    files = {"piqa/validation": piqa, "gsm8k/train": gsm8k, "gsm8k/test": gsm8k, "winogrande/train": winogrande}
+    for name, rows in files.items():
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,10 +74,15 @@ def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[s
         f"model={family}", f"model.path={checkpoint}", "bits=w4a4", "model.dtype=float32", f"paths.results={tmp_path}",
         "tasks.names=[piqa,gsm8k]", f"tasks.data_dir={make_data(tmp_path / 'data')}", "model.protocol.piqa.mc_num=4",
         *(f"model.protocol.gsm8k.sampler.{setting}" for setting in short_answers),
+        *(f"model.trajectory.{setting}" for setting in short_answers),
+        "method=dllmquant_plus_plus", "calibration.source.segments=4", "calibration.source.length=8",
+        "fidelity.source.segments=3", "fidelity.source.length=16",
     ]  # fmt: skip
     result = execute(spec(*overrides))
     found = {(s.task, s.metric, s.filter) for s in result.record.scores}
-    assert found == {
+    fidelity = {key for key in found if key[0] == "fidelity"}
+    assert ("fidelity", "kl", "all") in fidelity
+    assert found - fidelity == {
         ("piqa", "acc", "none"),
         ("piqa", "acc_norm", "none"),
         ("gsm8k", "exact_match", "strict-match"),
@@ -81,6 +91,10 @@ def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[s
     assert {s.num_fewshot for s in result.record.scores if s.task == "gsm8k"} == {8 if family == "dream" else 5}
     assert sum(e.kind == "linear" and e.weight_bits == 4 for e in result.record.manifest) == 14
     assert result.record.spec["model"]["fingerprint"]
+    calibration = result.record.calibration
+    assert (calibration["source"], calibration["segments"]) == ("winogrande", 4)
+    assert result.record.spec["calibration"]["fingerprint"] == calibration["fingerprint"]
+    assert result.baseline.calibration is None
 
 
 def test_moving_inputs_keeps_the_digest_and_changing_them_does_not(tmp_path: Path) -> None:
@@ -88,7 +102,8 @@ def test_moving_inputs_keeps_the_digest_and_changing_them_does_not(tmp_path: Pat
 
     def digest(checkpoint: Path, data: Path) -> str:
         paths = (f"model.path={checkpoint}", f"tasks.data_dir={data}")
-        return pin(spec("model=llada", "tasks.names=[piqa]", *paths))[0].digest()
+        few = ("method=gptq", "fidelity.source.segments=3")
+        return pin(spec("model=llada", "tasks.names=[piqa]", *few, *paths))[0].digest()
 
     checkpoint, data = make_checkpoint(tmp_path / "a", "llada"), make_data(tmp_path / "d")
     first = digest(checkpoint, data)

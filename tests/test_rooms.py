@@ -19,6 +19,8 @@ def _rooms(*names: str) -> tuple[str, ...]:
 
 
 FORBIDDEN = {
+    "bits.py": ("torch", "transformers", *_PROGRAM),
+    "sources.py": ("torch", "transformers", *_PROGRAM),
     "spec.py": ("torch", "transformers", "numpy", "pandas", *_PROGRAM),
     "protocol.py": ("torch", "transformers", *_PROGRAM),
     "preflight.py": ("torch", "transformers", *_PROGRAM),
@@ -34,14 +36,16 @@ FORBIDDEN = {
         *_PROGRAM,
         *_rooms("methods", "calibration", "evaluation", "tracking", "runtime", "testbed", "diffusion"),
     ),
+    "calibration": (*_PROGRAM, *_rooms("methods", "evaluation", "tracking", "tables", "records"), *_FAMILIES),
     "diffusion": (*_PROGRAM, *_rooms("methods", "evaluation", "models", "runtime")),
     "methods": (*_PROGRAM, *_rooms("evaluation", "tracking"), *_FAMILIES),
-    "runtime": (*_PROGRAM, *_rooms("evaluation", "methods", "tracking"), *_FAMILIES),
+    "runtime": (*_PROGRAM, *_rooms("evaluation", "methods", "tracking", "calibration"), *_FAMILIES),
     "evaluation": ("hydra", "wandb", *_rooms("methods", "calibration", "runtime", "tracking")),
     "records": ("torch", "transformers", *_PROGRAM),
     "tracking": ("torch", "transformers", "lm_eval", "hydra"),
     "tables": ("torch", "transformers", *_PROGRAM),
     "testbed": (*_PROGRAM, *_rooms("methods", "evaluation", "runtime", "tracking")),
+    "stages.py": ("hydra", "argparse", "wandb", "starquant.methods"),
     "pipeline.py": ("hydra", "argparse", "wandb"),
 }
 

@@ -30,7 +30,13 @@ def spec(*overrides: str) -> RunSpec:
 
 @pytest.mark.parametrize("choice", [f"{g}={name}" for g, names in OPTIONS.items() for name in names])
 def test_every_option_composes_and_validates(choice: str) -> None:
-    assert len(spec(choice).digest()) == 16
+    needs = ["calibration.source.path=corpus.txt"] if choice == "calibration=text" else []
+    assert len(spec(choice, *needs).digest()) == 16
+
+
+def test_text_needs_a_file() -> None:
+    with pytest.raises(ConfigError, match=r"calibration.source: path: a source of kind 'text' needs a"):
+        spec("calibration=text")
 
 
 @pytest.mark.parametrize("model", OPTIONS["model"])
@@ -66,6 +72,32 @@ CHANGES = [
     ("model.protocol.testbed_arithmetic.sampler.steps", 4, True),
     ("model.protocol.gsm8k.num_fewshot", 3, False),  # a task that is not scored
     ("model.fingerprint", "f", True),
+    ("model.trajectory.steps", 4, True),
+    ("calibration.name", "other", True),
+    ("calibration.source.kind", "gsm8k", True),
+    ("calibration.source.path", "other", True),
+    ("calibration.source.split", "test", True),
+    ("calibration.source.segments", 3, True),
+    ("calibration.source.length", 9, True),
+    ("calibration.states.sampler", "clean", True),
+    ("calibration.states.min_ratio", 0.1, True),
+    ("calibration.states.max_ratio", 0.9, True),
+    ("calibration.states.per_segment", 7, True),
+    ("calibration.states", {"sampler": "trajectory", "shares": [0.5, 0.5]}, True),
+    ("calibration.inputs", "quantized", True),
+    ("calibration.bins", 3, True),
+    ("calibration.seed", 3, True),
+    ("calibration.fingerprint", "f", True),
+    ("fidelity.name", "other", True),
+    ("fidelity.source.kind", "gsm8k", True),
+    ("fidelity.source.path", "other", True),
+    ("fidelity.source.split", "validation", True),
+    ("fidelity.source.segments", 3, True),
+    ("fidelity.source.length", 9, True),
+    ("fidelity.bins", 3, True),
+    ("fidelity.positions", 3, True),
+    ("fidelity.resamples", 3, True),
+    ("fidelity.fingerprint", "f", True),
     ("bits.name", "other", True),
     ("bits.weights.bits", 8, True),
     ("bits.weights.symmetric", False, True),
@@ -121,9 +153,9 @@ def test_the_table_above_names_every_field() -> None:
 
     fields = leaves(spec().model_dump(mode="json"), "")
     named = {path for path, _, _ in CHANGES}
-    skip = ("model.protocol.", "tracker.")  # one example of each; the tracker as a whole
-    once = {"model.seed", "method.name", "calibration.name"}  # other values need other fields, or have no other value
-    assert {f for f in fields if not f.startswith(skip)} - named == once
+    # One example of each protocol and sampler; the tracker as a whole; methods have a test of their own.
+    skip = ("model.protocol.", "model.trajectory.", "tracker.", "method.")
+    assert {f for f in fields if not f.startswith(skip)} - named == {"model.seed", "calibration.states.shares"}
 
 
 def test_digest_ignores_spelling_and_survives_json() -> None:
@@ -137,7 +169,22 @@ def test_full_precision_has_one_spelling() -> None:
         spec(*o).canonical().digest() for o in (["method=none"], ["bits=w16a16"], ["bits=w16a16", "method=none"])
     }
     assert digests == {spec("bits=w4a4").baseline().digest()}
-    assert spec("bits=w4a4").canonical() == spec("bits=w4a4")
+    assert spec("bits=w4a4").canonical() == spec("bits=w4a4", "calibration=none")
+
+
+def test_calibration_counts_only_for_methods_that_read_it() -> None:
+    few = "calibration.source.segments=3"
+    assert spec("method=rtn", few).canonical() == spec("method=rtn").canonical()
+    assert spec("method=quarot_rtn", few).canonical() == spec("method=quarot_rtn").canonical()
+    assert spec("method=quarot", few).canonical() != spec("method=quarot").canonical()
+    with pytest.raises(ConfigError, match="method 'gptq' needs calibration data, got 'none'"):
+        spec("method=gptq", "calibration=none")
+
+
+def test_tmas_takes_the_place_of_the_states_asked_for() -> None:
+    states = spec("method=dllmquant_plus").canonical().calibration.states
+    assert (states.sampler, states.shares) == ("trajectory", (0.3, 0.2, 0.2, 0.3))
+    assert spec("method=dllmquant_plus", "method.tmas=false").canonical().calibration.states.sampler == "uniform"
 
 
 def test_specifications_are_frozen() -> None:
@@ -152,14 +199,14 @@ def test_specifications_are_frozen() -> None:
         ({"seed": "abc"}, "seed: got 'abc', allowed: valid integer"),
         ({"seed": -1}, "seed: got -1, allowed: greater than or equal to 0"),
         ({"seeed": 1}, "seeed: unknown key; allowed: .* Did you mean 'seed'"),
-        ({"method": {"name": "smothquant"}}, "method: got 'smothquant', allowed: none, rtn"),
+        ({"method": {"name": "smothquant"}}, "method: got 'smothquant', allowed: awq, .* Did you mean 'smoothquant'"),
         ({"method": {"name": "rtn", "alpha": 0.5}}, "method.alpha: unknown key"),
         ({"method": {}}, "method needs a name"),
         (
             {"tasks": {"name": "x", "names": ["testbed_facts"] * 2}},
             "testbed_facts is named more than once",
         ),
-        ({"tasks": {"name": "x", "names": []}}, "tasks.names: got"),
+        ({"tasks": {"name": "x", "names": []}, "fidelity": {"name": "none"}}, r"tasks.names: got \[\]"),
         ({"calibration": {"name": "none", "samples": 3}}, "calibration.samples: unknown key"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,12 @@ class Evaluation:
 
 
 def evaluate(
-    lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, answers: Path | None = None, verbose: bool = False
+    lm: DiffusionLM,
+    model: ModelSpec,
+    tasks: TasksSpec,
+    answers: Path | None = None,
+    verbose: bool = False,
+    documents: Callable[[str, list[str]], None] | None = None,
 ) -> Evaluation:
     """Score every task under the model's protocol.
 
@@ -41,6 +46,7 @@ def evaluate(
         tasks: what to score.
         answers: folder that keeps single answers, so that a killed run goes on; None keeps none.
         verbose: show lm-eval's own log.
+        documents: shown the text of the items of each leaf task.
 
     Raises:
         ConsentError: a task runs model-written code without consent.
@@ -65,6 +71,8 @@ def evaluate(
             assert results is not None  # only other ranks of a distributed run get None
             scores += parse_scores(results, name)
             items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
+            for leaf, rows in results["samples"].items() if documents is not None else ():
+                documents(leaf, [_document(row["doc"]) for row in rows])
     return Evaluation(scores, items)
 
 
@@ -109,6 +117,13 @@ def _fewshot(results: Any, task: str) -> int | None:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+def _document(doc: Any) -> str:
+    """Return all text of an item."""
+    if isinstance(doc, dict):
+        return " ".join(_document(value) for value in doc.values())
+    return " ".join(map(_document, doc)) if isinstance(doc, list) else str(doc) if isinstance(doc, str) else ""
 
 
 def _item(row: dict[str, Any]) -> dict[str, Any]:

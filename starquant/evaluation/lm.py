@@ -20,12 +20,11 @@ from starquant.diffusion import (
     generate,
 )
 from starquant.diffusion.patterns import NOISES
+from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
 from starquant.protocol import TaskProtocol
-
-SAMPLERS = {"llada": LLaDASampler, "dream": DreamSampler}
 
 
 class DiffusionLM(LM):
@@ -130,13 +129,7 @@ class DiffusionLM(LM):
     def _sampler(self) -> LLaDASampler | DreamSampler:
         settings = self._protocol("sampler").sampler
         assert settings is not None
-        if settings.name != self.model.likelihood_noise:
-            raise ConfigError(
-                f"model.protocol: sampler '{settings.name}' does not fit a model of the family "
-                f"'{self.model.likelihood_noise}'"
-            )
-        sampler: LLaDASampler | DreamSampler = SAMPLERS[settings.name](**settings.model_dump(exclude={"name"}))
-        return sampler
+        return sampler_for(self.model, settings, "model.protocol")
 
     def _unanswered(self, keys: Sequence[str]) -> list[int]:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}

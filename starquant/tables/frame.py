@@ -10,7 +10,7 @@ from starquant.records.store import read_record
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
-    *("task", "metric", "filter", "value", "stderr", "n", "task_version", "num_fewshot"),
+    *("task", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n", "task_version", "num_fewshot"),
 )
 
 
@@ -41,8 +41,9 @@ def scores_frame(folder: Path) -> pd.DataFrame:
 
 
 def pivot(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return percentages, one row a (model, bits, method, seed) and one column a (task, metric, filter)."""
-    table = frame.assign(value=100 * frame["value"]).pivot_table(
+    """Return one row a (model, bits, method, seed) and one column a (task, metric, filter); fractions in percent."""
+    scale = frame["unit"].map({"fraction": 100.0}).fillna(1.0)
+    table = frame.assign(value=scale * frame["value"]).pivot_table(
         index=["model", "bits", "method", "seed"], columns=["task", "metric", "filter"], values="value", sort=False
     )
-    return table.round(2)
+    return table.round(4)

@@ -1,4 +1,4 @@
-"""The table a run ends with: each task, full precision, quantized, difference, standard error."""
+"""The table a run ends with: each task, full precision, quantized, difference, standard error; then fidelity."""
 
 from __future__ import annotations
 
@@ -10,28 +10,44 @@ from starquant.records.record import RunRecord, Score
 HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
 
 
+FIDELITY = "fidelity"
+
+
 def rows(record: RunRecord, baseline: RunRecord) -> list[tuple[str, ...]]:
-    """Return the table's cells as text, scores in percent; subjects of groups are left to the record."""
-    before = {(s.task, s.metric, s.filter): s for s in baseline.scores}
+    """Return the table's cells as text; subjects of groups and mask-ratio bins are left to the record.
+
+    Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty.
+    """
+    before = {(s.task, s.metric, s.filter): s for s in baseline.scores if s.task != FIDELITY}
     requested = record.spec["tasks"]["names"]
     return [_row(score, before.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)]
 
 
 def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
-    return [score for name in requested for score in record.scores if score.task == name]
+    fidelity = [score for score in record.scores if score.task == FIDELITY and score.filter == "all"]
+    return [score for name in requested for score in record.scores if score.task == name] + fidelity
 
 
 def _row(score: Score, before: Score | None) -> tuple[str, ...]:
-    metric = score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     return (
         score.task,
-        metric,
+        _metric(score),
         str(score.n),
-        "" if before is None else f"{100 * before.value:.2f}",
-        f"{100 * score.value:.2f}",
+        "" if before is None else _number(before.value, before.unit),
+        _number(score.value, score.unit),
         "" if before is None else f"{100 * (score.value - before.value):+.2f}",
-        "" if score.stderr is None else f"{100 * score.stderr:.2f}",
+        "" if score.stderr is None else _number(score.stderr, score.unit),
     )
+
+
+def _metric(score: Score) -> str:
+    if score.task != FIDELITY:
+        return score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+    return score.metric if score.unit == "fraction" else f"{score.metric} ({score.unit})"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
 
 
 def describe(bits: dict[str, Any]) -> str:
@@ -60,6 +76,6 @@ def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
         for row in cells
     ]
     lines.insert(1, "  ".join("-" * w for w in widths))
-    seconds = record.timings.seconds.get("evaluate", 0.0)
+    seconds = sum(record.timings.seconds.get(stage, 0.0) for stage in ("evaluate", "fidelity"))
     footer = f"evaluated in {seconds:.1f} s, peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"
     return "\n".join(["", title, *lines, footer])

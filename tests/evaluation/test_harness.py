@@ -34,7 +34,8 @@ PROTOCOL = {
     "humaneval": WRITES,
     "mmlu": TaskProtocol(mc_num=4, num_fewshot=5),
 }
-MODEL = ModelSpec(name="tiny", seed=0, dtype="float32", protocol=PROTOCOL)
+TRAJECTORY = LLaDASamplerSpec(name="llada", steps=8, gen_length=8, block_length=8)
+MODEL = ModelSpec(name="tiny", seed=0, dtype="float32", protocol=PROTOCOL, trajectory=TRAJECTORY)
 
 
 items = cache(all_items)

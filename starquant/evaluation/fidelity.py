@@ -1,0 +1,159 @@
+"""How closely a quantized masked-diffusion model follows full precision along denoising trajectories.
+
+A quantized model replaces the full-precision one in memory, so that a reference is taken first. The quantized
+model is then shown every state of the full-precision trajectories (teacher forcing), and generates freely once.
+
+Shape suffixes: B batch, P prompt, G answer tokens, L = P + G, S states, N measured positions, D model width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starquant.diffusion import generate
+from starquant.diffusion.samplers import DenoisingState
+from starquant.errors import CheckpointError
+from starquant.evaluation.reference import (
+    PromptReference,
+    Reference,
+    WatchedPredictor,
+    batches,
+    left_padded,
+    take_reference,
+)
+from starquant.evaluation.trajectory_metrics import (
+    commit_flips,
+    compare_logits,
+    mean_by_row,
+    measured_positions,
+    relative_error,
+    summarize,
+)
+from starquant.models.base import MaskedDiffusionModel
+from starquant.records.record import Score
+
+__all__ = ["Fidelity", "Reference", "measure", "take_reference"]
+
+_CHUNK = 2**24  # logits that are compared at a time
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Scores, and one row a (prompt, step); a prompt's last row (step None) is its free-running answer's."""
+
+    scores: list[Score]
+    items: list[dict[str, Any]]
+
+
+@torch.inference_mode()
+def measure(
+    model: MaskedDiffusionModel,
+    reference: Reference,
+    *,
+    bins: int,
+    resamples: int,
+    seed: int,
+    batch_size: int,
+    progress: bool = False,
+) -> Fidelity:
+    """Compare a model with the reference on every state, then let it generate from the same prompts and seeds.
+
+    At masked answer positions of a state (metrics as `trajectory_metrics.compare_logits` defines them, on the plain
+    softmax: without guidance, temperature or the samplers' filters): top1_agreement, kl, confidence_drift and
+    confidence_bias; hidden_mse, the relative squared error of the residual stream before the last norm;
+    commit_flips, the share of (position, token) pairs committed by full precision in this step that the model,
+    at the same state with the same number of commits and the same random draws, does not commit. Of the free
+    run: answer_flips, the share of all answer tokens that differ, and same_answer.
+
+    Args:
+        model: usually quantized; of the reference's checkpoint.
+        reference: from `take_reference`.
+        bins: equally wide mask-ratio bins that scores are also given for.
+        resamples: of the bootstrap over prompts.
+        seed: of the bootstrap.
+        batch_size: prompts at a time; changes values by rounding only.
+        progress: show a progress bar.
+
+    Raises:
+        CheckpointError: predictions that are not finite.
+    """
+    watched = WatchedPredictor(model)
+    items: list[dict[str, Any]] = []
+    for batch in batches([len(p.prompt) for p in reference.prompts], batch_size, "fidelity", progress):
+        items += _follow(watched, reference, batch)
+        items += _run_freely(model, reference, batch)
+    items.sort(key=lambda row: (row["prompt"], row["step"] is None, row["step"]))
+    return Fidelity(summarize(items, bins, resamples, seed), items)
+
+
+def _follow(watched: WatchedPredictor, reference: Reference, batch: list[int]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of teacher-forced states. Random draws are those of full precision: they depend on the state."""
+    parts, device = [reference.prompts[i] for i in batch], watched.device
+    ids_BP, visible_BP = left_padded([p.prompt for p in parts], watched.config.eos_token_id)
+    answers_SBG, width = torch.stack([p.answers_SG for p in parts], 1), ids_BP.shape[1]
+    given_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
+    visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~given_BL[:, width:]), 1).to(device)
+    generators = [torch.Generator().manual_seed(p.seed) for p in parts]
+    for step, (before_BG, after_BG) in enumerate(itertools.pairwise(answers_SBG)):
+        ids_BL = torch.cat((ids_BP, before_BG), 1).to(device)
+        state = DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL.to(device))
+        reference.sampler.advance(watched, state, step, (after_BG != before_BG).sum(1).to(device))
+        rows, columns = measured_positions(before_BG, after_BG, watched.mask_id, reference.max_positions)
+        if len(rows) == 0:
+            continue
+        full_ND = torch.cat([parts[b].residual[step] for b in rows.unique().tolist()]).to(device)
+        values = _compare(watched, reference, full_ND, (rows, columns + width), len(batch))
+        values["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu())
+        masked_B = (before_BG == watched.mask_id).sum(1).tolist()
+        for b in rows.unique().tolist():
+            row = _row(batch[b], parts[b], step, masked_B[b])
+            yield row | {metric: _finite(value_B[b], metric, row) for metric, value_B in values.items()}
+
+
+def _compare(
+    watched: WatchedPredictor, reference: Reference, full_ND: Tensor, at: tuple[Tensor, Tensor], size: int
+) -> dict[str, Tensor]:
+    """Return each row's mean of every metric of the predictions, and its hidden_mse, [size] on the CPU."""
+    residual_ND, normed_ND = watched.hidden(*at)
+    trunk, rows = watched.model.trunk(), at[0].to(watched.device)
+    chunk = max(1, _CHUNK // len(reference.head_VD))
+    parts = []
+    for full, normed in zip(full_ND.split(chunk), normed_ND.split(chunk), strict=True):
+        tied = trunk.head is None  # then the embedding is the head
+        logits_NV = nn.functional.linear(normed, trunk.embedding.weight) if tied else trunk.head(normed)
+        parts.append(compare_logits(reference.logits(full), logits_NV))
+    values = {metric: mean_by_row(torch.cat([p[metric] for p in parts]), rows, size) for metric in parts[0]}
+    values["hidden_mse"] = relative_error(full_ND, residual_ND, rows, size)
+    return {metric: value_B.cpu() for metric, value_B in values.items()}
+
+
+def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: list[int]) -> Iterator[dict[str, Any]]:
+    parts = [reference.prompts[i] for i in batch]
+    ids_BP, visible_BP = left_padded([p.prompt for p in parts], int(model.config.eos_token_id))
+    seeds = [p.seed for p in parts]
+    out = generate(model, ids_BP, reference.sampler, attention_mask=visible_BP, seeds=seeds)
+    differs_BG = out[:, ids_BP.shape[1] :].cpu() != torch.stack([p.answers_SG[-1] for p in parts])
+    for b, index in enumerate(batch):
+        flips = float(differs_BG[b].double().mean())
+        yield _row(index, parts[b], None, None) | {"answer_flips": flips, "same_answer": float(flips == 0)}
+
+
+def _row(index: int, prompt: PromptReference, step: int | None, masked: int | None) -> dict[str, Any]:
+    digest = hashlib.sha256(json.dumps(prompt.prompt).encode()).hexdigest()[:16]
+    ratio = None if masked is None else masked / prompt.answers_SG.shape[1]
+    return {"prompt": index, "doc_hash": digest, "step": step, "mask_ratio": ratio}
+
+
+def _finite(value: Tensor, metric: str, row: dict[str, Any]) -> float:
+    if not bool(torch.isfinite(value)):
+        raise CheckpointError(f"fidelity: {metric} of prompt {row['prompt']} at step {row['step']} is not finite")
+    return float(value)

@@ -1,0 +1,173 @@
+"""The full-precision side of fidelity: denoising trajectories, and what their predictions are recomputed from.
+
+Shape suffixes: B batch, P prompt, G answer tokens, L = P + G, S states, N measured positions, D model width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor, generate
+from starquant.diffusion.masking import seeded_generator
+from starquant.errors import CheckpointError, ConfigError, DataError
+from starquant.evaluation.trajectory_metrics import measured_positions
+from starquant.models.base import MaskedDiffusionModel
+
+Sampler = LLaDASampler | DreamSampler
+
+
+@dataclass(frozen=True)
+class PromptReference:
+    """One prompt's full-precision trajectory, on the CPU.
+
+    Attributes:
+        prompt: token ids.
+        seed: of its sampling.
+        answers_SG: the answer before each step, and the final one.
+        residual: step -> residual stream before the last norm [N, D], where `measured_positions` says.
+    """
+
+    prompt: tuple[int, ...]
+    seed: int
+    answers_SG: Tensor
+    residual: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Full-precision trajectories and what recomputes their logits: a copy of the last norm and of the head."""
+
+    prompts: tuple[PromptReference, ...]
+    sampler: Sampler
+    norm: nn.Module
+    head_VD: Tensor
+    max_positions: int
+
+    def logits(self, residual_ND: Tensor) -> Tensor:
+        """Return full-precision logits [N, V] from the residual stream."""
+        logits: Tensor = nn.functional.linear(self.norm(residual_ND), self.head_VD)
+        return logits
+
+
+class WatchedPredictor(MaskPredictor):
+    """A mask predictor that keeps the last pass's residual stream (guidance: of its conditional branch)."""
+
+    model: MaskedDiffusionModel
+
+    def _logits(self, ids_BL: Tensor, visible_BL: Tensor | None, positions: tuple[Tensor, Tensor]) -> Tensor:
+        out = self.model(
+            input_ids=ids_BL, attention_mask=visible_BL, logit_positions=positions, output_hidden_states=True
+        )
+        self._residual, self._normed, self._visible = *out.hidden_states[-2:], visible_BL
+        logits: Tensor = out.logits
+        return logits.float()
+
+    def hidden(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (residual stream in the checkpoint's basis, after the last norm), [N, D], that predict positions."""
+        rows, columns = rows.to(self.device), columns.to(self.device)
+        at = rows, self._source_columns(rows, columns, self._visible)
+        return self.model.original_basis(self._residual[at]), self._normed[at]
+
+
+@torch.inference_mode()
+def take_reference(
+    model: MaskedDiffusionModel,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    *,
+    batch_size: int,
+    seed: int,
+    max_positions: int = 64,
+    progress: bool = False,
+) -> Reference:
+    """Generate at full precision and keep, for every state, what predictions are compared with.
+
+    Host memory: at most max_positions * D values of the model's dtype for each prompt and step.
+
+    Args:
+        model: the full-precision model.
+        prompts: token ids.
+        sampler: of the trajectories.
+        batch_size: prompts generated at a time; padded on the left, it changes values by rounding only.
+        seed: of sampling; each prompt's own tokens are mixed in, as in `generate`.
+        max_positions: masked positions measured a state; of more, evenly spaced ones stand for all.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: no prompts, an empty prompt, a prompt that holds [MASK].
+        ConfigError: prompt and answer do not fit the model.
+        CheckpointError: hidden states that are not finite.
+    """
+    _check(model, prompts, sampler)
+    watched, found = WatchedPredictor(model), dict[int, PromptReference]()
+    seeds = [seeded_generator(seed, "generation", prompt).initial_seed() for prompt in prompts]
+    for batch in batches([len(p) for p in prompts], batch_size, "reference", progress):
+        chosen = [tuple(prompts[i]) for i in batch]
+        recorded = _record(watched, chosen, [seeds[i] for i in batch], sampler, max_positions)
+        found |= dict(zip(batch, recorded, strict=True))
+    for index, prompt in found.items():
+        if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
+            raise CheckpointError(f"fidelity: full-precision hidden states of prompt {index} are not finite")
+    trunk = model.trunk()
+    head = trunk.embedding if trunk.head is None else trunk.head
+    ordered = tuple(found[i] for i in range(len(prompts)))
+    return Reference(ordered, sampler, copy.deepcopy(trunk.norm), head.weight.detach().clone(), max_positions)
+
+
+def _check(model: MaskedDiffusionModel, prompts: Sequence[Sequence[int]], sampler: Sampler) -> None:
+    if not prompts:
+        raise DataError("fidelity.source: it gives no prompts")
+    room = model.config.context_length - sampler.answer_length
+    for index, prompt in enumerate(prompts):
+        if len(prompt) == 0 or model.mask_token_id in prompt:
+            raise DataError(f"fidelity.source: prompt {index} is empty or holds [MASK]")
+        if len(prompt) > room:
+            raise ConfigError(
+                f"fidelity.source.length: prompt {index} has {len(prompt)} tokens; with the {sampler.answer_length} of "
+                f"the answer (model.trajectory) the model's {model.config.context_length} allow {max(room, 0)}"
+            )
+
+
+def _record(
+    watched: WatchedPredictor, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], sampler: Sampler, most: int
+) -> list[PromptReference]:
+    ids_BP, visible_BP = left_padded(prompts, int(watched.config.eos_token_id))
+    width = ids_BP.shape[1]
+    states = [torch.full((len(prompts), sampler.answer_length), watched.mask_id)]
+    residual: list[dict[int, Tensor]] = [{} for _ in prompts]
+
+    def keep(step: int, ids_BL: Tensor) -> None:
+        states.append(ids_BL[:, width:].to("cpu", copy=True))
+        rows, columns = measured_positions(states[-2], states[-1], watched.mask_id, most)
+        if len(rows):
+            residual_ND = watched.hidden(rows, columns + width)[0].cpu()
+            for row in rows.unique().tolist():
+                residual[row][step] = residual_ND[rows == row]
+
+    generate(watched, ids_BP, sampler, attention_mask=visible_BP, seeds=seeds, on_step=keep)
+    answers_SBG = torch.stack(states)
+    return [PromptReference(p, seeds[b], answers_SBG[:, b], residual[b]) for b, p in enumerate(prompts)]
+
+
+def batches(lengths: Sequence[int], batch_size: int, name: str, progress: bool) -> Iterator[list[int]]:
+    """Yield indices of prompts of similar length, the longest first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    with tqdm(total=len(order), desc=name, unit="prompt", disable=not progress, leave=False) as bar:
+        for begin in range(0, len(order), batch_size):
+            yield order[begin : begin + batch_size]
+            bar.update(len(order[begin : begin + batch_size]))
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids [B, P] and where they are real [B, P] of prompts padded on the left."""
+    width = max(len(prompt) for prompt in prompts)
+    ids_BP = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
+    visible_BP = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
+    return ids_BP, visible_BP

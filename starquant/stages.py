@@ -1,0 +1,137 @@
+"""What a run does with data before and beside scoring: calibration states, the fidelity reference, overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from starquant.calibration import sources
+from starquant.calibration.batches import CalibrationStates, Segment
+from starquant.calibration.overlap import dataset_overlap, item_overlap
+from starquant.calibration.states import make_states
+from starquant.diffusion.trajectories import sampler_for
+from starquant.evaluation.fidelity import Reference, take_reference
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.families import Family
+from starquant.sources import SourceSpec
+from starquant.spec import RunSpec
+
+Say = Callable[[str], None]
+
+
+def pin_sources(spec: RunSpec) -> RunSpec:
+    """Put digests of calibration and fidelity text into the specification.
+
+    Raises:
+        StarquantError: text that is missing or malformed.
+    """
+    changes: dict[str, Any] = {}
+    for name, part in (("calibration", spec.calibration), ("fidelity", spec.fidelity)):
+        if part.source is not None:
+            found = sources.fingerprint(part.source, spec.tasks.data_dir, f"{name}.source")
+            changes[name] = part.model_copy(update={"fingerprint": found})
+    return spec.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The segments of a run, read before anything is computed; None where it needs none."""
+
+    calibration: list[Segment] | None
+    fidelity: list[Segment] | None
+
+
+def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, family: Family, context_length: int) -> Texts:
+    """Read what a run calibrates on and is compared on.
+
+    Raises:
+        StarquantError: text that cannot be used, a segment longer than the context.
+    """
+    bos = tokenizer.bos_token_id if family.model.prepend_bos else None
+
+    def read(source: SourceSpec | None, seed: int, where: str) -> list[Segment] | None:
+        if source is None:
+            return None
+        data_dir = spec.tasks.data_dir
+        found = sources.read_segments(source, tokenizer, context_length, seed=seed, data_dir=data_dir, where=where)
+        return found if bos is None else [_begin(segment, bos, context_length) for segment in found]
+
+    return Texts(
+        read(spec.calibration.source, spec.calibration.seed, "calibration.source"),
+        # Seed 0: the same prompts whatever the run's seed, since methods are compared on them.
+        read(spec.fidelity.source, 0, "fidelity.source"),
+    )
+
+
+def _begin(segment: Segment, bos: int, limit: int) -> Segment:
+    """Put BOS in front of a prompt, as the family's evaluation does (Dream)."""
+    if not segment.prompt_length:
+        return segment
+    return replace(segment, ids=(bos, *segment.ids)[:limit], prompt_length=segment.prompt_length + 1)
+
+
+def calibration_states(
+    spec: RunSpec, texts: Texts, model: MaskedDiffusionModel, say: Say, progress: bool
+) -> CalibrationStates | None:
+    """Return what the method calibrates on, None when it needs nothing; says when it overlaps with what is scored.
+
+    Raises:
+        StarquantError: states that cannot be made.
+    """
+    asked, segments = spec.calibration, texts.calibration
+    if asked.source is None or segments is None:
+        return None
+    sampler = sampler_for(model, spec.model.trajectory)
+    shared = dataset_overlap(asked.source, spec.tasks.names)
+    if shared:
+        say(
+            f"note: calibration reads {asked.source.kind} ({asked.source.split}), and "
+            f"{', '.join(shared)} of the same data set is scored; the record says so"
+        )
+    report = {"source": asked.source.kind, "fingerprint": asked.fingerprint, "overlapping_tasks": shared}
+    states = make_states(
+        segments, asked, model, sampler, batch_size=spec.runtime.batch_size, report=report, progress=progress
+    )
+    if states.report["empty_bins"]:
+        say(f"note: no calibration state has a mask ratio in bins {states.report['empty_bins']} of {asked.bins}")
+    return states
+
+
+def fidelity_reference(spec: RunSpec, texts: Texts, model: MaskedDiffusionModel, progress: bool) -> Reference | None:
+    """Return full precision's held-out trajectories, None when fidelity is not measured.
+
+    Raises:
+        StarquantError: an answer that does not fit the context.
+    """
+    if texts.fidelity is None:
+        return None
+    sampler = sampler_for(model, spec.model.trajectory)
+    prompts = sources.prompts_of(texts.fidelity, sampler.answer_length, model.config.context_length)
+    return take_reference(
+        model,
+        prompts,
+        sampler,
+        batch_size=spec.runtime.batch_size,
+        seed=spec.seed,
+        max_positions=spec.fidelity.positions,
+        progress=progress,
+    )
+
+
+class OverlapCounter:
+    """Counts evaluation items whose text stands in the calibration text, task by task."""
+
+    def __init__(self, states: CalibrationStates | None, say: Say) -> None:
+        self._texts = () if states is None else states.texts
+        self._say = say
+        self.found: dict[str, int] = {}
+
+    def __call__(self, task: str, documents: list[str]) -> None:
+        """Look at the documents of one task."""
+        count = item_overlap(self._texts, documents) if self._texts else 0
+        if count:
+            self.found[task] = count
+            self._say(f"warning: {count} of {len(documents)} items of {task} share text with the calibration data")

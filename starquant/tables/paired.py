@@ -1,0 +1,186 @@
+"""Two runs on the same items: the paired difference of a metric and its bootstrap interval.
+
+    python -m starquant.tables.paired A.json B.json
+
+Items lie beside a record: A.items/TASK.jsonl. They are paired by document (fidelity: by prompt, over whose rows
+the metric is averaged).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from starquant.errors import RecordError, StarquantError
+from starquant.records.store import read_record
+from starquant.tables.bootstrap import PairedInterval, paired_bootstrap
+
+#: Columns that are no metrics, beside those that hold no numbers.
+_IDENTITY = ("doc_id", "prompt", "step", "mask_ratio", "doc_hash", "target", "filter")
+HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
+
+
+@dataclass(frozen=True)
+class _Items:
+    """One run's rows of one task: values by filter and metric, indexed by item and document digest."""
+
+    path: Path
+    rows: pd.DataFrame
+
+    def metrics(self) -> list[tuple[str, str]]:
+        """Return (metric, filter) pairs that have numbers."""
+        frame = self.rows.drop(columns=["item", "filter", "hash"])
+        return [
+            (metric, str(name))
+            for name in self.rows["filter"].unique()
+            for metric in frame.columns
+            if frame.loc[self.rows["filter"] == name, metric].notna().any()
+        ]
+
+    def values(self, metric: str, filter_name: str) -> pd.Series[float]:
+        """Return one number an item, indexed by (item, document digest)."""
+        chosen = self.rows[self.rows["filter"] == filter_name].dropna(subset=[metric])
+        means: pd.Series[float] = chosen.groupby(["item", "hash"], sort=True)[metric].mean()
+        return means
+
+
+def compare(
+    a: Path,
+    b: Path,
+    task: str,
+    metric: str,
+    filter_name: str | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PairedInterval:
+    """Return the interval of mean(a - b) of a metric over the items of two records.
+
+    Args:
+        a: a record, NAME.json, with its items in NAME.items beside it.
+        b: the record it is compared with.
+        task: leaf task, or "fidelity".
+        metric: name of the metric in the items.
+        filter_name: lm-eval filter; None where the metric has only one.
+        resamples: of the bootstrap over items.
+        seed: of the bootstrap.
+
+    Raises:
+        RecordError: items that are missing, damaged, fewer than two, or not the same in both; no such metric.
+    """
+    return _difference(_read(a, task), _read(b, task), metric, filter_name, resamples, seed)
+
+
+def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
+    """Return (task, metric, filter, interval) for all that both records have items of.
+
+    Raises:
+        RecordError: as `compare`; records that share no task.
+    """
+    tasks = [p.stem for p in sorted(_folder(a).glob("*.jsonl")) if (_folder(b) / p.name).exists()]
+    if not tasks:
+        raise RecordError(f"{_folder(a)} and {_folder(b)}: hold items of no common task")
+    found = []
+    for task in tasks:
+        left, right = _read(a, task), _read(b, task)
+        common = set(right.metrics())
+        for metric, name in left.metrics():
+            if (metric, name) in common:
+                found.append((task, metric, name, _difference(left, right, metric, name, 2000, 0)))
+    return found
+
+
+def _difference(
+    left: _Items, right: _Items, metric: str, filter_name: str | None, resamples: int, seed: int
+) -> PairedInterval:
+    ours = left.values(metric, _filter(left, metric, filter_name))
+    theirs = right.values(metric, _filter(right, metric, filter_name))
+    if not ours.index.equals(theirs.index):
+        odd = sorted(ours.index.symmetric_difference(theirs.index))
+        raise RecordError(
+            f"{left.path} and {right.path}: their items of {metric} differ ({len(ours)} and {len(theirs)}; "
+            f"first in one only, or another document under the same number: {odd[0][0]})"
+        )
+    if len(ours) < 2:
+        raise RecordError(f"{left.path}: {len(ours)} item of {metric}; an interval needs two or more")
+    return paired_bootstrap(ours.to_numpy(), theirs.to_numpy(), resamples, seed)
+
+
+def _filter(items: _Items, metric: str, asked: str | None) -> str:
+    known = items.metrics()
+    filters = [name for found, name in known if found == metric and asked in (None, name)]
+    if len(filters) != 1:
+        got = metric if asked is None else f"{metric} ({asked})"
+        problem = "has several filters, name one" if filters else "has no numbers"
+        raise RecordError(f"{items.path}: {got} {problem}; there are {', '.join(f'{m} ({f})' for m, f in known)}")
+    return filters[0]
+
+
+def _folder(record: Path) -> Path:
+    return record.with_suffix(".items")
+
+
+def _read(record: Path, task: str) -> _Items:
+    path = _folder(record) / f"{task}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # answers may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: items cannot be read ({error})") from None
+    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
+    return _Items(path, pd.DataFrame(rows))
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}, line {number}: not valid JSON ({error})") from None
+    key = next((name for name in ("doc_id", "prompt") if isinstance(row, dict) and name in row), None)
+    if key is None:
+        raise RecordError(f"{path}, line {number}: has neither doc_id nor prompt")
+    metrics = {
+        name: float(value)
+        for name, value in row.items()
+        if name not in _IDENTITY and isinstance(value, int | float) and name in row.get("metrics", (name,))
+    }
+    bad = next((name for name, value in metrics.items() if not math.isfinite(value)), None)
+    if bad is not None:
+        raise RecordError(f"{path}, line {number}: {bad} is {metrics[bad]}, not a finite number")
+    return {"item": row[key], "hash": row.get("doc_hash", ""), "filter": row.get("filter", "none")} | metrics
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print every shared metric's difference A - B; returns 2 after bad input."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.tables.paired", description=main.__doc__)
+    parser.add_argument("a", type=Path, help="a record, NAME.json, with NAME.items beside it")
+    parser.add_argument("b", type=Path, help="the record it is compared with")
+    given = parser.parse_args(arguments)
+    try:
+        for path in (given.a, given.b):
+            read_record(path)
+        found = shared(given.a, given.b)
+    except StarquantError as error:
+        print(error, file=sys.stderr)
+        return 2
+    cells = [HEADER, *(_cells(*row) for row in found)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
+    for row in cells:
+        print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+    return 0
+
+
+def _cells(task: str, metric: str, filter_name: str, interval: PairedInterval) -> tuple[str, ...]:
+    name = metric if filter_name == "none" else f"{metric} ({filter_name})"
+    numbers = (interval.mean, interval.low, interval.high)
+    return (task, name, str(interval.n), *(f"{x:+.4g}" for x in numbers), f"{interval.across_zero:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
