@@ -16,9 +16,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from starquant.evaluation import offline
-from starquant.evaluation.fidelity import measure
 from starquant.evaluation.harness import evaluate
 from starquant.evaluation.lm import DiffusionLM
+from starquant.methods.fitted import Fitted
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
@@ -34,6 +34,7 @@ from starquant.stages import (
     Texts,
     calibration_states,
     fidelity_reference,
+    measure_fidelity,
     pin_sources,
     read_texts,
 )
@@ -145,36 +146,27 @@ def _run(
     seconds: dict[str, float] = {}
     model, tokenizer, texts = loaded.get(), loaded.tokenizer, loaded.texts
     seconds["load"] = loaded.seconds
+    # What is finished is kept by code as well: that of other code is not mixed in.
+    work = store.unfinished(spec.digest()) / provenance.code_digest()
+    if work.exists():
+        _say(f"going on from an interrupted run: {work}")
     with _timed(seconds, "reference"):
         reference = None if spec.is_baseline else fidelity_reference(spec, texts, model, progress)
     with _timed(seconds, "calibrate"):
         states = calibration_states(spec, texts, model, _say, progress)
         method = METHODS.load(spec.method.name)(spec.method)
-        fitted = method.fit(model, spec.bits, states, progress=progress)
+        fitted = method.fit(model, spec.bits, states, Fitted.resume(work / "fitted"), progress)
     with _timed(seconds, "quantize"):
         manifest = method.apply(model, fitted, spec.bits, progress)
         manifest = measure_operands(model, manifest, spec.seed)
     overlap = OverlapCounter(states, _say)
     lm = DiffusionLM(model, tokenizer, batch_size=spec.runtime.batch_size, seed=spec.seed, progress=progress)
     with _timed(seconds, "evaluate"):
-        # Answers are keyed by code as well: those of other code are not mixed in.
-        answers = store.unfinished(spec.digest()) / provenance.code_digest()
-        if answers.exists():
-            _say(f"going on from the answers of an interrupted run: {answers}")
-        done = evaluate(lm, spec.model, spec.tasks, answers, spec.debug.verbose, overlap)
+        done = evaluate(lm, spec.model, spec.tasks, work, spec.debug.verbose, overlap)
     scores, items = done.scores, done.items
     if reference is not None:
         with _timed(seconds, "fidelity"):
-            batch, asked = spec.runtime.batch_size, spec.fidelity
-            fidelity = measure(
-                model,
-                reference,
-                bins=asked.bins,
-                resamples=asked.resamples,
-                seed=spec.seed,
-                batch_size=batch,
-                progress=progress,
-            )
+            fidelity = measure_fidelity(spec, model, reference, progress)
         scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
     calibration = None if states is None else states.report | {"overlap": overlap.found, "notes": fitted.notes}
     record = RunRecord(

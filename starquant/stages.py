@@ -13,7 +13,7 @@ from starquant.calibration.batches import CalibrationStates, Segment
 from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.calibration.states import make_states
 from starquant.diffusion.trajectories import sampler_for
-from starquant.evaluation.fidelity import Reference, take_reference
+from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.families import Family
 from starquant.sources import SourceSpec
@@ -117,6 +117,20 @@ def fidelity_reference(spec: RunSpec, texts: Texts, model: MaskedDiffusionModel,
         batch_size=spec.runtime.batch_size,
         seed=spec.seed,
         max_positions=spec.fidelity.positions,
+        progress=progress,
+    )
+
+
+def measure_fidelity(spec: RunSpec, model: MaskedDiffusionModel, reference: Reference, progress: bool) -> Fidelity:
+    """Compare the quantized model with the reference."""
+    asked = spec.fidelity
+    return measure(
+        model,
+        reference,
+        bins=asked.bins,
+        resamples=asked.resamples,
+        seed=spec.seed,
+        batch_size=spec.runtime.batch_size,
         progress=progress,
     )
 

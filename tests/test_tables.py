@@ -10,6 +10,7 @@ import pytest
 
 from starquant.errors import RecordError
 from starquant.records.store import RecordStore
+from starquant.tables.comparison import comparison, main, markdown
 from starquant.tables.frame import pivot, scores_frame
 from tests.conftest import REPOSITORY
 from tests.records.test_store import make_record
@@ -61,3 +62,27 @@ def test_notebooks_run_and_carry_no_output(path: Path, monkeypatch) -> None:
     code = "\n".join("".join(cell["source"]) for cell in cells)
     assert len(code.splitlines()) < 30
     exec(compile(code, path.name, "exec"), {"__name__": "__main__", "display": print})
+
+
+def test_comparison_is_one_row_a_method_with_standard_errors(tmp_path: Path) -> None:
+    for overrides, value in ((["bits=w4a4"], 0.25), (["bits=w4a4", "method=quarot"], 0.75)):
+        run = spec(*overrides)
+        record = make_record(run, value)
+        kl = record.scores[0].model_copy(update={"task": "fidelity", "metric": "kl", "unit": "nats", "stderr": 0.5})
+        binned = kl.model_copy(update={"filter": "mask_ratio_0.00_0.25", "value": 9.0})
+        kl = kl.model_copy(update={"filter": "all"})
+        RecordStore(tmp_path).write(run, record.model_copy(update={"scores": [*record.scores, kl, binned]}))
+    lines = markdown(comparison(scores_frame(tmp_path))).splitlines()
+    assert lines[0] == "| bits | method | facts acc | kl |"
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["quarot", "rtn"]
+    assert lines[2].startswith("| w4a4 | quarot | 75.0")
+    assert lines[2].endswith("| 0.7500 (0.5000) |")
+
+
+def test_comparison_refuses_rows_that_only_a_digest_tells_apart(tmp_path: Path, capsys) -> None:
+    for clip in (1.0, 0.9):
+        run = spec(f"bits.weights.clip_ratio={clip}")
+        RecordStore(tmp_path).write(run, make_record(run, 0.5))
+    assert main([str(tmp_path)]) == 1
+    assert "tiny, w4a4, rtn, 0: several records share this row" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere")]) == 1

@@ -116,14 +116,21 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
             self.prepare(visit.sites, ends)
-            tensors = self.learn(visit, bits, fitted)
-            self.rewrite(visit.sites, tensors)
-            if self.options.weights.name == "gptq" and bits.weights.bits < 16:
-                tensors |= solve_block(visit, bits, self.options.weights, fitted, self.weighted)
-            fitted.put(block_part(visit.index), tensors)
+            if block_part(visit.index) in fitted:  # of a fit that was interrupted
+                visit.observe()
+                self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
+            else:
+                fitted.put(block_part(visit.index), self._fit_block(visit, bits, fitted))
             if visit.feeds_quantized:
                 solve = stored_weights(model, fitted, bits, self.options.weights)
                 quantize_block(model, visit.block, visit.index, bits, solve)
+
+    def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
+        tensors = self.learn(visit, bits, fitted)
+        self.rewrite(visit.sites, tensors)
+        if self.options.weights.name == "gptq" and bits.weights.bits < 16:
+            tensors |= solve_block(visit, bits, self.options.weights, fitted, self.weighted)
+        return tensors
 
     def apply(
         self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False

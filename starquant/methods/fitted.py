@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENDS = "ends"
-NOTES = "fitted.json"
+NOTES, UNFINISHED = "fitted.json", "unfinished.json"
 
 
 def block_part(index: int) -> str:
@@ -26,7 +26,8 @@ class Fitted:
     """Tensors by part: "ends" (embedding, last norm, head) and one part a block.
 
     With a folder, every part is written as soon as it is learned and read again when it is asked for: memory
-    holds one part at a time, whatever the depth of the model. Files of other fits in the folder are not read.
+    holds one part at a time, whatever the depth of the model, and a killed fit goes on from its last part
+    (`resume`). Files of other fits in the folder are not read.
 
     Attributes:
         folder: where parts are kept; None keeps them in memory.
@@ -40,9 +41,13 @@ class Fitted:
     def put(self, part: str, tensors: dict[str, Tensor]) -> None:
         """Keep a part's tensors."""
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self._parts[part] = tensors if self.folder is None else None
         if self.folder is not None:
             _write(self.folder, part, tensors)
-        self._parts[part] = tensors if self.folder is None else None
+            self._list(self.folder / UNFINISHED)
+
+    def __contains__(self, part: str) -> bool:
+        return part in self._parts
 
     def get(self, part: str) -> dict[str, Tensor]:
         """Return a part's tensors, empty when nothing was learned for it.
@@ -68,9 +73,20 @@ class Fitted:
         """Write all parts and the notes to a folder."""
         for part in self.parts():
             _write(folder, part, self.get(part))
-        folder.mkdir(parents=True, exist_ok=True)
+        self._list(folder / NOTES)
+        (folder / UNFINISHED).unlink(missing_ok=True)
+
+    def _list(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
         listed = {"notes": self.notes, "parts": self.parts()}
-        (folder / NOTES).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def resume(cls, folder: Path) -> Fitted:
+        """Open a folder to go on fitting into it; a fresh one when nothing was finished there."""
+        return cls._open(folder, UNFINISHED) if (folder / UNFINISHED).exists() else cls(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Fitted:
@@ -79,11 +95,15 @@ class Fitted:
         Raises:
             RecordError: there is no such artifact, or it is damaged.
         """
+        return cls._open(folder, NOTES)
+
+    @classmethod
+    def _open(cls, folder: Path, name: str) -> Fitted:
         try:
-            listed = json.loads((folder / NOTES).read_text(encoding="utf-8"))
+            listed = json.loads((folder / name).read_text(encoding="utf-8"))
             notes, parts = list(listed["notes"]), dict.fromkeys(listed["parts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecordError(f"{folder / NOTES}: not readable as a fitted method ({error})") from None
+            raise RecordError(f"{folder / name}: not readable as a fitted method ({error})") from None
         return cls(folder, notes, parts)
 
 

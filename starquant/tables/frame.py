@@ -10,7 +10,7 @@ from starquant.records.store import read_record
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
-    *("task", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n", "task_version", "num_fewshot"),
+    *("task", "requested", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n", "task_version", "num_fewshot"),
 )
 
 
@@ -36,7 +36,11 @@ def scores_frame(folder: Path) -> pd.DataFrame:
             "device": source.get("device_name"),
             "record": path.name,
         }
-        rows += [run | score.model_dump(exclude={"higher_is_better"}) for score in record.scores]
+        names = spec["tasks"]["names"]
+        rows += [
+            run | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
+            for score in record.scores
+        ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
