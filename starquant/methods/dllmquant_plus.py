@@ -124,7 +124,8 @@ def value_scales(
 
 def install_value_scales(sites: BlockSites, tensors: Tensors) -> None:
     """Give the attention its static value scales, where there are some."""
+    from starquant.models.roles import Role
     from starquant.runtime import scale_values
 
     if V_SCALE in tensors:
-        scale_values(sites.attention, tensors[V_SCALE])
+        scale_values(sites.attention, tensors[V_SCALE].to(sites.linears[Role.V].weight.device))
