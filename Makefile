@@ -21,10 +21,10 @@ demo: $(STAMP) ## quantize the embedded model to W4A4 and score it against full 
 	$(BIN)/python run.py model=tiny bits=w4a4 method=rtn paths.results=results/demo
 
 test: $(STAMP) ## run the tests (those marked slow or gpu excepted)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(STAMP) ## run the tests marked slow
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 checks: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

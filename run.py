@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from starquant.errors import ConfigError, StarquantError, nearest
 from starquant.preflight import check_paths
-from starquant.spec import RunSpec
+from starquant.spec import METHODS, RunSpec
 
 CONF = Path(__file__).resolve().parent / "conf"
 _NOT_A_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
@@ -100,6 +100,8 @@ def _options(override: Override, multirun: bool) -> Iterator[str]:
     for value in values:
         if key in groups and not override.is_delete():
             names = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
+            if key == "method" and value in METHODS and value not in names:
+                raise ConfigError(f"method: '{value}' is registered, but conf/method/{value}.yaml is missing")
             if value not in names:
                 raise ConfigError(f"{key}: got '{value}', allowed: {', '.join(names)}.{nearest(value, names)}")
         yield f"{prefix}={value}"

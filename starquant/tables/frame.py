@@ -10,7 +10,8 @@ from starquant.records.store import read_record
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
-    *("task", "requested", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n", "task_version", "num_fewshot"),
+    *("task", "requested", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n"),
+    *("task_version", "num_fewshot"),
 )
 
 
