@@ -53,4 +53,10 @@ class BitsSpec(Spec):
         return {*widths, attention.q, attention.k, attention.p, attention.v} == {16}
 
 
+def weights_only(bits: BitsSpec) -> BitsSpec:
+    """Return the same with activations and attention operands at full precision."""
+    activations = bits.activations.model_copy(update={"bits": 16})
+    return bits.model_copy(update={"activations": activations, "attention": AttentionSpec()})
+
+
 FULL_PRECISION = BitsSpec(name="w16a16", weights=WeightSpec(bits=16), activations=ActivationSpec(bits=16))

@@ -37,6 +37,7 @@ from starquant.stages import (
     measure_fidelity,
     pin_sources,
     read_texts,
+    tell_notes,
 )
 from starquant.testbed.shipped import weights_folder
 from starquant.tracking import Tracker, make_tracker
@@ -144,6 +145,8 @@ def _run(
 ) -> tuple[RunRecord, dict[str, list[dict[str, Any]]]]:
     _say(f"running: {store.name(spec)}")
     seconds: dict[str, float] = {}
+    if spec.runtime.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(spec.runtime.device)
     model, tokenizer, texts = loaded.get(), loaded.tokenizer, loaded.texts
     seconds["load"] = loaded.seconds
     # What is finished is kept by code as well: that of other code is not mixed in.
@@ -156,6 +159,7 @@ def _run(
         states = calibration_states(spec, texts, model, _say, progress)
         method = METHODS.load(spec.method.name)(spec.method)
         fitted = method.fit(model, spec.bits, states, Fitted.resume(work / "fitted"), progress)
+        tell_notes(fitted.notes, _say)
     with _timed(seconds, "quantize"):
         manifest = method.apply(model, fitted, spec.bits, progress)
         manifest = measure_operands(model, manifest, spec.seed)
@@ -168,7 +172,9 @@ def _run(
         with _timed(seconds, "fidelity"):
             fidelity = measure_fidelity(spec, model, reference, progress)
         scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
-    calibration = None if states is None else states.report | {"overlap": overlap.found, "notes": fitted.notes}
+    calibration = None
+    if states is not None or fitted.notes:
+        calibration = (states.report if states else {}) | {"overlap": overlap.found, "notes": fitted.notes}
     record = RunRecord(
         digest=spec.digest(),
         spec=spec.model_dump(mode="json"),
@@ -176,7 +182,7 @@ def _run(
         scores=scores,
         calibration=calibration,
         manifest=manifest,
-        timings=_timings(seconds),
+        timings=_timings(seconds, spec.runtime.device),
         provenance=provenance.collect(spec.runtime.device, _device_name(spec.runtime.device)),
     )
     return record, items
@@ -189,13 +195,13 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - began
 
 
-def _timings(seconds: dict[str, float]) -> Timings:
+def _timings(seconds: dict[str, float], device: str) -> Timings:
     scale = 1024 if sys.platform != "darwin" else 1  # ru_maxrss: KiB, bytes on macOS
-    device = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else None
     return Timings(
         seconds={stage: round(value, 3) for stage, value in seconds.items()},
         peak_host_memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9,
-        peak_device_memory_gb=device,
+        peak_device_memory_gb=peak,
     )
 
 

@@ -77,7 +77,8 @@ class CalibrationSpec(Spec):
         name: of the preset.
         source: the text; null for none.
         states: how it is masked.
-        inputs: what each block is fed: the output of the full-precision blocks before it, or of the quantized ones.
+        inputs: what each block is fed: the output of the full-precision blocks before it, of those with quantized
+            weights (as the official GPTQ and QuaRot do), or of the quantized ones.
         bins: equally wide mask-ratio bins that statistics are kept for.
         seed: of segments, masks and trajectories.
         fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
@@ -86,7 +87,7 @@ class CalibrationSpec(Spec):
     name: str
     source: SourceSpec | None = None
     states: StatesSpec = StatesSpec(sampler="uniform")
-    inputs: Literal["full_precision", "quantized"] = "full_precision"
+    inputs: Literal["full_precision", "quantized_weights", "quantized"] = "full_precision"
     bins: Count = 4
     seed: Annotated[int, Field(ge=0)] = 0
     fingerprint: str | None = None

@@ -216,6 +216,8 @@ class RunSpec(Spec):
         for part in (identity["calibration"], identity["fidelity"]):
             if part["fingerprint"] is not None:
                 part["source"]["path"] = None
+        if self.fidelity.source is None and self.calibration.states.sampler != "trajectory":
+            identity["model"]["trajectory"] = None
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity

@@ -85,13 +85,22 @@ def calibration_states(
     if asked.source is None or segments is None:
         return None
     sampler = sampler_for(model, spec.model.trajectory)
+    held_out = [segment.text for segment in texts.fidelity or ()]
+    seen = item_overlap([segment.text for segment in segments], held_out)
+    if seen:
+        say(f"warning: {seen} of {len(held_out)} fidelity prompts share text with the calibration data")
     shared = dataset_overlap(asked.source, spec.tasks.names)
     if shared:
         say(
             f"note: calibration reads {asked.source.kind} ({asked.source.split}), and "
             f"{', '.join(shared)} of the same data set is scored; the record says so"
         )
-    report = {"source": asked.source.kind, "fingerprint": asked.fingerprint, "overlapping_tasks": shared}
+    report = {
+        "source": asked.source.kind,
+        "fingerprint": asked.fingerprint,
+        "overlapping_tasks": shared,
+        "overlapping_prompts": seen,
+    }
     states = make_states(
         segments, asked, model, sampler, batch_size=spec.runtime.batch_size, report=report, progress=progress
     )
@@ -109,7 +118,8 @@ def fidelity_reference(spec: RunSpec, texts: Texts, model: MaskedDiffusionModel,
     if texts.fidelity is None:
         return None
     sampler = sampler_for(model, spec.model.trajectory)
-    prompts = sources.prompts_of(texts.fidelity, sampler.answer_length, model.config.context_length)
+    # A limit is items a task: fidelity's prompts are held to it too.
+    prompts = sources.prompts_of(texts.fidelity[: spec.tasks.limit], sampler.answer_length, model.config.context_length)
     return take_reference(
         model,
         prompts,
@@ -133,6 +143,13 @@ def measure_fidelity(spec: RunSpec, model: MaskedDiffusionModel, reference: Refe
         batch_size=spec.runtime.batch_size,
         progress=progress,
     )
+
+
+def tell_notes(notes: list[dict[str, Any]], say: Say) -> None:
+    """Say in one line each which kinds of fallback a fit took; the record lists them."""
+    for what in dict.fromkeys(note["what"] for note in notes):
+        where = [note["where"] for note in notes if note["what"] == what]
+        say(f"note: {what} ({where[0]}" + (f" and {len(where) - 1} more)" if len(where) > 1 else ")"))
 
 
 class OverlapCounter:

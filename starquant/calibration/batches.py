@@ -50,7 +50,8 @@ class CalibrationStates:
         batches: the states, a batch at a time.
         mask_id: id of [MASK].
         bins: equally wide mask-ratio bins; bin k holds ratios in (k/bins, (k+1)/bins], bin 0 also 0.
-        inputs: what a walk feeds each block: output of the "full_precision" blocks before it, or of the "quantized".
+        inputs: what a walk feeds each block: output of the "full_precision" blocks before it, of those
+            with "quantized_weights", or of the "quantized".
         texts: of the segments, for the check against evaluation items.
         report: plain data for the record: source, digest, counts of states and tokens a bin.
     """

@@ -54,7 +54,7 @@ class BlockVisit:
     ) -> None:
         self.model, self.index, self.states = model, index, states
         self.block = resident_block(model, index)
-        self.feeds_quantized = states.inputs == "quantized"
+        self.feeds_quantized = states.inputs != "full_precision"
         self._items, self._progress = items, progress
         self._outputs: list[Tensor] | None = None
 

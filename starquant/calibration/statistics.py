@@ -48,6 +48,7 @@ class Collect:
 
 
 Cell = tuple[TokenState, int]
+POOLED: Cell = (TokenState.UNMASKED, 0)  # where second moments of all tokens are kept
 
 
 class SiteStatistics:
@@ -64,7 +65,7 @@ class SiteStatistics:
         self.where, self.collect, self.bins, self.seed = where, collect, bins, seed
         self._moments: dict[Cell, ChannelMoments] = {}
         self._second: dict[Cell, SecondMoment] = {}
-        self._rows: dict[Cell, RowSample] = {}
+        self._rows: dict[TokenState, RowSample] = {}
 
     def update(self, x_BLD: Tensor, batch: StateBatch, masked_BL: Tensor) -> None:
         """Add one batch.
@@ -77,25 +78,28 @@ class SiteStatistics:
             raise DataError(f"{self.where}: activations are not finite (NaN or inf) on the calibration states")
         bin_B = bin_of(batch.ratio_B, self.bins).to(x_BLD.device)
         weight_BL = batch.weight_BL.to(x_BLD.device) if self.collect.weighted and batch.weight_BL is not None else None
+        kept = self.collect.second_moment
+        if kept == "pooled":
+            self._add_second(POOLED, x_BLD, visible_BL, weight_BL)
         for state in TokenState:
             here_BL = visible_BL & (masked_BL if state is TokenState.MASKED else ~masked_BL)
-            for k in bin_B.unique().tolist():
+            if not bool(here_BL.any()):
+                continue
+            if kept == "state":
+                self._add_second((state, 0), x_BLD, here_BL, weight_BL)
+            if self.collect.rows:  # over all bins at once: the sample depends on the order in which rows come
+                self._rows.setdefault(state, RowSample(self.collect.rows, self.seed)).update(x_BLD[here_BL])
+            for k in bin_B.unique().tolist() if self.collect.moments or kept == "bin" else ():
                 chosen_BL = here_BL & (bin_B == k)[:, None]
-                if bool(chosen_BL.any()):
-                    weight_N = None if weight_BL is None else weight_BL[chosen_BL]
-                    self._add((state, k), x_BLD[chosen_BL], weight_N)
+                if self.collect.moments and bool(chosen_BL.any()):
+                    self._moments.setdefault((state, k), ChannelMoments()).update(x_BLD[chosen_BL])
+                if kept == "bin":
+                    self._add_second((state, k), x_BLD, chosen_BL, weight_BL)
 
-    def _add(self, cell: Cell, x_ND: Tensor, weight_N: Tensor | None) -> None:
-        state, _ = cell
-        if self.collect.moments:
-            self._moments.setdefault(cell, ChannelMoments()).update(x_ND)
-        if self.collect.second_moment is not None:
-            keys = {"pooled": (TokenState.UNMASKED, 0), "state": (state, 0), "bin": cell}
-            key = keys[self.collect.second_moment]
-            self._second.setdefault(key, SecondMoment()).update(x_ND, weight_N)
-        if self.collect.rows:
-            sample = self._rows.setdefault((state, 0), RowSample(self.collect.rows, self.seed))
-            sample.update(x_ND)
+    def _add_second(self, cell: Cell, x_BLD: Tensor, chosen_BL: Tensor, weight_BL: Tensor | None) -> None:
+        if bool(chosen_BL.any()):
+            weight_N = None if weight_BL is None else weight_BL[chosen_BL]
+            self._second.setdefault(cell, SecondMoment()).update(x_BLD[chosen_BL], weight_N)
 
     def moments(self, state: TokenState | None = None, k: int | None = None) -> ChannelMoments:
         """Return per-channel moments of a token state (None: both) and mask-ratio bin (None: all).
@@ -129,7 +133,7 @@ class SiteStatistics:
         """
         if not self.collect.rows:
             raise ValueError(f"{self.where}: no rows were sampled")
-        found = [sample.rows for (s, _), sample in self._rows.items() if state in (None, s)]
+        found = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
         if not found:
             raise DataError(self._absent(state, None))
         return torch.cat(found)

@@ -73,7 +73,7 @@ class WatchedPredictor(MaskPredictor):
         """Return (residual stream in the checkpoint's basis, after the last norm), [N, D], that predict positions."""
         rows, columns = rows.to(self.device), columns.to(self.device)
         at = rows, self._source_columns(rows, columns, self._visible)
-        return self.model.original_basis(self._residual[at]), self._normed[at]
+        return self.model.original_basis(self._residual[at].float()).to(self._residual.dtype), self._normed[at]
 
 
 @torch.inference_mode()

@@ -43,7 +43,7 @@ def measured_positions(before_BG: Tensor, after_BG: Tensor, mask_id: int, most: 
     for row in (before_BG != after_BG).any(1).nonzero()[:, 0].tolist():
         masked = (before_BG[row] == mask_id).nonzero()[:, 0]
         if len(masked) > most:
-            masked = masked[torch.arange(most, device=masked.device) * len(masked) // most]
+            masked = masked[(2 * torch.arange(most, device=masked.device) + 1) * len(masked) // (2 * most)]
         rows.append(torch.full_like(masked, row))
         columns.append(masked)
     empty = before_BG.new_empty(0, dtype=torch.long)

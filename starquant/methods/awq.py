@@ -32,7 +32,7 @@ class AWQOptions(BlockwiseOptions):
 
     Attributes:
         scale: search scales.
-        clip: search clip ratios of rounded weights.
+        clip: search clip ratios of rounded weights; `weights.mse_clip` then concerns only queries and keys.
         grid: alphas tried, from 0 (no scaling) in steps of 1 / grid.
     """
 

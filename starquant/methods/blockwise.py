@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from starquant.bits import BitsSpec
+from starquant.bits import BitsSpec, weights_only
+from starquant.errors import ConfigError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
@@ -113,23 +114,30 @@ class BlockwiseMethod(Method[BlockwiseT]):
     ) -> None:
         from starquant.calibration.engine import walk
         from starquant.runtime import quantize_block
+        from starquant.runtime.rewriting import rounded_once
 
+        fed = bits if states.inputs == "quantized" else weights_only(bits)
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
-            self.prepare(visit.sites, ends)
+            with rounded_once(visit.block):
+                self.prepare(visit.sites, ends)
             if block_part(visit.index) in fitted:  # of a fit that was interrupted
                 visit.observe()
-                self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
+                with rounded_once(visit.block):
+                    self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
             else:
-                fitted.put(block_part(visit.index), self._fit_block(visit, bits, fitted))
+                fitted.put(block_part(visit.index), self._fit_block(visit, bits, fed, fitted))
             if visit.feeds_quantized:
-                solve = stored_weights(model, fitted, bits, self.options.weights)
-                quantize_block(model, visit.block, visit.index, bits, solve)
+                solve = stored_weights(fitted, bits, self.options.weights)
+                quantize_block(model, visit.block, visit.index, fed, solve)
 
-    def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
+    def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
+        from starquant.runtime.rewriting import rounded_once
+
         tensors = self.learn(visit, bits, fitted)
-        self.rewrite(visit.sites, tensors)
+        with rounded_once(visit.block):
+            self.rewrite(visit.sites, tensors)
         if self.options.weights.name == "gptq" and bits.weights.bits < 16:
-            tensors |= solve_block(visit, bits, self.options.weights, fitted, self.weighted)
+            tensors |= solve_block(visit, fed, self.options.weights, fitted, self.weighted)
         return tensors
 
     def apply(
@@ -137,12 +145,16 @@ class BlockwiseMethod(Method[BlockwiseT]):
     ) -> list[ManifestEntry]:
         """Rewrite the model as the copies were, and install its quantizers."""
         from starquant.runtime import install
+        from starquant.runtime.rewriting import rounded_once
 
+        if model.quantized:
+            raise ConfigError("apply: a method has been applied to this model already; load it again")
         bits = self.effective(bits)
         ends = fitted.get(ENDS)
         self.rewrite_ends(model, ends)
         for index, block in enumerate(model.trunk().blocks):
             sites = model.block_sites(block)
-            self.prepare(sites, ends)
-            self.rewrite(sites, fitted.get(block_part(index)))
-        return install(model, bits, stored_weights(model, fitted, bits, self.options.weights), progress)
+            for change, tensors in ((self.prepare, ends), (self.rewrite, fitted.get(block_part(index)))):
+                with rounded_once(block):  # each on its own, as in `fit`
+                    change(sites, tensors)
+        return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress)

@@ -109,8 +109,8 @@ def value_scales(
     from starquant.runtime import OPERANDS
 
     if not options.ia_aq or bits.attention.v == 16:
-        if options.ia_aq:
-            fitted.note("IA-AQ without effect: bits.attention.v = 16", visit.name)
+        if options.ia_aq and visit.index == 0:
+            fitted.note("IA-AQ without effect: bits.attention.v = 16", "all blocks")
         return {}
     widths = {operand: getattr(bits.attention, operand) for operand in OPERANDS}
     scale_KE = search_value_scales(visit, widths)

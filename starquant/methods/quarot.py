@@ -3,7 +3,8 @@
 - Gains of the norms are folded into the linears behind them, then the residual stream is rotated, h -> h R, by folding
   R into every weight that reads or writes it: free at run time.
 - Each value head is rotated by one Hadamard matrix, undone in the output projection: free too.
-- The down projection's input, behind a nonlinearity, is rotated online.
+- The down projection's input, behind a nonlinearity, is rotated online, and so is the output projection's across heads,
+  where the number of heads has a Hadamard matrix.
 - Queries and keys may be rotated online after the rotary embedding; their products do not change.
 """
 
@@ -16,12 +17,14 @@ from pydantic import Field
 from starquant.bits import BitsSpec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
+from starquant.methods.fitted import Fitted
 from starquant.methods.solvers import WeightSolverOptions
 from starquant.protocol import Ratio
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from starquant.calibration.batches import CalibrationStates
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites
 
@@ -34,6 +37,8 @@ class QuaRotOptions(BlockwiseOptions):
             or "none", which leaves gains unfolded as well.
         rotation_seed: of the random signs or matrix.
         head_hadamard: rotate value heads.
+        out_hadamard: rotate across heads online, in front of the output projection; without effect, and noted,
+            where no Hadamard matrix has the number of heads.
         down_hadamard: rotate the down projection's input online.
         qk_hadamard: rotate queries and keys online; worth it where `bits.attention` quantizes them.
         activation_clip: share of each token's largest magnitude that its grid covers; null takes
@@ -44,6 +49,7 @@ class QuaRotOptions(BlockwiseOptions):
     residual_rotation: Literal["hadamard", "orthogonal", "none"] = "hadamard"
     rotation_seed: Annotated[int, Field(ge=0)] = 0
     head_hadamard: bool = True
+    out_hadamard: bool = True
     down_hadamard: bool = True
     qk_hadamard: bool = False
     activation_clip: Ratio | None = None
@@ -90,6 +96,23 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
             )
         width = model.trunk().embedding.embedding_dim
         return random_rotation(self.options.residual_rotation, width, self.options.rotation_seed).to_tensors()
+
+    def fit(
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        states: CalibrationStates | None = None,
+        into: Fitted | None = None,
+        progress: bool = False,
+    ) -> Fitted:
+        """Fit as every blockwise method; note where the heads cannot be mixed."""
+        from starquant.numerics import has_hadamard
+
+        fitted = super().fit(model, bits, states, into, progress)
+        heads = model.block_sites(model.trunk().blocks[0]).attention.n_heads
+        if self.options.out_hadamard and not has_hadamard(heads):
+            fitted.note(f"no Hadamard matrix across {heads} heads: out_hadamard without effect", "all blocks")
+        return fitted
 
     def _check_widths(self, model: MaskedDiffusionModel) -> None:
         from starquant.errors import ConfigError
@@ -139,8 +162,8 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
     def prepare(self, sites: BlockSites, ends: Tensors) -> None:
         """Fold gains and rotations into a block, and put the online transforms at its sites."""
         from starquant.models.roles import Role, Site
-        from starquant.numerics import Rotation
-        from starquant.runtime import HadamardTransform, rewriting, transform_queries_and_keys
+        from starquant.numerics import Rotation, has_hadamard
+        from starquant.runtime import HadamardTransform, HeadsHadamard, rewriting, transform_queries_and_keys
 
         rotation = Rotation.from_tensors(ends)
         if rotation is not None:
@@ -154,6 +177,9 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         if self.options.head_hadamard:
             rewriting.hadamard_heads_output(sites.linears[Role.V], attention.n_kv_heads)
             rewriting.hadamard_heads_input(sites.linears[Role.OUT], attention.n_heads)
+        if self.options.out_hadamard and has_hadamard(attention.n_heads):
+            rewriting.hadamard_across_heads_input(sites.linears[Role.OUT], attention.n_heads)
+            sites.inputs[Site.OUT].transform = HeadsHadamard(attention.n_heads)
         if self.options.down_hadamard:
             down = sites.linears[Role.DOWN]
             rewriting.hadamard_input(down)

@@ -105,6 +105,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
         from starquant.numerics import fake_quantize
         from starquant.runtime import activation_format, weight_format
 
+        rows_ND = rows_ND.float()
         scale_D = self._scale(visit, site, absmax_D, weights, alpha).to(rows_ND)
         x_ND = fake_quantize(rows_ND / scale_D, activation_format(bits.activations))
         error = 0.0

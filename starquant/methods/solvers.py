@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from starquant.bits import BitsSpec
+from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted, block_part
 from starquant.protocol import Count, Spec
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from starquant.calibration.engine import BlockVisit
-    from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import LinearInfo, Site
     from starquant.runtime import WeightSolver
 
@@ -82,7 +82,9 @@ def _solve_sites(
     from starquant.runtime import quantize_linear, weight_format
 
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
-    statistics = visit.collect(plan, sites)
+    collected = visit.collect(plan, sites)
+    hessians = {site: statistics.second_moment().mean for site, statistics in collected.items()}
+    del collected
     found: dict[str, Tensor] = {}
     fmt = weight_format(bits.weights)
     for info in visit.linears.values():
@@ -91,7 +93,7 @@ def _solve_sites(
         weight = info.module.weight.data
         result = gptq(
             weight,
-            statistics[info.role.site].second_moment().mean,
+            hessians[info.role.site],
             fmt,
             percdamp=options.percdamp,
             act_order=options.act_order,
@@ -109,7 +111,7 @@ def _solve_sites(
     return found
 
 
-def stored_weights(model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, options: object) -> WeightSolver:
+def stored_weights(fitted: Fitted, bits: BitsSpec, options: WeightSolverOptions) -> WeightSolver:
     """Return the solver that `apply` installs: solved codes where there are some, else rounding with stored clips."""
     from starquant.numerics import Quantized, dequantize, fake_quantize
 
@@ -122,6 +124,8 @@ def stored_weights(model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, 
         tensors, weight, role = cache[info.block], info.module.weight.data, info.role.value
         if f"{role}.codes" in tensors:
             return dequantize(Quantized.from_tensors(tensors, role, fmt, weight.shape)).to(weight)
+        if options.name == "gptq":
+            raise RecordError(f"{info.name}: what was fitted holds no GPTQ codes for it; fit on this model")
         clip = tensors.get(f"{role}.clip")
         if clip is None:
             clip = _clip(weight, bits, options)

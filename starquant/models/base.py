@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
+from starquant.errors import ConfigError
 from starquant.models.layers import Context, Rotary, select
 from starquant.models.roles import ROLES, BlockSites, LinearInfo, expect_count
 
@@ -46,6 +47,9 @@ class MaskedDiffusionModel(PreTrainedModel):
     stored_blocks: Any = None
     #: Maps the residual stream back to the checkpoint's basis; set by methods that rotate it.
     to_original_basis: Callable[[Tensor], Tensor] | None = None
+
+    #: Set once a method has been applied: what lies in memory is then more than its parameters say.
+    quantized: bool = False
 
     def trunk(self) -> Trunk:
         """Return the model's parts."""
@@ -90,10 +94,11 @@ class MaskedDiffusionModel(PreTrainedModel):
         trunk = self.trunk()
         context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids)
         hidden = trunk.embedding(input_ids)
-        states = [hidden]
+        states = [hidden] if output_hidden_states else []
         for block in trunk.blocks:
             hidden = block(hidden, context)
-            states.append(hidden)
+            if output_hidden_states:
+                states.append(hidden)
         hidden = trunk.norm(hidden)
         chosen = select(hidden, logit_positions)
         tied = trunk.head is None  # then the embedding is the head
@@ -127,6 +132,17 @@ class MaskedDiffusionModel(PreTrainedModel):
             for role in ROLES
         ]
         return {info.name: info for info in infos}
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does.
+
+        Raises:
+            ConfigError: the model is quantized: its online transforms and quantizers are not parameters, and what was
+                saved would load as another function.
+        """
+        if self.quantized:
+            raise ConfigError("save_pretrained: this model is quantized; save what was fitted (`Fitted.save`)")
+        super().save_pretrained(*args, **kwargs)
 
     def original_basis(self, hidden_BLD: Tensor) -> Tensor:
         """Return the residual stream in the checkpoint's basis, whatever rotation a method folded into the weights."""

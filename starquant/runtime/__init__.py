@@ -16,13 +16,14 @@ from starquant.runtime.linear import FakeQuantLinear
 from starquant.runtime.placing import scale_values, transform_queries_and_keys
 from starquant.runtime.probe import measure_operands
 from starquant.runtime.sites import ActivationQuantizer
-from starquant.runtime.transforms import HadamardTransform
+from starquant.runtime.transforms import HadamardTransform, HeadsHadamard
 
 __all__ = [
     "OPERANDS",
     "ActivationQuantizer",
     "FakeQuantLinear",
     "HadamardTransform",
+    "HeadsHadamard",
     "QuantizedAttentionCore",
     "WeightSolver",
     "activation_format",

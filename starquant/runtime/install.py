@@ -14,6 +14,7 @@ from tqdm import tqdm
 from starquant.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import InputSite
 from starquant.models.roles import LinearInfo
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat, fake_quantize, sqnr_db
 from starquant.records.manifest import ManifestEntry
@@ -54,9 +55,13 @@ def install(
         progress: show a progress bar over the linears.
 
     Raises:
-        ConfigError: a group size that does not divide; a tied head asked for bits of its own.
+        ConfigError: a model that is quantized already, a group size that does not divide, a tied head asked for bits
+            of its own.
         CheckpointError: non-finite weights, named.
     """
+    if model.quantized:
+        raise ConfigError("install: a method has been applied to this model already; load it again")
+    model.quantized = not bits.full_precision or _transformed(model)
     check_groups(model.linears(), bits.weights)
     entries, operands = [_embedding(model, bits)], []
     blocks = model.trunk().blocks
@@ -149,6 +154,13 @@ def _embedding(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
     if is_tied(model) and bits.head != bits.embedding:
         raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
     return _table(model, model.trunk().embedding, "embedding", bits.embedding)
+
+
+def _transformed(model: MaskedDiffusionModel) -> bool:
+    """Whether a method has left something that is no parameter."""
+    return model.to_original_basis is not None or any(
+        isinstance(module, InputSite) and module.transform is not None for module in model.modules()
+    )
 
 
 def is_tied(model: MaskedDiffusionModel) -> bool:

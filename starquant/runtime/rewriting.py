@@ -5,12 +5,26 @@ y = x W^T with W [out, in]; R is orthogonal and acts on rows, x -> x R.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from starquant.numerics import Rotation, apply_hadamard
+
+
+@contextmanager
+def rounded_once(module: nn.Module) -> Iterator[None]:
+    """Hold a module's parameters in float64 while it is rewritten, so that half precision is rounded to once."""
+    dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.data = parameter.data.double()
+    try:
+        yield
+    finally:
+        for name, parameter in module.named_parameters():
+            parameter.data = parameter.data.to(dtypes[name])
 
 
 @torch.no_grad()
@@ -75,6 +89,17 @@ def hadamard_heads_output(linear: nn.Linear, heads: int) -> None:
 def hadamard_heads_input(linear: nn.Linear, heads: int) -> None:
     """Make a linear read x (I (x) H)."""
     set_weight(linear, apply_hadamard(linear.weight.double().unflatten(-1, (heads, -1))).flatten(-2))
+
+
+def across_heads(x: Tensor, heads: int) -> Tensor:
+    """Return x (H (x) I), [..., heads * E]."""
+    mixed: Tensor = apply_hadamard(x.unflatten(-1, (heads, -1)).transpose(-1, -2)).transpose(-1, -2).flatten(-2)
+    return mixed
+
+
+def hadamard_across_heads_input(linear: nn.Linear, heads: int) -> None:
+    """Make a linear read x (H (x) I)."""
+    set_weight(linear, across_heads(linear.weight.double(), heads))
 
 
 @torch.no_grad()

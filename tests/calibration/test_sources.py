@@ -15,7 +15,7 @@ from starquant.calibration.data import testbed_items as generated_items
 from starquant.calibration.sources import fingerprint, prompts_of, read_segments, source_file
 from starquant.errors import ConfigError, DataError
 from starquant.sources import SourceSpec
-from starquant.testbed import train, world
+from starquant.testbed import train
 from starquant.testbed.items import Split, split_of
 
 CONTEXT = 256
@@ -138,27 +138,21 @@ def test_testbed_segments_are_of_their_split(split: Split, tiny_tokenizer: PreTr
     spec = source("testbed", 42, 64, split=split.value)
     segments = read_segments(spec, tiny_tokenizer, CONTEXT, seed=5)
     items = generated_items(split, 42, 5)
-    assert Counter(task for task, _ in items) == {"facts": 11, "profiles": 11, "arithmetic": 10, "programs": 10}
+    assert Counter(task for task, _ in items) == {"profiles": 14, "arithmetic": 14, "programs": 14}
     assert len({item.key for _, item in items}) == 42
     for (task, item), segment in zip(items, segments, strict=True):
-        if task == "facts":
-            _, person, relation, template = item.key.split("/")
-            assert world.fact_template_split(person, relation, int(template)) is split
-        else:
-            assert split_of(item.key) is split
+        assert split_of(item.key) is split
         ids, real, answer = train.encode([item], pad_answer=task in ("arithmetic", "programs"))
         assert list(segment.ids) == ids[0, real[0]].tolist()
         assert segment.prompt_length == len(segment.ids) - int(answer.sum())
         assert segment.text == f"{item.prompt} {item.answer}"
 
 
-def test_testbed_runs_out_of_facts(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
-    facts = len(world.facts(Split.TEST))
-    segments = read_segments(source("testbed", 4 * facts, 64, split="test"), tiny_tokenizer, CONTEXT, seed=0)
-    assert len(segments) == 4 * facts
-    assert len({item.key for _, item in generated_items(Split.TEST, 4 * facts, 0)}) == 4 * facts
-    with pytest.raises(DataError, match=f"got {4 * facts + 1}, .* has {4 * facts} segments"):
-        read_segments(source("testbed", 4 * facts + 1, 64, split="test"), tiny_tokenizer, CONTEXT, seed=0)
+def test_testbed_runs_out_of_items(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    found = generated_items(Split.TEST, 10**6, 0)
+    assert len({item.key for _, item in found}) == len(found) < 10**5
+    with pytest.raises(DataError, match=f"got {len(found) + 1}, .* has {len(found)} segments"):
+        read_segments(source("testbed", len(found) + 1, 64, split="test"), tiny_tokenizer, CONTEXT, seed=0)
 
 
 @pytest.mark.parametrize("kind", ["winogrande", "gsm8k", "testbed"])

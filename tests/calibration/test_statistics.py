@@ -243,3 +243,24 @@ def test_nothing_finer_than_what_was_collected() -> None:
         seen(Collect(moments=False, rows=1)).moments()
     with pytest.raises(ValueError, match="here: no rows were sampled"):
         seen(Collect()).rows()
+
+
+@pytest.mark.parametrize("bins", [1, 4])
+def test_sampled_rows_depend_neither_on_batches_nor_on_bins(bins: int) -> None:
+    """`runtime.batch_size` and `calibration.bins` must not change what is fitted from the sample."""
+    generator = torch.Generator().manual_seed(0)
+    x_BLD = torch.randn(12, 10, 3, generator=generator)
+    ratio_B = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
+    masked_BL = torch.rand(12, 10, generator=generator) < ratio_B[:, None]
+    visible_BL = torch.ones_like(masked_BL)
+
+    def sample(size: int, bins: int) -> torch.Tensor:
+        statistics = SiteStatistics("site", Collect(moments=False, rows=7), bins)
+        for begin in range(0, 12, size):
+            rows = slice(begin, begin + size)
+            batch = StateBatch(masked_BL[rows].long(), visible_BL[rows], ratio_B[rows])
+            statistics.update(x_BLD[rows], batch, masked_BL[rows])
+        return statistics.rows()
+
+    for size in (1, 5, 12):
+        assert torch.equal(sample(size, bins), sample(12, 1))

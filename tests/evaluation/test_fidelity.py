@@ -259,7 +259,7 @@ def test_measured_positions_are_spread_evenly() -> None:
     after[0, 5] = 2  # the other row commits nothing
     rows, columns = measured_positions(before, after, 9, 3)
     assert rows.tolist() == [0, 0, 0]
-    assert columns.tolist() == [1, 4, 7]
+    assert columns.tolist() == [2, 5, 8]  # the middles of three equal parts
     assert measured_positions(before, after, 9, 9)[1].tolist() == list(range(1, 10))
 
 

@@ -18,6 +18,7 @@ from starquant.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.diffusion import DreamSampler, LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
+from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import Fitted
@@ -204,6 +205,27 @@ def test_feeding_quantized_inputs_works_and_matters(name: str) -> None:
     assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
     method.apply(model, second, bits)
     assert bool(torch.isfinite(logits(model, trajectory(fresh("llada_mha")))).all())
+
+
+def test_a_model_is_quantized_once_and_not_saved_as_if_it_were_not(fitted: Any, name: str, tmp_path: Path) -> None:
+    method, bits, model, learned = fitted
+    method.apply(model, learned, bits)
+    if name == "none":
+        return
+    with pytest.raises(ConfigError, match="a method has been applied to this model already"):
+        method.apply(model, learned, bits)
+    with pytest.raises(ConfigError, match="this model is quantized"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fitted_of_nothing_is_refused_where_weights_were_solved(name: str) -> None:
+    method, bits = method_named(name, *FOUR)
+    solved = getattr(getattr(method.options, "weights", None), "name", None) == "gptq"
+    if not solved:
+        pytest.skip("weights are rounded when applied")
+    with pytest.raises(RecordError, match="holds no GPTQ codes"):
+        method.apply(fresh("llada_mha"), Fitted(), bits)
 
 
 def changed(value: Any, annotation: Any) -> Iterator[Any]:

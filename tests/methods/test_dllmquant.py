@@ -228,14 +228,12 @@ def test_value_scales_are_absent_at_16_bits_and_that_is_noted(name: str) -> None
     model = fresh("llada_gqa")
     blocks = range(len(model.trunk().blocks))
     assert all("v.scale" not in learned.get(block_part(index)) for index in blocks)
-    assert [note["where"] for note in learned.notes if "bits.attention.v = 16" in note["what"]] == [
-        model.block_name(index) for index in blocks
-    ]
+    assert [note["where"] for note in learned.notes if "bits.attention.v = 16" in note["what"]] == ["all blocks"]
     method.apply(model, learned, bits)
     cores = [model.block_sites(block).attention.core for block in model.trunk().blocks]
     assert all(getattr(core, "v_scale_KE", None) is None for core in cores)
     _, _, off = fit(name, "llada_gqa", "bits=w4a4", *only("cgq"))
-    assert off.notes == []
+    assert not [note for note in off.notes if "IA-AQ" in note["what"]]
 
 
 def test_plus_with_full_precision_weights_keeps_the_value_scales() -> None:

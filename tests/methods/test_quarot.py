@@ -26,7 +26,7 @@ from tests.test_spec import spec
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 150, 15, 16]])
 #: Order -> order of its Paley core; the rest is a power of two. Feed-forward sizes of the golden models (in small,
 #: 12288 = 12 x 1024 and 18944 = 148 x 128), their widths and head widths.
-CORES = {384: 12, 296: 148, 224: 28, 128: 1, 32: 1, 16: 1, 96: 12, 160: 20}
+CORES = {4: 1, 384: 12, 296: 148, 224: 28, 128: 1, 32: 1, 16: 1, 96: 12, 160: 20}
 
 
 def hadamard(n: int) -> Tensor:
@@ -203,6 +203,8 @@ def test_heads_and_down_projections_are_rotated_by_explicit_matrices(architectur
     attention = sites.attention
     h_EE, width = hadamard(attention.head_dim), sites.linears[Role.DOWN].in_features
     values, outputs = (torch.block_diag(*[h_EE] * n) for n in (attention.n_kv_heads, attention.n_heads))
+    if attention.n_heads == 4:  # 14 heads have no Hadamard matrix
+        outputs = outputs @ torch.kron(hadamard(4), torch.eye(attention.head_dim, dtype=torch.float64))
     pairs = {
         Role.V: values.T @ before.linears[Role.V].weight.double(),
         Role.OUT: before.linears[Role.OUT].weight.double() @ outputs,
@@ -222,12 +224,15 @@ def test_the_online_transform_is_in_the_manifest(architecture: str, width: int, 
     model, off = fresh(architecture), fresh(architecture)
     _, entries = apply(model, bits=bits)
     shown = {entry.role: entry.transform for entry in entries if entry.kind == "linear"}
-    assert shown == {role.value: None for role in Role} | {"down_proj": f"hadamard {width}"}
+    across = "hadamard across 4 heads" if architecture == "llada_mha" else None
+    expected = {"down_proj": f"hadamard {width}", "out_proj": across}
+    assert shown == {role.value: None for role in Role} | expected
     for block in model.trunk().blocks:
         for site, module in model.block_sites(block).inputs.items():
             assert isinstance(module, ActivationQuantizer) == (bits == "w4a4")
             assert isinstance(module.transform, HadamardTransform) == (site is Site.DOWN)
-    _, entries = apply(off, "method.down_hadamard=false", bits=bits)
+            assert (module.transform is not None) == (site is Site.DOWN or (site is Site.OUT and across is not None))
+    _, entries = apply(off, "method.down_hadamard=false", "method.out_hadamard=false", bits=bits)
     assert all(entry.transform is None for entry in entries)
 
 
@@ -296,3 +301,10 @@ def test_what_cannot_be_rotated_is_one_error_and_what_it_allows_works(
 def test_clip_ratios_out_of_range_are_named(value: str) -> None:
     with pytest.raises(ConfigError, match=r"^method\.activation_clip: got"):
         spec("method=quarot", f"method.activation_clip={value}")
+
+
+def test_heads_without_a_hadamard_matrix_are_noted() -> None:
+    method, bits = method_named("quarot_rtn")
+    assert method.fit(fresh("llada_mha"), bits).notes == []
+    (note,) = method.fit(fresh("dream_gqa"), bits).notes
+    assert note["what"] == "no Hadamard matrix across 14 heads: out_hadamard without effect"
