@@ -84,6 +84,24 @@ def check(arguments: Sequence[str]) -> None:
             _check_one(choice)
 
 
+def sweepable(arguments: Sequence[str]) -> list[str]:
+    """Let `-m method=quarot,quarot_rtn method.qk_hadamard=true` through Hydra.
+
+    Hydra composes a sweep once with the default of every swept group, which need not have the key; checked above, it
+    may be added.
+    """
+    if not {*arguments} & _MULTIRUN:
+        return list(arguments)
+    keys = {argument: argument.split("=", 1)[0] for argument in arguments if "=" in argument}
+    swept = {key for argument, key in keys.items() if "." not in key and "," in argument.split("=", 1)[1]}
+
+    def added(argument: str) -> str:
+        group, dot, _ = keys.get(argument, "").partition(".")
+        return f"++{argument}" if dot and group in swept else argument
+
+    return [added(argument) for argument in arguments]
+
+
 def _options(override: Override, multirun: bool) -> Iterator[str]:
     """Yield the override once for each value it sweeps over; checks names of group options."""
     key = override.key_or_group
@@ -148,6 +166,7 @@ def main() -> None:
     """Check, run, and say by the exit code whether every cell ended well."""
     try:
         check(sys.argv[1:])
+        sys.argv[1:] = sweepable(sys.argv[1:])
         cell()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -69,8 +69,10 @@ class _Loaded:
         """Read everything but the weights, so that bad text is found before anything is computed."""
         checkpoint, family = check_checkpoint(folder)
         tokenizer = load_tokenizer(folder)
-        context = make_config(checkpoint, family).context_length
-        return cls(folder, spec, tokenizer, read_texts(spec, tokenizer, family, context))
+        with torch.device("meta"):
+            skeleton = family.model(make_config(checkpoint, family))
+        METHODS.load(spec.method.name)(spec.method).check(skeleton, spec.bits)
+        return cls(folder, spec, tokenizer, read_texts(spec, tokenizer, skeleton))
 
     def get(self) -> MaskedDiffusionModel:
         if self.model is None:

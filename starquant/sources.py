@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starquant.protocol import Count, Spec
+from starquant.protocol import Count, Seed, Spec
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -89,7 +89,7 @@ class CalibrationSpec(Spec):
     states: StatesSpec = StatesSpec(sampler="uniform")
     inputs: Literal["full_precision", "quantized_weights", "quantized"] = "full_precision"
     bins: Count = 4
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     fingerprint: str | None = None
 
 
@@ -109,5 +109,5 @@ class FidelitySpec(Spec):
     source: SourceSpec | None = None
     bins: Count = 4
     positions: Count = 64
-    resamples: Count = 2000
+    resamples: Annotated[int, Field(ge=2, le=1_000_000)] = 2000
     fingerprint: str | None = None

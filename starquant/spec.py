@@ -17,7 +17,7 @@ from pydantic.config import JsonDict
 from starquant.bits import FULL_PRECISION, BitsSpec
 from starquant.errors import ConfigError, nearest
 from starquant.explain import explain
-from starquant.protocol import Count, SamplerSpec, Spec, TaskProtocol
+from starquant.protocol import Count, SamplerSpec, Seed, Spec, TaskProtocol
 from starquant.registry import Registry
 from starquant.sources import CalibrationSpec, FidelitySpec
 
@@ -147,7 +147,7 @@ class RunSpec(Spec):
     calibration: CalibrationSpec
     tasks: TasksSpec
     fidelity: FidelitySpec = FidelitySpec(name="none")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     tracker: TrackerSpec = Field(json_schema_extra=_INERT)
     paths: PathsSpec = Field(json_schema_extra=_INERT)
     runtime: RuntimeSpec = Field(default=RuntimeSpec(), json_schema_extra=_INERT)
@@ -178,6 +178,9 @@ class RunSpec(Spec):
             )
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
+        rounds_only = not METHODS.load(self.method.name).card.transforms
+        if not self.tasks.names and (self.is_baseline or (self.bits.full_precision and rounds_only)):
+            raise ValueError("tasks.names: got [], but fidelity compares a quantized model with full precision")
         if self.method.needs_calibration and self.calibration.source is None:
             raise ValueError(
                 f"calibration: method '{self.method.name}' needs calibration data, got '{self.calibration.name}'"
@@ -214,7 +217,7 @@ class RunSpec(Spec):
         if self.tasks.data_fingerprint is not None:
             identity["tasks"]["data_dir"] = None
         for part in (identity["calibration"], identity["fidelity"]):
-            if part["fingerprint"] is not None:
+            if part["fingerprint"] is not None and part["source"] is not None:
                 part["source"]["path"] = None
         if self.fidelity.source is None and self.calibration.states.sampler != "trajectory":
             identity["model"]["trajectory"] = None

@@ -13,9 +13,9 @@ from starquant.calibration.batches import CalibrationStates, Segment
 from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.calibration.states import make_states
 from starquant.diffusion.trajectories import sampler_for
+from starquant.errors import ConfigError
 from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.families import Family
 from starquant.sources import SourceSpec
 from starquant.spec import RunSpec
 
@@ -44,13 +44,23 @@ class Texts:
     fidelity: list[Segment] | None
 
 
-def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, family: Family, context_length: int) -> Texts:
-    """Read what a run calibrates on and is compared on.
+def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedDiffusionModel) -> Texts:
+    """Read what a run calibrates on and is compared on, and judge it by the model (which may be on the meta device).
 
     Raises:
-        StarquantError: text that cannot be used, a segment longer than the context.
+        StarquantError: text that cannot be used, a segment longer than the context, a trajectory that does not fit.
     """
-    bos = tokenizer.bos_token_id if family.model.prepend_bos else None
+    bos = tokenizer.bos_token_id if model.prepend_bos else None
+    context_length = model.config.context_length
+    states = spec.calibration.states
+    if spec.fidelity.source is not None or (spec.calibration.source is not None and states.sampler == "trajectory"):
+        sampler = sampler_for(model, spec.model.trajectory)
+        sources.prompts_of([], sampler.answer_length, context_length)
+        if states.sampler == "trajectory" and states.per_segment > sampler.steps:
+            raise ConfigError(
+                f"calibration.states.per_segment: got {states.per_segment}, allowed: at most the trajectory's "
+                f"{sampler.steps} steps"
+            )
 
     def read(source: SourceSpec | None, seed: int, where: str) -> list[Segment] | None:
         if source is None:
@@ -101,9 +111,8 @@ def calibration_states(
         "overlapping_tasks": shared,
         "overlapping_prompts": seen,
     }
-    states = make_states(
-        segments, asked, model, sampler, batch_size=spec.runtime.batch_size, report=report, progress=progress
-    )
+    # Not at the run's batch size: what is fitted must not depend on it, not even by rounding.
+    states = make_states(segments, asked, model, sampler, report=report, progress=progress)
     if states.report["empty_bins"]:
         say(f"note: no calibration state has a mask ratio in bins {states.report['empty_bins']} of {asked.bins}")
     return states

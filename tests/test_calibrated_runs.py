@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from starquant.errors import ConfigError, DataError
+from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.testbed_tasks import items
 from starquant.pipeline import Result, execute
 from starquant.testbed.items import Split
+from starquant.testbed.shipped import weights_folder
 from tests.test_spec import spec
 
 FEW = (
@@ -91,11 +94,40 @@ def test_calibration_text_from_a_file_that_is_scored_is_noticed(tmp_path: Path, 
         (("method.weights.percdamp=-1.0",), "method.weights.percdamp: got -1.0, allowed: greater than 0"),
         (("method.weights.name=rtn",), "method.weights: name: got 'rtn', allowed: gptq"),
         (("model.trajectory.steps=3", "model.trajectory.block_length=4"), "steps 3 must be a multiple of the 2 blocks"),
+        (("method=quarot", "bits.weights.group_size=48"), "bits.weights.group_size: got 48, which does not divide"),
+        (("calibration.states.sampler=trajectory", "calibration.states.per_segment=9"), "at most the trajectory's 8"),
+        (
+            ("model.trajectory.gen_length=256", "model.trajectory.block_length=256", "model.trajectory.steps=256"),
+            "do not",
+        ),
+        (("method.weights.percdamp=inf",), "method.weights.percdamp: got inf, allowed: finite number"),
+        (("seed=18446744073709551616",), "seed: got 18446744073709551616, allowed: less than 9223372036854775808"),
+        (("fidelity.resamples=1",), "fidelity.resamples: got 1, allowed: greater than or equal to 2"),
+        (("tasks=fidelity", "method=none"), "fidelity compares a quantized model with full precision"),
         (("fidelity.source.split=dev",), "fidelity.source.split: got 'dev', allowed: train, validation, test"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises((ConfigError, DataError)) as caught:
-        execute(spec("tasks.names=[testbed_programs]", "method=gptq", f"paths.results={tmp_path}", *overrides))
+        execute(
+            spec(
+                *(() if "tasks=fidelity" in overrides else ("tasks.names=[testbed_programs]",)),
+                "method=gptq",
+                f"paths.results={tmp_path}",
+                *overrides,
+            )
+        )
     assert message in str(caught.value)
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("name", ["lm_head", "gain"])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(weights_folder(0), tmp_path / "checkpoint"))
+    tensors = load_file(folder / "model.safetensors")
+    key = {"lm_head": "model.transformer.ff_out.weight", "gain": "model.transformer.ln_f.weight"}[name]
+    tensors[key].view(-1)[3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"{key} holds values that are not finite"):
+        run(tmp_path / "results", f"model.path={folder}", "model.seed=null")
+    assert not list((tmp_path / "results").rglob("*.json"))

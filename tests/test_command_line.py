@@ -76,6 +76,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / "llada_mha", tmp_path / "checkpoint"))
 
 
+def test_options_of_swept_methods_reach_hydra() -> None:
+    """Hydra composes a sweep with the default method first, which need not have the option."""
+    from run import sweepable
+
+    sweep = ["-m", "method=quarot,quarot_rtn", "method.qk_hadamard=true", "bits=w4a4", "bits.head=8", "seed=1,2"]
+    assert sweepable(sweep) == [*sweep[:2], "++method.qk_hadamard=true", *sweep[3:]]
+    assert sweepable(sweep[2:]) == sweep[2:]
+
+
 def test_missing_checkpoint_folder(tmp_path: Path) -> None:
     message = refused(tmp_path, "model=llada", f"model.path={tmp_path}/nowhere", "tasks.allow_code_execution=true")
     assert f"{tmp_path}/nowhere: no such checkpoint folder" in message

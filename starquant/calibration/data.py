@@ -105,7 +105,7 @@ def rows(spec: SourceSpec, data_dir: str | None, where: str) -> Iterator[tuple[s
         place = f"{where}.path: {path}, line {number}"
         try:
             item = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also an integer of too many digits
             raise DataError(f"{place}: not valid JSON ({error})") from None
         if not isinstance(item, dict):
             raise DataError(f"{place}: expected a JSON object, got {type(item).__name__}")
@@ -119,6 +119,10 @@ def text_field(item: Mapping[str, Any], name: str, place: str) -> str:
     value = item[name]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: field '{name}' is {value!r}, allowed: a text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: field '{name}' holds a lone surrogate, which is no text") from None
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from starquant.diffusion import (
 )
 from starquant.diffusion.patterns import NOISES
 from starquant.diffusion.trajectories import sampler_for
-from starquant.errors import ConfigError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
 from starquant.protocol import TaskProtocol
@@ -81,6 +82,8 @@ class DiffusionLM(LM):
         bar = self._bar(keys, todo, disable_tqdm)
         scored = [self._score_request(*pairs[i], noise.append_eos) for i in todo]
         for index, value in estimator.scores(self.predict, scored):
+            if not math.isfinite(value):
+                raise CheckpointError(f"{self.task}: the model gives a log-likelihood of {value}; its weights overflow")
             self.responses.add(keys[todo[index]], value)
             bar.update()
         bar.close()

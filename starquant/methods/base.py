@@ -43,6 +43,17 @@ class Method(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
+    def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+        """Judge what the shapes alone tell, before anything is computed.
+
+        Args:
+            model: may be on the meta device.
+            bits: what it will be quantized to.
+
+        Raises:
+            ConfigError: options or bits that do not fit the model.
+        """
+
     @abstractmethod
     def fit(
         self,

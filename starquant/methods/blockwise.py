@@ -83,6 +83,12 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """Whether second moments use the states' token weights."""
         return False
 
+    def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+        """Judge group sizes and the head's bits."""
+        from starquant.runtime import check_fit
+
+        check_fit(model, self.effective(bits))
+
     def fit(
         self,
         model: MaskedDiffusionModel,
@@ -92,10 +98,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
         progress: bool = False,
     ) -> Fitted:
         """Walk the blocks and keep what is learned of each."""
-        from starquant.runtime import check_groups
-
         fitted, bits = into if into is not None else Fitted(), self.effective(bits)
-        check_groups(model.linears(), bits.weights)
+        self.check(model, bits)
         ends = self.ends(model, bits)
         fitted.put(ENDS, ends)
         if self.options.needs_calibration:

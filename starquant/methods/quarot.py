@@ -10,16 +10,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from starquant.bits import BitsSpec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.solvers import WeightSolverOptions
-from starquant.protocol import Ratio
+from starquant.protocol import Ratio, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +45,7 @@ class QuaRotOptions(BlockwiseOptions):
 
     name: Literal["quarot"]
     residual_rotation: Literal["hadamard", "orthogonal", "none"] = "hadamard"
-    rotation_seed: Annotated[int, Field(ge=0)] = 0
+    rotation_seed: Seed = 0
     head_hadamard: bool = True
     out_hadamard: bool = True
     down_hadamard: bool = True
@@ -77,23 +75,11 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         return bits.model_copy(update={"activations": clipped})
 
     def ends(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Tensors:
-        """Return the residual rotation.
-
-        Raises:
-            ConfigError: a tied head, which cannot take the last norm's gain; a width that no Hadamard matrix fits.
-        """
-        from starquant.errors import ConfigError
+        """Return the residual rotation."""
         from starquant.numerics import random_rotation
-        from starquant.runtime import is_tied
 
-        self._check_widths(model)
         if self.options.residual_rotation == "none":
             return {}
-        if is_tied(model):
-            raise ConfigError(
-                f"method.residual_rotation: got '{self.options.residual_rotation}', but the head is tied to the "
-                "embedding and cannot take the last norm's gain; allowed: none"
-            )
         width = model.trunk().embedding.embedding_dim
         return random_rotation(self.options.residual_rotation, width, self.options.rotation_seed).to_tensors()
 
@@ -114,11 +100,23 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
             fitted.note(f"no Hadamard matrix across {heads} heads: out_hadamard without effect", "all blocks")
         return fitted
 
-    def _check_widths(self, model: MaskedDiffusionModel) -> None:
+    def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+        """Judge widths and the head as well.
+
+        Raises:
+            ConfigError: a tied head, which cannot take the last norm's gain; a width that no Hadamard matrix fits.
+        """
         from starquant.errors import ConfigError
         from starquant.models.roles import Role
         from starquant.numerics import has_hadamard
+        from starquant.runtime import is_tied
 
+        super().check(model, bits)
+        if self.options.residual_rotation != "none" and is_tied(model):
+            raise ConfigError(
+                f"method.residual_rotation: got '{self.options.residual_rotation}', but the head is tied to the "
+                "embedding and cannot take the last norm's gain; allowed: none"
+            )
         sites = model.block_sites(model.trunk().blocks[0])
         head, options = sites.attention.head_dim, self.options
         asked = {

@@ -102,7 +102,7 @@ def load_model(
 
     Raises:
         CheckpointError: missing folder or file, pickled or truncated weights, another architecture, missing,
-            unexpected or misshapen parameters; the message names them.
+            unexpected or misshapen parameters, values that are not finite; the message names them.
         ConfigError: unknown dtype or device, or both `device` and `device_map` given.
     """
     if device is not None and device_map is not None:
@@ -141,6 +141,9 @@ def load_model(
     if device_map is None:
         model = model.to(target)
     _check_tie(model, checkpoint)
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"{checkpoint.folder}: {name} holds values that are not finite")
     return model.eval()
 
 

@@ -4,7 +4,7 @@ from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
 from starquant.runtime.install import (
     WeightSolver,
     activation_format,
-    check_groups,
+    check_fit,
     install,
     is_tied,
     quantize_block,
@@ -27,7 +27,7 @@ __all__ = [
     "QuantizedAttentionCore",
     "WeightSolver",
     "activation_format",
-    "check_groups",
+    "check_fit",
     "install",
     "is_tied",
     "measure_operands",

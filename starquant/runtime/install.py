@@ -62,7 +62,7 @@ def install(
     if model.quantized:
         raise ConfigError("install: a method has been applied to this model already; load it again")
     model.quantized = not bits.full_precision or _transformed(model)
-    check_groups(model.linears(), bits.weights)
+    check_fit(model, bits)
     entries, operands = [_embedding(model, bits)], []
     blocks = model.trunk().blocks
     for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
@@ -81,8 +81,11 @@ def quantize_block(
     quantize_attention(model, block, index, bits.attention)
 
 
-def check_groups(linears: dict[str, LinearInfo], spec: WeightSpec) -> None:
-    """Raise ConfigError when the group size does not divide the inputs of a linear."""
+def check_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+    """Raise ConfigError when a group size does not divide, or a tied head is asked for bits of its own."""
+    if is_tied(model) and bits.head != bits.embedding:
+        raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
+    linears, spec = model.linears(), bits.weights
     for info in linears.values():
         if spec.bits < 16 and spec.group_size is not None and info.module.in_features % spec.group_size:
             raise ConfigError(
@@ -151,8 +154,6 @@ def quantize_attention(
 
 
 def _embedding(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
-    if is_tied(model) and bits.head != bits.embedding:
-        raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
     return _table(model, model.trunk().embedding, "embedding", bits.embedding)
 
 

@@ -75,6 +75,8 @@ def compare(
     Raises:
         RecordError: items that are missing, damaged, fewer than two, or not the same in both; no such metric.
     """
+    if task == "fidelity":
+        _same_trajectories(a, b)
     return _difference(_read(a, task), _read(b, task), metric, filter_name, resamples, seed)
 
 
@@ -88,6 +90,8 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     if not tasks:
         raise RecordError(f"{_folder(a)} and {_folder(b)}: hold items of no common task")
     found = []
+    if "fidelity" in tasks:
+        _same_trajectories(a, b)
     for task in tasks:
         left, right = _read(a, task), _read(b, task)
         common = set(right.metrics())
@@ -95,6 +99,18 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
             if (metric, name) in common:
                 found.append((task, metric, name, _difference(left, right, metric, name, 2000, 0)))
     return found
+
+
+def _same_trajectories(a: Path, b: Path) -> None:
+    """Refuse fidelity of other models, precisions or trajectories."""
+    ours, theirs = (read_record(path).spec for path in (a, b))
+    for group, names in (("model", ("fingerprint", "dtype", "trajectory")), ("fidelity", ("source", "positions"))):
+        for name in names:
+            left, right = ours[group].get(name), theirs[group].get(name)
+            if left != right:
+                raise RecordError(
+                    f"{a} and {b}: {group}.{name} differs ({left} and {right}); their fidelity is of other states"
+                )
 
 
 def _difference(
