@@ -76,7 +76,7 @@ def test_comparison_is_one_row_a_method_with_standard_errors(tmp_path: Path) -> 
     assert lines[0] == "| bits | method | facts acc | kl |"
     assert [line.split(" | ")[1] for line in lines[2:]] == ["quarot", "rtn"]
     assert lines[2].startswith("| w4a4 | quarot | 75.0")
-    assert lines[2].endswith("| 0.7500 (0.5000) |")
+    assert lines[2].endswith("| 0.75 (0.5) |")
 
 
 def test_comparison_refuses_rows_that_only_a_digest_tells_apart(tmp_path: Path, capsys) -> None:

@@ -46,7 +46,7 @@ def _cell(row: object) -> str:
     value, stderr, unit = (getattr(row, name) for name in ("value", "stderr", "unit"))
     if unit == "fraction":
         return f"{100 * value:.1f}" + ("" if pd.isna(stderr) else f" ({100 * stderr:.1f})")
-    return f"{value:.4f}" + ("" if pd.isna(stderr) else f" ({stderr:.4f})")
+    return f"{value:.3g}" + ("" if pd.isna(stderr) else f" ({stderr:.1g})")
 
 
 def markdown(table: pd.DataFrame) -> str:
