@@ -1,62 +1,14 @@
-"""DLLMQuant+ (arXiv 2508.14090, second-hand: no official code): AWQ with three additions for diffusion LLMs.
-
-- TMAS: calibration states are those of real denoising trajectories, stratified over mask ratios.
-- CGQ: second moments are those of X * (m + sqrt(conf)): masked and surely predicted tokens count more.
-- IA-AQ: V's static scales, one a head and channel, are chosen by the error behind the attention product.
+"""DLLMQuant+: AWQ with DLLMQuant's additions (see `dllmquant`).
 
 How CGQ's Hessian enters AWQ is open; ours is the one that AWQ's output error is measured with.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from starquant.bits import BitsSpec
 from starquant.methods.awq import AWQ, AWQOptions
-from starquant.methods.base import Card
-from starquant.methods.blockwise import Tensors
-from starquant.methods.fitted import Fitted
-from starquant.protocol import Spec
-from starquant.sources import TMAS_SHARES, CalibrationSpec, StatesSpec
-
-if TYPE_CHECKING:
-    from starquant.calibration.batches import CalibrationStates
-    from starquant.calibration.engine import BlockVisit
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.models.roles import BlockSites
-
-V_SCALE = "v.scale"
-
-
-class DLLMQuantOptions(Spec):
-    """The three additions, switchable one by one.
-
-    Attributes:
-        tmas: calibrate on trajectory states, in shares of 0.3, 0.2, 0.2, 0.3 from mask ratios 0 to 1; else on
-            `calibration.states` as they are.
-        cgq: weight tokens in second moments.
-        cgq_unmasked: m of unmasked tokens; that of masked ones is 1.
-        ia_aq: static scales for V; without effect where `bits.attention.v` is 16.
-    """
-
-    tmas: bool = True
-    cgq: bool = True
-    cgq_unmasked: Annotated[float, Field(gt=0.0)] = 0.7
-    ia_aq: bool = True
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Every addition reads states."""
-        return True
-
-    def calibration(self, asked: CalibrationSpec) -> CalibrationSpec:
-        """Put TMAS in the place of the states asked for."""
-        if not self.tmas:
-            return asked
-        states = StatesSpec(sampler="trajectory", per_segment=asked.states.per_segment, shares=TMAS_SHARES)
-        return asked.model_copy(update={"states": states})
+from starquant.methods.dllmquant import DLLMQuantAdditions, DLLMQuantOptions
 
 
 class DLLMQuantPlusOptions(DLLMQuantOptions, AWQOptions):
@@ -65,67 +17,7 @@ class DLLMQuantPlusOptions(DLLMQuantOptions, AWQOptions):
     name: Literal["dllmquant_plus"]  # type: ignore[assignment]
 
 
-class DLLMQuantPlus(AWQ):
+class DLLMQuantPlus(DLLMQuantAdditions, AWQ):
     """AWQ on weighted trajectory states, with static value scales."""
 
-    card = Card(reference="arXiv 2508.14090", transforms=True)
     Options = DLLMQuantPlusOptions
-    options: DLLMQuantPlusOptions
-
-    @property
-    def weighted(self) -> bool:
-        """Whether CGQ is on."""
-        return self.options.cgq
-
-    def observed(self, model: MaskedDiffusionModel, states: CalibrationStates) -> CalibrationStates:
-        """Weight the states' tokens by certainty."""
-        return weigh(model, states, self.options)
-
-    def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
-        """Return AWQ's scales and clips, and V's scales."""
-        found = super().learn(visit, bits, fitted)
-        return found | value_scales(visit, bits, self.options, fitted, found)
-
-    def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
-        """Rewrite as AWQ, and hand V's scales to the attention."""
-        super().rewrite(sites, tensors)
-        install_value_scales(sites, tensors)
-
-
-def weigh(model: MaskedDiffusionModel, states: CalibrationStates, options: DLLMQuantOptions) -> CalibrationStates:
-    """Return states with CGQ's token weights, m + sqrt(conf)."""
-    from starquant.calibration.states import add_certainty
-
-    return add_certainty(states, model, masked=1.0, unmasked=options.cgq_unmasked) if options.cgq else states
-
-
-def value_scales(
-    visit: BlockVisit, bits: BitsSpec, options: DLLMQuantOptions, fitted: Fitted, scales: Tensors
-) -> Tensors:
-    """Return IA-AQ's scales of V [K, E], in the units V has once the block is rewritten."""
-    from starquant.calibration.values import search_value_scales
-    from starquant.methods.scaling import scale_names
-    from starquant.models.roles import Site
-    from starquant.runtime import OPERANDS
-
-    if not options.ia_aq or bits.attention.v == 16:
-        if options.ia_aq and visit.index == 0:
-            fitted.note("IA-AQ without effect: bits.attention.v = 16", "all blocks")
-        return {}
-    widths = {operand: getattr(bits.attention, operand) for operand in OPERANDS}
-    scale_KE = search_value_scales(visit, widths)
-    out_D = scales.get(scale_names(Site.OUT))
-    if out_D is not None:  # V will be divided by it
-        attention = visit.sites.attention
-        heads = out_D.unflatten(0, (attention.n_kv_heads, -1, attention.head_dim))[:, 0]
-        scale_KE = scale_KE / heads.to(scale_KE)
-    return {V_SCALE: scale_KE}
-
-
-def install_value_scales(sites: BlockSites, tensors: Tensors) -> None:
-    """Give the attention its static value scales, where there are some."""
-    from starquant.models.roles import Role
-    from starquant.runtime import scale_values
-
-    if V_SCALE in tensors:
-        scale_values(sites.attention, tensors[V_SCALE].to(sites.linears[Role.V].weight.device))
