@@ -49,7 +49,7 @@ BlockwiseT = TypeVar("BlockwiseT", bound=BlockwiseOptions)
 class BlockwiseMethod(Method[BlockwiseT]):
     """Rewrite, then quantize, block by block."""
 
-    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Tensors:
+    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return what concerns the residual stream as a whole."""
         return {}
 
@@ -100,10 +100,11 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """Walk the blocks and keep what is learned of each."""
         fitted, bits = into if into is not None else Fitted(), self.effective(bits)
         self.check(model, bits)
-        ends = self.ends(model, bits)
+        ends = self.ends(model, bits, fitted)
         fitted.put(ENDS, ends)
         if self.options.needs_calibration:
-            assert states is not None
+            if states is None:
+                raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
             self._walk(model, bits, self.observed(model, states), ends, fitted, progress)
         return fitted
 

@@ -62,8 +62,10 @@ class Fitted:
         return dict(tensors)
 
     def note(self, what: str, where: str, **details: Any) -> None:
-        """Keep a fallback for the record."""
-        self.notes.append({"what": what, "where": where, **details})
+        """Keep a fallback for the record, once: a fit that goes on may come by it again."""
+        found = {"what": what, "where": where, **details}
+        if found not in self.notes:
+            self.notes.append(found)
 
     def parts(self) -> list[str]:
         """Return the parts that hold something."""

@@ -22,7 +22,6 @@ from starquant.protocol import Ratio, Seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from starquant.calibration.batches import CalibrationStates
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites
 
@@ -74,31 +73,17 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         clipped = bits.activations.model_copy(update={"clip_ratio": self.options.activation_clip})
         return bits.model_copy(update={"activations": clipped})
 
-    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec) -> Tensors:
-        """Return the residual rotation."""
-        from starquant.numerics import random_rotation
+    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted) -> Tensors:
+        """Return the residual rotation; note where the heads cannot be mixed."""
+        from starquant.numerics import has_hadamard, random_rotation
 
+        heads = model.block_sites(model.trunk().blocks[0]).attention.n_heads
+        if self.options.out_hadamard and not has_hadamard(heads):
+            fitted.note(f"no Hadamard matrix across {heads} heads: out_hadamard without effect", "all blocks")
         if self.options.residual_rotation == "none":
             return {}
         width = model.trunk().embedding.embedding_dim
         return random_rotation(self.options.residual_rotation, width, self.options.rotation_seed).to_tensors()
-
-    def fit(
-        self,
-        model: MaskedDiffusionModel,
-        bits: BitsSpec,
-        states: CalibrationStates | None = None,
-        into: Fitted | None = None,
-        progress: bool = False,
-    ) -> Fitted:
-        """Fit as every blockwise method; note where the heads cannot be mixed."""
-        from starquant.numerics import has_hadamard
-
-        fitted = super().fit(model, bits, states, into, progress)
-        heads = model.block_sites(model.trunk().blocks[0]).attention.n_heads
-        if self.options.out_hadamard and not has_hadamard(heads):
-            fitted.note(f"no Hadamard matrix across {heads} heads: out_hadamard without effect", "all blocks")
-        return fitted
 
     def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge widths and the head as well.

@@ -52,7 +52,7 @@ def install(
             that stand at its sites and attention already are kept.
         bits: bit-widths of everything.
         solve: computes the quantized weight of one linear.
-        progress: show a progress bar over the linears.
+        progress: show a progress bar over the blocks.
 
     Raises:
         ConfigError: a model that is quantized already, a group size that does not divide, a tied head asked for bits

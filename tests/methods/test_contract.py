@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from starquant.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates, StateBatch
@@ -228,6 +227,14 @@ def test_fitted_of_nothing_is_refused_where_weights_were_solved(name: str) -> No
         method.apply(fresh("llada_mha"), Fitted(), bits)
 
 
+def test_states_that_are_needed_are_asked_for(name: str) -> None:
+    method, bits = method_named(name, *FOUR)
+    if not method.options.needs_calibration:
+        pytest.skip("reads no states")
+    with pytest.raises(ConfigError, match=f"method '{name}' needs calibration states, got None"):
+        method.fit(fresh("llada_mha"), bits)
+
+
 def changed(value: Any, annotation: Any) -> Iterator[Any]:
     """Other values that a field might take."""
     if isinstance(value, bool):
@@ -270,7 +277,7 @@ def test_every_option_changes_the_digest_or_is_inert(name: str) -> None:
             here[path[-1]] = value
             try:
                 other = RunSpec.from_config(config)
-            except (ValidationError, Exception) as error:
+            except ConfigError as error:
                 assert ".".join(path[:1]) in str(error), error
                 continue
             tried += 1
