@@ -33,6 +33,7 @@ METHODS = Registry(
         "awq": "starquant.methods.awq:AWQ",
         "gptq": "starquant.methods.gptq:GPTQ",
         "quarot": "starquant.methods.quarot:QuaRot",
+        "star_quant": "starquant.methods.star_quant:STaRQuant",
         "quarot_rtn": "starquant.methods.quarot:QuaRotRTN",
         "dllmquant_plus": "starquant.methods.dllmquant_plus:DLLMQuantPlus",
         "dllmquant_plus_plus": "starquant.methods.dllmquant_plus_plus:DLLMQuantPlusPlus",

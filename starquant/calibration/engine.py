@@ -7,6 +7,7 @@ Shape suffixes: B batch, L sequence, D model width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,6 +33,17 @@ class _Item:
     context: Context
     masked_BL: Tensor
     hidden_BLD: Tensor
+    exact_BLD: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one batch gives at a site of the exact and of the quantized block, [B, L, D] each."""
+
+    context: Context
+    visible_BL: Tensor
+    exact_BLD: Tensor
+    quantized_BLD: Tensor
 
 
 class BlockVisit:
@@ -42,6 +54,7 @@ class BlockVisit:
         block: a copy of it, free to be changed in place; gone once the walk goes on.
         feeds_quantized: whether the next block is fed what `block` computes once the visitor is done with it;
             otherwise what it computed when it was first observed.
+        exact: the block as `keep_exact` found it, which is fed what the exact blocks before it gave; None before.
     """
 
     def __init__(
@@ -57,6 +70,41 @@ class BlockVisit:
         self.feeds_quantized = states.inputs != "full_precision"
         self._items, self._progress = items, progress
         self._outputs: list[Tensor] | None = None
+        self.exact: nn.Module | None = None
+
+    def keep_exact(self) -> None:
+        """Keep a copy of the block as it stands, to be compared with later (`side_by_side`).
+
+        A visitor that wants it must say so at every block.
+        """
+        self.exact = copy.deepcopy(self.block)
+
+    def side_by_side(self, other: nn.Module, site: Site, receive: Callable[[Pair], None]) -> None:
+        """Run the exact block on exact hidden states beside `other` on those that this walk feeds.
+
+        Args:
+            other: a copy of the block, quantized as far as the site.
+            site: whose input (in front of its transform) is looked at.
+            receive: called with each batch.
+        """
+        assert self.exact is not None, "keep_exact comes first"
+        sides = (self.exact, other)
+        caught: dict[int, Tensor] = {}
+        handles = [
+            self.model.block_sites(block).inputs[site].register_forward_pre_hook(
+                lambda _, given, side=side: caught.__setitem__(side, given[0])
+            )
+            for side, block in enumerate(sides)
+        ]
+        try:
+            for item in self._items:
+                exact_BLD = item.hidden_BLD if item.exact_BLD is None else item.exact_BLD
+                self.exact(exact_BLD, item.context)
+                other(item.hidden_BLD, item.context)
+                receive(Pair(item.context, item.batch.visible_BL.to(caught[0].device), caught[0], caught[1]))
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @property
     def sites(self) -> BlockSites:
@@ -116,6 +164,10 @@ class BlockVisit:
 
     def advance(self) -> None:
         """Put what this block gives in front of the next one."""
+        if self.feeds_quantized and self.exact is not None:
+            for item in self._items:
+                exact_BLD = item.hidden_BLD if item.exact_BLD is None else item.exact_BLD
+                item.exact_BLD = self.exact(exact_BLD, item.context)
         if self._outputs is not None:
             for item, out in zip(self._items, self._outputs, strict=True):
                 item.hidden_BLD = out
@@ -149,6 +201,7 @@ def walk(
         visit = BlockVisit(model, index, items, states, progress)
         yield visit
         visit.advance()
+        visit.exact = None
         del visit.block  # the caller still holds the visit while the next block is copied
 
 
@@ -159,5 +212,5 @@ def _start(
     padded = not bool(batch.visible_BL.all())
     visible = batch.visible_BL.to(model.device) if padded else None
     hidden_BLD = nn.functional.embedding(ids_BL, trunk.embedding.weight)
-    context = Context.build(trunk.rotary, ids_BL, visible, None)
+    context = Context.build(trunk.rotary, ids_BL, visible, None, mask_id)
     return _Item(batch, context, ids_BL == mask_id, hidden_BLD if embed is None else embed(hidden_BLD))

@@ -49,7 +49,9 @@ BlockwiseT = TypeVar("BlockwiseT", bound=BlockwiseOptions)
 class BlockwiseMethod(Method[BlockwiseT]):
     """Rewrite, then quantize, block by block."""
 
-    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted) -> Tensors:
+    def ends(
+        self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted, states: CalibrationStates | None = None
+    ) -> Tensors:
         """Return what concerns the residual stream as a whole."""
         return {}
 
@@ -70,6 +72,12 @@ class BlockwiseMethod(Method[BlockwiseT]):
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
         """Rewrite a prepared block in place by what was learned."""
 
+    def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
+        """Put at a rewritten block's sites what is no exact rewriting; only where something is quantized.
+
+        Called once or more, with the same outcome.
+        """
+
     def observed(self, model: MaskedDiffusionModel, states: CalibrationStates) -> CalibrationStates:
         """Return the states that are walked, where the method weights them."""
         return states
@@ -77,6 +85,11 @@ class BlockwiseMethod(Method[BlockwiseT]):
     def effective(self, bits: BitsSpec) -> BitsSpec:
         """Return the bits with what the method's options say about them."""
         return bits
+
+    @property
+    def compares(self) -> bool:
+        """Whether blocks are compared with the exact ones while the walk goes on."""
+        return False
 
     @property
     def weighted(self) -> bool:
@@ -100,11 +113,12 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """Walk the blocks and keep what is learned of each."""
         fitted, bits = into if into is not None else Fitted(), self.effective(bits)
         self.check(model, bits)
-        ends = self.ends(model, bits, fitted)
+        if self.options.needs_calibration and states is None:
+            raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
+        ends = fitted.get(ENDS) if ENDS in fitted else self.ends(model, bits, fitted, states)
         fitted.put(ENDS, ends)
         if self.options.needs_calibration:
-            if states is None:
-                raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
+            assert states is not None
             self._walk(model, bits, self.observed(model, states), ends, fitted, progress)
         return fitted
 
@@ -125,6 +139,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
             with rounded_once(visit.block):
                 self.prepare(visit.sites, ends)
+            if self.compares:
+                visit.keep_exact()
             if block_part(visit.index) in fitted:  # of a fit that was interrupted
                 visit.observe()
                 with rounded_once(visit.block):
@@ -132,6 +148,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
             else:
                 fitted.put(block_part(visit.index), self._fit_block(visit, bits, fed, fitted))
             if visit.feeds_quantized:
+                self.compensate(visit.sites, fitted.get(block_part(visit.index)), bits)
                 solve = stored_weights(fitted, bits, self.options.weights)
                 quantize_block(model, visit.block, visit.index, fed, solve)
 
@@ -162,4 +179,6 @@ class BlockwiseMethod(Method[BlockwiseT]):
             for change, tensors in ((self.prepare, ends), (self.rewrite, fitted.get(block_part(index)))):
                 with rounded_once(block):  # each on its own, as in `fit`
                     change(sites, tensors)
+            if not bits.full_precision:
+                self.compensate(sites, fitted.get(block_part(index)), bits)
         return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress)

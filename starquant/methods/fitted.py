@@ -32,10 +32,12 @@ class Fitted:
     Attributes:
         folder: where parts are kept; None keeps them in memory.
         notes: fallbacks that were taken (a channel left alone, a damping raised), as plain data for the record.
+        report: what was found at each site (choices, errors), one row each, for the record as well.
     """
 
     folder: Path | None = None
     notes: list[dict[str, Any]] = field(default_factory=list)
+    report: list[dict[str, Any]] = field(default_factory=list)
     _parts: dict[str, dict[str, Tensor] | None] = field(default_factory=dict)  # None: in the folder
 
     def put(self, part: str, tensors: dict[str, Tensor]) -> None:
@@ -81,7 +83,7 @@ class Fitted:
     def _list(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        listed = {"notes": self.notes, "parts": self.parts()}
+        listed = {"notes": self.notes, "report": self.report, "parts": self.parts()}
         part.write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
 
@@ -103,10 +105,11 @@ class Fitted:
     def _open(cls, folder: Path, name: str) -> Fitted:
         try:
             listed = json.loads((folder / name).read_text(encoding="utf-8"))
-            notes, parts = list(listed["notes"]), dict.fromkeys(listed["parts"])
+            notes, report = list(listed["notes"]), list(listed["report"])
+            parts = dict.fromkeys(listed["parts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{folder / name}: not readable as a fitted method ({error})") from None
-        return cls(folder, notes, parts)
+        return cls(folder, notes, report, parts)
 
 
 def _write(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:

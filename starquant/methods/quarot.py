@@ -22,6 +22,7 @@ from starquant.protocol import Ratio, Seed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from starquant.calibration.batches import CalibrationStates
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites
 
@@ -73,7 +74,9 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         clipped = bits.activations.model_copy(update={"clip_ratio": self.options.activation_clip})
         return bits.model_copy(update={"activations": clipped})
 
-    def ends(self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted) -> Tensors:
+    def ends(
+        self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted, states: CalibrationStates | None = None
+    ) -> Tensors:
         """Return the residual rotation; note where the heads cannot be mixed."""
         from starquant.numerics import has_hadamard, random_rotation
 
@@ -144,9 +147,14 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
 
     def prepare(self, sites: BlockSites, ends: Tensors) -> None:
         """Fold gains and rotations into a block, and put the online transforms at its sites."""
-        from starquant.models.roles import Role, Site
-        from starquant.numerics import Rotation, has_hadamard
-        from starquant.runtime import HadamardTransform, HeadsHadamard, rewriting, transform_queries_and_keys
+        self.fold(sites, ends)
+        self.place(sites)
+
+    def fold(self, sites: BlockSites, ends: Tensors) -> None:
+        """Fold gains and rotations into a block; rotate queries and keys."""
+        from starquant.models.roles import Role
+        from starquant.numerics import Rotation
+        from starquant.runtime import HadamardTransform, rewriting, transform_queries_and_keys
 
         rotation = Rotation.from_tensors(ends)
         if rotation is not None:
@@ -160,6 +168,16 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         if self.options.head_hadamard:
             rewriting.hadamard_heads_output(sites.linears[Role.V], attention.n_kv_heads)
             rewriting.hadamard_heads_input(sites.linears[Role.OUT], attention.n_heads)
+        if self.options.qk_hadamard:
+            transform_queries_and_keys(attention, HadamardTransform(attention.head_dim))
+
+    def place(self, sites: BlockSites) -> None:
+        """Put the online Hadamards at the sites behind no norm."""
+        from starquant.models.roles import Role, Site
+        from starquant.numerics import has_hadamard
+        from starquant.runtime import HadamardTransform, HeadsHadamard, rewriting
+
+        attention = sites.attention
         if self.options.out_hadamard and has_hadamard(attention.n_heads):
             rewriting.hadamard_across_heads_input(sites.linears[Role.OUT], attention.n_heads)
             sites.inputs[Site.OUT].transform = HeadsHadamard(attention.n_heads)
@@ -167,8 +185,6 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
             down = sites.linears[Role.DOWN]
             rewriting.hadamard_input(down)
             sites.inputs[Site.DOWN].transform = HadamardTransform(down.in_features)
-        if self.options.qk_hadamard:
-            transform_queries_and_keys(attention, HadamardTransform(attention.head_dim))
 
 
 class QuaRotRTN(QuaRot):

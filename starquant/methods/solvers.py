@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from starquant.calibration.engine import BlockVisit
     from starquant.models.roles import LinearInfo, Site
+    from starquant.numerics import QuantFormat
     from starquant.runtime import WeightSolver
 
 
@@ -56,30 +57,29 @@ def solve_block(
         DataError: a Hessian that stays singular, activations that are not finite.
     """
     from starquant.models.roles import Site
-    from starquant.runtime.install import quantize_attention
 
-    groups: list[tuple[Site, ...]] = [tuple(Site)]
-    if visit.feeds_quantized:
-        groups = [(site,) for site in Site]
+    if not visit.feeds_quantized:
+        return solve_sites(visit, tuple(Site), bits, options, fitted, weighted)
     found: dict[str, Tensor] = {}
-    for sites in groups:
-        found |= _solve_sites(visit, sites, bits, options, fitted, weighted)
-        if sites == (Site.QKV,):  # what the output projection reads passes through the operands
-            quantize_attention(visit.model, visit.block, visit.index, bits.attention)
+    for site in Site:
+        found |= solve_sites(visit, (site,), bits, options, fitted, weighted)
     return found
 
 
-def _solve_sites(
+def solve_sites(
     visit: BlockVisit,
     sites: tuple[Site, ...],
     bits: BitsSpec,
     options: WeightSolverOptions,
     fitted: Fitted,
-    weighted: bool,
+    weighted: bool = False,
 ) -> dict[str, Tensor]:
+    """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed."""
     from starquant.calibration.statistics import Collect
     from starquant.numerics import dequantize, gptq
+    from starquant.models.roles import Site
     from starquant.runtime import quantize_linear, weight_format
+    from starquant.runtime.install import quantize_attention
 
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
     collected = visit.collect(plan, sites)
@@ -108,20 +108,30 @@ def _solve_sites(
         if visit.feeds_quantized:
             solved = dequantize(result.quantized).to(weight)
             quantize_linear(visit.model, visit.block, info, bits, lambda *_, w=solved: w)
+    if visit.feeds_quantized and sites == (Site.QKV,):  # what the output projection reads passes through the operands
+        quantize_attention(visit.model, visit.block, visit.index, bits.attention)
     return found
 
 
 def stored_weights(fitted: Fitted, bits: BitsSpec, options: WeightSolverOptions) -> WeightSolver:
     """Return the solver that `apply` installs: solved codes where there are some, else rounding with stored clips."""
-    from starquant.numerics import Quantized, dequantize, fake_quantize
-
     cache: dict[int, dict[str, Tensor]] = {}
 
-    def solve(info: LinearInfo, fmt: object) -> Tensor:
+    def solve(info: LinearInfo, fmt: QuantFormat) -> Tensor:
         if info.block not in cache:
             cache.clear()  # one block's tensors in memory
             cache[info.block] = fitted.get(block_part(info.block))
-        tensors, weight, role = cache[info.block], info.module.weight.data, info.role.value
+        return solver_of(cache[info.block], bits, options)(info, fmt)
+
+    return solve
+
+
+def solver_of(tensors: dict[str, Tensor], bits: BitsSpec, options: WeightSolverOptions) -> WeightSolver:
+    """Return the solver of one block's tensors, as `stored_weights`."""
+    from starquant.numerics import Quantized, dequantize, fake_quantize
+
+    def solve(info: LinearInfo, fmt: QuantFormat) -> Tensor:
+        weight, role = info.module.weight.data, info.role.value
         if f"{role}.codes" in tensors:
             return dequantize(Quantized.from_tensors(tensors, role, fmt, weight.shape)).to(weight)
         if options.name == "gptq":

@@ -92,7 +92,7 @@ class MaskedDiffusionModel(PreTrainedModel):
             ValueError: a mask of another shape than the ids.
         """
         trunk = self.trunk()
-        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids)
+        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids, self.mask_token_id)
         hidden = trunk.embedding(input_ids)
         states = [hidden] if output_hidden_states else []
         for block in trunk.blocks:

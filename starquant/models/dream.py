@@ -101,9 +101,9 @@ class DreamAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Attend over all positions."""
-        h = self.qkv_input(x_BLD)
+        h = self.qkv_input(x_BLD, context)
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
-        return self.o_proj(self.out_input(z))
+        return self.o_proj(self.out_input(z, context))
 
 
 class DreamMLP(nn.Module):
@@ -117,10 +117,10 @@ class DreamMLP(nn.Module):
         self.down_proj = nn.Linear(f, d, bias=False)
         self.gate_up_input, self.down_input = InputSite(), InputSite()
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Apply the gated feed-forward."""
-        h = self.gate_up_input(x_BLD)
-        return self.down_proj(self.down_input(F.silu(self.gate_proj(h)) * self.up_proj(h)))
+        h = self.gate_up_input(x_BLD, context)
+        return self.down_proj(self.down_input(F.silu(self.gate_proj(h)) * self.up_proj(h), context))
 
 
 class DreamBlock(nn.Module):
@@ -136,7 +136,7 @@ class DreamBlock(nn.Module):
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
         x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
-        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD), context)
 
 
 class DreamBaseModel(nn.Module):

@@ -18,16 +18,19 @@ class InputSite(nn.Module):
     """The shared input of a group of linears (q/k/v, gate/up, ...); the identity in a checkpoint.
 
     Attributes:
-        transform: what a method puts here, its inverse being folded into the linears; None for nothing.
+        transform: what a method puts here, its inverse being folded into the linears; called with the input and the
+            context, which tells masked tokens from the others. None for nothing.
+        state_clip: clip ratios [2] of the quantizer that will stand here, of masked and of other tokens; None for
+            one.
     """
 
-    def __init__(self, transform: nn.Module | None = None) -> None:
+    def __init__(self, transform: nn.Module | None = None, state_clip: Tensor | None = None) -> None:
         super().__init__()
-        self.transform = transform
+        self.transform, self.state_clip = transform, state_clip
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return what the linears read."""
-        return x_BLD if self.transform is None else self.transform(x_BLD)
+        return x_BLD if self.transform is None else self.transform(x_BLD, context)
 
 
 class RMSNorm(nn.Module):
@@ -98,14 +101,36 @@ class RotaryAttention(nn.Module):
 
 
 class Context:
-    """What every block of one forward pass shares: rotary tables and the key mask."""
+    """What every block of one forward pass shares: rotary tables, the key mask, and which tokens are [MASK].
 
-    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> None:
-        self.rotary, self.mask = rotary, mask
+    Token states are read off the ids of the pass itself, so that they are those of the current denoising step in
+    every batched, padded, guided or likelihood forward, and follow a token that is masked again.
+
+    Attributes:
+        rotary: (cos, sin).
+        mask: [B, 1, 1, L], True where a key may be seen; None for everywhere.
+        masked_BL: True where a token is [MASK].
+    """
+
+    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None, masked_BL: Tensor) -> None:
+        self.rotary, self.mask, self.masked_BL = rotary, mask, masked_BL
+
+    @property
+    def mask_ratio_B(self) -> Tensor:
+        """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step."""
+        if self.mask is None:
+            return self.masked_BL.float().mean(1)
+        visible_BL = self.mask[:, 0, 0]
+        return (self.masked_BL & visible_BL).sum(1) / visible_BL.sum(1).clamp_min(1)
 
     @classmethod
     def build(
-        cls, rotary: Rotary, input_ids_BL: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+        cls,
+        rotary: Rotary,
+        input_ids_BL: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        mask_token_id: int,
     ) -> Context:
         """Make the context; positions count the visible tokens, so padding on either side shifts nothing.
 
@@ -123,7 +148,7 @@ class Context:
                     position_ids = (visible_BL.long().cumsum(-1) - 1).clamp_(min=0)
         if position_ids is None:
             position_ids = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)[None]
-        return cls(rotary(position_ids), mask)
+        return cls(rotary(position_ids), mask, input_ids_BL == mask_token_id)
 
 
 def select(hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:

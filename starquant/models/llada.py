@@ -161,11 +161,11 @@ class LLaDABlock(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
-        h = self.qkv_input(self.attn_norm(x_BLD))
+        h = self.qkv_input(self.attn_norm(x_BLD), context)
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
-        x_BLD = x_BLD + self.attn_out(self.out_input(z))
-        h = self.gate_up_input(self.ff_norm(x_BLD))
-        return x_BLD + self.ff_out(self.down_input(F.silu(self.ff_proj(h)) * self.up_proj(h)))
+        x_BLD = x_BLD + self.attn_out(self.out_input(z, context))
+        h = self.gate_up_input(self.ff_norm(x_BLD), context)
+        return x_BLD + self.ff_out(self.down_input(F.silu(self.ff_proj(h)) * self.up_proj(h), context))
 
 
 class LLaDAModel(nn.Module):

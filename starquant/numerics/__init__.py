@@ -1,5 +1,6 @@
 """Pure tensor mathematics of quantization; imports torch and no other room."""
 
+from starquant.numerics.affine import PairMoments, moment_matching, ridge_least_squares
 from starquant.numerics.clipping import mse_clip, output_clip
 from starquant.numerics.formats import Granularity, PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.numerics.gptq import GPTQResult, gptq
@@ -12,13 +13,16 @@ from starquant.numerics.hadamard import (
 )
 from starquant.numerics.metrics import SqnrMeter, sqnr_db
 from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
+from starquant.numerics.orthogonal import apply_kronecker, cayley, kronecker_sizes
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
+from starquant.numerics.straight_through import straight_through
 
 __all__ = [
     "ChannelMoments",
     "GPTQResult",
     "Granularity",
+    "PairMoments",
     "PerChannel",
     "PerGroup",
     "PerToken",
@@ -29,16 +33,22 @@ __all__ = [
     "SecondMoment",
     "SqnrMeter",
     "apply_hadamard",
+    "apply_kronecker",
+    "cayley",
     "dequantize",
     "fake_quantize",
     "gptq",
     "hadamard_matrix",
     "has_hadamard",
+    "kronecker_sizes",
+    "moment_matching",
     "mse_clip",
     "output_clip",
     "quantize",
     "random_orthogonal",
     "random_rotation",
     "random_signs",
+    "ridge_least_squares",
     "sqnr_db",
+    "straight_through",
 ]

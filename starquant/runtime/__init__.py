@@ -13,18 +13,29 @@ from starquant.runtime.install import (
     weight_format,
 )
 from starquant.runtime.linear import FakeQuantLinear
-from starquant.runtime.placing import scale_values, transform_queries_and_keys
+from starquant.runtime.placing import scale_values, transform_queries_and_keys, transform_values
 from starquant.runtime.probe import measure_operands
 from starquant.runtime.sites import ActivationQuantizer
-from starquant.runtime.transforms import HadamardTransform, HeadsHadamard
+from starquant.runtime.token_state import BlockAffine, SiteTransform, StateGate
+from starquant.runtime.transforms import (
+    HadamardTransform,
+    HeadsHadamard,
+    KroneckerTransform,
+    OrthogonalTransform,
+)
 
 __all__ = [
     "OPERANDS",
     "ActivationQuantizer",
+    "BlockAffine",
     "FakeQuantLinear",
     "HadamardTransform",
     "HeadsHadamard",
+    "KroneckerTransform",
+    "OrthogonalTransform",
     "QuantizedAttentionCore",
+    "SiteTransform",
+    "StateGate",
     "WeightSolver",
     "activation_format",
     "check_fit",
@@ -36,5 +47,6 @@ __all__ = [
     "round_to_nearest",
     "scale_values",
     "transform_queries_and_keys",
+    "transform_values",
     "weight_format",
 ]

@@ -38,20 +38,28 @@ class QuantizedAttentionCore(AttentionCore):
         qk_transform: orthogonal transform of queries and keys after the rotary embedding, which leaves their
             products unchanged; None for none.
         v_scale_KE: static scales of V; None for one a token, computed on the fly.
+        v_transform: maps the concatenated value heads [B, L, K*E] in front of everything else; None for nothing.
     """
 
     def __init__(
-        self, bits: dict[str, int], qk_transform: nn.Module | None = None, v_scale_KE: Tensor | None = None
+        self,
+        bits: dict[str, int],
+        qk_transform: nn.Module | None = None,
+        v_scale_KE: Tensor | None = None,
+        v_transform: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.formats = {name: operand_format(name, bits[name]) for name in OPERANDS}
-        self.qk_transform, self.v_scale_KE = qk_transform, v_scale_KE
+        self.qk_transform, self.v_scale_KE, self.v_transform = qk_transform, v_scale_KE, v_transform
         self.meters: dict[str, SqnrMeter] | None = None
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, H, L, E], as `AttentionCore`."""
         if self.qk_transform is not None:
             q_BHLE, k_BKLE = self.qk_transform(q_BHLE), self.qk_transform(k_BKLE)
+        if self.v_transform is not None:
+            heads = v_BKLE.shape[1]
+            v_BKLE = self.v_transform(v_BKLE.transpose(1, 2).flatten(2)).unflatten(2, (heads, -1)).transpose(1, 2)
         q, k, v = self._quantize("q", q_BHLE), self._quantize("k", k_BKLE), self._quantize("v", v_BKLE)
         if not self.formats["p"].quantizes:
             return super().forward(q, k, v, mask)

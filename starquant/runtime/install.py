@@ -20,6 +20,7 @@ from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat, fake
 from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
 from starquant.runtime.linear import FakeQuantLinear
+from starquant.runtime.placing import kept
 from starquant.runtime.sites import ActivationQuantizer
 
 #: Computes the quantized weight of one linear.
@@ -29,6 +30,11 @@ WeightSolver = Callable[[LinearInfo, QuantFormat], Tensor]
 def round_to_nearest(info: LinearInfo, weight_format: QuantFormat) -> Tensor:
     """Return the weight rounded to the nearest point of its grid."""
     return fake_quantize(info.module.weight.data, weight_format)
+
+
+def as_it_is(info: LinearInfo, weight_format: QuantFormat) -> Tensor:
+    """Return a weight that lies on its grid already."""
+    return info.module.weight.data
 
 
 def weight_format(spec: WeightSpec) -> QuantFormat:
@@ -101,7 +107,8 @@ def quantize_linear(
     weights, inputs = weight_format(bits.weights), activation_format(bits.activations)
     prefix = model.block_name(info.block) + "."
     path, site_path = info.name.removeprefix(prefix), info.site.removeprefix(prefix)
-    transform = block.get_submodule(site_path).transform
+    site = block.get_submodule(site_path)
+    transform = site.transform
     sqnr, reason = None, None
     if weights.quantizes:
         original = info.module.weight.data
@@ -111,7 +118,7 @@ def quantize_linear(
         sqnr = sqnr_db(original, quantized)
         block.set_submodule(path, FakeQuantLinear.from_linear(info.module, quantized, weights))
     if inputs.quantizes:
-        block.set_submodule(site_path, ActivationQuantizer(inputs, transform))
+        block.set_submodule(site_path, ActivationQuantizer(inputs, transform, site.state_clip))
     if not (weights.quantizes or inputs.quantizes):
         reason = "bits.weights.bits = bits.activations.bits = 16"
     return ManifestEntry(
@@ -134,10 +141,10 @@ def quantize_attention(
     """Quantize the attention operands of a block (or of a copy of it); returns their manifest entries."""
     bits = {name: getattr(spec, name) for name in OPERANDS}
     attention = model.block_sites(block).attention
-    before = attention.core
-    transform, v_scale = getattr(before, "qk_transform", None), getattr(before, "v_scale_KE", None)
+    handed = kept(attention.core)
+    transforms = {"q": handed["qk_transform"], "k": handed["qk_transform"], "v": handed["v_transform"], "p": None}
     if min(bits.values()) < 16:
-        attention.core = QuantizedAttentionCore(bits, transform, v_scale)
+        attention.core = QuantizedAttentionCore(bits, **handed)
     name = next(name for name, module in block.named_modules() if module is attention)
     return [
         ManifestEntry(
@@ -146,7 +153,7 @@ def quantize_attention(
             role=operand,
             block=index,
             activation_bits=bits[operand],
-            transform=None if transform is None or operand in "pv" else str(transform),
+            transform=None if transforms[operand] is None else str(transforms[operand]),
             reason=None if bits[operand] < 16 else f"bits.attention.{operand} = 16",
         )
         for operand in OPERANDS

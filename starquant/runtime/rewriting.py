@@ -67,8 +67,13 @@ def divide_output(linear: nn.Linear, scale_O: Tensor) -> None:
 
 def rotate_input(linears: Iterable[nn.Linear], rotation: Rotation) -> None:
     """Make linears read x R: W R."""
+    transform_input(linears, rotation.apply)
+
+
+def transform_input(linears: Iterable[nn.Linear], change: Callable[[Tensor], Tensor]) -> None:
+    """Make linears read the orthogonally changed x: each row of W is changed likewise, in float64."""
     for linear in linears:
-        set_weight(linear, rotation.apply(linear.weight.double()))
+        set_weight(linear, change(linear.weight.double()))
 
 
 def rotate_output(linear: nn.Linear, rotation: Rotation) -> None:

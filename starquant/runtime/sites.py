@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from starquant.models.layers import InputSite
+from starquant.models.layers import Context, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
 
 
@@ -14,17 +15,24 @@ class ActivationQuantizer(InputSite):
     Args:
         activation_format: the grid; 16 bits leave the values alone.
         transform: applied first; its inverse is folded into the weights that read the site.
+        state_clip: clip ratios [2], of masked and of other tokens, on top of the format's.
     """
 
-    def __init__(self, activation_format: QuantFormat, transform: nn.Module | None = None) -> None:
-        super().__init__(transform)
+    def __init__(
+        self, activation_format: QuantFormat, transform: nn.Module | None = None, state_clip: Tensor | None = None
+    ) -> None:
+        super().__init__(transform, state_clip)
         self.format = activation_format
         self.meter: SqnrMeter | None = None  # set while the loss is being measured
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return the transformed input on its grid."""
-        x_BLD = super().forward(x_BLD)
-        quantized = fake_quantize(x_BLD, self.format)
+        x_BLD, clip_BL1 = super().forward(x_BLD, context), None
+        if self.state_clip is not None:
+            assert context is not None
+            masked, other = self.state_clip.to(x_BLD.device)
+            clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
+        quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)
         return quantized

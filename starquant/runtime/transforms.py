@@ -1,10 +1,15 @@
-"""Transforms of activations that run online."""
+"""Transforms of activations that run online.
+
+Each is called with what it transforms and the forward pass's context, which only those conditional on token states
+(`token_state`) read.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from starquant.numerics import apply_hadamard
+from starquant.models.layers import Context
+from starquant.numerics import apply_hadamard, apply_kronecker
 from starquant.runtime.rewriting import across_heads
 
 
@@ -15,7 +20,7 @@ class HeadsHadamard(nn.Module):
         super().__init__()
         self.heads = heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the mixed heads, [..., heads * E]."""
         return across_heads(x, self.heads)
 
@@ -30,7 +35,7 @@ class HadamardTransform(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x H, [..., width]."""
         return apply_hadamard(x)
 
@@ -40,3 +45,34 @@ class HadamardTransform(nn.Module):
 
     def __str__(self) -> str:
         return f"hadamard {self.width}"
+
+
+class OrthogonalTransform(nn.Module):
+    """x P with a dense orthogonal P [width, width], in float32; the linears behind it hold W P."""
+
+    def __init__(self, matrix_DD: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix_DD", matrix_DD.float(), persistent=False)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return x P, [..., width]."""
+        return (x.float() @ self.matrix_DD).to(x.dtype)
+
+    def __str__(self) -> str:
+        return f"orthogonal {len(self.matrix_DD)}"
+
+
+class KroneckerTransform(nn.Module):
+    """x (A (x) B) with orthogonal A and B, in float32; the linears behind it hold W (A (x) B)."""
+
+    def __init__(self, a_MM: Tensor, b_NN: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a_MM", a_MM.float(), persistent=False)
+        self.register_buffer("b_NN", b_NN.float(), persistent=False)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return x (A (x) B), [..., M * N]."""
+        return apply_kronecker(x.float(), self.a_MM, self.b_NN).to(x.dtype)
+
+    def __str__(self) -> str:
+        return f"kronecker {len(self.a_MM)} x {len(self.b_NN)}"

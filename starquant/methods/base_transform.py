@@ -1,0 +1,244 @@
+"""The base transform P of STaR-Quant: one orthogonal matrix a group of linears, fixed, in closed form or learned.
+
+Q(x P) Q(W P)^T approximates x W^T better than Q(x) Q(W)^T does. P starts from QuaRot's rotation (the residual stream's,
+and Hadamard matrices at the sites behind no norm); what is learned on top of it is
+
+- "dense": a matrix of its own at every site, multiplied online;
+- "kronecker": likewise, as a product of two small ones;
+- "shared": one matrix of the whole residual stream, folded into the weights, free at run time; sites behind no norm
+  have their own.
+
+Shapes: N rows (tokens), D width of the site, O outputs of all linears that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from starquant.protocol import Count, Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from starquant.numerics import QuantFormat
+
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class TransformOptions(Spec):
+    """How P is found.
+
+    Attributes:
+        fit: "fixed" keeps QuaRot's rotation; "closed_form" takes the gated directions from the second moments of
+            masked and unmasked tokens; "learned" minimises the error of the group's output.
+        structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
+        dense_width: of "auto".
+        rows: tokens of each state that it is learned on, and as many it is judged on.
+        steps: of Adam.
+        learning_rate: at the start; a cosine brings it to zero.
+        state_clip: learn how much of each token's range the grid covers, one ratio a token state.
+        clip_every: steps between two searches of the weights' clip ratios, where weights are clipped.
+        balance_linears: let every linear of the group count alike, whatever the size of its output.
+    """
+
+    fit: Literal["fixed", "closed_form", "learned"] = "learned"
+    structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
+    dense_width: Count = 1024
+    rows: Count = 256
+    steps: Count = 80
+    learning_rate: Positive = 0.01
+    state_clip: bool = True
+    clip_every: Count = 20
+    balance_linears: bool = False
+
+    def structure_of(self, width: int) -> str:
+        """Return "dense" or "kronecker" for a site with a matrix of its own."""
+        if self.structure in ("dense", "kronecker"):
+            return self.structure
+        return "dense" if width <= self.dense_width else "kronecker"
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a transform is learned for: the linears of one site and rows of what they read.
+
+    Attributes:
+        weights: of each linear, [O, D].
+        rows_SND: rows of masked and of other tokens, [N_s, D] each.
+        weight_format: grid of the weights.
+        activation_format: grid of the rows.
+        gate: (d_m, d_u).
+        mse_clip: whether weights are clipped.
+    """
+
+    weights: Sequence[Tensor]
+    rows_SND: tuple[Tensor, Tensor]
+    weight_format: QuantFormat
+    activation_format: QuantFormat
+    gate: tuple[int, int]
+    mse_clip: bool
+
+
+@dataclass
+class Learned:
+    """An orthogonal transform, as its factors (one: dense, two: Kronecker), and the clip ratios of both token states."""
+
+    factors: list[Tensor]
+    state_clip: Tensor | None
+    errors: dict[str, float] = field(default_factory=dict)
+
+
+def gated(x_ND: Tensor, state: int, gate: tuple[int, int]) -> Tensor:
+    """Return rows of one state (0 masked, 1 other) with the other state's channels at zero: [shared | d_m | d_u]."""
+    import torch
+
+    masked, unmasked = gate
+    shared = x_ND.shape[1] - masked - unmasked
+    keep_D = torch.ones(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
+    if state == 0:
+        keep_D[shared + masked :] = 0
+    else:
+        keep_D[shared : shared + masked] = 0
+    return x_ND * keep_D
+
+
+def transformed(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Return x P, P given by its factors."""
+    from starquant.numerics import apply_kronecker
+
+    return x @ factors[0] if len(factors) == 1 else apply_kronecker(x, *factors)
+
+
+def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rotate: bool = True) -> Learned:
+    """Learn P = start x Cayley by Adam on the error of the group's output, through straight-through rounding.
+
+    The error is the sum over token states of |x W^T - Q(x P G_s) Q(W P)^T|^2 / |x W^T|^2 (STaR-Quant's objective,
+    each state relative to its own size: our choice). Gates act while P is learned, so that both adapt (FreeAct).
+
+    Args:
+        group: linears and rows.
+        start: orthogonal factors in float64: one for dense, two for Kronecker.
+        options: of the transform.
+        rotate: learn P; else only the clip ratios.
+    """
+    import torch
+
+    from starquant.numerics import cayley
+
+    with torch.enable_grad():
+        device = group.weights[0].device
+        start = [factor.to(device) for factor in start]
+        free = [torch.zeros_like(factor, dtype=torch.float32, requires_grad=True) for factor in start]
+        logits_S = torch.full((2,), 4.0, device=device, requires_grad=options.state_clip)  # ratios of 0.98
+        parameters = [*(free if rotate else []), *([logits_S] if options.state_clip else [])]
+        optimizer = torch.optim.Adam(parameters, lr=options.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+        loss_of = _Loss(group, options)
+        for step in range(options.steps):
+            factors = [s.float() @ cayley(f) if rotate else s.float() for s, f in zip(start, free, strict=True)]
+            if group.mse_clip and step % options.clip_every == 0:
+                loss_of.clip_weights(factors)
+            loss = loss_of(factors, logits_S.sigmoid() if options.state_clip else None)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    factors = [(s @ cayley(f.detach().double())).float() for s, f in zip(start, free, strict=True)]
+    return Learned(factors, logits_S.detach().sigmoid() if options.state_clip else None)
+
+
+def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOptions) -> Tensor:
+    """Learn one dense P for all groups: `options.steps` rounds over them, one group a step; returns it in float64."""
+    import torch
+
+    from starquant.numerics import cayley
+
+    with torch.enable_grad():
+        start_DD = start_DD.to(groups[0].weights[0].device)
+        free_DD = torch.zeros_like(start_DD, dtype=torch.float32, requires_grad=True)
+        logits_GS = torch.full((len(groups), 2), 4.0, device=start_DD.device, requires_grad=options.state_clip)
+        optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
+        losses = [_Loss(group, options) for group in groups]
+        for step in range(options.steps):
+            for loss_of, logits_S in zip(losses, logits_GS, strict=True):
+                factors = [start_DD.float() @ cayley(free_DD)]
+                if loss_of.group.mse_clip and step % options.clip_every == 0:
+                    loss_of.clip_weights(factors)
+                loss = loss_of(factors, logits_S.sigmoid() if options.state_clip else None)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return start_DD @ cayley(free_DD.detach().double())
+
+
+class _Loss:
+    """The error of a group's output as a function of P, with weight clip ratios that are searched now and then."""
+
+    def __init__(self, group: Group, options: TransformOptions) -> None:
+        import torch
+
+        self.group, self.clip = group, None
+        self.rows_SND = [rows.float() for rows in group.rows_SND]
+        self.weight_OD = torch.cat([weight.float() for weight in group.weights])
+        self.targets = [rows @ self.weight_OD.T for rows in self.rows_SND]
+        sizes = [len(weight) for weight in group.weights]
+        if options.balance_linears:  # weigh every output by its linear's size
+            self.scales = [
+                torch.cat([part.square().mean().expand(n) for part, n in zip(t.split(sizes, 1), sizes, strict=True)])
+                for t in self.targets
+            ]
+        else:
+            self.scales = [target.square().mean().expand(len(self.weight_OD)) for target in self.targets]
+
+    def clip_weights(self, factors: Sequence[Tensor]) -> None:
+        import torch
+
+        from starquant.numerics import mse_clip
+
+        if self.group.weight_format.quantizes:
+            with torch.no_grad():
+                weight_OD = transformed(self.weight_OD, factors)
+                self.clip = mse_clip(weight_OD, self.group.weight_format, grid=20, max_shrink=0.5)
+
+    def __call__(self, factors: Sequence[Tensor], state_clip: Tensor | None) -> Tensor:
+        import torch
+
+        from starquant.numerics import straight_through
+
+        group = self.group
+        weight_OD = transformed(self.weight_OD, factors)
+        if group.weight_format.quantizes:
+            weight_OD = straight_through(weight_OD, group.weight_format, self.clip)
+        losses = []
+        for state, (rows_ND, target, scale_O) in enumerate(zip(self.rows_SND, self.targets, self.scales, strict=True)):
+            x_ND = gated(transformed(rows_ND, factors), state, group.gate)
+            if group.activation_format.quantizes:
+                x_ND = straight_through(x_ND, group.activation_format, None if state_clip is None else state_clip[state])
+            losses.append(((x_ND @ weight_OD.T - target).square() / scale_O.clamp_min(1e-12)).mean())
+        return torch.stack(losses).sum()
+
+
+def output_errors(group: Group, factors: Sequence[Tensor], state_clip: Tensor | None) -> tuple[float, float]:
+    """Return the relative squared error of the group's output, of masked and of other tokens, with real rounding."""
+    import torch
+
+    from starquant.numerics import fake_quantize, mse_clip
+
+    weight_OD = torch.cat([weight.float() for weight in group.weights])
+    mapped_OD = transformed(weight_OD, factors)
+    clip = mse_clip(mapped_OD, group.weight_format) if group.mse_clip and group.weight_format.quantizes else None
+    mapped_OD = fake_quantize(mapped_OD, group.weight_format, clip=clip)
+    errors = []
+    for state, rows_ND in enumerate(group.rows_SND):
+        target = rows_ND.float() @ weight_OD.T
+        x_ND = gated(transformed(rows_ND.float(), factors), state, group.gate)
+        ratio = None if state_clip is None else state_clip[state].to(x_ND.device)
+        x_ND = fake_quantize(x_ND, group.activation_format, clip=ratio)
+        errors.append(float((x_ND @ mapped_OD.T - target).square().sum() / target.square().sum().clamp_min(1e-30)))
+    return errors[0], errors[1]

@@ -1,0 +1,263 @@
+"""STaR-Quant's transforms at the sites of a block: found, folded, put in place.
+
+Tensors of a site are named SITE.factor_0 (and _1), SITE.gate, SITE.state_clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from starquant.bits import BitsSpec
+from starquant.methods import tac
+from starquant.methods.base_transform import Group, Learned, learn, output_errors, transformed
+from starquant.methods.blockwise import Tensors
+from starquant.methods.fitted import Fitted
+from starquant.methods.sgat import Gate, closed_form, gate_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from starquant.calibration.batches import CalibrationStates
+    from starquant.calibration.engine import BlockVisit
+    from starquant.calibration.statistics import SiteStatistics
+    from starquant.methods.star_quant import STaRQuant, STaRQuantOptions
+    from starquant.models.base import MaskedDiffusionModel
+    from starquant.models.roles import BlockSites, Site
+
+
+def check(options: STaRQuantOptions) -> None:
+    """Judge what of the transform's options does not go together; raises ConfigError."""
+    from starquant.errors import ConfigError
+
+    transform = options.transform
+    if transform.fit == "closed_form" and transform.structure == "kronecker":
+        raise ConfigError(
+            "method.transform.structure: got 'kronecker', but a closed form is a dense matrix; allowed: auto, dense, shared"
+        )
+    if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
+        raise ConfigError(
+            "method.residual_rotation: got 'none', but method.transform.structure=shared learns the residual rotation; "
+            "allowed: hadamard, orthogonal"
+        )
+
+
+def fit_site(
+    visit: BlockVisit,
+    site: Site,
+    statistics: SiteStatistics | None,
+    bits: BitsSpec,
+    options: STaRQuantOptions,
+    fitted: Fitted,
+) -> Tensors:
+    """Return the tensors of one site, and report what was found.
+
+    Args:
+        visit: the block, rewritten up to the site.
+        site: whose linears are transformed.
+        statistics: rows (and second moments) of the site; None where nothing needs them.
+        bits: grids.
+        options: of the method.
+        fitted: takes the report.
+    """
+    import torch
+
+    width = next(iter(visit.sites.readers(site).values())).in_features
+    gate = gate_of(options.sgat, site, visit.index, width)
+    if bits.activations.bits == 16:
+        gate = Gate(0, 0, "bits.activations.bits = 16")
+    row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
+    found: Tensors = {}
+    if statistics is not None:
+        trained, judged = _groups(visit, site, statistics, bits, options, gate)
+        start, structure = start_of(visit.sites, site, options)
+        before = output_errors(dataclasses.replace(judged, gate=(0, 0)), start_float(start, trained), None)
+        learned = _fit(trained, start, structure, statistics, options)
+        after = output_errors(judged, learned.factors, learned.state_clip)
+        if options.sgat.keep == "if_better" and gate.acts:
+            open_group = dataclasses.replace(judged, gate=(0, 0))
+            ungated = output_errors(open_group, learned.factors, learned.state_clip)
+            if sum(ungated) <= sum(after):
+                gate, after = Gate(0, 0, f"not better: error {sum(after):.3g} with, {sum(ungated):.3g} without"), ungated
+        if structure != "fixed":
+            found |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.factors)}
+        if learned.state_clip is not None:
+            found[f"{site.value}.state_clip"] = learned.state_clip.float()
+            row |= dict(zip(("clip_masked", "clip_unmasked"), map(float, learned.state_clip), strict=True))
+        row |= {"structure": structure}
+        row |= dict(zip(("start_error_masked", "start_error_unmasked"), before, strict=True))
+        row |= dict(zip(("error_masked", "error_unmasked"), after, strict=True))
+    if gate.acts:
+        found[f"{site.value}.gate"] = torch.tensor(gate.widths)
+    fitted.report.append(row | {"d_m": gate.masked, "d_u": gate.unmasked, "why": gate.why})
+    return found
+
+
+def _groups(
+    visit: BlockVisit, site: Site, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
+) -> tuple[Group, Group]:
+    """Return the group with rows to learn from, and with rows to be judged on."""
+    from starquant.calibration.statistics import TokenState
+    from starquant.runtime import activation_format, weight_format
+
+    weights = [linear.weight.data for linear in visit.sites.readers(site).values()]
+    rows = [statistics.rows(state).to(weights[0]) for state in (TokenState.MASKED, TokenState.UNMASKED)]
+    common = (weight_format(bits.weights), activation_format(bits.activations), gate.widths, options.weights.mse_clip)
+    trained, judged = (Group(weights, (rows[0][i::2], rows[1][i::2]), *common) for i in (0, 1))
+    return trained, judged
+
+
+def start_float(start: Sequence[Tensor], group: Group) -> list[Tensor]:
+    """Return factors as the online transform holds them."""
+    return [factor.float().to(group.weights[0].device) for factor in start]
+
+
+def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions) -> tuple[list[Tensor], str]:
+    """Return what a site's matrix starts from, and "dense", "kronecker" or "fixed" (nothing of its own).
+
+    Sites behind a norm start from the identity: the residual rotation stands before it. The others start from Hadamard
+    matrices, across heads or of the whole width, where these exist.
+    """
+    import torch
+
+    from starquant.models.roles import Site
+    from starquant.numerics import hadamard_matrix, has_hadamard, kronecker_sizes
+
+    width = next(iter(sites.readers(site).values())).in_features
+    transform, eye = options.transform, torch.eye
+    if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
+        return [eye(width, dtype=torch.float64)], "fixed"
+    structure = "dense" if transform.fit == "closed_form" else transform.structure_of(width)
+    sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)
+    asked = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard,) * 2}.get(site, (False, False))
+    factors = [
+        hadamard_matrix(n) if wanted and has_hadamard(n) else eye(n, dtype=torch.float64)
+        for n, wanted in zip(sizes, asked, strict=True)
+    ]
+    if structure == "kronecker":
+        return factors, structure
+    if site is Site.DOWN and options.down_hadamard and has_hadamard(width):
+        return [hadamard_matrix(width)], structure
+    return [torch.kron(*factors)], structure
+
+
+def _fit(
+    group: Group, start: list[Tensor], structure: str, statistics: SiteStatistics, options: STaRQuantOptions
+) -> Learned:
+    from starquant.calibration.statistics import TokenState
+
+    transform = options.transform
+    if structure != "fixed" and transform.fit == "learned":
+        return learn(group, start, transform)
+    if structure != "fixed":
+        moments = [statistics.second_moment(state).mean.cpu() for state in (TokenState.MASKED, TokenState.UNMASKED)]
+        masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
+        start = [start[0] @ closed_form(masked, unmasked, group.gate)]
+    if transform.state_clip and group.activation_format.quantizes:
+        return learn(group, start, transform, rotate=False)
+    return Learned(start_float(start, group), None)
+
+
+def rewrite(sites: BlockSites, tensors: Tensors) -> None:
+    """Fold each site's matrix into the linears that read it, and put it there."""
+    from starquant.models.roles import Site
+    from starquant.runtime import KroneckerTransform, OrthogonalTransform, rewriting
+
+    for site in Site:
+        readers = list(sites.readers(site).values())
+        names = [name for name in (f"{site.value}.factor_{i}" for i in (0, 1)) if name in tensors]
+        if not names:
+            continue
+        factors = [tensors[name].to(readers[0].weight.device) for name in names]
+        doubled = [factor.double() for factor in factors]
+        rewriting.transform_input(readers, lambda weight, by=doubled: transformed(weight, by))  # type: ignore[misc]
+        online = OrthogonalTransform(*factors) if len(factors) == 1 else KroneckerTransform(*factors)
+        sites.inputs[site].transform = online
+
+
+def compensate(sites: BlockSites, tensors: Tensors, bits: BitsSpec, options: tac.TACOptions) -> None:
+    """Put gates and clip ratios at the sites and TAC behind the attention, each where something is quantized."""
+    from starquant.models.roles import Role, Site
+    from starquant.runtime import SiteTransform, StateGate
+
+    device = sites.linears[Role.OUT].weight.device
+    for site, module in sites.inputs.items():
+        width = next(iter(sites.readers(site).values())).in_features
+        gate, clip = tensors.get(f"{site.value}.gate"), tensors.get(f"{site.value}.state_clip")
+        before = module.transform
+        exact = before.exact if isinstance(before, SiteTransform) else before
+        gating = None if gate is None or bits.activations.bits == 16 else StateGate(width, *gate.tolist())
+        correction = _correction(sites, tensors, options) if site is Site.OUT else None
+        module.state_clip = None if clip is None else clip.to(device)
+        if gating is not None or correction is not None:
+            module.transform = SiteTransform(exact, correction, gating)
+
+
+def _correction(sites: BlockSites, tensors: Tensors, options: tac.TACOptions) -> nn.Module | None:
+    """Return TAC for the attention output, or put it on the values and return None."""
+    from starquant.models.roles import Role
+    from starquant.runtime import BlockAffine, transform_values
+
+    if tac.MATRIX not in tensors:
+        return None
+    device = sites.linears[Role.OUT].weight.device
+    matrix, shift = tensors[tac.MATRIX].to(device), tensors[tac.SHIFT].to(device)
+    if options.placement == "output":
+        return BlockAffine(matrix, shift)
+    attention = sites.attention
+    groups, blocks = attention.n_kv_heads, attention.head_dim // matrix.shape[-1]
+
+    def first_of_group(x: Tensor) -> Tensor:
+        return x.unflatten(1, (groups, -1, blocks))[:, :, 0].flatten(1, 2)
+
+    transform_values(attention, BlockAffine(first_of_group(matrix), first_of_group(shift)))
+    return None
+
+
+def fit_shared(
+    method: STaRQuant,
+    model: MaskedDiffusionModel,
+    bits: BitsSpec,
+    states: CalibrationStates,
+    ends: Tensors,
+    fitted: Fitted,
+) -> Tensors:
+    """Return the residual rotation R P, P fitted to all sites behind a norm at once.
+
+    Learned, every step of Adam sees one site, in turn; the rewritten weights of all of them are held meanwhile.
+    """
+    import torch
+
+    from starquant.calibration.engine import walk
+    from starquant.calibration.statistics import Collect, TokenState
+    from starquant.methods.base_transform import learn_shared
+    from starquant.numerics import Rotation
+    from starquant.runtime.rewriting import rounded_once
+
+    options = method.options
+    closed = options.transform.fit == "closed_form"
+    width = model.trunk().embedding.embedding_dim
+    groups, moments, gates = [], [torch.zeros(width, width, dtype=torch.float64) for _ in range(2)], []
+    plan = Collect(moments=False, rows=2 * options.transform.rows, second_moment="state" if closed else None)
+    exact = dataclasses.replace(states, inputs="full_precision")
+    for visit in walk(model, exact, lambda hidden: method.embed(hidden, ends)):
+        with rounded_once(visit.block):
+            method.fold(visit.sites, ends)
+        for site, statistics in visit.collect(plan, tuple(visit.sites.norms)).items():
+            gate = gate_of(options.sgat, site, visit.index, width)
+            gates.append(gate)
+            groups.append(_groups(visit, site, statistics, bits, options, gate)[0])
+            for total, state in zip(moments, TokenState, strict=True):
+                if closed:
+                    total += statistics.second_moment(state).mean.cpu()
+    if closed:
+        widest = max(gates, key=lambda gate: sum(gate.widths)).widths
+        found = closed_form(*moments, widest)
+    else:
+        found = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform)
+    rotation = Rotation.from_tensors(ends)
+    assert rotation is not None
+    matrix_DD = rotation.apply(torch.eye(width, dtype=torch.float64)) @ found.cpu()
+    fitted.report.append({"block": None, "site": "residual stream", "width": width, "structure": "shared"})
+    return Rotation(matrix_DD=matrix_DD).to_tensors()

@@ -1,0 +1,33 @@
+"""Orthogonal matrices as functions of free parameters, and Kronecker products of two.
+
+A skew-symmetric S gives the orthogonal (I - S)^-1 (I + S) (Cayley); S = 0 gives the identity, and every orthogonal
+matrix without the eigenvalue -1 is reached. Shapes: D width = M N of a Kronecker product.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cayley(free_DD: Tensor) -> Tensor:
+    """Return the orthogonal (I - S)^-1 (I + S), S = F - F^T, in the dtype of F."""
+    skew_DD = free_DD - free_DD.T
+    identity_DD = torch.eye(len(free_DD), dtype=free_DD.dtype, device=free_DD.device)
+    rotation: Tensor = torch.linalg.solve(identity_DD - skew_DD, identity_DD + skew_DD)
+    return rotation
+
+
+def apply_kronecker(x: Tensor, a_MM: Tensor, b_NN: Tensor) -> Tensor:
+    """Return x (A (x) B) for x [..., M * N], without building the product."""
+    x_MN = x.unflatten(-1, (len(a_MM), len(b_NN)))
+    mapped: Tensor = (a_MM.T @ (x_MN @ b_NN)).flatten(-2)
+    return mapped
+
+
+def kronecker_sizes(width: int) -> tuple[int, int]:
+    """Return (M, N), M N = width, M <= N as near each other as can be: the cheapest two factors."""
+    small = next(m for m in range(math.isqrt(width), 0, -1) if width % m == 0)
+    return small, width // small

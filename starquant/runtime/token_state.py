@@ -1,0 +1,110 @@
+"""Transforms whose action depends on the state of each token, masked or not, in the forward pass at hand.
+
+Shape suffixes: B batch, L sequence, D width, C conditions, N channel blocks, G channels of a block.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from starquant.models.layers import Context
+
+
+class SiteTransform(nn.Module):
+    """What stands at one site: an inexact correction first, then the exact transform, then the gate; None for nothing.
+
+    Attributes:
+        correction: changes what the linears see, to undo what quantization did before (TAC).
+        exact: undone in the linears behind it.
+        gate: drops channels by token state (SGAT).
+    """
+
+    def __init__(
+        self, exact: nn.Module | None, correction: nn.Module | None = None, gate: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.correction, self.exact, self.gate = correction, exact, gate
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return what is quantized."""
+        for step in self._steps():
+            x_BLD = step(x_BLD, context)
+        return x_BLD
+
+    def _steps(self) -> list[nn.Module]:
+        return [step for step in (self.correction, self.exact, self.gate) if step is not None]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self._steps()))
+
+
+class StateGate(nn.Module):
+    """SGAT's 0/1 gate on transformed channels [shared | masked | unmasked].
+
+    Masked tokens keep the first two parts, all others the first and the last: one weight serves both (STaR-Quant,
+    arXiv 2606.04945, SGAT: G_m and G_u).
+
+    Args:
+        width: of the site.
+        masked: d_m, channels that only masked tokens use.
+        unmasked: d_u, channels that only the other tokens use.
+    """
+
+    def __init__(self, width: int, masked: int, unmasked: int) -> None:
+        super().__init__()
+        self.width, self.masked, self.unmasked = width, masked, unmasked
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return the gated channels."""
+        masked_BL1, gated_BLD = context.masked_BL[..., None], x_BLD.clone()
+        shared = self.width - self.masked - self.unmasked
+        gated_BLD[..., shared : shared + self.masked].masked_fill_(~masked_BL1, 0.0)
+        gated_BLD[..., shared + self.masked :].masked_fill_(masked_BL1, 0.0)
+        return gated_BLD
+
+    def __str__(self) -> str:
+        return f"gates {self.masked} masked, {self.unmasked} unmasked"
+
+
+class BlockAffine(nn.Module):
+    """TAC's correction: every run of G channels z becomes z M^T + d, in float32.
+
+    Args:
+        matrix_CNGG: M of each condition and channel block.
+        shift_CNG: d likewise.
+
+    Conditions are bins x states, masked first: C = 1 (one map), 2 (one a token state), or 2 x bins.
+    """
+
+    def __init__(self, matrix_CNGG: Tensor, shift_CNG: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix_CNGG", matrix_CNGG.float(), persistent=False)
+        self.register_buffer("shift_CNG", shift_CNG.float(), persistent=False)
+
+    def forward(self, z_BLD: Tensor, context: Context | None = None) -> Tensor:
+        """Return the corrected attention output."""
+        z = z_BLD.float().unflatten(-1, (-1, self.matrix_CNGG.shape[-1]))
+        conditions = len(self.matrix_CNGG)
+        if conditions == 1:
+            mapped = torch.einsum("blng,nog->blno", z, self.matrix_CNGG[0]) + self.shift_CNG[0]
+        else:
+            assert context is not None
+            bin_B = bin_of_context(context, conditions // 2)
+            masked, other = (_map(z, self.matrix_CNGG[2 * bin_B + s], self.shift_CNG[2 * bin_B + s]) for s in (0, 1))
+            mapped = torch.where(context.masked_BL[..., None, None], masked, other)
+        return mapped.flatten(-2).to(z_BLD.dtype)
+
+    def __str__(self) -> str:
+        conditions, _, g = self.shift_CNG.shape
+        return f"affine blocks of {g}" + (f", {conditions} conditions" if conditions > 1 else "")
+
+
+def bin_of_context(context: Context, bins: int) -> Tensor:
+    """Return the bin [B] of each row's masked share of visible tokens: bin k holds shares in (k/bins, (k+1)/bins]."""
+    return (context.mask_ratio_B * bins - 1e-6).ceil().long().sub_(1).clamp_(0, bins - 1)
+
+
+def _map(z_BLNG: Tensor, matrix_BNGG: Tensor, shift_BNG: Tensor) -> Tensor:
+    """Map each row of the batch by its own matrices."""
+    return torch.einsum("blng,bnog->blno", z_BLNG, matrix_BNGG) + shift_BNG[:, None]
