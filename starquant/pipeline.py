@@ -183,6 +183,7 @@ def _run(
         status="complete",
         scores=scores,
         calibration=calibration,
+        fit_report=fitted.report,
         manifest=manifest,
         timings=_timings(seconds, spec.runtime.device),
         provenance=provenance.collect(spec.runtime.device, _device_name(spec.runtime.device)),

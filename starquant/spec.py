@@ -33,10 +33,14 @@ METHODS = Registry(
         "awq": "starquant.methods.awq:AWQ",
         "gptq": "starquant.methods.gptq:GPTQ",
         "quarot": "starquant.methods.quarot:QuaRot",
-        "star_quant": "starquant.methods.star_quant:STaRQuant",
         "quarot_rtn": "starquant.methods.quarot:QuaRotRTN",
         "dllmquant_plus": "starquant.methods.dllmquant_plus:DLLMQuantPlus",
         "dllmquant_plus_plus": "starquant.methods.dllmquant_plus_plus:DLLMQuantPlusPlus",
+        "star_quant": "starquant.methods.star_quant:STaRQuant",
+        "star_quant_no_tac": "starquant.methods.star_presets:STaRQuantNoTAC",
+        "star_quant_no_sgat": "starquant.methods.star_presets:STaRQuantNoSGAT",
+        "star_quant_closed_form": "starquant.methods.star_presets:STaRQuantClosedForm",
+        "star_quant_plus": "starquant.methods.star_presets:STaRQuantPlus",
     },
 )
 

@@ -91,9 +91,9 @@ class BlockVisit:
         sides = (self.exact, other)
         caught: dict[int, Tensor] = {}
         handles = [
-            self.model.block_sites(block).inputs[site].register_forward_pre_hook(
-                lambda _, given, side=side: caught.__setitem__(side, given[0])
-            )
+            self.model.block_sites(block)
+            .inputs[site]
+            .register_forward_pre_hook(lambda _, given, side=side: caught.__setitem__(side, given[0]))
             for side, block in enumerate(sides)
         ]
         try:

@@ -40,6 +40,11 @@ class Method(ABC, Generic[OptionsT]):
     card: ClassVar[Card]
     Options: ClassVar[type[MethodOptions]]
 
+    @property
+    def drops(self) -> bool:
+        """Whether some directions of activations are dropped on purpose, whatever the bits (SGAT's gates)."""
+        return False
+
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 

@@ -14,7 +14,7 @@ Shapes: N rows (tokens), D width of the site, O outputs of all linears that read
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starquant.numerics import QuantFormat
 
 Positive = Annotated[float, Field(gt=0.0)]
+CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 
 
 class TransformOptions(Spec):
@@ -83,13 +84,29 @@ class Group:
     mse_clip: bool
 
 
-@dataclass
-class Learned:
-    """An orthogonal transform, as its factors (one: dense, two: Kronecker), and the clip ratios of both token states."""
+@dataclass(frozen=True)
+class Transform:
+    """An orthogonal P, given by one factor (dense) or two (Kronecker); activations and weights become x P."""
 
-    factors: list[Tensor]
+    factors: Sequence[Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x P."""
+        from starquant.numerics import apply_kronecker
+
+        return x @ self.factors[0] if len(self.factors) == 1 else apply_kronecker(x, *self.factors)
+
+    def to(self, like: Tensor) -> Transform:
+        """Return it in the dtype and on the device of a tensor."""
+        return Transform([factor.to(like) for factor in self.factors])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A transform in float32 and the clip ratios [2] of masked and of other tokens."""
+
+    transform: Transform
     state_clip: Tensor | None
-    errors: dict[str, float] = field(default_factory=dict)
 
 
 def gated(x_ND: Tensor, state: int, gate: tuple[int, int]) -> Tensor:
@@ -106,11 +123,39 @@ def gated(x_ND: Tensor, state: int, gate: tuple[int, int]) -> Tensor:
     return x_ND * keep_D
 
 
-def transformed(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
-    """Return x P, P given by its factors."""
-    from starquant.numerics import apply_kronecker
+class _Free:
+    """What is learned: Cayley parameters of each factor, clip ratios of both token states."""
 
-    return x @ factors[0] if len(factors) == 1 else apply_kronecker(x, *factors)
+    def __init__(self, start: Sequence[Tensor], group: Group, options: TransformOptions, rotate: bool) -> None:
+        import torch
+
+        device = group.weights[0].device
+        self.start, self.rotate = [factor.to(device) for factor in start], rotate
+        self.free = [torch.zeros_like(factor, dtype=torch.float32, requires_grad=rotate) for factor in self.start]
+        self.logits_S = torch.full((2,), CLIP_LOGIT, device=device, requires_grad=options.state_clip)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the tensors that learn."""
+        return [tensor for tensor in (*self.free, self.logits_S) if tensor.requires_grad]
+
+    def transform(self) -> Transform:
+        """Return the transform as it stands, differentiable."""
+        from starquant.numerics import cayley
+
+        pairs = zip(self.start, self.free, strict=True)
+        return Transform([s.float() @ cayley(f) if self.rotate else s.float() for s, f in pairs])
+
+    def state_clip(self) -> Tensor | None:
+        """Return the clip ratios, differentiable."""
+        return self.logits_S.sigmoid() if self.logits_S.requires_grad else None
+
+    def result(self) -> Learned:
+        """Return what was learned, P composed in float64."""
+        from starquant.numerics import cayley
+
+        factors = [(s @ cayley(f.detach().double())).float() for s, f in zip(self.start, self.free, strict=True)]
+        clip = self.state_clip()
+        return Learned(Transform(factors), None if clip is None else clip.detach())
 
 
 def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rotate: bool = True) -> Learned:
@@ -127,28 +172,21 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     """
     import torch
 
-    from starquant.numerics import cayley
-
     with torch.enable_grad():
-        device = group.weights[0].device
-        start = [factor.to(device) for factor in start]
-        free = [torch.zeros_like(factor, dtype=torch.float32, requires_grad=True) for factor in start]
-        logits_S = torch.full((2,), 4.0, device=device, requires_grad=options.state_clip)  # ratios of 0.98
-        parameters = [*(free if rotate else []), *([logits_S] if options.state_clip else [])]
-        optimizer = torch.optim.Adam(parameters, lr=options.learning_rate)
+        free = _Free(start, group, options, rotate)
+        optimizer = torch.optim.Adam(free.parameters(), lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         loss_of = _Loss(group, options)
         for step in range(options.steps):
-            factors = [s.float() @ cayley(f) if rotate else s.float() for s, f in zip(start, free, strict=True)]
+            transform = free.transform()
             if group.mse_clip and step % options.clip_every == 0:
-                loss_of.clip_weights(factors)
-            loss = loss_of(factors, logits_S.sigmoid() if options.state_clip else None)
+                loss_of.clip_weights(transform)
+            loss = loss_of(transform, free.state_clip())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-    factors = [(s @ cayley(f.detach().double())).float() for s, f in zip(start, free, strict=True)]
-    return Learned(factors, logits_S.detach().sigmoid() if options.state_clip else None)
+    return free.result()
 
 
 def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOptions) -> Tensor:
@@ -160,16 +198,16 @@ def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOp
     with torch.enable_grad():
         start_DD = start_DD.to(groups[0].weights[0].device)
         free_DD = torch.zeros_like(start_DD, dtype=torch.float32, requires_grad=True)
-        logits_GS = torch.full((len(groups), 2), 4.0, device=start_DD.device, requires_grad=options.state_clip)
+        logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=start_DD.device, requires_grad=options.state_clip)
         optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group, options) for group in groups]
         for step in range(options.steps):
-            for loss_of, logits_S in zip(losses, logits_GS, strict=True):
-                factors = [start_DD.float() @ cayley(free_DD)]
+            for index, loss_of in enumerate(losses):
+                transform = Transform([start_DD.float() @ cayley(free_DD)])
                 if loss_of.group.mse_clip and step % options.clip_every == 0:
-                    loss_of.clip_weights(factors)
-                loss = loss_of(factors, logits_S.sigmoid() if options.state_clip else None)
+                    loss_of.clip_weights(transform)
+                loss = loss_of(transform, logits_GS[index].sigmoid() if options.state_clip else None)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -196,48 +234,50 @@ class _Loss:
         else:
             self.scales = [target.square().mean().expand(len(self.weight_OD)) for target in self.targets]
 
-    def clip_weights(self, factors: Sequence[Tensor]) -> None:
+    def clip_weights(self, transform: Transform) -> None:
         import torch
 
         from starquant.numerics import mse_clip
 
         if self.group.weight_format.quantizes:
             with torch.no_grad():
-                weight_OD = transformed(self.weight_OD, factors)
+                weight_OD = transform(self.weight_OD)
                 self.clip = mse_clip(weight_OD, self.group.weight_format, grid=20, max_shrink=0.5)
 
-    def __call__(self, factors: Sequence[Tensor], state_clip: Tensor | None) -> Tensor:
+    def __call__(self, transform: Transform, state_clip: Tensor | None) -> Tensor:
         import torch
 
         from starquant.numerics import straight_through
 
         group = self.group
-        weight_OD = transformed(self.weight_OD, factors)
+        weight_OD = transform(self.weight_OD)
         if group.weight_format.quantizes:
             weight_OD = straight_through(weight_OD, group.weight_format, self.clip)
         losses = []
         for state, (rows_ND, target, scale_O) in enumerate(zip(self.rows_SND, self.targets, self.scales, strict=True)):
-            x_ND = gated(transformed(rows_ND, factors), state, group.gate)
+            x_ND = gated(transform(rows_ND), state, group.gate)
             if group.activation_format.quantizes:
-                x_ND = straight_through(x_ND, group.activation_format, None if state_clip is None else state_clip[state])
+                x_ND = straight_through(
+                    x_ND, group.activation_format, None if state_clip is None else state_clip[state]
+                )
             losses.append(((x_ND @ weight_OD.T - target).square() / scale_O.clamp_min(1e-12)).mean())
         return torch.stack(losses).sum()
 
 
-def output_errors(group: Group, factors: Sequence[Tensor], state_clip: Tensor | None) -> tuple[float, float]:
+def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, float]:
     """Return the relative squared error of the group's output, of masked and of other tokens, with real rounding."""
     import torch
 
     from starquant.numerics import fake_quantize, mse_clip
 
     weight_OD = torch.cat([weight.float() for weight in group.weights])
-    mapped_OD = transformed(weight_OD, factors)
+    mapped_OD = transform(weight_OD)
     clip = mse_clip(mapped_OD, group.weight_format) if group.mse_clip and group.weight_format.quantizes else None
     mapped_OD = fake_quantize(mapped_OD, group.weight_format, clip=clip)
     errors = []
     for state, rows_ND in enumerate(group.rows_SND):
         target = rows_ND.float() @ weight_OD.T
-        x_ND = gated(transformed(rows_ND.float(), factors), state, group.gate)
+        x_ND = gated(transform(rows_ND.float()), state, group.gate)
         ratio = None if state_clip is None else state_clip[state].to(x_ND.device)
         x_ND = fake_quantize(x_ND, group.activation_format, clip=ratio)
         errors.append(float((x_ND @ mapped_OD.T - target).square().sum() / target.square().sum().clamp_min(1e-30)))

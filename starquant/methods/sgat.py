@@ -1,8 +1,8 @@
 """SGAT, State-Guided Activation Transformation (STaR-Quant, arXiv 2606.04945): two activation spaces, one weight.
 
-Transformed channels are [shared | masked | unmasked], d = d_sh + d_m + d_u. Masked tokens have the last d_u at zero, all others
-the d_m in front of them; the weight side is one static matrix. Directions in which a state has (almost) no energy cost it
-nothing, and free a little of its range.
+Transformed channels are [shared | masked | unmasked], d = d_sh + d_m + d_u. Masked tokens have the last d_u at zero,
+all others the d_m in front of them; the weight side is one static matrix. Directions in which a state has (almost) no
+energy cost it nothing, and free a little of its range.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def gate_of(options: SGATOptions, site: Site, block: int, width: int) -> Gate:
 def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -> Tensor:
     """Return P = [U_sh, U_m, U_u], orthogonal [D, D] in float64, from second moments of both token states.
 
-    U_u, which masked tokens do without, spans the d_u directions of least energy of masked tokens; U_m the d_m of least energy
-    of the others in what is left; U_sh is the basis of the rest that is nearest the coordinate axes, so that a rotation
-    that has levelled them stays level. (The paper does not say; the order had the smallest local error.)
+    U_u, which masked tokens do without, spans the d_u directions of least energy of masked tokens; U_m the d_m of least
+    energy of the others in what is left; U_sh is the basis of the rest that is nearest the coordinate axes, so that a
+    rotation that has levelled them stays level. (The paper does not say; the order had the smallest local error.)
 
     Args:
         masked_DD: E[x x^T] of masked tokens.

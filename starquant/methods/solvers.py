@@ -76,8 +76,8 @@ def solve_sites(
 ) -> dict[str, Tensor]:
     """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed."""
     from starquant.calibration.statistics import Collect
-    from starquant.numerics import dequantize, gptq
     from starquant.models.roles import Site
+    from starquant.numerics import dequantize, gptq
     from starquant.runtime import quantize_linear, weight_format
     from starquant.runtime.install import quantize_attention
 

@@ -1,7 +1,8 @@
 """STaR-Quant (arXiv 2606.04945): SGAT's transformed and gated activations, TAC's corrected attention output.
 
-Every block goes site by site: what the site's linears read is transformed (`base_transform`), gated by token state (`sgat`),
-quantized; between attention and output projection stands TAC (`tac`). docs/reproduction.md says what the paper leaves open.
+Every block goes site by site: what the site's linears read is transformed (`base_transform`), gated by token state
+(`sgat`), quantized; between attention and output projection stands TAC (`tac`). docs/reproduction.md says what the
+paper leaves open.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from starquant.methods.solvers import WeightSolverOptions
 from starquant.methods.tac import TACOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from starquant.calibration.batches import CalibrationStates
     from starquant.calibration.engine import BlockVisit
@@ -58,6 +59,11 @@ class STaRQuant(QuaRot):
     card = Card(reference="arXiv 2606.04945", transforms=True)
     Options = STaRQuantOptions
     options: Any
+
+    @property
+    def drops(self) -> bool:
+        """Gates drop directions."""
+        return bool(self.options.sgat.enabled)
 
     @property
     def compares(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from starquant.bits import BitsSpec
 from starquant.methods import tac
-from starquant.methods.base_transform import Group, Learned, learn, output_errors, transformed
+from starquant.methods.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.sgat import Gate, closed_form, gate_of
@@ -34,7 +34,8 @@ def check(options: STaRQuantOptions) -> None:
     transform = options.transform
     if transform.fit == "closed_form" and transform.structure == "kronecker":
         raise ConfigError(
-            "method.transform.structure: got 'kronecker', but a closed form is a dense matrix; allowed: auto, dense, shared"
+            "method.transform.structure: got 'kronecker', but a closed form is a dense matrix; "
+            "allowed: auto, dense, shared"
         )
     if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
         raise ConfigError(
@@ -72,16 +73,19 @@ def fit_site(
     if statistics is not None:
         trained, judged = _groups(visit, site, statistics, bits, options, gate)
         start, structure = start_of(visit.sites, site, options)
-        before = output_errors(dataclasses.replace(judged, gate=(0, 0)), start_float(start, trained), None)
+        before = output_errors(dataclasses.replace(judged, gate=(0, 0)), as_it_starts(start, trained), None)
         learned = _fit(trained, start, structure, statistics, options)
-        after = output_errors(judged, learned.factors, learned.state_clip)
+        after = output_errors(judged, learned.transform, learned.state_clip)
         if options.sgat.keep == "if_better" and gate.acts:
             open_group = dataclasses.replace(judged, gate=(0, 0))
-            ungated = output_errors(open_group, learned.factors, learned.state_clip)
+            ungated = output_errors(open_group, learned.transform, learned.state_clip)
             if sum(ungated) <= sum(after):
-                gate, after = Gate(0, 0, f"not better: error {sum(after):.3g} with, {sum(ungated):.3g} without"), ungated
+                gate, after = (
+                    Gate(0, 0, f"not better: error {sum(after):.3g} with, {sum(ungated):.3g} without"),
+                    ungated,
+                )
         if structure != "fixed":
-            found |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.factors)}
+            found |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
         if learned.state_clip is not None:
             found[f"{site.value}.state_clip"] = learned.state_clip.float()
             row |= dict(zip(("clip_masked", "clip_unmasked"), map(float, learned.state_clip), strict=True))
@@ -108,9 +112,9 @@ def _groups(
     return trained, judged
 
 
-def start_float(start: Sequence[Tensor], group: Group) -> list[Tensor]:
-    """Return factors as the online transform holds them."""
-    return [factor.float().to(group.weights[0].device) for factor in start]
+def as_it_starts(start: Sequence[Tensor], group: Group) -> Transform:
+    """Return the start as the online transform would hold it."""
+    return Transform(start).to(group.weights[0].float())
 
 
 def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions) -> tuple[list[Tensor], str]:
@@ -156,11 +160,13 @@ def _fit(
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
     if transform.state_clip and group.activation_format.quantizes:
         return learn(group, start, transform, rotate=False)
-    return Learned(start_float(start, group), None)
+    return Learned(as_it_starts(start, group), None)
 
 
 def rewrite(sites: BlockSites, tensors: Tensors) -> None:
     """Fold each site's matrix into the linears that read it, and put it there."""
+    import torch
+
     from starquant.models.roles import Site
     from starquant.runtime import KroneckerTransform, OrthogonalTransform, rewriting
 
@@ -169,10 +175,10 @@ def rewrite(sites: BlockSites, tensors: Tensors) -> None:
         names = [name for name in (f"{site.value}.factor_{i}" for i in (0, 1)) if name in tensors]
         if not names:
             continue
-        factors = [tensors[name].to(readers[0].weight.device) for name in names]
-        doubled = [factor.double() for factor in factors]
-        rewriting.transform_input(readers, lambda weight, by=doubled: transformed(weight, by))  # type: ignore[misc]
-        online = OrthogonalTransform(*factors) if len(factors) == 1 else KroneckerTransform(*factors)
+        device = readers[0].weight.device
+        transform = Transform([tensors[name].to(device) for name in names])
+        rewriting.transform_input(readers, transform.to(torch.empty(0, dtype=torch.float64, device=device)))
+        online = (OrthogonalTransform if len(names) == 1 else KroneckerTransform)(*transform.factors)
         sites.inputs[site].transform = online
 
 

@@ -1,7 +1,7 @@
 """TAC, Temporal Attention Compensation (STaR-Quant, arXiv 2606.04945): an affine map of the quantized attention output.
 
-In front of the output projection every block b of g channels becomes z_b M_b^T + d_b, with M_b and d_b in closed form from
-moments of exact and quantized attention outputs over denoising states.
+In front of the output projection every block b of g channels becomes z_b M_b^T + d_b, with M_b and d_b in closed form
+from moments of exact and quantized attention outputs over denoising states.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class TACOptions(Spec):
         shrinkage: how far M moves to the identity.
         condition: one map for "all" tokens (paper), one a token "state", or one a state and mask-ratio "bin".
         placement: on the attention "output" (paper), or on the "value"s, where it is the same at no cost: one map for
-            all tokens, V and the probabilities at 16 bits, g dividing the head width; heads that share values share maps.
+            all tokens, V and the probabilities at 16 bits, g dividing the head width; heads that share values share
+            maps.
     """
 
     enabled: bool = True

@@ -53,7 +53,8 @@ class PairMoments:
 
         def pool(x: Tensor) -> Tensor:
             heads = x.unflatten(0, (-1, of, inside))
-            return heads.sum(1, keepdim=True).expand_as(heads).flatten(0, 2)
+            shared_heads: Tensor = heads.sum(1, keepdim=True).expand_as(heads).flatten(0, 2)
+            return shared_heads
 
         shared._sums, shared.count = tuple(pool(x) for x in self._sums), self.count * of
         return shared
@@ -118,4 +119,5 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
     """Return a power of symmetric positive definite matrices."""
     values, vectors = torch.linalg.eigh(matrix)
     floor = values[..., -1:] * torch.finfo(values.dtype).eps
-    return (vectors * values.clamp_min(floor).pow(exponent)[..., None, :]) @ vectors.mT
+    power: Tensor = (vectors * values.clamp_min(floor).pow(exponent)[..., None, :]) @ vectors.mT
+    return power

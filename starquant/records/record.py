@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from starquant.records.manifest import ManifestEntry
 
-SCHEMA_VERSION = 2
-#: Version 1 had neither confidence intervals and units of scores nor the calibration.
-READABLE_VERSIONS = (1, 2)
+SCHEMA_VERSION = 3
+#: Version 1 had neither confidence intervals and units of scores nor the calibration, 2 no report of the fit.
+READABLE_VERSIONS = (1, 2, 3)
 
 
 class Score(BaseModel):
@@ -59,6 +59,7 @@ class RunRecord(BaseModel):
         scores: of every task, groups and their subjects.
         manifest: what was quantized, entry by entry.
         calibration: what the method was calibrated on, None without.
+        fit_report: what the method found at each site: choices, errors, clip ratios.
         provenance: git SHA and dirty flag, source digest, package versions, device, time.
     """
 
@@ -71,5 +72,6 @@ class RunRecord(BaseModel):
     scores: list[Score]
     manifest: list[ManifestEntry]
     calibration: dict[str, Any] | None = None
+    fit_report: list[dict[str, Any]] = []
     timings: Timings
     provenance: dict[str, Any]

@@ -71,6 +71,42 @@ def paired_bootstrap(
     return PairedInterval(*_summary(values, means, level), len(values), float(crossed))
 
 
+def crossed_bootstrap(
+    differences: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> PairedInterval:
+    """Return the interval of a mean over models of a mean over runs and items, both resampled.
+
+    Args:
+        differences: one array [runs, items] a model, each value a pair's difference (or a plain value): runs differ
+            by a seed, items are the same in all of them. Models count alike and are not resampled.
+        resamples: number of resamples.
+        seed: of the resampling.
+        level: of the interval.
+
+    Raises:
+        ValueError: no models, arrays without two dimensions or two items, values that are not finite.
+    """
+    if not differences:
+        raise ValueError("a bootstrap needs values of at least one model")
+    for values in differences:
+        if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2 or not np.isfinite(values).all():
+            raise ValueError(f"a bootstrap needs finite values [runs, items >= 2], got shape {values.shape}")
+    rng = np.random.default_rng(seed)
+    means = np.zeros(resamples)
+    for values in differences:
+        runs, items = values.shape
+        for i in range(resamples):
+            # Counts of how often each run and item is drawn: the mean of the resampled array without building it.
+            rows = np.bincount(rng.integers(0, runs, runs), minlength=runs) / runs
+            columns = np.bincount(rng.integers(0, items, items), minlength=items) / items
+            means[i] += rows @ values @ columns / len(differences)
+    observed = float(np.mean([values.mean() for values in differences]))
+    crossed = 1.0 if observed == 0 else float((means * np.sign(observed) <= 0).mean())
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    n = sum(values.size for values in differences)
+    return PairedInterval(observed, float(means.std(ddof=1)), float(low), float(high), n, crossed)
+
+
 def _checked(values: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < 2:

@@ -9,47 +9,16 @@ the metric is averaged).
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from starquant.errors import RecordError, StarquantError
 from starquant.records.store import read_record
 from starquant.tables.bootstrap import PairedInterval, paired_bootstrap
+from starquant.tables.items import Items, items_folder, read_items
 
-#: Columns that are no metrics, beside those that hold no numbers.
-_IDENTITY = ("doc_id", "prompt", "step", "mask_ratio", "doc_hash", "target", "filter")
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
-
-
-@dataclass(frozen=True)
-class _Items:
-    """One run's rows of one task: values by filter and metric, indexed by item and document digest."""
-
-    path: Path
-    rows: pd.DataFrame
-
-    def metrics(self) -> list[tuple[str, str]]:
-        """Return (metric, filter) pairs that have numbers."""
-        frame = self.rows.drop(columns=["item", "filter", "hash"])
-        return [
-            (metric, str(name))
-            for name in self.rows["filter"].unique()
-            for metric in frame.columns
-            if frame.loc[self.rows["filter"] == name, metric].notna().any()
-        ]
-
-    def values(self, metric: str, filter_name: str) -> pd.Series[float]:
-        """Return one number an item, indexed by (item, document digest)."""
-        chosen = self.rows[self.rows["filter"] == filter_name].dropna(subset=[metric])
-        means: pd.Series[float] = chosen.groupby(["item", "hash"], sort=True)[metric].mean()
-        return means
 
 
 def compare(
@@ -77,7 +46,7 @@ def compare(
     """
     if task == "fidelity":
         _same_trajectories(a, b)
-    return _difference(_read(a, task), _read(b, task), metric, filter_name, resamples, seed)
+    return _difference(read_items(a, task), read_items(b, task), metric, filter_name, resamples, seed)
 
 
 def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
@@ -86,14 +55,14 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     Raises:
         RecordError: as `compare`; records that share no task.
     """
-    tasks = [p.stem for p in sorted(_folder(a).glob("*.jsonl")) if (_folder(b) / p.name).exists()]
+    tasks = [p.stem for p in sorted(items_folder(a).glob("*.jsonl")) if (items_folder(b) / p.name).exists()]
     if not tasks:
-        raise RecordError(f"{_folder(a)} and {_folder(b)}: hold items of no common task")
+        raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold items of no common task")
     found = []
     if "fidelity" in tasks:
         _same_trajectories(a, b)
     for task in tasks:
-        left, right = _read(a, task), _read(b, task)
+        left, right = read_items(a, task), read_items(b, task)
         common = set(right.metrics())
         for metric, name in left.metrics():
             if (metric, name) in common:
@@ -114,7 +83,7 @@ def _same_trajectories(a: Path, b: Path) -> None:
 
 
 def _difference(
-    left: _Items, right: _Items, metric: str, filter_name: str | None, resamples: int, seed: int
+    left: Items, right: Items, metric: str, filter_name: str | None, resamples: int, seed: int
 ) -> PairedInterval:
     ours = left.values(metric, _filter(left, metric, filter_name))
     theirs = right.values(metric, _filter(right, metric, filter_name))
@@ -129,7 +98,7 @@ def _difference(
     return paired_bootstrap(ours.to_numpy(), theirs.to_numpy(), resamples, seed)
 
 
-def _filter(items: _Items, metric: str, asked: str | None) -> str:
+def _filter(items: Items, metric: str, asked: str | None) -> str:
     known = items.metrics()
     filters = [name for found, name in known if found == metric and asked in (None, name)]
     if len(filters) != 1:
@@ -137,39 +106,6 @@ def _filter(items: _Items, metric: str, asked: str | None) -> str:
         problem = "has several filters, name one" if filters else "has no numbers"
         raise RecordError(f"{items.path}: {got} {problem}; there are {', '.join(f'{m} ({f})' for m, f in known)}")
     return filters[0]
-
-
-def _folder(record: Path) -> Path:
-    return record.with_suffix(".items")
-
-
-def _read(record: Path, task: str) -> _Items:
-    path = _folder(record) / f"{task}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # answers may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: items cannot be read ({error})") from None
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
-    return _Items(path, pd.DataFrame(rows))
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}, line {number}: not valid JSON ({error})") from None
-    key = next((name for name in ("doc_id", "prompt") if isinstance(row, dict) and name in row), None)
-    if key is None:
-        raise RecordError(f"{path}, line {number}: has neither doc_id nor prompt")
-    metrics = {
-        name: float(value)
-        for name, value in row.items()
-        if name not in _IDENTITY and isinstance(value, int | float) and name in row.get("metrics", (name,))
-    }
-    bad = next((name for name, value in metrics.items() if not math.isfinite(value)), None)
-    if bad is not None:
-        raise RecordError(f"{path}, line {number}: {bad} is {metrics[bad]}, not a finite number")
-    return {"item": row[key], "hash": row.get("doc_hash", ""), "filter": row.get("filter", "none")} | metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from tests.test_spec import compose, spec
 
 ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")
 W8A8_FLOOR_DB = 20.0  # the models above are random, which is harder than trained: RTN reaches 25.6 to 29
+DROPPING_FLOOR_DB = 6.0  # no direction of a random model is idle: a gate of 1/32 alone costs 15 dB a site
 
 
 def llada_gqa() -> MaskedDiffusionModel:
@@ -166,7 +167,7 @@ def test_eight_bits_stay_close(name: str, architecture: str) -> None:
     method.apply(model, method.fit(model, bits, states_of(model)), bits)
     ids = trajectory(reference)
     found = sqnr_db(logits(reference, ids), logits(model, ids))
-    assert found is None or found > W8A8_FLOOR_DB
+    assert found is None or found > (DROPPING_FLOOR_DB if method.drops else W8A8_FLOOR_DB)
 
 
 def test_fitting_is_deterministic(name: str, architecture: str) -> None:

@@ -1,0 +1,1 @@
+"""What activations look like: statistics that explain methods, written as JSON and drawn by `tables.figures`."""

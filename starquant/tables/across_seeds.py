@@ -1,0 +1,201 @@
+"""Methods over independently trained models and rotation seeds: means, and paired differences to one of them.
+
+    python -m starquant.tables.across_seeds results/published/testbed_methods --against quarot
+
+A row is a method at a bit-width; its runs differ by `model.seed` and `method.rotation_seed`. Runs of two methods are
+paired by both seeds and by item; a method without rotation is paired with every rotation seed of the other. Intervals
+are 95 % bootstrap intervals over rotation seeds and items; models count alike and are not resampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from starquant.errors import RecordError, StarquantError
+from starquant.records.record import RunRecord
+from starquant.records.store import read_record
+from starquant.tables.bootstrap import crossed_bootstrap
+from starquant.tables.comparison import markdown
+from starquant.tables.items import read_items
+
+FIDELITY = "fidelity"
+FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
+Column = tuple[str, str]
+#: (model seed, rotation seed), None where the method has none.
+Run = tuple[int | None, int | None]
+
+
+@dataclass
+class Row:
+    """All runs of one method at one bit-width: values of each (task, metric), indexed by item."""
+
+    label: tuple[str, ...]
+    runs: dict[Run, dict[Column, pd.Series[float]]] = field(default_factory=dict)
+
+    def columns(self) -> list[Column]:
+        """Return the (task, metric) pairs that every run has."""
+        per_run = [list(values) for values in self.runs.values()]
+        return [column for column in per_run[0] if all(column in values for values in per_run)]
+
+    def values(self, column: Column) -> list[NDArray[np.float64]]:
+        """Return [runs, items] of each model."""
+        return [self._stack([run for run in sorted_runs(self.runs) if run[0] == m], column) for m in models(self.runs)]
+
+    def minus(self, other: Row, column: Column) -> list[NDArray[np.float64]]:
+        """Return differences [runs, items] of each model, paired by seeds and items.
+
+        Raises:
+            RecordError: no common model, or items that differ.
+        """
+        found = []
+        for model in models(self.runs):
+            pairs = [(a, b) for a in self.runs for b in other.runs if a[0] == b[0] == model and _match(a, b)]
+            if pairs:
+                left = self._stack([a for a, _ in pairs], column)
+                right = other._stack([b for _, b in pairs], column)
+                if left.shape != right.shape:
+                    raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
+                found.append(left - right)
+        if not found:
+            raise RecordError(f"{' '.join(self.label)} and {' '.join(other.label)}: no runs of the same seeds")
+        return found
+
+    def _stack(self, runs: Sequence[Run], column: Column) -> NDArray[np.float64]:
+        series = [self.runs[run][column] for run in runs]
+        if any(not one.index.equals(series[0].index) for one in series[1:]):
+            raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ between its runs")
+        return np.stack([one.to_numpy(dtype=np.float64) for one in series])
+
+
+def _match(a: Run, b: Run) -> bool:
+    return None in (a[1], b[1]) or a[1] == b[1]
+
+
+def models(runs: dict[Run, Any]) -> list[int | None]:
+    """Return the model seeds, in order."""
+    return sorted({run[0] for run in runs}, key=lambda seed: -1 if seed is None else seed)
+
+
+def sorted_runs(runs: dict[Run, Any]) -> list[Run]:
+    """Return runs in the order of their seeds."""
+    return sorted(runs, key=lambda run: tuple(-1 if seed is None else seed for seed in run))
+
+
+def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
+    """Read all records below a folder.
+
+    Args:
+        folder: of records with their items beside them.
+        by: dotted configuration keys that tell rows apart, beside bits and method.
+
+    Raises:
+        RecordError: damaged records or items, two records of the same row and seeds, records of different code.
+    """
+    rows: dict[tuple[str, ...], Row] = {}
+    paths = sorted(folder.rglob("*.json"))
+    if not paths:
+        raise RecordError(f"{folder}: holds no record")
+    for path in paths:
+        record = read_record(path)
+        label = _label(record, by)
+        row = rows.setdefault(label, Row(label))
+        run = (record.spec["model"].get("seed"), record.spec["method"].get("rotation_seed"))
+        if run in row.runs:
+            raise RecordError(
+                f"{path}: a second record of {' '.join(label)}, model seed {run[0]}, rotation seed {run[1]}; give a "
+                "folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
+            )
+        row.runs[run] = _values(path, record)
+    return list(rows.values())
+
+
+def _label(record: RunRecord, by: Sequence[str]) -> tuple[str, ...]:
+    def value(dotted: str) -> str:
+        here: Any = record.spec
+        for key in dotted.split("."):
+            here = here.get(key) if isinstance(here, dict) else None
+        return "" if here is None else str(here)
+
+    return (*(value(key) for key in by), record.spec["bits"]["name"], record.spec["method"]["name"])
+
+
+def _values(path: Path, record: RunRecord) -> dict[Column, pd.Series[float]]:
+    found: dict[Column, pd.Series[float]] = {}
+    names = [*record.spec["tasks"]["names"]]
+    if any(score.task == FIDELITY for score in record.scores):
+        names.append(FIDELITY)
+    for task in names:
+        items = read_items(path, task)
+        for metric, filter_name in items.metrics():
+            if task != FIDELITY or metric in FIDELITY_METRICS:
+                found[task, metric] = items.values(metric, filter_name)
+    return found
+
+
+def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
+    """Return cells as text: "mean (standard error)", or "difference [low, high]" to the method named.
+
+    Fractions are in percent (differences in points), KL in nats, hidden_mse as it is.
+
+    Raises:
+        RecordError: no such method.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row.columns()))
+    names = [row.label[-1] for row in rows]
+    if against is not None and against not in names:
+        raise RecordError(f"--against: got '{against}', allowed: {', '.join(dict.fromkeys(names))}")
+    lines = []
+    for row in rows:
+        cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1], "runs": len(row.runs)}
+        other = next((r for r in rows if r.label == (*row.label[:-1], against)), None)
+        for column in columns:
+            name = column[1] if column[0] == FIDELITY else f"{column[0].removeprefix('testbed_')} {column[1]}"
+            cells[name] = _cell(row, other, column, against is not None)
+        lines.append(cells)
+    return pd.DataFrame(lines)
+
+
+def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
+    if column not in row.columns():
+        return ""
+    if difference and (other is None or other is row or column not in other.columns()):
+        return ""
+    interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.values(column))
+    percent = column[1] not in ("kl", "hidden_mse")
+    scale, digits = (100.0, 1) if percent else (1.0, 4)
+    mean, stderr, low, high = (scale * x for x in (interval.mean, interval.stderr, interval.low, interval.high))
+    if difference:
+        return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return f"{mean:.{digits}f} ({stderr:.{digits}f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a Markdown table; returns 2 after bad input."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.tables.across_seeds", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of records, NAME.json, with NAME.items beside them")
+    parser.add_argument("--against", help="method that the others are compared with, pair by pair")
+    parser.add_argument(
+        "--by", action="append", default=[], help="dotted key that tells rows apart, e.g. method.tac.block_size"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if not given.folder.is_dir():
+            raise RecordError(f"{given.folder}: no such folder of records")
+        print(markdown(table(read_rows(given.folder, given.by), given.against)))
+    except StarquantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
