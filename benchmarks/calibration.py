@@ -19,6 +19,7 @@ from measure import machine
 
 from starquant.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.methods.base import Method
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.spec import METHODS
@@ -82,7 +83,7 @@ def time_methods() -> None:
         print(f"  {name:20s} fit {fit:6.3f}   apply {apply:6.3f}   peak {peak:4.0f} MiB")
 
 
-def peak_of(folder: str, method_name: str) -> None:
+def peak_of(folder: str, method: Method) -> None:
     """Fit a method on a checkpoint whose blocks stay on disk; print what it cost on top of the rest of the model."""
     import threading
 
@@ -103,7 +104,6 @@ def peak_of(folder: str, method_name: str) -> None:
     thread = threading.Thread(target=watch)
     thread.start()
     began = time.perf_counter()
-    method = METHODS.load(method_name)(METHODS.load(method_name).Options(name=method_name))
     method.fit(model, BITS, states if method.options.needs_calibration else None, into=Fitted(Path(folder) / "fitted"))
     seconds = time.perf_counter() - began
     done.set()
@@ -142,7 +142,8 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, metavar=("FOLDER", "METHOD"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        peak_of(*args.peak)
+        folder, name = args.peak
+        peak_of(folder, METHODS.load(name)(METHODS.load(name).Options(name=name)))
         return
     print(machine())
     time_methods()

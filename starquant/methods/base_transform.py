@@ -43,18 +43,16 @@ class TransformOptions(Spec):
         learning_rate: at the start; a cosine brings it to zero.
         state_clip: learn how much of each token's range the grid covers, one ratio a token state.
         clip_every: steps between two searches of the weights' clip ratios, where weights are clipped.
-        balance_linears: let every linear of the group count alike, whatever the size of its output.
     """
 
     fit: Literal["fixed", "closed_form", "learned"] = "learned"
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
     rows: Count = 256
-    steps: Count = 80
-    learning_rate: Positive = 0.01
+    steps: Count = 160
+    learning_rate: Positive = 0.02
     state_clip: bool = True
     clip_every: Count = 20
-    balance_linears: bool = False
 
     def structure_of(self, width: int) -> str:
         """Return "dense" or "kronecker" for a site with a matrix of its own."""
@@ -176,7 +174,7 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
         free = _Free(start, group, options, rotate)
         optimizer = torch.optim.Adam(free.parameters(), lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        loss_of = _Loss(group, options)
+        loss_of = _Loss(group)
         for step in range(options.steps):
             transform = free.transform()
             if group.mse_clip and step % options.clip_every == 0:
@@ -201,7 +199,7 @@ def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOp
         logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=start_DD.device, requires_grad=options.state_clip)
         optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
-        losses = [_Loss(group, options) for group in groups]
+        losses = [_Loss(group) for group in groups]
         for step in range(options.steps):
             for index, loss_of in enumerate(losses):
                 transform = Transform([start_DD.float() @ cayley(free_DD)])
@@ -218,21 +216,21 @@ def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOp
 class _Loss:
     """The error of a group's output as a function of P, with weight clip ratios that are searched now and then."""
 
-    def __init__(self, group: Group, options: TransformOptions) -> None:
+    def __init__(self, group: Group) -> None:
         import torch
 
         self.group, self.clip = group, None
-        self.rows_SND = [rows.float() for rows in group.rows_SND]
         self.weight_OD = torch.cat([weight.float() for weight in group.weights])
-        self.targets = [rows @ self.weight_OD.T for rows in self.rows_SND]
-        sizes = [len(weight) for weight in group.weights]
-        if options.balance_linears:  # weigh every output by its linear's size
-            self.scales = [
-                torch.cat([part.square().mean().expand(n) for part, n in zip(t.split(sizes, 1), sizes, strict=True)])
-                for t in self.targets
-            ]
-        else:
-            self.scales = [target.square().mean().expand(len(self.weight_OD)) for target in self.targets]
+        self.rows_ND = torch.cat([rows.float() for rows in group.rows_SND])
+        self.target_NO = self.rows_ND @ self.weight_OD.T
+        counts = [len(rows) for rows in group.rows_SND]
+        self.state_N = torch.arange(2, device=self.rows_ND.device).repeat_interleave(
+            torch.tensor(counts).to(self.rows_ND.device)
+        )
+        ones = [torch.ones_like(rows[:1], dtype=torch.float32) for rows in group.rows_SND]
+        self.keep_SD = torch.cat([gated(one, state, group.gate) for state, one in enumerate(ones)])
+        sizes = [part.square().sum().clamp_min(1e-12) for part in self.target_NO.split(counts)]
+        self.share_N1 = (1 / torch.stack(sizes))[self.state_N][:, None]
 
     def clip_weights(self, transform: Transform) -> None:
         import torch
@@ -241,27 +239,21 @@ class _Loss:
 
         if self.group.weight_format.quantizes:
             with torch.no_grad():
-                weight_OD = transform(self.weight_OD)
-                self.clip = mse_clip(weight_OD, self.group.weight_format, grid=20, max_shrink=0.5)
+                self.clip = mse_clip(transform(self.weight_OD), self.group.weight_format, grid=20, max_shrink=0.5)
 
-    def __call__(self, transform: Transform, state_clip: Tensor | None) -> Tensor:
-        import torch
-
+    def __call__(self, transform: Transform, state_clip_S: Tensor | None) -> Tensor:
         from starquant.numerics import straight_through
 
-        group = self.group
-        weight_OD = transform(self.weight_OD)
+        group, x_ND, weight_OD = self.group, transform(self.rows_ND), transform(self.weight_OD)
+        if group.gate != (0, 0):
+            x_ND = x_ND * self.keep_SD[self.state_N]
         if group.weight_format.quantizes:
             weight_OD = straight_through(weight_OD, group.weight_format, self.clip)
-        losses = []
-        for state, (rows_ND, target, scale_O) in enumerate(zip(self.rows_SND, self.targets, self.scales, strict=True)):
-            x_ND = gated(transform(rows_ND), state, group.gate)
-            if group.activation_format.quantizes:
-                x_ND = straight_through(
-                    x_ND, group.activation_format, None if state_clip is None else state_clip[state]
-                )
-            losses.append(((x_ND @ weight_OD.T - target).square() / scale_O.clamp_min(1e-12)).mean())
-        return torch.stack(losses).sum()
+        if group.activation_format.quantizes:
+            clip_N1 = None if state_clip_S is None else state_clip_S[self.state_N][:, None]
+            x_ND = straight_through(x_ND, group.activation_format, clip_N1)
+        loss: Tensor = ((x_ND @ weight_OD.T - self.target_NO).square() * self.share_N1).sum()
+        return loss
 
 
 def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, float]:

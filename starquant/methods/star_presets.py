@@ -37,7 +37,7 @@ class PlusOptions(STaRQuantOptions):
 
     name: Literal["star_quant_plus"]  # type: ignore[assignment]
     sgat: SGATOptions = SGATOptions(enabled=False)
-    tac: TACOptions = TACOptions(solver="least_squares", condition="state")
+    tac: TACOptions = TACOptions(block_size=64, solver="least_squares", condition="state")
     weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)
 
 

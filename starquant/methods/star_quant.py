@@ -114,20 +114,22 @@ class STaRQuant(QuaRot):
         from starquant.runtime.rewriting import rounded_once
 
         tensors: Tensors = {}
+        solves = self.options.weights.name == "gptq" and bits.weights.bits < 16
+        sequential = visit.feeds_quantized and solves  # sites are quantized as the loop goes on
         statistics = {} if visit.feeds_quantized else self._collect(visit, tuple(Site))
         for site in Site:
             if site is Site.OUT and self.options.tac.enabled and not bits.full_precision:
                 tensors |= tac.fit(visit, self._quantized_attention(visit, tensors, bits), self.options.tac)
-                if visit.feeds_quantized:  # the output projection will read corrected outputs
+                if sequential:  # the output projection will read corrected outputs
                     self.compensate(visit.sites, tensors, bits)
             seen = statistics.get(site) or self._collect(visit, (site,)).get(site)
             found = star_transforms.fit_site(visit, site, seen, bits, self.options, fitted)
             with rounded_once(visit.block):
                 self.rewrite(visit.sites, found)
             tensors |= found
-            if visit.feeds_quantized:
+            if sequential:
                 self.compensate(visit.sites, tensors, bits)
-            if self.options.weights.name == "gptq" and bits.weights.bits < 16:
+            if solves:
                 tensors |= solve_sites(visit, (site,), fed, self.options.weights, fitted, self.weighted)
         return tensors
 

@@ -58,7 +58,8 @@ class Row:
         """
         found = []
         for model in models(self.runs):
-            pairs = [(a, b) for a in self.runs for b in other.runs if a[0] == b[0] == model and _match(a, b)]
+            ours, theirs = ([r for r in sorted_runs(row.runs) if r[0] == model] for row in (self, other))
+            pairs = [(a, b) for a in ours for b in theirs if _match(a, b)]
             if pairs:
                 left = self._stack([a for a, _ in pairs], column)
                 right = other._stack([b for _, b in pairs], column)
