@@ -111,7 +111,7 @@ def test_scores_do_not_depend_on_the_batch_size(finished: Result, tmp_path: Path
 
 def test_killed_and_started_again(finished: Result, tmp_path: Path) -> None:
     """SIGKILL while answering; the second run repeats no answered request and ends with the same scores."""
-    arguments = [*QUICK, f"paths.results={tmp_path}", "runtime.batch_size=1", "runtime.threads=1"]
+    arguments = [*QUICK, "method=rtn", f"paths.results={tmp_path}", "runtime.batch_size=1", "runtime.threads=1"]
     command = [sys.executable, str(REPOSITORY / "run.py"), *arguments]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

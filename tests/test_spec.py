@@ -20,6 +20,9 @@ OPTIONS = {group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in
 
 
 def compose(*overrides: str) -> dict[str, Any]:
+    """Compose as run.py does, but with the cheapest method unless one is named."""
+    if not any(o.startswith("method=") for o in overrides):
+        overrides = ("method=rtn", *overrides)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
 
@@ -46,6 +49,11 @@ def test_every_model_has_a_protocol_for_the_nine_tasks(model: str) -> None:
     for name in run.tasks.names:
         generates = name in ("humaneval", "gsm8k")
         assert (run.model.protocol[name].sampler is not None) == generates
+
+
+def test_the_default_is_the_papers_method() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config").method.name == "star_quant"
 
 
 def test_models_bring_their_suite_and_the_command_line_wins() -> None:

@@ -130,7 +130,8 @@ class _Free:
         device = group.weights[0].device
         self.start, self.rotate = [factor.to(device) for factor in start], rotate
         self.free = [torch.zeros_like(factor, dtype=torch.float32, requires_grad=rotate) for factor in self.start]
-        self.logits_S = torch.full((2,), CLIP_LOGIT, device=device, requires_grad=options.state_clip)
+        clips = options.state_clip and group.activation_format.quantizes
+        self.logits_S = torch.full((2,), CLIP_LOGIT, device=device, requires_grad=clips)
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors that learn."""

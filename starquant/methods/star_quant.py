@@ -49,8 +49,8 @@ class STaRQuantOptions(QuaRotOptions):
     @property
     def needs_calibration(self) -> bool:
         """Whether anything is learned from data."""
-        learns = self.transform.fit != "fixed" or self.transform.state_clip or self.sgat.keep == "if_better"
-        return learns or self.tac.enabled or super().needs_calibration
+        learns = self.transform.fit != "fixed" or self.transform.state_clip
+        return learns or self.sgat.enabled or self.tac.enabled or super().needs_calibration
 
 
 class STaRQuant(QuaRot):

@@ -37,6 +37,14 @@ def check(options: STaRQuantOptions) -> None:
             "method.transform.structure: got 'kronecker', but a closed form is a dense matrix; "
             "allowed: auto, dense, shared"
         )
+    norm_sites = ("qkv_input", "gate_up_input")
+    for name, shares in (("masked", options.sgat.masked), ("unmasked", options.sgat.unmasked)):
+        found = [getattr(shares, site) for site in norm_sites]
+        if transform.structure == "shared" and options.sgat.enabled and found[0] != found[1]:
+            raise ConfigError(
+                f"method.sgat.{name}: got {found[0]} at qkv_input and {found[1]} at gate_up_input, which share a "
+                "transform (method.transform.structure=shared); allowed: one share for both"
+            )
     if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
         raise ConfigError(
             "method.residual_rotation: got 'none', but method.transform.structure=shared learns the residual rotation; "
@@ -65,9 +73,7 @@ def fit_site(
     import torch
 
     width = next(iter(visit.sites.readers(site).values())).in_features
-    gate = gate_of(options.sgat, site, visit.index, width)
-    if bits.activations.bits == 16:
-        gate = Gate(0, 0, "bits.activations.bits = 16")
+    gate = _gate(options, site, visit.index, width, bits)
     row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
     found: Tensors = {}
     if statistics is not None:
@@ -96,6 +102,12 @@ def fit_site(
         found[f"{site.value}.gate"] = torch.tensor(gate.widths)
     fitted.report.append(row | {"d_m": gate.masked, "d_u": gate.unmasked, "why": gate.why})
     return found
+
+
+def _gate(options: STaRQuantOptions, site: Site, block: int, width: int, bits: BitsSpec) -> Gate:
+    if bits.activations.bits == 16:
+        return Gate(0, 0, "bits.activations.bits = 16")
+    return gate_of(options.sgat, site, block, width)
 
 
 def _groups(
@@ -152,9 +164,10 @@ def _fit(
     from starquant.calibration.statistics import TokenState
 
     transform = options.transform
-    if structure != "fixed" and transform.fit == "learned":
+    rounds = group.activation_format.quantizes or group.weight_format.quantizes
+    if structure != "fixed" and transform.fit == "learned" and rounds:
         return learn(group, start, transform)
-    if structure != "fixed":
+    if structure != "fixed" and transform.fit == "closed_form":
         moments = [statistics.second_moment(state).mean.cpu() for state in (TokenState.MASKED, TokenState.UNMASKED)]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
@@ -251,7 +264,7 @@ def fit_shared(
         with rounded_once(visit.block):
             method.fold(visit.sites, ends)
         for site, statistics in visit.collect(plan, tuple(visit.sites.norms)).items():
-            gate = gate_of(options.sgat, site, visit.index, width)
+            gate = _gate(options, site, visit.index, width, bits)
             gates.append(gate)
             groups.append(_groups(visit, site, statistics, bits, options, gate)[0])
             for total, state in zip(moments, TokenState, strict=True):

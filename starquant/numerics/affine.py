@@ -12,6 +12,9 @@ from torch import Tensor
 from starquant.errors import ConfigError, DataError
 from starquant.numerics.moments import require_finite
 
+#: Variance, relative to what it is compared with, below which a block of quantized channels counts as constant.
+_CONSTANT = 1e-8
+
 
 class PairMoments:
     """Sums of z, q, z z^T, z q^T and q q^T of every block, [N, G] and [N, G, G]."""
@@ -79,6 +82,7 @@ def moment_matching(
 
     M = C^1/2 K^-1/2 with C, K the covariances of z and q, each damped by `damping` times its mean variance; singular
     values s of M become 1 + (1 - smoothing)(s - 1), then M becomes (1 - shrinkage) M + shrinkage I. d = E[z] - M E[q].
+    A block of q that (almost) never varies keeps M = I: there is nothing to spread.
     (STaR-Quant, arXiv 2606.04945, TAC; the forms of smoothing and shrinkage are ours.)
     """
     mean_z, mean_q, zz, _, qq = moments.central()
@@ -86,6 +90,9 @@ def moment_matching(
     if smoothing:
         u, s, v = torch.linalg.svd(matrix)
         matrix = u @ torch.diag_embed(1 + (1 - smoothing) * (s - 1)) @ v
+    spread, size = _variance(qq), _variance(zz) + mean_q.square().mean(-1)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    matrix = torch.where((spread <= _CONSTANT * size)[:, None, None], identity, matrix)
     return _finished(matrix, mean_z, mean_q, shrinkage)
 
 
@@ -106,8 +113,12 @@ def _finished(matrix: Tensor, mean_z: Tensor, mean_q: Tensor, shrinkage: float) 
 
 def _level(covariance: Tensor, damping: float) -> Tensor:
     """Return damping x mean variance, [N, 1, 1]; a block without variance gets one that keeps it invertible."""
-    variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    return (damping * variance).clamp_min(1e-12)
+    return (damping * _variance(covariance)[..., None, None]).clamp_min(1e-12)
+
+
+def _variance(covariance: Tensor) -> Tensor:
+    mean: Tensor = covariance.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return mean
 
 
 def _damped(covariance: Tensor, damping: float) -> Tensor:

@@ -24,13 +24,13 @@ def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) ->
         raise ConfigError("bits: 16 means full precision; there is nothing to round")
     runs = grouped(x, fmt)
     tiny = torch.finfo(torch.float32).tiny
-    ratio = fmt.clip_ratio if clip is None else fmt.clip_ratio * clip
-    if fmt.symmetric:
-        scale = (runs.abs().amax(-1, keepdim=True) * ratio / fmt.qmax).clamp_min(tiny)
+    clip = torch.ones((), device=x.device) if clip is None else clip
+    if fmt.symmetric:  # in the order of `grid_of`, so that ties fall alike
+        scale = (runs.abs().amax(-1, keepdim=True) * (fmt.clip_ratio / fmt.qmax) * clip).clamp_min(tiny)
         zero: Tensor | float = 0.0
     else:
-        low = runs.amin(-1, keepdim=True).clamp_max(0.0) * ratio
-        high = runs.amax(-1, keepdim=True).clamp_min(0.0) * ratio
+        low = runs.amin(-1, keepdim=True).clamp_max(0.0) * fmt.clip_ratio * clip
+        high = runs.amax(-1, keepdim=True).clamp_min(0.0) * fmt.clip_ratio * clip
         scale = ((high - low) / fmt.qmax).clamp_min(tiny)
         zero = _rounded(-low / scale)
     codes = (_rounded(runs / scale) + zero).clamp(fmt.qmin, fmt.qmax)

@@ -30,4 +30,6 @@ def kept(core: nn.Module) -> dict[str, Any]:
 
 
 def _replace(attention: nn.Module, **new: Any) -> None:
-    attention.core = QuantizedAttentionCore(FULL, **(kept(attention.core) | new))
+    formats = getattr(attention.core, "formats", {})
+    bits = {name: formats[name].bits for name in formats} or FULL
+    attention.core = QuantizedAttentionCore(bits, **(kept(attention.core) | new))

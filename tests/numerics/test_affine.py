@@ -237,6 +237,12 @@ def test_constant_channels_give_no_nan_and_the_right_mean(
         assert float(mapped[:, channels].std(0).amax()) < 0.5 * float(q[:, channels].std(0).amin())
 
 
+def test_channels_that_repeat_each_other_give_no_nan() -> None:
+    """Covariances of rank two, whose other eigenvalues are rounding errors of either sign, larger than the damping."""
+    z, q = (1e3 * torch.cat((x[:, :2], x[:, :2] @ _randn(2, 10, seed=8)), 1) for x in _pair())
+    assert bool(torch.isfinite(moment_matching(_moments(z, q, 12), 1e-30)[0]).all())
+
+
 @pytest.mark.parametrize("solve", SOLVERS)
 @pytest.mark.parametrize("tokens", [0, 1])
 def test_too_few_tokens_are_named(solve: Callable, tokens: int) -> None:
@@ -257,3 +263,12 @@ def test_widths_and_values_that_do_not_fit_are_named() -> None:
         with pytest.raises(DataError, match="attention output: holds values that are not finite"):
             moments.update(*pair)
         assert moments.count == 0
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.7, 100.0])
+def test_a_block_that_never_varies_is_only_shifted(constant: float) -> None:
+    """Rounded to nothing in calibration, it must not be blown up when it moves at run time."""
+    moments = PairMoments(4)
+    moments.update(torch.randn(500, 4), torch.full((500, 4), constant) * torch.tensor([1.0, 2.0, -1.0, 0.3]))
+    matrix, _ = moment_matching(moments, 0.01)
+    assert torch.equal(matrix[0], torch.eye(4, dtype=torch.float64))

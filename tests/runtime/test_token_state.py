@@ -50,10 +50,10 @@ def test_a_mask_of_ones_is_no_mask() -> None:
     assert context_of(ids, [[1, 1, 1, 1]]).mask_ratio_B.tolist() == context_of(ids).mask_ratio_B.tolist() == [0.75]
 
 
-@pytest.mark.parametrize("bins", [1, 2, 3, 4, 5, 7, 10, 16])
+@pytest.mark.parametrize("bins", [1, 2, 3, 4, 5, 7, 10, 13, 16])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_bins_are_half_open_in_exact_arithmetic(bins: int, padding: int) -> None:
-    for length in (1, 2, 3, 10, 24, 49, 60, 97):
+    for length in (1, 2, 3, 10, 13, 24, 49, 60, 97):
         ids = [[MASK] * padding + [MASK] * k + [1] * (length - k) for k in range(length + 1)]
         visible = [[0] * padding + [1] * length for _ in ids] if padding else None
         expected = [max(math.ceil(Fraction(k, length) * bins) - 1, 0) for k in range(length + 1)]
