@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: $(STAMP) ## quantize the embedded model to W4A4 and score it against full precision
-	$(BIN)/python run.py model=tiny bits=w4a4 method=rtn paths.results=results/demo
+	$(BIN)/python run.py model=tiny bits=w4a4 method=star_quant paths.results=results/demo
 
 test: $(STAMP) ## run the tests (those marked slow or gpu excepted)
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -82,9 +82,7 @@ def count(shape: Shape, g: int = 16) -> None:
     widest = max(w * o for w, o, _ in shape.sites().values()) * 4 / 2**30
     hidden = 128 * 256 * shape.width * 2 / 2**30
     print(f"  fit: {total / 1e15:.1f} PFLOP, {total / 30e12 / 3600:.2f} h at 30 TFLOP/s; about 8 float32 copies of the")
-    print(
-        f"  widest group's weights, {8 * widest:.1f} GiB, one block, {hidden:.1f} GiB of hidden states, with blocks on disk"
-    )
+    print(f"  widest group's weights, {8 * widest:.1f} GiB, one block, {hidden:.1f} GiB of hidden states")
 
 
 def overhead(repeats: int) -> None:
