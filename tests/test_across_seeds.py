@@ -13,7 +13,7 @@ from starquant.records.store import RecordStore
 from starquant.tables.across_seeds import main, read_rows, table
 from starquant.tables.bootstrap import crossed_bootstrap
 from tests.records.test_store import make_record
-from tests.test_paired import items_of
+from tests.test_paired import fidelity_rows, items_of
 from tests.test_spec import spec
 
 TASK = "testbed_facts"
@@ -72,11 +72,33 @@ def test_two_records_of_one_row_and_seed_are_refused(tmp_path: Path, capsys: pyt
     }
 
 
-def test_items_that_differ_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ids", [[0, 1], [0, 1, 7]])
+def test_items_that_differ_are_refused(tmp_path: Path, ids: list[int]) -> None:
     write(tmp_path, "rtn", [0.0, 1, 0])
-    write(tmp_path, "quarot", [0.0, 1], rotation=0)
+    run = spec("method=quarot", "bits=w4a4", f"tasks.names=[{TASK}]")
+    items = [item | {"doc_id": i} for item, i in zip(items_of([0.0] * len(ids)), ids, strict=True)]
+    RecordStore(tmp_path).write(run, make_record(run), {TASK: items})
     with pytest.raises(RecordError, match="items of testbed_facts differ"):
         table(read_rows(tmp_path), against="rtn")
+
+
+def test_fidelity_of_other_prompts_is_not_compared(tmp_path: Path) -> None:
+    for method, split in (("rtn", "test"), ("quarot", "validation")):
+        run = spec(f"method={method}", "bits=w4a4", f"tasks.names=[{TASK}]", f"fidelity.source.split={split}")
+        record = make_record(run)
+        kl = record.scores[0].model_copy(update={"task": "fidelity", "metric": "kl", "filter": "all", "unit": "nats"})
+        items = {TASK: items_of([0.0, 1]), "fidelity": fidelity_rows([[1.0], [2.0]])}
+        RecordStore(tmp_path).write(run, record.model_copy(update={"scores": [*record.scores, kl]}), items)
+    with pytest.raises(RecordError, match="items of fidelity differ"):
+        table(read_rows(tmp_path), against="rtn")
+
+
+def test_the_number_of_pairs_is_shown(tmp_path: Path) -> None:
+    for model in (0, 1):
+        write(tmp_path, "quarot", [1.0, 0], model=model, rotation=0)
+    write(tmp_path, "quarot_rtn", [1.0, 0], model=0, rotation=0)
+    found = table(read_rows(tmp_path), against="quarot").set_index("method")
+    assert found.loc["quarot_rtn", "pairs"] == 1
 
 
 def test_an_unknown_method_and_an_empty_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +119,12 @@ def test_the_crossed_bootstrap_knows_both_sources_of_noise() -> None:
     assert found.mean == pytest.approx((runs + items).mean())
     assert found.stderr == pytest.approx(expected, rel=0.05)
     assert found.low < found.mean < found.high
+
+
+def test_models_scored_on_the_same_items_are_no_new_items() -> None:
+    values = np.random.default_rng(0).normal(size=(4, 100))
+    one, three = crossed_bootstrap([values]), crossed_bootstrap([values] * 3)
+    assert three.stderr == pytest.approx(one.stderr, rel=1e-9)
 
 
 @pytest.mark.parametrize("bad", [[], [np.zeros(4)], [np.zeros((2, 1))], [np.full((2, 3), np.nan)]])

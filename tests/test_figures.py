@@ -50,8 +50,15 @@ def test_bad_input_is_named(report: Path, tmp_path: Path, capsys: pytest.Capture
     assert activations_main(["--out", str(tmp_path / "no" / "x.json")]) == 2
     assert activations_main(["--out", str(tmp_path / "x.json"), "--segments", "0"]) == 2
     assert activations_main(["--out", str(tmp_path / "x.json"), "--model-seed", "99"]) == 2
+    assert activations_main(["--out", str(tmp_path / "x.json"), "--source", "text"]) == 2
     said = capsys.readouterr().err
-    for part in ("have no colour", "--site: got 'door', allowed: qkv_input", "not a report of", "is no folder"):
+    for part in (
+        "have no colour",
+        "--site: got 'door', allowed: qkv_input",
+        "not a report of",
+        "is no folder",
+        "--source-path: got nothing",
+    ):
         assert part in said
     for part in ("--out: ", "--segments: got 0, allowed: at least 1", "model.seed: got 99"):
         assert part in said
@@ -77,12 +84,12 @@ def test_reports_hold_every_site_and_both_states(report: Path) -> None:
 
 def test_masked_rows_of_the_first_attention_input_are_one_vector(tiny: MaskedDiffusionModel) -> None:
     """So that 31 of 32 directions are idle for them: why that site is not gated."""
-    ids = torch.randint(5, 300, (4, 16))
-    masked = torch.arange(16) % 2 == 0
+    ids = torch.randint(5, 300, (8, 64))
+    masked = torch.arange(64) % 2 == 0
     ids = ids.masked_fill(masked, tiny.mask_token_id)
-    batch = StateBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.full((4,), 0.5))
+    batch = StateBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.full((8,), 0.5))
     first = measure(tiny, CalibrationStates([batch], tiny.mask_token_id))[0]
     assert first["site"] == "qkv_input"
-    assert first["masked"]["tokens"] == 32
+    assert first["masked"]["tokens"] == 256
     assert first["masked"]["idle_energy"][-1]["own"] == pytest.approx(0, abs=1e-9)
     assert first["unmasked"]["idle_energy"][-1]["own"] > 1e-6

@@ -141,7 +141,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     states = make_states(segments, masked, model, None, report={}, progress=sys.stderr.isatty())
     return {
+        "kind": "activations",
         "schema_version": SCHEMA_VERSION,
+        "half_range": HALF_RANGE,
         "model": asked or f"embedded, seed {seed}",
         "source": source.model_dump(mode="json"),
         "states": states.report,
@@ -168,6 +170,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args(given)
     try:
+        if arguments.source == "text" and arguments.source_path is None:
+            raise ConfigError("--source-path: got nothing, but --source text needs a .txt or .jsonl file")
         for name in ("segments", "length"):
             if getattr(arguments, name) < 1:
                 raise ConfigError(f"--{name}: got {getattr(arguments, name)}, allowed: at least 1")

@@ -84,7 +84,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Transform:
-    """An orthogonal P, given by one factor (dense) or two (Kronecker); activations and weights become x P."""
+    """An orthogonal P of one factor (dense), two (Kronecker), or none (the identity); x becomes x P on both sides."""
 
     factors: Sequence[Tensor]
 
@@ -92,7 +92,9 @@ class Transform:
         """Return x P."""
         from starquant.numerics import apply_kronecker
 
-        return x @ self.factors[0] if len(self.factors) == 1 else apply_kronecker(x, *self.factors)
+        if len(self.factors) == 2:
+            return apply_kronecker(x, *self.factors)
+        return x @ self.factors[0] if self.factors else x
 
     def to(self, like: Tensor) -> Transform:
         """Return it in the dtype and on the device of a tensor."""
@@ -152,7 +154,8 @@ class _Free:
         """Return what was learned, P composed in float64."""
         from starquant.numerics import cayley
 
-        factors = [(s @ cayley(f.detach().double())).float() for s, f in zip(self.start, self.free, strict=True)]
+        pairs = zip(self.start, self.free, strict=True)
+        factors = [(s @ cayley(f.detach().double())).float() if self.rotate else s.float() for s, f in pairs]
         clip = self.state_clip()
         return Learned(Transform(factors), None if clip is None else clip.detach())
 

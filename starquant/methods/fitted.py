@@ -105,7 +105,7 @@ class Fitted:
     def _open(cls, folder: Path, name: str) -> Fitted:
         try:
             listed = json.loads((folder / name).read_text(encoding="utf-8"))
-            notes, report = list(listed["notes"]), list(listed["report"])
+            notes, report = list(listed["notes"]), list(listed.get("report", []))
             parts = dict.fromkeys(listed["parts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{folder / name}: not readable as a fitted method ({error})") from None

@@ -40,8 +40,8 @@ class SGATOptions(Spec):
         masked: d_m as a share of each site's width, rounded to whole channels.
         unmasked: d_u likewise.
         first_attention: gate the first block's attention input too, where all masked tokens share one vector.
-        keep: "always", or "if_better": a site keeps its gate only if the group's output error on rows that nothing
-            was learned from is smaller with it.
+        keep: "always", or "if_better": a site keeps its gate only if the error of the group's output is smaller with
+            it than with the same P ungated, on rows that P was not learned on.
     """
 
     enabled: bool = True

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from starquant.calibration.statistics import SiteStatistics
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites, Site
+    from starquant.records.manifest import ManifestEntry
 
 
 class STaRQuantOptions(QuaRotOptions):
@@ -85,7 +86,7 @@ class STaRQuant(QuaRot):
         from starquant.methods import star_transforms
 
         super().check(model, bits)
-        star_transforms.check(self.options)
+        star_transforms.check(self.options, model.block_sites(model.trunk().blocks[0]))
         if self.options.tac.enabled:
             tac.check(model, self.options.tac, {name: getattr(bits.attention, name) for name in ("q", "k", "p", "v")})
 
@@ -93,12 +94,12 @@ class STaRQuant(QuaRot):
         self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted, states: CalibrationStates | None = None
     ) -> Tensors:
         """Return the residual rotation, learned where it is shared by all sites."""
-        from starquant.methods import star_transforms
+        from starquant.methods.star_shared import fit_shared
 
         ends = super().ends(model, bits, fitted, states)
         if self.options.transform.structure == "shared" and self._own:
             assert states is not None
-            return star_transforms.fit_shared(self, model, bits, states, ends, fitted)
+            return fit_shared(self, model, bits, states, ends, fitted)
         return ends
 
     def place(self, sites: BlockSites) -> None:
@@ -116,21 +117,22 @@ class STaRQuant(QuaRot):
         tensors: Tensors = {}
         solves = self.options.weights.name == "gptq" and bits.weights.bits < 16
         sequential = visit.feeds_quantized and solves  # sites are quantized as the loop goes on
-        statistics = {} if visit.feeds_quantized else self._collect(visit, tuple(Site))
+        statistics = {} if sequential else self._collect(visit, tuple(Site))
         for site in Site:
             if site is Site.OUT and self.options.tac.enabled and not bits.full_precision:
                 tensors |= tac.fit(visit, self._quantized_attention(visit, tensors, bits), self.options.tac)
                 if sequential:  # the output projection will read corrected outputs
                     self.compensate(visit.sites, tensors, bits)
-            seen = statistics.get(site) or self._collect(visit, (site,)).get(site)
-            found = star_transforms.fit_site(visit, site, seen, bits, self.options, fitted)
+            seen = self._collect(visit, (site,)) if sequential else statistics
+            found = star_transforms.fit_site(visit, site, seen.get(site), bits, self.options, fitted)
             with rounded_once(visit.block):
                 self.rewrite(visit.sites, found)
             tensors |= found
-            if sequential:
-                self.compensate(visit.sites, tensors, bits)
-            if solves:
+            if solves:  # weights are solved on gated inputs
+                self.compensate(visit.sites, tensors if sequential else found, bits)
                 tensors |= solve_sites(visit, (site,), fed, self.options.weights, fitted, self.weighted)
+                if not sequential:
+                    star_transforms.keep_exact_part(visit.sites, site)
         return tensors
 
     def _collect(self, visit: BlockVisit, sites: Sequence[Site]) -> dict[Site, SiteStatistics]:
@@ -162,6 +164,19 @@ class STaRQuant(QuaRot):
                 quantize_linear(visit.model, twin, info, bits, solve)
         quantize_attention(visit.model, twin, visit.index, bits.attention)
         return twin
+
+    def apply(
+        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
+    ) -> list[ManifestEntry]:
+        """Apply as every blockwise method; raises RecordError where nothing was fitted for a block."""
+        from starquant.errors import RecordError
+        from starquant.methods.fitted import block_part
+
+        for index in range(len(model.trunk().blocks) if self.options.needs_calibration else 0):
+            part = block_part(index)
+            if self.options.weights.name != "gptq" and part not in fitted:
+                raise RecordError(f"{part}: nothing was fitted for it; fit on this model")
+        return super().apply(model, fitted, bits, progress)
 
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
         """Fold each site's matrix into the linears that read it, and put it there."""

@@ -6,10 +6,12 @@ Tensors of a site are named SITE.factor_0 (and _1), SITE.gate, SITE.state_clip.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starquant.bits import BitsSpec
+from starquant.errors import DataError
 from starquant.methods import tac
 from starquant.methods.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.blockwise import Tensors
@@ -19,19 +21,27 @@ from starquant.methods.sgat import Gate, closed_form, gate_of
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from starquant.calibration.batches import CalibrationStates
     from starquant.calibration.engine import BlockVisit
     from starquant.calibration.statistics import SiteStatistics
-    from starquant.methods.star_quant import STaRQuant, STaRQuantOptions
-    from starquant.models.base import MaskedDiffusionModel
+    from starquant.methods.star_quant import STaRQuantOptions
     from starquant.models.roles import BlockSites, Site
 
 
-def check(options: STaRQuantOptions) -> None:
+_DIVERGED = "the learned transform is not finite; lower method.transform.learning_rate"
+
+
+def check(options: STaRQuantOptions, sites: BlockSites) -> None:
     """Judge what of the transform's options does not go together; raises ConfigError."""
     from starquant.errors import ConfigError
 
     transform = options.transform
+    widest = max(linear.in_features for linear in sites.linears.values())
+    if transform.fit == "closed_form" and transform.structure == "auto" and widest > transform.dense_width:
+        raise ConfigError(
+            f"method.transform.fit: got 'closed_form', which is a dense matrix of up to {widest} channels, multiplied "
+            f"online; beyond dense_width={transform.dense_width} ask for it by method.transform.structure=dense, or "
+            "fold it by structure=shared (sites behind no norm then stay ungated)"
+        )
     if transform.fit == "closed_form" and transform.structure == "kronecker":
         raise ConfigError(
             "method.transform.structure: got 'kronecker', but a closed form is a dense matrix; "
@@ -73,44 +83,65 @@ def fit_site(
     import torch
 
     width = next(iter(visit.sites.readers(site).values())).in_features
-    gate = _gate(options, site, visit.index, width, bits)
+    gate = asked_gate(options, site, visit.index, width, bits)
+    if gate.acts and options.transform.fit == "fixed":
+        fitted.note("gates on a fixed rotation drop directions that carry as much as any other", "all blocks")
     row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
     found: Tensors = {}
     if statistics is not None:
-        trained, judged = _groups(visit, site, statistics, bits, options, gate)
+        trained, judged = groups_of(visit, site, statistics, bits, options, gate)
         start, structure = start_of(visit.sites, site, options)
-        before = output_errors(dataclasses.replace(judged, gate=(0, 0)), as_it_starts(start, trained), None)
-        learned = _fit(trained, start, structure, statistics, options)
-        after = output_errors(judged, learned.transform, learned.state_clip)
-        if options.sgat.keep == "if_better" and gate.acts:
-            open_group = dataclasses.replace(judged, gate=(0, 0))
-            ungated = output_errors(open_group, learned.transform, learned.state_clip)
-            if sum(ungated) <= sum(after):
-                gate, after = (
-                    Gate(0, 0, f"not better: error {sum(after):.3g} with, {sum(ungated):.3g} without"),
-                    ungated,
-                )
+        learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
+        gate, errors = _judged(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
             found |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
         if learned.state_clip is not None:
             found[f"{site.value}.state_clip"] = learned.state_clip.float()
             row |= dict(zip(("clip_masked", "clip_unmasked"), map(float, learned.state_clip), strict=True))
-        row |= {"structure": structure}
-        row |= dict(zip(("start_error_masked", "start_error_unmasked"), before, strict=True))
-        row |= dict(zip(("error_masked", "error_unmasked"), after, strict=True))
+        row |= {"structure": structure} | errors
     if gate.acts:
         found[f"{site.value}.gate"] = torch.tensor(gate.widths)
     fitted.report.append(row | {"d_m": gate.masked, "d_u": gate.unmasked, "why": gate.why})
     return found
 
 
-def _gate(options: STaRQuantOptions, site: Site, block: int, width: int, bits: BitsSpec) -> Gate:
+def _judged(
+    group: Group,
+    start: Sequence[Tensor],
+    learned: Learned,
+    gate: Gate,
+    options: STaRQuantOptions,
+    where: str,
+    fitted: Fitted,
+) -> tuple[Gate, dict[str, float]]:
+    """Return the gate that is kept, and output errors at the start and in the end; notes what went wrong."""
+    ungated = dataclasses.replace(group, gate=(0, 0))
+    before = output_errors(ungated, as_it_starts(start, group), None)
+    after = output_errors(group, learned.transform, learned.state_clip)
+    if not all(math.isfinite(error) for error in after):
+        raise DataError(f"{where}: {_DIVERGED}")
+    if options.sgat.keep == "if_better" and gate.acts:
+        without = output_errors(ungated, learned.transform, learned.state_clip)
+        if sum(without) <= sum(after):
+            gate = Gate(0, 0, f"not better: error {sum(after):.3g} with, {sum(without):.3g} without")
+            after = without
+    if sum(after) > sum(before):
+        fitted.note("output error above that of the start", where)
+    names = ("start_error_masked", "start_error_unmasked", "error_masked", "error_unmasked")
+    return gate, dict(zip(names, (*before, *after), strict=True))
+
+
+def asked_gate(options: STaRQuantOptions, site: Site, block: int, width: int, bits: BitsSpec) -> Gate:
+    """Return the gate that a site is asked to have, none where it cannot act."""
     if bits.activations.bits == 16:
         return Gate(0, 0, "bits.activations.bits = 16")
+    transform = options.transform
+    if transform.fit == "closed_form" and transform.structure == "shared" and site.value in ("out_input", "down_input"):
+        return Gate(0, 0, "behind no norm: not part of the shared closed form")
     return gate_of(options.sgat, site, block, width)
 
 
-def _groups(
+def groups_of(
     visit: BlockVisit, site: Site, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
 ) -> tuple[Group, Group]:
     """Return the group with rows to learn from, and with rows to be judged on."""
@@ -143,8 +174,9 @@ def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions) -> tuple[
     width = next(iter(sites.readers(site).values())).in_features
     transform, eye = options.transform, torch.eye
     if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
-        return [eye(width, dtype=torch.float64)], "fixed"
-    structure = "dense" if transform.fit == "closed_form" else transform.structure_of(width)
+        return [], "fixed"
+    closed = transform.fit == "closed_form" and transform.structure != "shared"
+    structure = "dense" if closed else transform.structure_of(width)
     sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)
     asked = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard,) * 2}.get(site, (False, False))
     factors = [
@@ -159,15 +191,25 @@ def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions) -> tuple[
 
 
 def _fit(
-    group: Group, start: list[Tensor], structure: str, statistics: SiteStatistics, options: STaRQuantOptions
+    group: Group,
+    start: list[Tensor],
+    structure: str,
+    statistics: SiteStatistics,
+    options: STaRQuantOptions,
+    where: str,
 ) -> Learned:
+    import torch
+
     from starquant.calibration.statistics import TokenState
 
     transform = options.transform
     rounds = group.activation_format.quantizes or group.weight_format.quantizes
     if structure != "fixed" and transform.fit == "learned" and rounds:
-        return learn(group, start, transform)
-    if structure != "fixed" and transform.fit == "closed_form":
+        try:
+            return learn(group, start, transform)
+        except (torch.linalg.LinAlgError, DataError):  # not solvable, not finite
+            raise DataError(f"{where}: {_DIVERGED}") from None
+    if structure == "dense" and transform.fit == "closed_form":
         moments = [statistics.second_moment(state).mean.cpu() for state in (TokenState.MASKED, TokenState.UNMASKED)]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
@@ -213,6 +255,15 @@ def compensate(sites: BlockSites, tensors: Tensors, bits: BitsSpec, options: tac
             module.transform = SiteTransform(exact, correction, gating)
 
 
+def keep_exact_part(sites: BlockSites, site: Site) -> None:
+    """Take gate and correction away from a site again."""
+    from starquant.runtime import SiteTransform
+
+    module = sites.inputs[site]
+    if isinstance(module.transform, SiteTransform):
+        module.transform = module.transform.exact
+
+
 def _correction(sites: BlockSites, tensors: Tensors, options: tac.TACOptions) -> nn.Module | None:
     """Return TAC for the attention output, or put it on the values and return None."""
     from starquant.models.roles import Role
@@ -232,51 +283,3 @@ def _correction(sites: BlockSites, tensors: Tensors, options: tac.TACOptions) ->
 
     transform_values(attention, BlockAffine(first_of_group(matrix), first_of_group(shift)))
     return None
-
-
-def fit_shared(
-    method: STaRQuant,
-    model: MaskedDiffusionModel,
-    bits: BitsSpec,
-    states: CalibrationStates,
-    ends: Tensors,
-    fitted: Fitted,
-) -> Tensors:
-    """Return the residual rotation R P, P fitted to all sites behind a norm at once.
-
-    Learned, every step of Adam sees one site, in turn; the rewritten weights of all of them are held meanwhile.
-    """
-    import torch
-
-    from starquant.calibration.engine import walk
-    from starquant.calibration.statistics import Collect, TokenState
-    from starquant.methods.base_transform import learn_shared
-    from starquant.numerics import Rotation
-    from starquant.runtime.rewriting import rounded_once
-
-    options = method.options
-    closed = options.transform.fit == "closed_form"
-    width = model.trunk().embedding.embedding_dim
-    groups, moments, gates = [], [torch.zeros(width, width, dtype=torch.float64) for _ in range(2)], []
-    plan = Collect(moments=False, rows=2 * options.transform.rows, second_moment="state" if closed else None)
-    exact = dataclasses.replace(states, inputs="full_precision")
-    for visit in walk(model, exact, lambda hidden: method.embed(hidden, ends)):
-        with rounded_once(visit.block):
-            method.fold(visit.sites, ends)
-        for site, statistics in visit.collect(plan, tuple(visit.sites.norms)).items():
-            gate = _gate(options, site, visit.index, width, bits)
-            gates.append(gate)
-            groups.append(_groups(visit, site, statistics, bits, options, gate)[0])
-            for total, state in zip(moments, TokenState, strict=True):
-                if closed:
-                    total += statistics.second_moment(state).mean.cpu()
-    if closed:
-        widest = max(gates, key=lambda gate: sum(gate.widths)).widths
-        found = closed_form(*moments, widest)
-    else:
-        found = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform)
-    rotation = Rotation.from_tensors(ends)
-    assert rotation is not None
-    matrix_DD = rotation.apply(torch.eye(width, dtype=torch.float64)) @ found.cpu()
-    fitted.report.append({"block": None, "site": "residual stream", "width": width, "structure": "shared"})
-    return Rotation(matrix_DD=matrix_DD).to_tensors()

@@ -4,7 +4,8 @@
 
 A row is a method at a bit-width; its runs differ by `model.seed` and `method.rotation_seed`. Runs of two methods are
 paired by both seeds and by item; a method without rotation is paired with every rotation seed of the other. Intervals
-are 95 % bootstrap intervals over rotation seeds and items; models count alike and are not resampled.
+are 95 % bootstrap intervals over rotation seeds and items, the same draw for all models, which count alike and are not
+resampled. A row with one rotation seed has no noise of rotations in its interval.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from starquant.records.record import RunRecord
 from starquant.records.store import read_record
 from starquant.tables.bootstrap import crossed_bootstrap
 from starquant.tables.comparison import markdown
-from starquant.tables.items import read_items
+from starquant.tables.items import read_items, trajectories_of
 
 FIDELITY = "fidelity"
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
@@ -40,6 +41,7 @@ class Row:
 
     label: tuple[str, ...]
     runs: dict[Run, dict[Column, pd.Series[float]]] = field(default_factory=dict)
+    trajectories: dict[Run, dict[str, Any]] = field(default_factory=dict)
 
     def columns(self) -> list[Column]:
         """Return the (task, metric) pairs that every run has."""
@@ -48,13 +50,14 @@ class Row:
 
     def values(self, column: Column) -> list[NDArray[np.float64]]:
         """Return [runs, items] of each model."""
-        return [self._stack([run for run in sorted_runs(self.runs) if run[0] == m], column) for m in models(self.runs)]
+        runs = sorted_runs(self.runs)
+        return [self._stack([run for run in runs if run[0] == m], column).to_numpy() for m in models(self.runs)]
 
     def minus(self, other: Row, column: Column) -> list[NDArray[np.float64]]:
-        """Return differences [runs, items] of each model, paired by seeds and items.
+        """Return differences [pairs, items] of each model that both have, paired by seeds and items.
 
         Raises:
-            RecordError: no common model, or items that differ.
+            RecordError: no common model, items that differ, fidelity of other trajectories.
         """
         found = []
         for model in models(self.runs):
@@ -63,18 +66,20 @@ class Row:
             if pairs:
                 left = self._stack([a for a, _ in pairs], column)
                 right = other._stack([b for _, b in pairs], column)
-                if left.shape != right.shape:
+                alike = column[0] != FIDELITY or all(self.trajectories[a] == other.trajectories[b] for a, b in pairs)
+                if not alike or not left.columns.equals(right.columns):
                     raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
-                found.append(left - right)
+                found.append(left.to_numpy() - right.to_numpy())
         if not found:
             raise RecordError(f"{' '.join(self.label)} and {' '.join(other.label)}: no runs of the same seeds")
         return found
 
-    def _stack(self, runs: Sequence[Run], column: Column) -> NDArray[np.float64]:
+    def _stack(self, runs: Sequence[Run], column: Column) -> pd.DataFrame:
+        """Return a row a run, a column an item."""
         series = [self.runs[run][column] for run in runs]
         if any(not one.index.equals(series[0].index) for one in series[1:]):
             raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ between its runs")
-        return np.stack([one.to_numpy(dtype=np.float64) for one in series])
+        return pd.DataFrame([one.to_numpy(dtype=np.float64) for one in series], columns=series[0].index)
 
 
 def _match(a: Run, b: Run) -> bool:
@@ -99,7 +104,7 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
         by: dotted configuration keys that tell rows apart, beside bits and method.
 
     Raises:
-        RecordError: damaged records or items, two records of the same row and seeds, records of different code.
+        RecordError: damaged records or items, two records of the same row and seeds.
     """
     rows: dict[tuple[str, ...], Row] = {}
     paths = sorted(folder.rglob("*.json"))
@@ -115,7 +120,7 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
                 f"{path}: a second record of {' '.join(label)}, model seed {run[0]}, rotation seed {run[1]}; give a "
                 "folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
             )
-        row.runs[run] = _values(path, record)
+        row.runs[run], row.trajectories[run] = _values(path, record), trajectories_of(record.spec)
     return list(rows.values())
 
 
@@ -138,7 +143,8 @@ def _values(path: Path, record: RunRecord) -> dict[Column, pd.Series[float]]:
         items = read_items(path, task)
         for metric, filter_name in items.metrics():
             if task != FIDELITY or metric in FIDELITY_METRICS:
-                found[task, metric] = items.values(metric, filter_name)
+                several = sum(name == metric for name, _ in items.metrics()) > 1
+                found[task, f"{metric} ({filter_name})" if several else metric] = items.values(metric, filter_name)
     return found
 
 
@@ -156,8 +162,10 @@ def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
         raise RecordError(f"--against: got '{against}', allowed: {', '.join(dict.fromkeys(names))}")
     lines = []
     for row in rows:
-        cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1], "runs": len(row.runs)}
-        other = next((r for r in rows if r.label == (*row.label[:-1], against)), None)
+        other = next((r for r in rows if r.label[-2:] == (row.label[-2], against)), None)
+        other = next((r for r in rows if r.label == (*row.label[:-1], against)), other)  # the nearest one first
+        cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1]}
+        cells["runs" if against is None else "pairs"] = _count(row, other if against else None)
         for column in columns:
             name = column[1] if column[0] == FIDELITY else f"{column[0].removeprefix('testbed_')} {column[1]}"
             cells[name] = _cell(row, other, column, against is not None)
@@ -165,12 +173,22 @@ def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _count(row: Row, other: Row | None) -> int:
+    """Return the number of runs, or of pairs with another method's."""
+    if other is None:
+        return len(row.runs)
+    return sum(a[0] == b[0] and _match(a, b) for a in row.runs for b in other.runs)
+
+
 def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
     if column not in row.columns():
         return ""
     if difference and (other is None or other is row or column not in other.columns()):
         return ""
-    interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.values(column))
+    try:
+        interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.values(column))
+    except ValueError as error:
+        raise RecordError(f"{' '.join(row.label)}: {column[0]} {column[1]}: {error}") from None
     percent = column[1] not in ("kl", "hidden_mse")
     scale, digits = (100.0, 1) if percent else (1.0, 4)
     mean, stderr, low, high = (scale * x for x in (interval.mean, interval.stderr, interval.low, interval.high))

@@ -74,11 +74,13 @@ def paired_bootstrap(
 def crossed_bootstrap(
     differences: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> PairedInterval:
-    """Return the interval of a mean over models of a mean over runs and items, both resampled.
+    """Return the interval of a mean over models of a mean over runs and items, runs and items both resampled.
+
+    Models count alike and are not resampled. They are scored on the same items and their runs have the same seeds, so
+    one draw of items and one of runs serves all models that have as many of them.
 
     Args:
-        differences: one array [runs, items] a model, each value a pair's difference (or a plain value): runs differ
-            by a seed, items are the same in all of them. Models count alike and are not resampled.
+        differences: one array [runs, items] a model, each value a pair's difference (or a plain value).
         resamples: number of resamples.
         seed: of the resampling.
         level: of the interval.
@@ -92,14 +94,13 @@ def crossed_bootstrap(
         if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2 or not np.isfinite(values).all():
             raise ValueError(f"a bootstrap needs finite values [runs, items >= 2], got shape {values.shape}")
     rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for values in differences:
-        runs, items = values.shape
-        for i in range(resamples):
-            # Counts of how often each run and item is drawn: the mean of the resampled array without building it.
-            rows = np.bincount(rng.integers(0, runs, runs), minlength=runs) / runs
-            columns = np.bincount(rng.integers(0, items, items), minlength=items) / items
-            means[i] += rows @ values @ columns / len(differences)
+
+    def shares(count: int) -> NDArray[np.float64]:  # [resamples, count]: how often each is drawn, as a share
+        return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
+
+    runs = {n: shares(n) for n in sorted({values.shape[0] for values in differences})}
+    items = {n: shares(n) for n in sorted({values.shape[1] for values in differences})}
+    means = np.mean([((runs[v.shape[0]] @ v) * items[v.shape[1]]).sum(1) for v in differences], axis=0)
     observed = float(np.mean([values.mean() for values in differences]))
     crossed = 1.0 if observed == 0 else float((means * np.sign(observed) <= 0).mean())
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -32,7 +32,10 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
     repeated = frame.groupby(ROW)["digest"].nunique()
     if (repeated > 1).any():
         row = ", ".join(map(str, repeated[repeated > 1].index[0]))
-        raise RecordError(f"{row}: several records share this row; give a folder with one of each")
+        raise RecordError(
+            f"{row}: several records share this row; give a folder with one of each, "
+            "or compare seeds with starquant.tables.across_seeds"
+        )
     fidelity = (frame["task"] == FIDELITY) & (frame["filter"] == "all") & frame["metric"].isin(FIDELITY_COLUMNS)
     chosen = frame[fidelity | ((frame["task"] != FIDELITY) & frame["requested"])]
     names = chosen["task"].str.removeprefix("testbed_") + " " + chosen["metric"]
@@ -51,7 +54,7 @@ def _cell(row: object) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Return a GitHub table; columns that say the same in every row are left out."""
-    constant = [name for name in ("model", "seed") if table[name].nunique() == 1]
+    constant = [name for name in ("model", "seed") if name in table and table[name].nunique() == 1]
     table = table.drop(columns=constant)
     lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -43,16 +43,13 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     labels = list(dict.fromkeys(label for label, _ in records))
     for index, label in enumerate(labels):
-        by_step: dict[int, list[float]] = {}
-        for _, path in (pair for pair in records if pair[0] == label):
-            read_record(path)
-            for row in read_raw(path, "fidelity"):
-                if row.get("step") is not None and metric in row:
-                    by_step.setdefault(row["step"], []).append(row[metric])
-        if not by_step:
-            raise RecordError(f"{records[index][1]}: its fidelity items have no {metric}")
+        own = [path for name, path in records if name == label]
+        by_step = _by_step(own, metric)
         steps = sorted(by_step)
-        found = [bootstrap(by_step[step]) for step in steps]
+        try:
+            found = [bootstrap(by_step[step]) for step in steps]
+        except ValueError as error:
+            raise RecordError(f"{own[0]}: {metric}: {error}") from None
         shade = str(0.65 * index / max(1, len(labels) - 1))
         marks: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": STYLES[index % len(STYLES)]}
         axes.plot([s + 1 for s in steps], [f.mean for f in found], label=label, color=shade, markersize=4, **marks)
@@ -64,20 +61,33 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     return figure
 
 
+def _by_step(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
+    """Return, for every step, one value a prompt: the mean over the records."""
+    cells: dict[int, dict[int, list[float]]] = {}
+    for path in paths:
+        read_record(path)
+        for row in read_raw(path, "fidelity"):
+            if row.get("step") is not None and isinstance(row.get(metric), int | float):
+                cells.setdefault(row["step"], {}).setdefault(row["prompt"], []).append(float(row[metric]))
+    if not cells:
+        raise RecordError(f"{paths[0]}: its fidelity items have no {metric} at denoising steps")
+    return {step: [sum(v) / len(v) for v in prompts.values()] for step, prompts in cells.items()}
+
+
 def activations(report: dict[str, Any], site: str) -> Figure:
     """Draw, a block a row: histograms of both token states, and the largest magnitude of every channel (figure 1).
 
     Raises:
         RecordError: no such site in the report.
     """
-    rows = [row for row in report.get("rows", ()) if row.get("site") == site]
+    rows = [row for row in report["rows"] if row["site"] == site]
     if not rows:
-        known = ", ".join(dict.fromkeys(row["site"] for row in report.get("rows", ())))
+        known = ", ".join(dict.fromkeys(row["site"] for row in report["rows"]))
         raise RecordError(f"--site: got '{site}', allowed: {known}")
     figure, grid = plt.subplots(len(rows), 2, figsize=(7.5, 1.9 * len(rows)), layout="constrained", squeeze=False)
     for (left, right), row in zip(grid, rows, strict=True):
         for state, shade, style in (("masked", "0.0", "-"), ("unmasked", "0.55", "--")):
-            _histogram(left, row[state], state, shade, style)
+            _histogram(left, row[state], report["half_range"], state, shade, style)
             right.plot(row[state]["channel_absmax"], style, color=shade, linewidth=0.9, label=state)
         left.set(yscale="log", ylabel=f"block {row['block']}")
         right.set(xlim=(0, row["width"] - 1))
@@ -87,9 +97,8 @@ def activations(report: dict[str, Any], site: str) -> Figure:
     return figure
 
 
-def _histogram(axes: Axes, report: dict[str, Any], label: str, shade: str, style: str) -> None:
+def _histogram(axes: Axes, report: dict[str, Any], half: float, label: str, shade: str, style: str) -> None:
     density = report["density"]
-    half = 8.0
     centres = [(i + 0.5) * 2 * half / len(density) - half for i in range(len(density))]
     axes.plot(centres, [x or math.nan for x in density], style, color=shade, linewidth=1.1, label=label)
 
@@ -113,8 +122,8 @@ def _report(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not readable as a report of starquant.diagnostics.activations ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
-        raise RecordError(f"{path}: not a report of starquant.diagnostics.activations")
+    if not isinstance(found, dict) or found.get("kind") != "activations" or found.get("schema_version") != 1:
+        raise RecordError(f"{path}: not a report of starquant.diagnostics.activations, version 1")
     return found
 
 

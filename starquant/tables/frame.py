@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from starquant.errors import RecordError
 from starquant.records.store import read_record
 
 COLUMNS = (
@@ -46,9 +47,18 @@ def scores_frame(folder: Path) -> pd.DataFrame:
 
 
 def pivot(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a (model, bits, method, seed) and one column a (task, metric, filter); fractions in percent."""
+    """Return one row a (model, bits, method, seed) and one column a (task, metric, filter); fractions in percent.
+
+    Raises:
+        RecordError: several records of one row, which only other settings tell apart (`across_seeds` compares seeds).
+    """
+    row = ["model", "bits", "method", "seed"]
+    repeated = frame[frame.duplicated([*row, "task", "metric", "filter"])]
+    if len(repeated):
+        name = ", ".join(map(str, repeated[row].iloc[0]))
+        raise RecordError(f"{name}: several records share this row; see starquant.tables.across_seeds")
     scale = frame["unit"].map({"fraction": 100.0}).fillna(1.0)
     table = frame.assign(value=scale * frame["value"]).pivot_table(
-        index=["model", "bits", "method", "seed"], columns=["task", "metric", "filter"], values="value", sort=False
+        index=row, columns=["task", "metric", "filter"], values="value", sort=False
     )
     return table.round(4)

@@ -40,6 +40,13 @@ class Items:
         return means
 
 
+def trajectories_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return what two specifications must share for their fidelity to be compared, by dotted name."""
+    model, fidelity = spec["model"], spec["fidelity"]
+    found = {f"model.{name}": model.get(name) for name in ("fingerprint", "dtype", "trajectory")}
+    return found | {f"fidelity.{name}": fidelity.get(name) for name in ("source", "positions")}
+
+
 def items_folder(record: Path) -> Path:
     """Return the folder of a record's items."""
     return record.with_suffix(".items")

@@ -16,7 +16,7 @@ from pathlib import Path
 from starquant.errors import RecordError, StarquantError
 from starquant.records.store import read_record
 from starquant.tables.bootstrap import PairedInterval, paired_bootstrap
-from starquant.tables.items import Items, items_folder, read_items
+from starquant.tables.items import Items, items_folder, read_items, trajectories_of
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 
@@ -72,14 +72,12 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
 
 def _same_trajectories(a: Path, b: Path) -> None:
     """Refuse fidelity of other models, precisions or trajectories."""
-    ours, theirs = (read_record(path).spec for path in (a, b))
-    for group, names in (("model", ("fingerprint", "dtype", "trajectory")), ("fidelity", ("source", "positions"))):
-        for name in names:
-            left, right = ours[group].get(name), theirs[group].get(name)
-            if left != right:
-                raise RecordError(
-                    f"{a} and {b}: {group}.{name} differs ({left} and {right}); their fidelity is of other states"
-                )
+    ours, theirs = (trajectories_of(read_record(path).spec) for path in (a, b))
+    for name, left in ours.items():
+        if left != theirs[name]:
+            raise RecordError(
+                f"{a} and {b}: {name} differs ({left} and {theirs[name]}); their fidelity is of other states"
+            )
 
 
 def _difference(

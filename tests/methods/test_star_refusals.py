@@ -1,0 +1,97 @@
+"""What STaR-Quant refuses or says instead of doing something else silently."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import starquant.methods.solvers as solvers
+from starquant.calibration.batches import CalibrationStates
+from starquant.errors import ConfigError, DataError, RecordError
+from starquant.methods.fitted import Fitted
+from tests.methods.test_contract import fresh, method_named, states_of
+
+QUICK = ("bits=w4a4", "method.transform.steps=3", "method.transform.rows=16")
+
+
+@pytest.mark.parametrize("inputs", ["full_precision", "quantized", "quantized_weights"])
+def test_weights_are_solved_on_gated_inputs(monkeypatch: pytest.MonkeyPatch, inputs: str) -> None:
+    """In states without any visible token the channels of unmasked tokens are never read."""
+    seen: list[torch.Tensor] = []
+    solve = solvers.solve_sites
+
+    def spy(visit, sites, *rest):
+        from starquant.calibration.statistics import Collect
+
+        found = visit.collect(Collect(moments=False, second_moment="state"), sites)[sites[0]]
+        from starquant.calibration.statistics import TokenState
+
+        seen.append(found.second_moment(TokenState.MASKED).mean.diagonal())
+        return solve(visit, sites, *rest)
+
+    monkeypatch.setattr(solvers, "solve_sites", spy)
+    method, bits = method_named("star_quant", *QUICK, "method.weights.name=gptq", "method.tac.enabled=false")
+    model = fresh("llada_gqa")
+    states = states_of(model)
+    method.fit(model, bits, CalibrationStates(states.batches, states.mask_id, states.bins, inputs=inputs))
+    assert len(seen) == 8
+    gated = [diagonal[-3:] for diagonal in seen[1:]]  # but for the first attention input
+    assert all(float(part.abs().max()) == 0 for part in gated)
+    assert float(seen[0][-3:].min()) > 0
+
+
+def test_what_was_not_fitted_is_refused() -> None:
+    method, bits = method_named("star_quant", *QUICK)
+    model = fresh("llada_gqa")
+    with pytest.raises(RecordError, match="block_000: nothing was fitted for it; fit on this model"):
+        method.apply(model, Fitted(), bits)
+    assert not model.quantized
+
+
+def test_a_wide_closed_form_has_to_be_asked_for() -> None:
+    wide = ("method.transform.dense_width=100",)  # the model has 96 and 160 channels
+    method, bits = method_named("star_quant_closed_form", "bits=w4a4", *wide)
+    with pytest.raises(
+        ConfigError, match=r"method.transform.fit: got 'closed_form', which is a dense matrix of up to 160"
+    ):
+        method.check(fresh("llada_gqa"), bits)
+    for structure in ("dense", "shared"):
+        method, bits = method_named(
+            "star_quant_closed_form", "bits=w4a4", *wide, f"method.transform.structure={structure}"
+        )
+        method.check(fresh("llada_gqa"), bits)
+
+
+def test_a_shared_closed_form_gates_the_norm_sites_only() -> None:
+    method, bits = method_named("star_quant_closed_form", *QUICK, "method.transform.structure=shared")
+    model = fresh("llada_gqa")
+    learned = method.fit(model, bits, states_of(model))
+    gates = {
+        (row["block"], row["site"]): (row["d_m"], row["why"]) for row in learned.report if row["block"] is not None
+    }
+    assert gates[1, "qkv_input"] == (3, "asked")
+    assert gates[1, "down_input"] == (0, "behind no norm: not part of the shared closed form")
+
+
+def test_learning_that_diverges_names_the_site() -> None:
+    method, bits = method_named("star_quant", *QUICK, "method.transform.learning_rate=1e30")
+    model = fresh("llada_gqa")
+    with pytest.raises(DataError, match=r"blocks\.0 qkv_input: the learned transform is not finite"):
+        method.fit(model, bits, states_of(model))
+
+
+def test_a_transform_worse_than_its_start_is_noted() -> None:
+    """At 8 bits a gate loses more than rounding does."""
+    method, bits = method_named("star_quant", *QUICK[1:], "bits=w8a8")
+    model = fresh("llada_gqa")
+    learned = method.fit(model, bits, states_of(model))
+    assert any(note["what"] == "output error above that of the start" for note in learned.notes)
+
+
+def test_gates_on_a_fixed_rotation_are_noted() -> None:
+    method, bits = method_named("star_quant", *QUICK, "method.transform.fit=fixed")
+    model = fresh("llada_gqa")
+    learned = method.fit(model, bits, replace(states_of(model)))
+    assert any("gates on a fixed rotation" in note["what"] for note in learned.notes)
