@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from starquant.errors import DataError
 from starquant.protocol import Count, Spec
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
         start: orthogonal factors in float64: one for dense, two for Kronecker.
         options: of the transform.
         rotate: learn P; else only the clip ratios.
+
+    Raises:
+        DataError: what was learned is not finite.
     """
     import torch
 
@@ -188,7 +192,10 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
             loss.backward()
             optimizer.step()
             schedule.step()
-    return free.result()
+    found = free.result()
+    if not all(bool(torch.isfinite(factor).all()) for factor in found.transform.factors):
+        raise DataError("the learned transform is not finite")
+    return found
 
 
 def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOptions) -> Tensor:
