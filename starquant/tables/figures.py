@@ -91,8 +91,11 @@ def activations(report: dict[str, Any], site: str) -> Figure:
             right.plot(row[state]["channel_absmax"], style, color=shade, linewidth=0.9, label=state)
         left.set(yscale="log", ylabel=f"block {row['block']}")
         right.set(xlim=(0, row["width"] - 1))
-    grid[0][0].set_title(f"{site}: density of values, in their state's RMS")
-    grid[0][1].set_title("largest magnitude of each channel")
+    figure.suptitle(site)
+    grid[0][0].set_title("density")
+    grid[0][1].set_title("largest magnitude")
+    grid[-1][0].set_xlabel("value / RMS of its token state")
+    grid[-1][1].set_xlabel("channel")
     grid[0][0].legend(frameon=False)
     return figure
 
