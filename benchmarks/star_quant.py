@@ -111,7 +111,7 @@ def overhead(repeats: int) -> None:
 def _fitted(options: dict[str, object]) -> MaskedDiffusionModel:
     quick = {"transform": {"steps": 2, "rows": 32}}
     method = METHODS.load("star_quant")
-    run = method(method.Options.model_validate({"name": "star_quant"} | quick | options))
+    run = method(method.Options.model_validate_json(json.dumps({"name": "star_quant"} | quick | options)))
     model = load_model(weights_folder(0))
     states = _within_vocabulary(model)
     run.apply(model, run.fit(model, BITS, states), BITS)
@@ -127,23 +127,30 @@ def _within_vocabulary(model: MaskedDiffusionModel) -> object:
 
 
 def fits() -> None:
-    """Print seconds and peak memory of fits, a process each."""
-    print("fit at d = 1024, 4 layers, 8 x 128 tokens, blocks on disk, W4A4")
-    model = model_of(1024, 4, 3072)
+    """Print seconds and peak memory of fits, a process each; those of all steps by extrapolation from 2 and 6."""
+    print("fit at d = 1024, F = 3072, 4 layers, 8 x 128 tokens, blocks on disk, W4A4: above the model without blocks")
+    steps = TransformOptions().steps
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        for label, name, structure in (
-            ("quarot (GPTQ)", "quarot", None),
-            ("star_quant, dense", "star_quant", "dense"),
-            ("star_quant, kronecker", "star_quant", "kronecker"),
-            ("star_quant, shared", "star_quant", "shared"),
-        ):
-            command = [sys.executable, __file__, "--peak", folder, name, structure or ""]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            print(f"  {label:24s} {found['seconds']:6.1f} s, peak {found['peak']:5.0f} MiB above the model")
-            for part in Path(folder).glob("fitted/*"):
-                part.unlink()
+        model_of(1024, 4, 3072).save_pretrained(folder)
+        found = _in_a_process(folder, {"name": "quarot"})
+        print(f"  {'quarot (GPTQ)':28s} {found['seconds']:7.1f} s, peak {found['peak']:5.0f} MiB")
+        for structure in ("kronecker", "auto", "shared", "dense"):
+            few, more = (
+                _in_a_process(folder, {"name": "star_quant", "transform": {"structure": structure, "steps": n}})
+                for n in (2, 6)
+            )
+            whole = few["seconds"] + (more["seconds"] - few["seconds"]) / 4 * (steps - 2)
+            label = f"star_quant, {structure}"
+            print(f"  {label:28s} {whole:7.1f} s ({steps} steps), peak {more['peak']:5.0f} MiB")
+
+
+def _in_a_process(folder: str, options: dict[str, object]) -> dict[str, float]:
+    command = [sys.executable, __file__, "--peak", folder, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for part in Path(folder).glob("fitted/*"):
+        part.unlink()
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def main() -> None:
@@ -151,12 +158,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--count", action="store_true", help="only count operations at the shapes of the 8B models")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        folder, name, structure = args.peak
-        options = {"name": name} | ({"transform": {"structure": structure}} if structure else {})
-        peak_of(folder, METHODS.load(name)(METHODS.load(name).Options.model_validate(options)))
+        folder, options = args.peak[0], json.loads(args.peak[1])
+        method = METHODS.load(options["name"])
+        peak_of(folder, method(method.Options.model_validate_json(args.peak[1])))
         return
     for shape in SHAPES:
         count(shape)
