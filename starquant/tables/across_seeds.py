@@ -161,7 +161,7 @@ def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
     if against is not None and against not in names:
         raise RecordError(f"--against: got '{against}', allowed: {', '.join(dict.fromkeys(names))}")
     lines = []
-    for row in rows:
+    for row in rows if against is None else [r for r in rows if r.label[-2] in _bits_of(rows, against)]:
         other = next((r for r in rows if r.label[-2:] == (row.label[-2], against)), None)
         other = next((r for r in rows if r.label == (*row.label[:-1], against)), other)  # the nearest one first
         cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1]}
@@ -171,6 +171,10 @@ def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
             cells[name] = _cell(row, other, column, against is not None)
         lines.append(cells)
     return pd.DataFrame(lines)
+
+
+def _bits_of(rows: Sequence[Row], method: str) -> set[str]:
+    return {row.label[-2] for row in rows if row.label[-1] == method}
 
 
 def _count(row: Row, other: Row | None) -> int:
@@ -190,11 +194,11 @@ def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
     except ValueError as error:
         raise RecordError(f"{' '.join(row.label)}: {column[0]} {column[1]}: {error}") from None
     percent = column[1] not in ("kl", "hidden_mse")
-    scale, digits = (100.0, 1) if percent else (1.0, 4)
+    scale, digits = (100.0, ".1f") if percent else (1.0, ".3g")
     mean, stderr, low, high = (scale * x for x in (interval.mean, interval.stderr, interval.low, interval.high))
     if difference:
-        return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"{mean:.{digits}f} ({stderr:.{digits}f})"
+        return f"{mean:+{digits}} [{low:+{digits}}, {high:+{digits}}]"
+    return f"{mean:{digits}} ({stderr:{digits if percent else '.1g'}})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,10 +34,10 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
         raise RecordError(f"{source}: holds no record")
     names: set[str] = set()
     for path in paths:
-        read_record(path)
+        record = read_record(path)
         if (target / path.name).exists() or path.name in names:
             raise RecordError(f"{target / path.name}: is there already; give a new folder")
-        if not items_folder(path).is_dir():
+        if record.scores and not items_folder(path).is_dir():
             raise RecordError(f"{items_folder(path)}: the record's items are missing")
         names.add(path.name)
     for path in paths:
