@@ -132,7 +132,9 @@ def test_no_consent_for_model_written_code(tmp_path: Path) -> None:
 
 
 def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
-    message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]", "fidelity=none")
+    message = refused(
+        tmp_path, "model=llada", f"model.path={checkpoint}", "method=rtn", "tasks.names=[piqa]", "fidelity=none"
+    )
     assert "no tokenizer" in message
 
 

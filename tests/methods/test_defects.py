@@ -166,7 +166,7 @@ def test_9_nothing_asks_for_a_launcher() -> None:
 class OtherSide(nn.Module):
     """x H^T where x H belongs."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: object = None) -> Tensor:
         return apply_hadamard(x, transpose=True)
 
 

@@ -47,7 +47,8 @@ def test_round_trip_and_layout(tmp_path: Path) -> None:
     assert store.find(run) == make_record(run).model_copy(update={"provenance": store.find(run).provenance})
     assert path == tmp_path / "records" / f"tiny-w4a4-rtn-testbed-{run.digest()}.json"
     assert json.loads((path.with_suffix(".items") / "testbed_facts.jsonl").read_text()) == {"doc_id": 0, "acc": 1.0}
-    keys = {"schema_version", "digest", "spec", "status", "scores", "manifest", "calibration", "timings", "provenance"}
+    keys = {"schema_version", "digest", "spec", "status", "scores", "manifest", "calibration", "fit_report"}
+    keys |= {"timings", "provenance"}
     assert set(json.loads(path.read_text())) == keys
 
 
@@ -64,7 +65,7 @@ def test_another_run_is_not_found(tmp_path: Path) -> None:
         lambda text: text[: len(text) // 2],
         lambda text: "",
         lambda text: "[]",
-        lambda text: text.replace('"schema_version": 2', '"schema_version": 99'),
+        lambda text: text.replace('"schema_version": 3', '"schema_version": 99'),
         lambda text: text.replace('"status": "complete"', '"status": "perhaps"'),
         lambda text: text.replace('"digest": "', '"digest": "0'),
     ],
