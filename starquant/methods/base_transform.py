@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Positive = Annotated[float, Field(gt=0.0)]
 CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
+COARSE: Any = {"grid": 20, "max_shrink": 0.5}  # search of weight clips while P is learned and judged
 
 
 class TransformOptions(Spec):
@@ -170,7 +171,7 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     Args:
         group: linears and rows.
         start: orthogonal factors in float64: one for dense, two for Kronecker.
-        options: of the transform.
+        options: how it is learned.
         rotate: learn P; else only the clip ratios.
 
     Raises:
@@ -198,9 +199,12 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     return found
 
 
-def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOptions) -> Tensor:
+def learn_shared(
+    groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: bool = False
+) -> Tensor:
     """Learn one dense P for all groups: `options.steps` rounds over them, one group a step; returns it in float64."""
     import torch
+    from tqdm import tqdm
 
     from starquant.numerics import cayley
 
@@ -211,7 +215,7 @@ def learn_shared(groups: Sequence[Group], start_DD: Tensor, options: TransformOp
         optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group) for group in groups]
-        for step in range(options.steps):
+        for step in tqdm(range(options.steps), desc="shared transform", disable=not progress, leave=False):
             for index, loss_of in enumerate(losses):
                 transform = Transform([start_DD.float() @ cayley(free_DD)])
                 if loss_of.group.mse_clip and step % options.clip_every == 0:
@@ -250,7 +254,7 @@ class _Loss:
 
         if self.group.weight_format.quantizes:
             with torch.no_grad():
-                self.clip = mse_clip(transform(self.weight_OD), self.group.weight_format, grid=20, max_shrink=0.5)
+                self.clip = mse_clip(transform(self.weight_OD), self.group.weight_format, **COARSE)
 
     def __call__(self, transform: Transform, state_clip_S: Tensor | None) -> Tensor:
         from starquant.numerics import straight_through
@@ -275,7 +279,8 @@ def output_errors(group: Group, transform: Transform, state_clip: Tensor | None)
 
     weight_OD = torch.cat([weight.float() for weight in group.weights])
     mapped_OD = transform(weight_OD)
-    clip = mse_clip(mapped_OD, group.weight_format) if group.mse_clip and group.weight_format.quantizes else None
+    searched = group.mse_clip and group.weight_format.quantizes
+    clip = mse_clip(mapped_OD, group.weight_format, **COARSE) if searched else None
     mapped_OD = fake_quantize(mapped_OD, group.weight_format, clip=clip)
     errors = []
     for state, rows_ND in enumerate(group.rows_SND):

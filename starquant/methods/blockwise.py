@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from starquant.bits import BitsSpec, weights_only
-from starquant.errors import ConfigError
+from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
@@ -50,7 +50,12 @@ class BlockwiseMethod(Method[BlockwiseT]):
     """Rewrite, then quantize, block by block."""
 
     def ends(
-        self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted, states: CalibrationStates | None = None
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        fitted: Fitted,
+        states: CalibrationStates | None = None,
+        progress: bool = False,
     ) -> Tensors:
         """Return what concerns the residual stream as a whole."""
         return {}
@@ -115,7 +120,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         self.check(model, bits)
         if self.options.needs_calibration and states is None:
             raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
-        ends = fitted.get(ENDS) if ENDS in fitted else self.ends(model, bits, fitted, states)
+        ends = fitted.get(ENDS) if ENDS in fitted else self.ends(model, bits, fitted, states, progress)
         fitted.put(ENDS, ends)
         if self.options.needs_calibration:
             assert states is not None
@@ -165,13 +170,21 @@ class BlockwiseMethod(Method[BlockwiseT]):
     def apply(
         self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
     ) -> list[ManifestEntry]:
-        """Rewrite the model as the copies were, and install its quantizers."""
+        """Rewrite the model as the copies were, and install its quantizers.
+
+        Raises:
+            ConfigError: a method has been applied to the model already.
+            RecordError: nothing was fitted for a block, or no codes for a linear that was to be solved.
+        """
         from starquant.runtime import install
         from starquant.runtime.rewriting import rounded_once
 
         if model.quantized:
             raise ConfigError("apply: a method has been applied to this model already; load it again")
         bits = self.effective(bits)
+        for index in range(len(model.trunk().blocks) if self.options.needs_calibration else 0):
+            if block_part(index) not in fitted:
+                raise RecordError(f"{block_part(index)}: nothing was fitted for it; fit on this model")
         ends = fitted.get(ENDS)
         self.rewrite_ends(model, ends)
         for index, block in enumerate(model.trunk().blocks):

@@ -75,7 +75,12 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         return bits.model_copy(update={"activations": clipped})
 
     def ends(
-        self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted, states: CalibrationStates | None = None
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        fitted: Fitted,
+        states: CalibrationStates | None = None,
+        progress: bool = False,
     ) -> Tensors:
         """Return the residual rotation; note where the heads cannot be mixed."""
         from starquant.numerics import has_hadamard, random_rotation

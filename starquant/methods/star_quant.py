@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from starquant.calibration.statistics import SiteStatistics
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites, Site
-    from starquant.records.manifest import ManifestEntry
 
 
 class STaRQuantOptions(QuaRotOptions):
@@ -91,15 +90,20 @@ class STaRQuant(QuaRot):
             tac.check(model, self.options.tac, {name: getattr(bits.attention, name) for name in ("q", "k", "p", "v")})
 
     def ends(
-        self, model: MaskedDiffusionModel, bits: BitsSpec, fitted: Fitted, states: CalibrationStates | None = None
+        self,
+        model: MaskedDiffusionModel,
+        bits: BitsSpec,
+        fitted: Fitted,
+        states: CalibrationStates | None = None,
+        progress: bool = False,
     ) -> Tensors:
         """Return the residual rotation, learned where it is shared by all sites."""
         from starquant.methods.star_shared import fit_shared
 
-        ends = super().ends(model, bits, fitted, states)
+        ends = super().ends(model, bits, fitted, states, progress)
         if self.options.transform.structure == "shared" and self._own:
             assert states is not None
-            return fit_shared(self, model, bits, states, ends, fitted)
+            return fit_shared(self, model, bits, states, ends, fitted, progress)
         return ends
 
     def place(self, sites: BlockSites) -> None:
@@ -164,19 +168,6 @@ class STaRQuant(QuaRot):
                 quantize_linear(visit.model, twin, info, bits, solve)
         quantize_attention(visit.model, twin, visit.index, bits.attention)
         return twin
-
-    def apply(
-        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
-    ) -> list[ManifestEntry]:
-        """Apply as every blockwise method; raises RecordError where nothing was fitted for a block."""
-        from starquant.errors import RecordError
-        from starquant.methods.fitted import block_part
-
-        for index in range(len(model.trunk().blocks) if self.options.needs_calibration else 0):
-            part = block_part(index)
-            if self.options.weights.name != "gptq" and part not in fitted:
-                raise RecordError(f"{part}: nothing was fitted for it; fit on this model")
-        return super().apply(model, fitted, bits, progress)
 
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
         """Fold each site's matrix into the linears that read it, and put it there."""

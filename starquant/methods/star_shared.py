@@ -24,6 +24,7 @@ def fit_shared(
     states: CalibrationStates,
     ends: Tensors,
     fitted: Fitted,
+    progress: bool = False,
 ) -> Tensors:
     """Return the residual rotation R P, P fitted to all sites behind a norm at once.
 
@@ -43,7 +44,7 @@ def fit_shared(
     groups, moments, gates = [], [torch.zeros(width, width, dtype=torch.float64) for _ in range(2)], []
     plan = Collect(moments=False, rows=2 * options.transform.rows, second_moment="state" if closed else None)
     exact = dataclasses.replace(states, inputs="full_precision")
-    for visit in walk(model, exact, lambda hidden: method.embed(hidden, ends)):
+    for visit in walk(model, exact, lambda hidden: method.embed(hidden, ends), progress):
         with rounded_once(visit.block):
             method.fold(visit.sites, ends)
         for site, statistics in visit.collect(plan, tuple(visit.sites.norms)).items():
@@ -59,7 +60,7 @@ def fit_shared(
     elif bits.full_precision:  # there is no error to learn from
         found = torch.eye(width, dtype=torch.float64)
     else:
-        found = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform)
+        found = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform, progress)
     rotation = Rotation.from_tensors(ends)
     assert rotation is not None
     matrix_DD = rotation.apply(torch.eye(width, dtype=torch.float64)) @ found.cpu()

@@ -90,7 +90,7 @@ def fit_site(
     found: Tensors = {}
     if statistics is not None:
         trained, judged = groups_of(visit, site, statistics, bits, options, gate)
-        start, structure = start_of(visit.sites, site, options)
+        start, structure = start_of(visit.sites, site, options, fitted)
         learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
         gate, errors = _judged(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
@@ -160,7 +160,7 @@ def as_it_starts(start: Sequence[Tensor], group: Group) -> Transform:
     return Transform(start).to(group.weights[0].float())
 
 
-def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions) -> tuple[list[Tensor], str]:
+def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions, fitted: Fitted) -> tuple[list[Tensor], str]:
     """Return what a site's matrix starts from, and "dense", "kronecker" or "fixed" (nothing of its own).
 
     Sites behind a norm start from the identity: the residual rotation stands before it. The others start from Hadamard
@@ -184,6 +184,9 @@ def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions) -> tuple[
         for n, wanted in zip(sizes, asked, strict=True)
     ]
     if structure == "kronecker":
+        for n, wanted in zip(sizes, asked, strict=True):
+            if wanted and not has_hadamard(n):
+                fitted.note(f"no Hadamard matrix of size {n}: the factor starts from the identity", site.value)
         return factors, structure
     if site is Site.DOWN and options.down_hadamard and has_hadamard(width):
         return [hadamard_matrix(width)], structure

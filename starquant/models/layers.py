@@ -9,6 +9,8 @@ Three kinds of parameter-free modules are seams for quantization, replaced (neve
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,6 +116,11 @@ class Context:
 
     def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None, masked_BL: Tensor) -> None:
         self.rotary, self.mask, self.masked_BL = rotary, mask, masked_BL
+
+    @functools.cached_property
+    def state_BL(self) -> Tensor:
+        """Token states as indices: 1 where a token is [MASK], else 0."""
+        return self.masked_BL.long()
 
     @property
     def mask_ratio_B(self) -> Tensor:

@@ -19,6 +19,8 @@ from starquant.numerics.formats import PerGroup, QuantFormat
 from starquant.numerics.moments import require_finite
 from starquant.numerics.rounding import fake_quantize, grouped
 
+CHUNK = 2**18  # numbers that `mse_clip` searches at a time: they stay in the cache
+
 
 def _must_quantize(fmt: QuantFormat) -> None:
     if not fmt.quantizes:
@@ -58,7 +60,12 @@ def mse_clip(
         DataError: a weight that is not finite.
     """
     _must_quantize(fmt)
-    return _search(weight_OI, fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
+    rows = max(1, CHUNK // max(1, weight_OI.shape[1]))
+    found = [
+        _search(part_OI, fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
+        for part_OI in weight_OI.split(rows)
+    ]
+    return torch.cat(found)
 
 
 def output_clip(

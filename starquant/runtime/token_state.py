@@ -6,6 +6,7 @@ Shape suffixes: B batch, L sequence, D width, C conditions, N channel blocks, G 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.layers import Context
@@ -54,14 +55,14 @@ class StateGate(nn.Module):
     def __init__(self, width: int, masked: int, unmasked: int) -> None:
         super().__init__()
         self.width, self.masked, self.unmasked = width, masked, unmasked
+        shared, keep_SD = width - masked - unmasked, torch.ones(2, width)  # S: other tokens, masked
+        keep_SD[0, shared : shared + masked] = 0.0
+        keep_SD[1, shared + masked :] = 0.0
+        self.register_buffer("keep_SD", keep_SD, persistent=False)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return the gated channels."""
-        masked_BL1, gated_BLD = context.masked_BL[..., None], x_BLD.clone()
-        shared = self.width - self.masked - self.unmasked
-        gated_BLD[..., shared : shared + self.masked].masked_fill_(~masked_BL1, 0.0)
-        gated_BLD[..., shared + self.masked :].masked_fill_(masked_BL1, 0.0)
-        return gated_BLD
+        return F.embedding(context.state_BL, self.keep_SD.to(x_BLD)).mul_(x_BLD)
 
     def __str__(self) -> str:
         return f"gates {self.masked} masked, {self.unmasked} unmasked"
@@ -84,11 +85,13 @@ class BlockAffine(nn.Module):
 
     def forward(self, z_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return the corrected attention output."""
-        z = z_BLD.float().unflatten(-1, (-1, self.matrix_CNGG.shape[-1]))
-        conditions = len(self.matrix_CNGG)
+        conditions, blocks, size, _ = self.matrix_CNGG.shape
         if conditions == 1:
-            mapped = torch.einsum("blng,nog->blno", z, self.matrix_CNGG[0]) + self.shift_CNG[0]
+            z_NTG = z_BLD.float().view(-1, blocks, size).transpose(0, 1)
+            mapped_NTG = torch.baddbmm(self.shift_CNG[0][:, None], z_NTG, self.matrix_CNGG[0].mT)
+            mapped = mapped_NTG.transpose(0, 1).reshape(*z_BLD.shape[:-1], blocks, size)
         else:
+            z = z_BLD.float().unflatten(-1, (blocks, size))
             assert context is not None
             bin_B = bin_of_context(context, conditions // 2)
             masked, other = (_map(z, self.matrix_CNGG[2 * bin_B + s], self.shift_CNG[2 * bin_B + s]) for s in (0, 1))

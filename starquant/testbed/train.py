@@ -37,14 +37,14 @@ SHORT: tuple[tuple[Drawer, int], ...] = ((world.random_fact, 6), (world.random_p
 LONG: tuple[tuple[Drawer, int], ...] = ((arithmetic.random_problem, 28), (programs.random_task, 28))
 
 
-def tiny_config() -> LLaDAConfig:
-    """The embedded model's configuration: LLaDA's architecture at 0.7 M parameters."""
+def tiny_config(layers: int = 4) -> LLaDAConfig:
+    """The embedded model's configuration: LLaDA's architecture at 0.7 M parameters (4 layers)."""
     words = vocabulary()
     return LLaDAConfig(
         d_model=128,
         n_heads=2,
         n_kv_heads=2,
-        n_layers=4,
+        n_layers=layers,
         mlp_hidden_size=256,
         vocab_size=len(words),
         embedding_size=-(-len(words) // 64) * 64,
@@ -133,17 +133,17 @@ def _load_state(path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimize
     return step
 
 
-def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu") -> LLaDAModelLM:
+def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu", layers: int = 4) -> LLaDAModelLM:
     """Train (or go on training) a model and write it with its tokenizer to `out`."""
     torch.manual_seed(seed)
-    model = LLaDAModelLM(tiny_config()).to(device).train()
+    model = LLaDAModelLM(tiny_config(layers)).to(device).train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
     kept = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     out.mkdir(parents=True, exist_ok=True)
     state = out / "training_state.safetensors"
-    run = {"seed": str(seed), "steps": str(steps)}
+    run = {"seed": str(seed), "steps": str(steps), "layers": str(layers)}
     start, began = _load_state(state, model, optimizer, run), time.perf_counter()
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=f"train tiny seed {seed}", mininterval=5)
     for step in bar:
@@ -167,6 +167,7 @@ def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu") -> LLaD
     card = {
         "seed": seed,
         "steps": steps,
+        "layers": layers,
         "device": device,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -185,10 +186,11 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data order and masking")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--layers", type=int, default=4, help="blocks; the shipped models have 4")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     try:
-        train(args.out, args.seed, args.steps, args.device)
+        train(args.out, args.seed, args.steps, args.device, args.layers)
     except CheckpointError as error:
         sys.exit(f"error: {error}")
 

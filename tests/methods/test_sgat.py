@@ -17,6 +17,7 @@ from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.sgat import SGATOptions, SiteShares, closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal
@@ -140,17 +141,12 @@ def test_gates_on_planted_idle_directions_lose_nothing_with_one_static_weight(ga
     for state, (x_ND, g_DD) in enumerate(((masked, g_m), (unmasked, g_u))):
         torch.testing.assert_close(x_ND @ p_DD @ g_DD @ folded.T, x_ND @ weight_OD.T)
         assert torch.equal(gated(x_ND @ p_DD, state, gate), x_ND @ p_DD @ g_DD)
-        online = StateGate(width, *gate)((x_ND @ p_DD)[None], _States(torch.full((1, 40), state == 0)))
+        online = StateGate(width, *gate)(
+            (x_ND @ p_DD)[None], Context((x_ND, x_ND), None, torch.full((1, 40), state == 0))
+        )
         assert torch.equal(online[0], x_ND @ p_DD @ g_DD)
     if d_u:  # and the other state's gate would lose something
         assert float((unmasked @ p_DD @ g_m @ folded.T - unmasked @ weight_OD.T).norm()) > 1.0
-
-
-class _States:
-    """All of a context that a gate reads."""
-
-    def __init__(self, masked_BL: Tensor) -> None:
-        self.masked_BL = masked_BL
 
 
 def one_block(idle: int) -> MaskedDiffusionModel:

@@ -89,7 +89,8 @@ def outlier_group(gate: tuple[int, int] = (0, 0)) -> tuple[Group, Group]:
 def slow_errors(group: Group, p_DD: Tensor, clip: Sequence[float]) -> tuple[float, ...]:
     """The objective token by token; weights rounded by the numerics, activations here."""
     weight = torch.cat(list(group.weights)) @ p_DD
-    weight = fake_quantize(weight, group.weight_format, clip=mse_clip(weight, group.weight_format))
+    ratios = mse_clip(weight, group.weight_format, grid=20, max_shrink=0.5)
+    weight = fake_quantize(weight, group.weight_format, clip=ratios)
     errors, (d_m, d_u), width = [], group.gate, len(p_DD)
     for state, rows_ND in enumerate(group.rows_SND):
         lost = size = 0.0
