@@ -1,85 +1,71 @@
-"""One run, as plain calls: pin the inputs, load, fit, apply, evaluate, record. Knows every room; no room knows it."""
+"""One run, as plain calls: pin the inputs, load, calibrate, apply, evaluate, record. Knows every room."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import resource
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from starquant.evaluation import offline
+from starquant.calibrating import ensure_calibrated
+from starquant.devices import leased
+from starquant.errors import ConfigError
 from starquant.evaluation.harness import evaluate
 from starquant.evaluation.lm import DiffusionLM
+from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
-from starquant.models import load_model, load_tokenizer, resolve_folder
-from starquant.models.base import MaskedDiffusionModel
-from starquant.models.checkpoint import fingerprint
-from starquant.models.loading import check_checkpoint, check_device, make_config
+from starquant.models.loading import check_device
 from starquant.preflight import check_paths
+from starquant.processes import Processes, processes
 from starquant.records import provenance
+from starquant.records.artifacts import Artifact, ArtifactStore
+from starquant.records.files import write_atomically
+from starquant.records.locks import exclusive
 from starquant.records.record import RunRecord, Timings
 from starquant.records.store import RecordStore
 from starquant.runtime import measure_operands
-from starquant.spec import METHODS, RunSpec
+from starquant.spec import METHODS, RunSpec, digest_of
 from starquant.stages import (
     OverlapCounter,
-    Texts,
+    calibration_overlap,
     calibration_states,
     fidelity_reference,
     measure_fidelity,
-    pin_sources,
-    read_texts,
     tell_notes,
 )
-from starquant.testbed.shipped import weights_folder
 from starquant.tracking import Tracker, make_tracker
+
+#: Records that this process has computed: with reuse=never a sweep still computes full precision once.
+_MADE_HERE: set[Path] = set()
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run's record, the full-precision record it is compared with, and where the record lies."""
+    """What a run left.
 
-    record: RunRecord
-    baseline: RunRecord
+    Attributes:
+        path: of its record; with stage=calibrate, of the calibration.
+        record: of the run; None with stage=calibrate.
+        baseline: the full-precision record that it is compared with; None with stage=calibrate.
+        reused: whether all of it was there already.
+        tracker: to be closed in the end.
+    """
+
     path: Path
+    record: RunRecord | None
+    baseline: RunRecord | None
+    reused: bool
     tracker: Tracker
-
-
-@dataclass
-class _Loaded:
-    """The checkpoint in memory, read once for the full-precision and the quantized run."""
-
-    folder: Path
-    spec: RunSpec
-    tokenizer: PreTrainedTokenizerBase
-    texts: Texts
-    seconds: float = 0.0
-    model: MaskedDiffusionModel | None = field(default=None)
-
-    @classmethod
-    def prepare(cls, folder: Path, spec: RunSpec) -> _Loaded:
-        """Read everything but the weights, so that bad text is found before anything is computed."""
-        checkpoint, family = check_checkpoint(folder)
-        tokenizer = load_tokenizer(folder)
-        with torch.device("meta"):
-            skeleton = family.model(make_config(checkpoint, family))
-        METHODS.load(spec.method.name)(spec.method).check(skeleton, spec.bits)
-        return cls(folder, spec, tokenizer, read_texts(spec, tokenizer, skeleton))
-
-    def get(self) -> MaskedDiffusionModel:
-        if self.model is None:
-            began = time.perf_counter()
-            self.model = load_model(self.folder, dtype=self.spec.model.dtype, device=self.spec.runtime.device)
-            self.seconds = time.perf_counter() - began
-        return self.model
 
 
 def execute(spec: RunSpec, progress: bool = False) -> Result:
@@ -93,102 +79,175 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
         StarquantError: bad input, found before anything is written.
     """
     check_paths(spec)
-    check_device(spec.runtime.device)
-    if spec.runtime.threads is not None:
-        torch.set_num_threads(spec.runtime.threads)
-    spec, folder = pin(spec)
-    store, tracker = RecordStore(Path(spec.paths.results)), make_tracker(spec)
-    loaded = _Loaded.prepare(folder, spec)
-    store.prepare()
-    baseline = _record(spec.baseline(), store, loaded, tracker, progress)
-    record = baseline if spec.is_baseline else _record(spec, store, loaded, tracker, progress)
-    return Result(record, baseline, store.path(spec), tracker)
+    with leased(spec.runtime.device) as device:
+        processes_ = processes()
+        check_device(device := processes_.device(device))
+        if spec.runtime.threads is not None:
+            torch.set_num_threads(spec.runtime.threads)
+        run = _Run(spec, device, processes_, progress and processes_.first)
+        try:
+            return run.stages()
+        finally:
+            run.free()
 
 
-def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
-    """Put a specification into its one spelling and digests of its inputs' content into it.
+class _Run:
+    """One run under way."""
 
-    Returns it, and the checkpoint folder.
+    def __init__(self, spec: RunSpec, device: str, together: Processes, progress: bool) -> None:
+        self.spec, self.folder = pin(spec)
+        self.device, self.together, self.progress = device, together, progress
+        self.store, self.artifacts = (kind(Path(spec.paths.results)) for kind in (RecordStore, ArtifactStore))
+        self.tracker, self.computed = make_tracker(spec), False
 
-    Raises:
-        StarquantError: checkpoint or data files are missing or malformed.
-    """
-    spec = spec.canonical()
-    if spec.model.path is None:
-        assert spec.model.seed is not None
-        folder = weights_folder(spec.model.seed)
-    else:
-        folder = resolve_folder(spec.model.path, spec.model.revision)
-    check_checkpoint(folder)
-    model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})
-    tasks = spec.tasks
-    if tasks.data_dir is not None:
-        data = offline.check_data(Path(tasks.data_dir), tasks.names)
-        tasks = tasks.model_copy(update={"data_fingerprint": data})
-    return pin_sources(spec.model_copy(update={"model": model, "tasks": tasks})), folder
+    @functools.cached_property
+    def loaded(self) -> Loaded:
+        """All that is read, judged as soon as anything has to be computed."""
+        return Loaded.prepare(self.folder, self.spec, self.device)
 
+    def stages(self) -> Result:
+        self.together.by_first(self.store.prepare)
+        if self.spec.stage == "calibrate":
+            if self.spec.is_baseline:
+                return Result(self.artifacts.folder, None, None, True, self.tracker)
+            _, reused = self._calibrated(self.spec)
+            return Result(self.artifacts.path(self.spec.calibration_digest()), None, None, reused, self.tracker)
+        if self.spec.stage == "inspect":
+            path, reused = self.together.by_first(self._inspected)
+            return Result(path, None, None, reused, self.tracker)
+        baseline = self._record(self.spec.baseline())
+        record = baseline if self.spec.is_baseline else self._record(self.spec)
+        return Result(self.store.path(self.spec), record, baseline, not self.computed, self.tracker)
 
-def _record(spec: RunSpec, store: RecordStore, loaded: _Loaded, tracker: Tracker, progress: bool) -> RunRecord:
-    found = None if spec.reuse == "never" else store.find(spec)
-    if found is not None:
-        same = found.provenance.get("code_digest") == provenance.code_digest()
-        if same or spec.reuse == "any":
-            _say(f"reused: {store.path(spec)} (reuse=never computes it again)")
+    def _inspected(self) -> tuple[Path, bool]:
+        """Return the report of the activations, and whether it was there already."""
+        from starquant.diagnostics.activations import report
+
+        whole, code = self.spec.calibration_identity(), provenance.code_digest(provenance.FITTING)
+        identity = {"model": whole["model"], "calibration": whole["calibration"]}
+        seed = "" if self.spec.model.seed is None else f"-seed{self.spec.model.seed}"
+        name = f"{self.spec.model.name}{seed}"
+        path = self.store.results / "activations" / f"{name}-{digest_of(identity)}.json"
+        if path.exists() and self.spec.reuse != "never" and f'"code_digest": "{code}"' in path.read_text("utf-8"):
+            self.say(f"reused: {path} (reuse=never computes it again)")
+            return path, True
+        states = calibration_states(self.spec, self.loaded.texts, self.loaded.get(), self.say, self.progress)
+        if states is None:
+            raise ConfigError("calibration: got 'none', but stage=inspect needs text to look at")
+        source = provenance.collect(self.device, _device_name(self.device)) | {"code_digest": code}
+        told = {"name": name, "identity": identity, "provenance": source}
+        found = report(self.loaded.get(), states, told, self.progress)
+        write_atomically(path, json.dumps(found, indent=1) + "\n")
+        return path, False
+
+    def free(self) -> None:
+        """Give the model's memory back, for the next job of this process."""
+        self.__dict__.pop("loaded", None)
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    def say(self, line: str) -> None:
+        if self.together.first:
+            print(line, file=sys.stderr, flush=True)
+
+    def _calibrated(self, spec: RunSpec) -> tuple[Artifact, bool]:
+        name = _device_name(self.device)
+        return self.together.by_first(
+            lambda: ensure_calibrated(spec, self.artifacts, lambda: self.loaded, name, self.say, self.progress)
+        )
+
+    def _record(self, spec: RunSpec) -> RunRecord:
+        found: RunRecord | None = self.together.by_first(lambda: self._reusable(spec))
+        if found is not None:
             return found
-        _say(f"computing again: {store.path(spec)} is of other code (reuse=any keeps it)")
-    record, items = _run(spec, store, loaded, progress)
-    tracker.publish(store.write(spec, record, items))
-    shutil.rmtree(store.unfinished(spec.digest()), ignore_errors=True)
-    return record
+        name = self.store.name(spec)
+        alone = exclusive(self.store.lock(spec.digest()), name) if self.together.first else contextlib.nullcontext()
+        with alone:
+            found = self.together.by_first(lambda: self._reusable(spec, waited=True))  # another process has made it
+            if found is not None:
+                return found
+            self.computed = True
+            record, items = self._compute(spec)
+            if self.together.first:
+                path = self.store.write(spec, record, items)
+                _MADE_HERE.add(path)
+                self.tracker.publish(path)
+                shutil.rmtree(self.store.unfinished(spec.digest()), ignore_errors=True)
+            return record
 
+    def _reusable(self, spec: RunSpec, waited: bool = False) -> RunRecord | None:
+        path = self.store.path(spec)
+        found = None if spec.reuse == "never" and path not in _MADE_HERE else self.store.find(spec)
+        if found is None:
+            return None
+        if found.provenance.get("code_digest") == provenance.code_digest() or spec.reuse == "any":
+            self.say(f"reused: {path} (reuse=never computes it again)")
+            self.tracker.publish(path)  # it may have been away when the record was made
+            return found
+        if not waited:
+            self.say(f"computing again: {path} is of other code (reuse=any keeps it)")
+        return None
 
-def _run(
-    spec: RunSpec, store: RecordStore, loaded: _Loaded, progress: bool
-) -> tuple[RunRecord, dict[str, list[dict[str, Any]]]]:
-    _say(f"running: {store.name(spec)}")
-    seconds: dict[str, float] = {}
-    if spec.runtime.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(spec.runtime.device)
-    model, tokenizer, texts = loaded.get(), loaded.tokenizer, loaded.texts
-    seconds["load"] = loaded.seconds
-    # What is finished is kept by code as well: that of other code is not mixed in.
-    work = store.unfinished(spec.digest()) / provenance.code_digest()
-    if work.exists():
-        _say(f"going on from an interrupted run: {work}")
-    with _timed(seconds, "reference"):
-        reference = None if spec.is_baseline else fidelity_reference(spec, texts, model, progress)
-    with _timed(seconds, "calibrate"):
-        states = calibration_states(spec, texts, model, _say, progress)
-        method = METHODS.load(spec.method.name)(spec.method)
-        fitted = method.fit(model, spec.bits, states, Fitted.resume(work / "fitted"), progress)
-        tell_notes(fitted.notes, _say)
-    with _timed(seconds, "quantize"):
-        manifest = method.apply(model, fitted, spec.bits, progress)
-        manifest = measure_operands(model, manifest, spec.seed)
-    overlap = OverlapCounter(states, _say)
-    lm = DiffusionLM(model, tokenizer, batch_size=spec.runtime.batch_size, seed=spec.seed, progress=progress)
-    with _timed(seconds, "evaluate"):
-        done = evaluate(lm, spec.model, spec.tasks, work, spec.debug.verbose, overlap)
-    scores, items = done.scores, done.items
-    if reference is not None:
-        with _timed(seconds, "fidelity"):
-            fidelity = measure_fidelity(spec, model, reference, progress)
-        scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
-    calibration = None
-    if states is not None or fitted.notes:
-        calibration = (states.report if states else {}) | {"overlap": overlap.found, "notes": fitted.notes}
-    record = RunRecord(
-        digest=spec.digest(),
-        spec=spec.model_dump(mode="json"),
-        status="complete",
-        scores=scores,
-        calibration=calibration,
-        fit_report=fitted.report,
-        manifest=manifest,
-        timings=_timings(seconds, spec.runtime.device),
-        provenance=provenance.collect(spec.runtime.device, _device_name(spec.runtime.device)),
-    )
-    return record, items
+    def _compute(self, spec: RunSpec) -> tuple[RunRecord, dict[str, list[dict[str, Any]]]]:
+        self.say(f"running: {self.store.name(spec)}")
+        seconds: dict[str, float] = {}
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(self.device)
+        model, loaded = self.loaded.get(), self.loaded
+        seconds["load"] = loaded.seconds
+        # What is finished is kept by code as well: that of other code is not mixed in.
+        work = self.store.unfinished(spec.digest()) / provenance.code_digest()
+        if work.exists():
+            self.say(f"going on from an interrupted run: {work}")
+        with _timed(seconds, "reference"):
+            follows = not spec.is_baseline and self.together.first
+            reference = fidelity_reference(spec, loaded.texts, model, self.progress) if follows else None
+        fitted, calibration = Fitted(), None
+        if not spec.is_baseline:
+            fitted, calibration = self._fitted(spec, seconds)
+        with _timed(seconds, "quantize"):
+            manifest = METHODS.load(spec.method.name)(spec.method).apply(model, fitted, spec.bits, self.progress)
+            manifest = measure_operands(model, manifest, spec.seed)
+        overlap = OverlapCounter(loaded.texts.calibration if calibration else None, self.say)
+        lm = DiffusionLM(
+            model,
+            loaded.tokenizer,
+            batch_size=spec.runtime.batch_size,
+            seed=spec.seed,
+            progress=self.progress,
+            together=self.together,
+        )
+        with _timed(seconds, "evaluate"):
+            done = evaluate(lm, spec.model, spec.tasks, work, spec.debug.verbose, overlap)
+        scores, items = done.scores, done.items
+        if reference is not None:
+            with _timed(seconds, "fidelity"):
+                fidelity = measure_fidelity(spec, model, reference, self.progress)
+            scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
+        if calibration is not None or fitted.notes:
+            calibration = (calibration or {}) | {"overlap": overlap.found, "notes": fitted.notes}
+        record = RunRecord(
+            digest=spec.digest(),
+            spec=spec.model_dump(mode="json"),
+            status="complete",
+            scores=scores,
+            calibration=calibration,
+            fit_report=fitted.report,
+            manifest=manifest,
+            timings=_timings(seconds, self.device),
+            provenance=provenance.collect(self.device, _device_name(self.device)),
+        )
+        return record, items
+
+    def _fitted(self, spec: RunSpec, seconds: dict[str, float]) -> tuple[Fitted, dict[str, Any] | None]:
+        """Return what the method learned, and the report of the states it learned from."""
+        artifact, _ = self._calibrated(spec)
+        seconds |= artifact.seconds
+        fitted = Fitted.load(self.artifacts.path(artifact.digest))
+        tell_notes(fitted.notes, self.say)
+        if artifact.calibration is None:
+            return fitted, None
+        return fitted, artifact.calibration | calibration_overlap(spec, self.loaded.texts, self.say)
 
 
 @contextmanager
@@ -210,7 +269,3 @@ def _timings(seconds: dict[str, float], device: str) -> Timings:
 
 def _device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

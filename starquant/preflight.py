@@ -35,6 +35,17 @@ def check_paths(spec: RunSpec) -> None:
     check_consent(tasks)
 
 
+def check_results(spec: RunSpec) -> None:
+    """Check once, before any cell of a sweep is run, that results can be written.
+
+    Raises:
+        RecordError: they cannot.
+    """
+    from starquant.records.store import RecordStore
+
+    RecordStore(Path(spec.paths.results)).prepare()
+
+
 def check_consent(tasks: TasksSpec) -> None:
     """Raise ConsentError when a task runs model-written programs and the user has not agreed."""
     risky = [name for name in tasks.names if name in EXECUTES_CODE]

@@ -121,6 +121,12 @@ class TrackerSpec(Spec):
     timeout_s: Annotated[float, Field(gt=0.0)] = 30.0
 
 
+class ExperimentSpec(Spec):
+    """The sweep that a run belongs to, null for none. Inert as a whole."""
+
+    name: str | None = None
+
+
 class PathsSpec(Spec):
     """Where results are written. Inert as a whole."""
 
@@ -158,6 +164,8 @@ class RunSpec(Spec):
     runtime: RuntimeSpec = Field(default=RuntimeSpec(), json_schema_extra=_INERT)
     debug: DebugSpec = Field(json_schema_extra=_INERT)
     reuse: Literal["same_code", "any", "never"] = Field(default="same_code", json_schema_extra=_INERT)
+    stage: Literal["calibrate", "evaluate", "all", "inspect"] = Field(default="all", json_schema_extra=_INERT)
+    experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=_INERT)
 
     BASELINE_METHOD: ClassVar[str] = "none"
 
@@ -232,8 +240,19 @@ class RunSpec(Spec):
 
     def digest(self) -> str:
         """Return sixteen hexadecimal digits that identify the run."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.identity())
+
+    def calibration_identity(self) -> dict[str, Any]:
+        """Return what a calibration is made of: runs that share it differ in tasks, fidelity and seed only."""
+        whole = self.identity()
+        model = {name: value for name, value in whole["model"].items() if name not in ("name", "protocol")}
+        if self.calibration.states.sampler != "trajectory" or self.calibration.source is None:
+            model["trajectory"] = None
+        return {"model": model} | {name: whole[name] for name in ("bits", "method", "calibration")}
+
+    def calibration_digest(self) -> str:
+        """Return sixteen hexadecimal digits that identify the calibration."""
+        return digest_of(self.calibration_identity())
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RunSpec:
@@ -248,6 +267,12 @@ class RunSpec(Spec):
             raise ConfigError("\n".join(explain(cls, problem) for problem in error.errors())) from None
         except TypeError as error:
             raise ConfigError(f"configuration is not plain data: {error}") from None
+
+
+def digest_of(identity: dict[str, Any]) -> str:
+    """Return sixteen hexadecimal digits that identify plain data."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _without_inert(spec: Spec) -> dict[str, Any]:

@@ -83,18 +83,11 @@ def _begin(segment: Segment, bos: int, limit: int) -> Segment:
     return replace(segment, ids=(bos, *segment.ids)[:limit], prompt_length=segment.prompt_length + 1)
 
 
-def calibration_states(
-    spec: RunSpec, texts: Texts, model: MaskedDiffusionModel, say: Say, progress: bool
-) -> CalibrationStates | None:
-    """Return what the method calibrates on, None when it needs nothing; says when it overlaps with what is scored.
-
-    Raises:
-        StarquantError: states that cannot be made.
-    """
+def calibration_overlap(spec: RunSpec, texts: Texts, say: Say) -> dict[str, Any]:
+    """Return which tasks and how many fidelity prompts share text with the calibration data, and say so."""
     asked, segments = spec.calibration, texts.calibration
     if asked.source is None or segments is None:
-        return None
-    sampler = sampler_for(model, spec.model.trajectory)
+        return {}
     held_out = [segment.text for segment in texts.fidelity or ()]
     seen = item_overlap([segment.text for segment in segments], held_out)
     if seen:
@@ -105,12 +98,22 @@ def calibration_states(
             f"note: calibration reads {asked.source.kind} ({asked.source.split}), and "
             f"{', '.join(shared)} of the same data set is scored; the record says so"
         )
-    report = {
-        "source": asked.source.kind,
-        "fingerprint": asked.fingerprint,
-        "overlapping_tasks": shared,
-        "overlapping_prompts": seen,
-    }
+    return {"overlapping_tasks": shared, "overlapping_prompts": seen}
+
+
+def calibration_states(
+    spec: RunSpec, texts: Texts, model: MaskedDiffusionModel, say: Say, progress: bool
+) -> CalibrationStates | None:
+    """Return what the method calibrates on, None when it needs nothing.
+
+    Raises:
+        StarquantError: states that cannot be made.
+    """
+    asked, segments = spec.calibration, texts.calibration
+    if asked.source is None or segments is None:
+        return None
+    sampler = sampler_for(model, spec.model.trajectory)
+    report = {"source": asked.source.kind, "fingerprint": asked.fingerprint}
     # Not at the run's batch size: what is fitted must not depend on it, not even by rounding.
     states = make_states(segments, asked, model, sampler, report=report, progress=progress)
     if states.report["empty_bins"]:
@@ -164,8 +167,8 @@ def tell_notes(notes: list[dict[str, Any]], say: Say) -> None:
 class OverlapCounter:
     """Counts evaluation items whose text stands in the calibration text, task by task."""
 
-    def __init__(self, states: CalibrationStates | None, say: Say) -> None:
-        self._texts = () if states is None else states.texts
+    def __init__(self, segments: list[Segment] | None, say: Say) -> None:
+        self._texts = [segment.text for segment in segments or ()]
         self._say = say
         self.found: dict[str, int] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
+from starquant.composing import LAUNCHER_EXTRAS
 from starquant.errors import ConfigError
 from starquant.spec import RunSpec
 
@@ -33,6 +35,9 @@ def spec(*overrides: str) -> RunSpec:
 
 @pytest.mark.parametrize("choice", [f"{g}={name}" for g, names in OPTIONS.items() for name in names])
 def test_every_option_composes_and_validates(choice: str) -> None:
+    module, extra = LAUNCHER_EXTRAS.get(choice.removeprefix("launcher="), ("json", ""))
+    if find_spec(module) is None:
+        pytest.skip(f"the extra '{extra}' is not installed")
     needs = ["calibration.source.path=corpus.txt"] if choice == "calibration=text" else []
     assert len(spec(choice, *needs).digest()) == 16
 
@@ -65,7 +70,9 @@ def test_models_bring_their_suite_and_the_command_line_wins() -> None:
 def test_bits_presets_are_what_they_are_called() -> None:
     for name in OPTIONS["bits"]:
         run = spec(f"bits={name}")
-        assert name == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
+        assert name.removesuffix("_softmax_v") == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
+        four = 4 if name.endswith("_softmax_v") else 16
+        assert (run.bits.attention.p, run.bits.attention.v) == (four, four)
 
 
 # What each field is changed to, and whether that is another experiment.
@@ -136,6 +143,8 @@ CHANGES = [
     ("debug.verbose", True, False),
     ("debug.name", "x", False),
     ("reuse", "any", False),
+    ("stage", "calibrate", False),
+    ("experiment.name", "x", False),
 ]
 
 

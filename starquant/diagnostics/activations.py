@@ -1,7 +1,7 @@
 """Activations of masked and unmasked tokens at every site (STaR-Quant's figure 1).
 
-    python -m starquant.diagnostics.activations --out activations.json                      the embedded model
-    python -m starquant.diagnostics.activations --model GSAI-ML/LLaDA-8B-Base --source winogrande --out FILE
+    python run.py experiment=figure1_activations model=tiny        the report and its figures
+    python run.py stage=inspect model=llada                        the report alone
 
 For each block, site and token state: a histogram, the outlier channels, and how much of the state's energy lies in the
 directions of least energy of either state: what a gate of that many channels would cost.
@@ -9,12 +9,7 @@ directions of least energy of either state: what a gate of that many channels wo
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +17,8 @@ from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.engine import walk
-from starquant.calibration.sources import read_segments
-from starquant.calibration.states import make_states
 from starquant.calibration.statistics import Collect, SiteStatistics, TokenState
-from starquant.errors import ConfigError, StarquantError
-from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
-from starquant.records import provenance
-from starquant.sources import CalibrationSpec, SourceSpec, StatesSpec
-from starquant.testbed.shipped import weights_folder
 
 SCHEMA_VERSION = 1
 ROWS, BINS, OUTLIERS = 512, 81, 8
@@ -123,70 +111,25 @@ def _idle_energy(statistics: SiteStatistics, state: TokenState) -> list[dict[str
     ]
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Load, measure and return the report.
+def report(
+    model: MaskedDiffusionModel, states: CalibrationStates, identity: dict[str, Any], progress: bool = False
+) -> dict[str, Any]:
+    """Return the whole report as plain data.
+
+    Args:
+        model: at full precision.
+        states: that it sees, of masked and of unmasked tokens.
+        identity: what it is of, kept in the report.
+        progress: show progress bars.
 
     Raises:
-        StarquantError: a model, text or device that cannot be used.
+        DataError: as `measure`.
     """
-    asked, seed = arguments.model, arguments.model_seed
-    folder = weights_folder(seed) if asked is None else resolve_folder(asked, None)
-    model = load_model(folder, dtype=arguments.dtype, device=arguments.device)
-    source = SourceSpec(
-        kind=arguments.source, path=arguments.source_path, segments=arguments.segments, length=arguments.length
-    )
-    masked = CalibrationSpec(name=arguments.source, source=source, states=StatesSpec(sampler="uniform"))
-    segments = read_segments(
-        source, load_tokenizer(folder), model.config.context_length, seed=0, data_dir=None, where="--source"
-    )
-    states = make_states(segments, masked, model, None, report={}, progress=sys.stderr.isatty())
     return {
         "kind": "activations",
         "schema_version": SCHEMA_VERSION,
         "half_range": HALF_RANGE,
-        "model": asked or f"embedded, seed {seed}",
-        "source": source.model_dump(mode="json"),
+        **identity,
         "states": states.report,
-        "rows": measure(model, states, progress=sys.stderr.isatty()),
-        "provenance": provenance.collect(arguments.device, arguments.device),
+        "rows": measure(model, states, progress),
     }
-
-
-def main(given: Sequence[str] | None = None) -> int:
-    """Command line; returns 2 after bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m starquant.diagnostics.activations",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--model", help="hub id or local folder; the embedded model without")
-    parser.add_argument("--model-seed", type=int, default=0, help="which embedded model")
-    parser.add_argument("--source", default="testbed", choices=("testbed", "winogrande", "gsm8k", "text"))
-    parser.add_argument("--source-path", help="local file instead of the hub")
-    parser.add_argument("--segments", type=int, default=128)
-    parser.add_argument("--length", type=int, default=64, help="tokens a segment")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args(given)
-    try:
-        if arguments.source == "text" and arguments.source_path is None:
-            raise ConfigError("--source-path: got nothing, but --source text needs a .txt or .jsonl file")
-        for name in ("segments", "length"):
-            if getattr(arguments, name) < 1:
-                raise ConfigError(f"--{name}: got {getattr(arguments, name)}, allowed: at least 1")
-        if not arguments.out.parent.is_dir() or arguments.out.is_dir():
-            raise ConfigError(f"--out: {arguments.out} is no file in an existing folder")
-        report = run(arguments)
-        part = arguments.out.with_suffix(".part")
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        part.replace(arguments.out)
-    except (StarquantError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(arguments.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

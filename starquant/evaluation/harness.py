@@ -58,7 +58,7 @@ def evaluate(
     with _quiet(verbose), task_manager(tasks) as manager:
         for name in tasks.names:
             lm.task, lm.protocol = name, model.protocol[name]
-            lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl")
+            lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl", lm.rank)
             results = lm_eval.simple_evaluate(
                 model=lm,
                 tasks=[name],
@@ -68,7 +68,8 @@ def evaluate(
                 confirm_run_unsafe_code=tasks.allow_code_execution,
                 log_samples=True,
             )
-            assert results is not None  # only other ranks of a distributed run get None
+            if results is None:  # the first process has them
+                continue
             scores += parse_scores(results, name)
             items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
             for leaf, rows in results["samples"].items() if documents is not None else ():

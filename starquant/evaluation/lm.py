@@ -25,6 +25,7 @@ from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
+from starquant.processes import ALONE, Processes
 from starquant.protocol import TaskProtocol
 
 
@@ -37,6 +38,7 @@ class DiffusionLM(LM):
         batch_size: sequences a forward pass; does not change scores.
         seed: of Monte-Carlo draws and sampling, combined with each request's tokens.
         progress: show progress bars.
+        together: the processes that share the items.
 
     `protocol`, `responses` and `task` (shown in progress bars) are set for each task before it is run.
     """
@@ -49,8 +51,10 @@ class DiffusionLM(LM):
         batch_size: int = 32,
         seed: int = 0,
         progress: bool = True,
+        together: Processes = ALONE,
     ) -> None:
         super().__init__()
+        self.together, self._rank, self._world_size = together, together.rank, together.world
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
         self.batch_size, self.seed, self.progress = batch_size, seed, progress
         self.responses = ResponseLog(None)
@@ -62,6 +66,18 @@ class DiffusionLM(LM):
     def tokenizer_name(self) -> str:
         """A name for lm-eval's request caches."""
         return str(self.tokenizer.name_or_path)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a number of every process."""
+        return self.together.gather_numbers(tensor)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Return an object of every process to one of them, None to the others."""
+        return self.together.gather_objects(obj, dst)
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        self.together.wait()
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return (log-likelihood, False) for each (context, continuation).

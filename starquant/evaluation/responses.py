@@ -15,13 +15,18 @@ class ResponseLog:
     Args:
         path: the file; None keeps answers in memory only. What follows the first line that is not whole (the
             run was killed while writing) is dropped.
+        rank: of the process; all but the first write to files of their own beside it, and every process reads all,
+            so that a run may go on with another number of processes.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, rank: int = 0) -> None:
         self._answers: dict[str, float | str] = {}
-        if path is not None and path.exists():
-            self._read(path)
+        self._path = path if path is None or rank == 0 else path.with_suffix(f".rank{rank}.jsonl")
+        if path is None:
+            return
+        for file in sorted(path.parent.glob(f"{path.stem}*.jsonl")):
+            if file == path or file.name.startswith(f"{path.stem}.rank"):
+                self._read(file)
 
     def _read(self, path: Path) -> None:
         content, sound = path.read_bytes(), 0
@@ -32,7 +37,7 @@ class ResponseLog:
             except (ValueError, TypeError, KeyError):
                 break
             sound += len(line)
-        if sound < len(content):
+        if sound < len(content) and path == self._path:
             with path.open("r+b") as stream:
                 stream.truncate(sound)
 

@@ -113,12 +113,16 @@ class Fitted:
 
 
 def _write(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f".{part}.part"
-    save_file(tensors, unfinished)
-    unfinished.replace(folder / f"{part}.safetensors")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished)
+        unfinished.replace(folder / f"{part}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"{folder / part}.safetensors: cannot be written: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import subprocess
@@ -24,11 +25,22 @@ PACKAGES = (
 )
 
 
-def code_digest() -> str:
-    """Return a digest of the package's Python sources: results of the same digest came from the same code."""
+#: What a calibration can depend on, and what a score can: who is told, tables and command lines change neither.
+FITTING = (
+    *("numerics", "models", "diffusion", "calibration", "runtime", "methods"),
+    *("bits.py", "protocol.py", "sources.py", "stages.py", "calibrating.py", "testbed"),
+)
+SCORING = (*FITTING, "evaluation", "spec.py", "pipeline.py")
+
+
+@functools.cache
+def code_digest(rooms: tuple[str, ...] = SCORING) -> str:
+    """Return a digest of the Python sources of some rooms: results of the same digest came from the same code."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
+    for room in sorted(rooms):
+        root = PACKAGE / room
+        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
+            digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

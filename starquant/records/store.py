@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from starquant.errors import RecordError
+from starquant.records.columns import write_columns
+from starquant.records.files import set_aside, write_atomically
 from starquant.records.record import READABLE_VERSIONS, RunRecord
 from starquant.spec import RunSpec
 
@@ -19,8 +20,9 @@ from starquant.spec import RunSpec
 class RecordStore:
     """The records below one results folder.
 
-    Layout: `records/NAME.json`, `records/NAME.items/TASK.jsonl` beside it, `unfinished/DIGEST/` for answers of
-    runs that have not ended. NAME is model-bits-method-tasks-digest.
+    Layout: `records/NAME.json`, `records/NAME.items/TASK.jsonl` beside it (and the numbers of all tasks in
+    `columns.json`), `unfinished/DIGEST/` for answers of runs that have not ended. NAME is
+    model-bits-method-tasks-digest.
     """
 
     def __init__(self, results: Path) -> None:
@@ -35,6 +37,10 @@ class RecordStore:
     def unfinished(self, digest: str) -> Path:
         """Return the folder for answers of a run that has not ended."""
         return self.results / "unfinished" / digest
+
+    def lock(self, digest: str) -> Path:
+        """Return the lock file of a run."""
+        return self.results / "locks" / f"record-{digest}.lock"
 
     def prepare(self) -> None:
         """Make the folders, so that a run which cannot be recorded does not start.
@@ -54,17 +60,23 @@ class RecordStore:
         return self.folder / f"{self.name(spec)}.json"
 
     def find(self, spec: RunSpec) -> RunRecord | None:
-        """Return the record of a run, None when there is none.
+        """Return the record of a run, None when there is none; a damaged one is set aside, with its items.
 
         Raises:
-            RecordError: the file is there but is not a record of this schema and digest.
+            RecordError: a record of a later version, which is not this code's to move.
         """
         path = self.path(spec)
         if not path.exists():
             return None
-        record = read_record(path)
-        if record.digest != spec.digest():
-            raise RecordError(f"{path}: its digest is {record.digest}, its name says {spec.digest()}")
+        try:
+            record = read_record(path)
+            if record.digest != spec.digest():
+                raise RecordError(f"{path}: its digest is {record.digest}, its name says {spec.digest()}")
+        except NewerRecordError:
+            raise
+        except RecordError as error:
+            set_aside(path, str(error))
+            return None
         return record
 
     def write(
@@ -81,10 +93,23 @@ class RecordStore:
             for task, rows in (items or {}).items():
                 lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
                 write_atomically(path.with_suffix(".items") / f"{task}.jsonl", lines)
+            if items:
+                write_columns(path.with_suffix(".items"), items)
             write_atomically(path, json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error}") from error
         return path
+
+
+class NewerRecordError(RecordError):
+    """A record that a later version of this code has written."""
+
+
+def record_paths(folder: Path) -> Iterator[Path]:
+    """Yield the records below a folder, in the order of their names; nothing of what lies beside them."""
+    for path in sorted(folder.rglob("*.json")):
+        if not path.parent.name.endswith(".items"):
+            yield path
 
 
 def read_record(path: Path) -> RunRecord:
@@ -96,26 +121,11 @@ def read_record(path: Path) -> RunRecord:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in READABLE_VERSIONS:
         allowed = " and ".join(map(str, READABLE_VERSIONS))
-        raise RecordError(f"{path}: schema_version is {version!r}, this version reads {allowed}")
+        kind = NewerRecordError if isinstance(version, int) and version > max(READABLE_VERSIONS) else RecordError
+        raise kind(f"{path}: schema_version is {version!r}, this version reads {allowed}")
     try:
         return RunRecord.model_validate(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise RecordError(f"{path}: {where}: {problem['msg']}; move it away to run again") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, flush it to disk, then rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -22,11 +22,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starquant.errors import RecordError, StarquantError
+from starquant.records.columns import read_columns
 from starquant.records.record import RunRecord
-from starquant.records.store import read_record
+from starquant.records.store import read_record, record_paths
 from starquant.tables.bootstrap import crossed_bootstrap
 from starquant.tables.comparison import markdown
-from starquant.tables.items import read_items, trajectories_of
+from starquant.tables.items import items_folder, trajectories_of
 
 FIDELITY = "fidelity"
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
@@ -35,12 +36,20 @@ Column = tuple[str, str]
 Run = tuple[int | None, int | None]
 
 
+@dataclass(frozen=True)
+class Items:
+    """One number an item, and a digest that says which items."""
+
+    digest: str
+    values: NDArray[np.float64]
+
+
 @dataclass
 class Row:
     """All runs of one method at one bit-width: values of each (task, metric), indexed by item."""
 
     label: tuple[str, ...]
-    runs: dict[Run, dict[Column, pd.Series[float]]] = field(default_factory=dict)
+    runs: dict[Run, dict[Column, Items]] = field(default_factory=dict)
     trajectories: dict[Run, dict[str, Any]] = field(default_factory=dict)
 
     def columns(self) -> list[Column]:
@@ -51,7 +60,7 @@ class Row:
     def values(self, column: Column) -> list[NDArray[np.float64]]:
         """Return [runs, items] of each model."""
         runs = sorted_runs(self.runs)
-        return [self._stack([run for run in runs if run[0] == m], column).to_numpy() for m in models(self.runs)]
+        return [self._stack([run for run in runs if run[0] == m], column)[1] for m in models(self.runs)]
 
     def minus(self, other: Row, column: Column) -> list[NDArray[np.float64]]:
         """Return differences [pairs, items] of each model that both have, paired by seeds and items.
@@ -64,22 +73,22 @@ class Row:
             ours, theirs = ([r for r in sorted_runs(row.runs) if r[0] == model] for row in (self, other))
             pairs = [(a, b) for a in ours for b in theirs if _match(a, b)]
             if pairs:
-                left = self._stack([a for a, _ in pairs], column)
-                right = other._stack([b for _, b in pairs], column)
+                ours_are, left = self._stack([a for a, _ in pairs], column)
+                theirs_are, right = other._stack([b for _, b in pairs], column)
                 alike = column[0] != FIDELITY or all(self.trajectories[a] == other.trajectories[b] for a, b in pairs)
-                if not alike or not left.columns.equals(right.columns):
+                if not alike or ours_are != theirs_are:
                     raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
-                found.append(left.to_numpy() - right.to_numpy())
+                found.append(left - right)
         if not found:
             raise RecordError(f"{' '.join(self.label)} and {' '.join(other.label)}: no runs of the same seeds")
         return found
 
-    def _stack(self, runs: Sequence[Run], column: Column) -> pd.DataFrame:
-        """Return a row a run, a column an item."""
-        series = [self.runs[run][column] for run in runs]
-        if any(not one.index.equals(series[0].index) for one in series[1:]):
+    def _stack(self, runs: Sequence[Run], column: Column) -> tuple[str, NDArray[np.float64]]:
+        """Return which items they are, and their values [runs, items]."""
+        found = [self.runs[run][column] for run in runs]
+        if any(one.digest != found[0].digest for one in found[1:]):
             raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ between its runs")
-        return pd.DataFrame([one.to_numpy(dtype=np.float64) for one in series], columns=series[0].index)
+        return found[0].digest, np.stack([one.values for one in found])
 
 
 def _match(a: Run, b: Run) -> bool:
@@ -107,7 +116,7 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
         RecordError: damaged records or items, two records of the same row and seeds.
     """
     rows: dict[tuple[str, ...], Row] = {}
-    paths = sorted(folder.rglob("*.json"))
+    paths = list(record_paths(folder))
     if not paths:
         raise RecordError(f"{folder}: holds no record")
     for path in paths:
@@ -134,17 +143,21 @@ def _label(record: RunRecord, by: Sequence[str]) -> tuple[str, ...]:
     return (*(value(key) for key in by), record.spec["bits"]["name"], record.spec["method"]["name"])
 
 
-def _values(path: Path, record: RunRecord) -> dict[Column, pd.Series[float]]:
-    found: dict[Column, pd.Series[float]] = {}
+def _values(path: Path, record: RunRecord) -> dict[Column, Items]:
+    found: dict[Column, Items] = {}
     names = [*record.spec["tasks"]["names"]]
     if any(score.task == FIDELITY for score in record.scores):
         names.append(FIDELITY)
+    columns = read_columns(items_folder(path)) if names else {}
     for task in names:
-        items = read_items(path, task)
-        for metric, filter_name in items.metrics():
+        if task not in columns:
+            raise RecordError(f"{items_folder(path)}: holds no items of {task}")
+        keys = [key.rpartition(",") for key in columns[task].values]
+        for metric, _, filter_name in keys:
             if task != FIDELITY or metric in FIDELITY_METRICS:
-                several = sum(name == metric for name, _ in items.metrics()) > 1
-                found[task, f"{metric} ({filter_name})" if several else metric] = items.values(metric, filter_name)
+                several = sum(name == metric for name, _, _ in keys) > 1
+                values = np.asarray(columns[task].values[f"{metric},{filter_name}"], dtype=np.float64)
+                found[task, f"{metric} ({filter_name})" if several else metric] = Items(columns[task].items, values)
     return found
 
 

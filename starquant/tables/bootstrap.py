@@ -5,6 +5,7 @@ Shape suffixes: N items, R resamples.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,19 +94,35 @@ def crossed_bootstrap(
     for values in differences:
         if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2 or not np.isfinite(values).all():
             raise ValueError(f"a bootstrap needs finite values [runs, items >= 2], got shape {values.shape}")
-    rng = np.random.default_rng(seed)
-
-    def shares(count: int) -> NDArray[np.float64]:  # [resamples, count]: how often each is drawn, as a share
-        return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
-
-    runs = {n: shares(n) for n in sorted({values.shape[0] for values in differences})}
-    items = {n: shares(n) for n in sorted({values.shape[1] for values in differences})}
-    means = np.mean([((runs[v.shape[0]] @ v) * items[v.shape[1]]).sum(1) for v in differences], axis=0)
+    means = resampled_means(differences, resamples, seed)
     observed = float(np.mean([values.mean() for values in differences]))
     crossed = 1.0 if observed == 0 else float((means * np.sign(observed) <= 0).mean())
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     n = sum(values.size for values in differences)
     return PairedInterval(observed, float(means.std(ddof=1)), float(low), float(high), n, crossed)
+
+
+def resampled_means(values: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+    """Return means [resamples] over models of means over resampled runs and items; arguments as `crossed_bootstrap`."""
+    runs, items = (tuple(sorted({v.shape[axis] for v in values})) for axis in (0, 1))
+    run_shares, item_shares = _shares(runs, items, resamples, seed)
+    means: NDArray[np.float64] = np.mean(
+        [np.einsum("ri,ri->r", run_shares[v.shape[0]] @ v, item_shares[v.shape[1]]) for v in values], axis=0
+    )
+    return means
+
+
+@functools.lru_cache(maxsize=16)
+def _shares(
+    runs: tuple[int, ...], items: tuple[int, ...], resamples: int, seed: int
+) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
+    """Return, by their number, how often each run and each item is drawn, as shares [resamples, number]."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(count: int) -> NDArray[np.float64]:
+        return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
+
+    return {n: drawn(n) for n in runs}, {n: drawn(n) for n in items}
 
 
 def _checked(values: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:

@@ -44,10 +44,10 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     labels = list(dict.fromkeys(label for label, _ in records))
     for index, label in enumerate(labels):
         own = [path for name, path in records if name == label]
-        by_step = _by_step(own, metric)
-        steps = sorted(by_step)
+        values = by_step(own, metric)
+        steps = sorted(values)
         try:
-            found = [bootstrap(by_step[step]) for step in steps]
+            found = [bootstrap(values[step]) for step in steps]
         except ValueError as error:
             raise RecordError(f"{own[0]}: {metric}: {error}") from None
         shade = str(0.65 * index / max(1, len(labels) - 1))
@@ -61,8 +61,8 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     return figure
 
 
-def _by_step(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
-    """Return, for every step, one value a prompt: the mean over the records."""
+def by_step(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
+    """Return, for every step, one value a prompt: the mean over the records; raises RecordError where there is none."""
     cells: dict[int, dict[int, list[float]]] = {}
     for path in paths:
         read_record(path)
@@ -120,13 +120,14 @@ def _labelled(text: str) -> tuple[str, Path]:
     return (label, Path(path)) if equals else (Path(text).stem, Path(text))
 
 
-def _report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, Any]:
+    """Return a report of activations; raises RecordError when it is damaged or of another schema."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: not readable as a report of starquant.diagnostics.activations ({error})") from None
+        raise RecordError(f"{path}: not readable as a report of activations ({error})") from None
     if not isinstance(found, dict) or found.get("kind") != "activations" or found.get("schema_version") != 1:
-        raise RecordError(f"{path}: not a report of starquant.diagnostics.activations, version 1")
+        raise RecordError(f"{path}: not a report of activations, version 1")
     return found
 
 
@@ -153,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.kind == "trajectory":
             figure = trajectory(given.records, given.metric)
         else:
-            figure = activations(_report(given.report), given.site)
+            figure = activations(read_report(given.report), given.site)
         for path in save(figure, given.out):
             print(path)
     except (StarquantError, OSError) as error:

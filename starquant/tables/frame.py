@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from starquant.errors import RecordError
-from starquant.records.store import read_record
+from starquant.records.store import read_record, record_paths
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
@@ -23,7 +23,7 @@ def scores_frame(folder: Path) -> pd.DataFrame:
         RecordError: a record is damaged; the message names it.
     """
     rows = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in record_paths(folder):
         record = read_record(path)
         spec, source = record.spec, record.provenance
         run = {

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starquant.errors import RecordError, StarquantError
+from starquant.records.columns import TaskColumns, read_columns
 from starquant.records.store import read_record
 from starquant.tables.bootstrap import PairedInterval, paired_bootstrap
-from starquant.tables.items import Items, items_folder, read_items, trajectories_of
+from starquant.tables.items import items_folder, trajectories_of
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 
@@ -46,7 +47,15 @@ def compare(
     """
     if task == "fidelity":
         _same_trajectories(a, b)
-    return _difference(read_items(a, task), read_items(b, task), metric, filter_name, resamples, seed)
+    left, right = (_columns(path, task) for path in (a, b))
+    return _difference((a, b), left, right, metric, filter_name, resamples, seed)
+
+
+def _columns(record: Path, task: str) -> TaskColumns:
+    found = read_columns(items_folder(record))
+    if task not in found:
+        raise RecordError(f"{items_folder(record) / task}.jsonl: items cannot be read, there are none")
+    return found[task]
 
 
 def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
@@ -55,18 +64,17 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     Raises:
         RecordError: as `compare`; records that share no task.
     """
-    tasks = [p.stem for p in sorted(items_folder(a).glob("*.jsonl")) if (items_folder(b) / p.name).exists()]
+    ours, theirs = (read_columns(items_folder(path)) for path in (a, b))
+    tasks = [task for task in sorted(ours) if task in theirs]
     if not tasks:
         raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold items of no common task")
     found = []
     if "fidelity" in tasks:
         _same_trajectories(a, b)
     for task in tasks:
-        left, right = read_items(a, task), read_items(b, task)
-        common = set(right.metrics())
-        for metric, name in left.metrics():
-            if (metric, name) in common:
-                found.append((task, metric, name, _difference(left, right, metric, name, 2000, 0)))
+        left, right = ours[task], theirs[task]
+        for metric, _, name in (key.rpartition(",") for key in left.values if key in right.values):
+            found.append((task, metric, name, _difference((a, b), left, right, metric, name, 2000, 0)))
     return found
 
 
@@ -81,29 +89,34 @@ def _same_trajectories(a: Path, b: Path) -> None:
 
 
 def _difference(
-    left: Items, right: Items, metric: str, filter_name: str | None, resamples: int, seed: int
+    sides: tuple[Path, Path],
+    left: TaskColumns,
+    right: TaskColumns,
+    metric: str,
+    filter_name: str | None,
+    resamples: int,
+    seed: int,
 ) -> PairedInterval:
-    ours = left.values(metric, _filter(left, metric, filter_name))
-    theirs = right.values(metric, _filter(right, metric, filter_name))
-    if not ours.index.equals(theirs.index):
-        odd = sorted(ours.index.symmetric_difference(theirs.index))
+    keys = [_key(path, side, metric, filter_name) for path, side in zip(sides, (left, right), strict=True)]
+    ours, theirs = left.values[keys[0]], right.values[keys[1]]
+    if left.items != right.items:
         raise RecordError(
-            f"{left.path} and {right.path}: their items of {metric} differ ({len(ours)} and {len(theirs)}; "
-            f"first in one only, or another document under the same number: {odd[0][0]})"
+            f"{sides[0]} and {sides[1]}: their items of {metric} differ ({len(ours)} and {len(theirs)}; one has "
+            "others, or another document under the same number)"
         )
     if len(ours) < 2:
-        raise RecordError(f"{left.path}: {len(ours)} item of {metric}; an interval needs two or more")
-    return paired_bootstrap(ours.to_numpy(), theirs.to_numpy(), resamples, seed)
+        raise RecordError(f"{sides[0]}: {len(ours)} item of {metric}; an interval needs two or more")
+    return paired_bootstrap(ours, theirs, resamples, seed)
 
 
-def _filter(items: Items, metric: str, asked: str | None) -> str:
-    known = items.metrics()
+def _key(path: Path, columns: TaskColumns, metric: str, asked: str | None) -> str:
+    known = [key.rpartition(",")[::2] for key in columns.values]
     filters = [name for found, name in known if found == metric and asked in (None, name)]
     if len(filters) != 1:
         got = metric if asked is None else f"{metric} ({asked})"
         problem = "has several filters, name one" if filters else "has no numbers"
-        raise RecordError(f"{items.path}: {got} {problem}; there are {', '.join(f'{m} ({f})' for m, f in known)}")
-    return filters[0]
+        raise RecordError(f"{path}: {got} {problem}; there are {', '.join(f'{m} ({f})' for m, f in known)}")
+    return f"{metric},{filters[0]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

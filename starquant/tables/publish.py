@@ -2,8 +2,8 @@
 
     python -m starquant.tables.publish results/records results/published/NAME
 
-Records are copied as they are. Of items, numbers stay (six digits) with what pairs them; texts go. Fidelity is averaged
-over each prompt's steps, unless `--steps` keeps them (for figures along the trajectory).
+Records are copied as they are. Of items, numbers stay with what pairs them (`columns.json`); texts go. Fidelity is
+averaged over each prompt's steps; `--steps` keeps these too (for figures along the trajectory).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from starquant.errors import ConfigError, RecordError, StarquantError
-from starquant.records.store import read_record
+from starquant.records.columns import keep_columns, read_columns
+from starquant.records.store import read_record, record_paths
 from starquant.tables.items import items_folder, read_raw
 
+FIDELITY = "fidelity"
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
 
 
@@ -29,7 +31,7 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
     Raises:
         RecordError: no record, a damaged one, or a name that `target` has already.
     """
-    paths = sorted(source.rglob("*.json"))
+    paths = list(record_paths(source))
     if not paths:
         raise RecordError(f"{source}: holds no record")
     names: set[str] = set()
@@ -41,40 +43,23 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
             raise RecordError(f"{items_folder(path)}: the record's items are missing")
         names.add(path.name)
     for path in paths:
-        for file in sorted(items_folder(path).glob("*.jsonl")):
-            rows = read_raw(path, file.stem)
-            kept = _fidelity(rows, steps) if file.stem == "fidelity" else map(_item, rows)
-            out = items_folder(target / path.name) / file.name
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        target.mkdir(parents=True, exist_ok=True)
+        out = items_folder(target / path.name)
+        out.mkdir(parents=True, exist_ok=True)
+        columns = read_columns(items_folder(path)) if items_folder(path).is_dir() else {}
+        kept = {task: numbers.model_dump() for task, numbers in columns.items()}
+        keep_columns(out, kept)
+        if steps and FIDELITY in kept:
+            rows = "".join(json.dumps(row) + "\n" for row in _steps(read_raw(path, FIDELITY)))
+            (out / f"{FIDELITY}.jsonl").write_text(rows, encoding="utf-8")
         shutil.copyfile(path, target / path.name)  # last: a record stands for finished items
     return len(paths)
 
 
-def _item(row: dict[str, Any]) -> dict[str, Any]:
-    names = row.get("metrics", ())
-    kept = {"doc_id": row["doc_id"], "doc_hash": str(row.get("doc_hash", ""))[:12], "filter": row.get("filter", "none")}
-    return kept | {name: _short(row[name]) for name in names if isinstance(row.get(name), int | float)}
-
-
-def _fidelity(rows: list[dict[str, Any]], steps: bool) -> Iterator[dict[str, Any]]:
-    by_prompt: dict[int, list[dict[str, Any]]] = {}
+def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for row in rows:
-        by_prompt.setdefault(row["prompt"], []).append(row)
-    for prompt, own in by_prompt.items():
-        same = {"prompt": prompt, "doc_hash": own[0].get("doc_hash", "")[:12]}
-        stepped = [row for row in own if row.get("step") is not None]
-        if steps:
-            for row in stepped:
-                yield same | {"step": row["step"]} | {m: _short(row[m]) for m in FIDELITY_METRICS if m in row}
-            continue
-        values = {m: [row[m] for row in stepped if m in row] for m in FIDELITY_METRICS}
-        yield same | {m: _short(sum(v) / len(v)) for m, v in values.items() if v}
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+        if row.get("step") is not None:
+            same = {"prompt": row["prompt"], "doc_hash": row.get("doc_hash", "")[:12], "step": row["step"]}
+            yield same | {m: float(f"{row[m]:.6g}") for m in FIDELITY_METRICS if m in row}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

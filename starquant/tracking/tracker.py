@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -41,7 +42,11 @@ class WandbTracker:
         self._workers: list[tuple[Path, subprocess.Popen[bytes]]] = []
 
     def publish(self, record: Path) -> None:
-        """Start a worker for the record."""
+        """Start a worker for the record, unless W&B has it already."""
+        content = json.loads(record.read_text(encoding="utf-8"))
+        marker = marker_of(self._folder, content["digest"], self._spec.project, self._spec.mode)
+        if marker.exists() and marker.read_text(encoding="utf-8") == content["provenance"]["finished_at"]:
+            return
         self._folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "starquant.tracking.wandb_worker", str(record), "--dir", str(self._folder)]
         command += ["--project", self._spec.project, "--mode", self._spec.mode]
@@ -68,6 +73,11 @@ class WandbTracker:
                     file=sys.stderr,
                 )
         self._workers = []
+
+
+def marker_of(folder: Path, digest: str, project: str, mode: str) -> Path:
+    """Return the file that says when the record was finished that W&B has been told of."""
+    return folder / "published" / f"{project}-{mode}-{digest}"
 
 
 def make_tracker(spec: RunSpec) -> Tracker:

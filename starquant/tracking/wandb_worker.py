@@ -9,8 +9,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from starquant.records.files import write_atomically
 from starquant.records.record import RunRecord
 from starquant.records.store import read_record
+from starquant.tables.items import items_folder
+from starquant.tracking.tracker import marker_of
+
+CURVES = ("hidden_mse", "kl")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -34,7 +39,8 @@ def publish(path: Path, folder: Path, project: str, entity: str | None, mode: st
         mode="offline" if mode == "offline" else "online",
         dir=str(folder),
         name=f"{spec['model']['name']}-{spec['bits']['name']}-{spec['method']['name']}",
-        group=spec["tasks"]["name"],
+        group=(spec.get("experiment") or {}).get("name") or spec["tasks"]["name"],
+        job_type=spec["method"]["name"],
         config=flatten(spec) | {"digest": record.digest, "git_sha": record.provenance.get("git_sha")},
     )
     run.summary.update(summary(record))
@@ -42,10 +48,29 @@ def publish(path: Path, folder: Path, project: str, entity: str | None, mode: st
     for s in record.scores:
         table.add_data(s.task, s.metric, s.filter, s.value, s.stderr, s.n)
     run.log({"scores": table})
+    _log_fidelity(run, path)
     artifact = wandb.Artifact(f"record-{record.digest}", type="record")
     artifact.add_file(str(path))
     run.log_artifact(artifact)
     run.finish()
+    marker = marker_of(folder, record.digest, project, mode)
+    write_atomically(marker, str(record.provenance.get("finished_at")))
+
+
+def _log_fidelity(run: Any, path: Path) -> None:
+    """Log fidelity along the denoising steps, as numbers and as a figure; nothing where it was not measured."""
+    import wandb
+
+    from starquant.tables.figures import by_step, trajectory
+
+    if not (items_folder(path) / "fidelity.jsonl").exists():
+        return
+    run.define_metric("fidelity/*", step_metric="denoising_step")
+    curves = {metric: by_step([path], metric) for metric in CURVES}
+    for step in sorted(curves["hidden_mse"]):
+        means = {f"fidelity/{m}": sum(c[step]) / len(c[step]) for m, c in curves.items() if step in c}
+        run.log({"denoising_step": step + 1} | means)
+    run.log({"figures/trajectory": wandb.Image(trajectory([(path.stem, path)]))})
 
 
 def summary(record: RunRecord) -> dict[str, float]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from starquant.errors import RecordError
+from starquant.records.files import write_atomically
 from starquant.records.manifest import ManifestEntry
 from starquant.records.provenance import code_digest, collect
 from starquant.records.record import RunRecord, Score, Timings
-from starquant.records.store import RecordStore, read_record, write_atomically
+from starquant.records.store import RecordStore, read_record, record_paths
 from starquant.spec import RunSpec
 from tests.test_spec import spec
 
@@ -65,17 +66,28 @@ def test_another_run_is_not_found(tmp_path: Path) -> None:
         lambda text: text[: len(text) // 2],
         lambda text: "",
         lambda text: "[]",
-        lambda text: text.replace('"schema_version": 3', '"schema_version": 99'),
         lambda text: text.replace('"status": "complete"', '"status": "perhaps"'),
         lambda text: text.replace('"digest": "', '"digest": "0'),
     ],
 )
-def test_damaged_records_are_named(tmp_path: Path, damage) -> None:
+def test_damaged_records_are_named_and_set_aside(tmp_path: Path, damage, capsys) -> None:
+    run, store = spec(), RecordStore(tmp_path)
+    for suffix in ("", ".1"):  # what was set aside before stays
+        path = store.write(run, make_record(run))
+        path.write_text(damaged := damage(path.read_text()))
+        assert store.find(run) is None
+        assert f"warning: {path}: " in capsys.readouterr().err
+        assert path.with_name(f"{path.name}.damaged{suffix}").read_text() == damaged
+    assert list(record_paths(tmp_path)) == []
+
+
+def test_records_of_a_later_version_are_left_alone(tmp_path: Path) -> None:
     run, store = spec(), RecordStore(tmp_path)
     path = store.write(run, make_record(run))
-    path.write_text(damage(path.read_text()))
-    with pytest.raises(RecordError, match=str(path)):
+    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 99'))
+    with pytest.raises(RecordError, match=f"{path}: schema_version is 99, this version reads 1 and 2 and 3"):
         store.find(run)
+    assert path.exists()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch) -> None:

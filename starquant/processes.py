@@ -1,0 +1,100 @@
+"""The processes of one run: one, or as many as `accelerate launch` started, which share the items of every task.
+
+    accelerate launch --num_processes 4 run.py model=llada runtime.device=cuda
+
+Every process holds the model; the first one alone calibrates, writes and prints. Draws come from each request's own
+tokens, so that scores are those of one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starquant.errors import StarquantError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number and how many there are."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that calibrates, writes and prints."""
+        return self.rank == 0
+
+    def by_first(self, work: Callable[[], T]) -> T:
+        """Return what the first process makes of it, on every process; an error of the user is raised on all.
+
+        Raises:
+            StarquantError: of `work`.
+        """
+        if self.world == 1:
+            return work()
+        from accelerate.utils import broadcast_object_list
+
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = work()
+            except StarquantError as error:
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def gather_numbers(self, number: Tensor) -> Tensor:
+        """Return a scalar of every process, [world]."""
+        from accelerate.utils import gather
+
+        found: Tensor = number if self.world == 1 else gather(number.reshape(1))
+        return found
+
+    def gather_objects(self, obj: Any, rank: int = 0) -> list[Any] | None:
+        """Return an object of every process, in order, to the process `rank`; None to the others."""
+        if self.world == 1:
+            return [obj]
+        import torch.distributed as dist
+
+        found = [None] * self.world if self.rank == rank else None
+        dist.gather_object(obj, found, dst=rank)
+        return found
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            from accelerate.utils import wait_for_everyone
+
+            wait_for_everyone()
+
+    def device(self, asked: str) -> str:
+        """Return this process's device: with "cuda", the GPU of its local number."""
+        local = os.environ.get("LOCAL_RANK", "0")
+        return f"cuda:{local}" if asked == "cuda" and self.world > 1 else asked
+
+
+ALONE = Processes()
+
+
+def processes() -> Processes:
+    """Return the processes that this run was started with."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    # One process may calibrate for hours while the others wait.
+    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=timedelta(days=7))
+    return Processes(state.process_index, state.num_processes)

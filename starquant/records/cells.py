@@ -1,0 +1,95 @@
+"""What became of each cell of a sweep: one small JSON file a cell, whichever process ran it.
+
+A cell is named by the digest of what was asked for (before checkpoints and data are looked at). A cell whose file says
+"running" while nobody holds its lock has died.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from starquant.errors import StarquantError
+from starquant.records.files import write_atomically
+from starquant.records.locks import exclusive, is_held
+
+State = Literal["missing", "running", "died", "done", "failed"]
+
+
+class CellEntry(BaseModel):
+    """What became of a cell.
+
+    Attributes:
+        key: digest of what was asked for.
+        name: model, bits, method, tasks.
+        state: where it stands.
+        record: path of its record below the results folder, of a finished one.
+        reused: whether the record was there already.
+        error: of a failed one, one line.
+        seconds: it took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    name: str
+    state: State
+    record: str | None = None
+    reused: bool = False
+    error: str | None = None
+    seconds: float | None = None
+
+
+class CellLog:
+    """The cells below one results folder."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+
+    def _path(self, key: str) -> Path:
+        return self.results / "cells" / f"{key}.json"
+
+    def _lock(self, key: str) -> Path:
+        return self.results / "locks" / f"cell-{key}.lock"
+
+    @contextmanager
+    def running(self, key: str, name: str) -> Iterator[list[CellEntry]]:
+        """Hold a cell; the last entry that the caller appends is kept, "failed" when an exception passes.
+
+        Raises:
+            RecordError: the results folder cannot be written.
+        """
+        with exclusive(self._lock(key), name):
+            began, outcome = time.perf_counter(), list[CellEntry]()
+            self._write(CellEntry(key=key, name=name, state="running"))
+            try:
+                yield outcome
+            except Exception as error:  # kept for the summary, then goes on its way
+                kind = "" if isinstance(error, StarquantError) else f"{type(error).__name__}: "
+                line = f"{kind}{error}".splitlines()[0]
+                outcome.append(CellEntry(key=key, name=name, state="failed", error=line))
+                raise
+            finally:
+                if outcome:
+                    seconds = round(time.perf_counter() - began, 3)
+                    self._write(outcome[-1].model_copy(update={"seconds": seconds}))
+
+    def _write(self, entry: CellEntry) -> None:
+        write_atomically(self._path(entry.key), json.dumps(entry.model_dump(mode="json"), indent=1) + "\n")
+
+    def read(self, key: str, name: str) -> CellEntry:
+        """Return how a cell stands; a finished one whose record is gone is missing, a damaged file is no file."""
+        try:
+            entry = CellEntry.model_validate(json.loads(self._path(key).read_text(encoding="utf-8")))
+        except (OSError, ValueError, ValidationError):
+            return CellEntry(key=key, name=name, state="missing")
+        if entry.state == "running" and not is_held(self._lock(key)):
+            return entry.model_copy(update={"state": "died"})
+        gone = entry.state == "done" and entry.record and not (self.results / entry.record).exists()
+        return CellEntry(key=key, name=name, state="missing") if gone else entry

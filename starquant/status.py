@@ -1,0 +1,48 @@
+"""Where the cells of an experiment stand: `python -m starquant.status table1_main model=tiny`.
+
+Overrides are those of the sweep itself. Nothing is computed; the exit code is 0 when every cell is done.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from starquant.composing import CONF, plan
+from starquant.errors import ConfigError, StarquantError
+from starquant.records.cells import CellLog
+from starquant.watching import ORDER, summary
+
+USAGE = "usage: python -m starquant.status EXPERIMENT|-m [KEY=VALUE ...]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line a cell and the counts; returns 1 while some are not done, 2 after bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    names = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.stem != "none")
+    if not given or {"-h", "--help"} & {*given}:
+        print(f"{__doc__}\n{USAGE}\nexperiments: {', '.join(names)}")
+        return 0
+    try:
+        if "=" not in given[0] and not given[0].startswith("-"):
+            if given[0] not in names:
+                raise ConfigError(f"experiment: got '{given[0]}', allowed: {', '.join(names)}")
+            given[0] = f"experiment={given[0]}"
+        planned = plan(given)
+        if planned is None:
+            raise ConfigError(USAGE)
+        log = CellLog(Path(planned.cells[0].spec.paths.results))
+        entries = [log.read(cell.key, cell.name) for cell in planned.cells]
+    except StarquantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for entry in sorted(entries, key=lambda e: ORDER.index(e.state)):
+        told = entry.error or entry.record or ""
+        print(f"{entry.state:8s} {entry.name:55s} {told}")
+    print(summary(entries).splitlines()[0])
+    return 0 if all(entry.state == "done" for entry in entries) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

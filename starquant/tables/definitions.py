@@ -1,0 +1,172 @@
+"""The paper's tables and figures as data: which runs make a row, and which of the paper's figures stand beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAPER = Path(__file__).resolve().parents[2] / "results" / "paper"
+FULL = {"method.name": "none"}
+
+#: Model presets by the paper's names; the embedded model is not the paper's.
+PAPER_MODELS = {"llada": "LLaDA-8B", "llada_1_5": "LLaDA-1.5-8B", "dream": "Dream-7B"}
+#: The nine tasks by the names of the paper's columns.
+PAPER_TASKS = {
+    name: name
+    for name in ("truthfulqa_mc2", "arc_challenge", "hellaswag", "winogrande", "piqa", "mmlu", "humaneval", "gsm8k")
+} | {"ceval-valid": "ceval"}
+NINE = (
+    *("truthfulqa_mc2", "arc_challenge", "hellaswag", "winogrande", "piqa"),
+    *("mmlu", "ceval-valid", "humaneval", "gsm8k"),
+)
+#: The metric of a task's column and its filter. The paper names none: `acc` where its figures fit it (HellaSwag near 54
+#: is acc, acc_norm is near 70), our choice elsewhere. Tasks that are not listed show their first metric.
+PRIMARY = {
+    "truthfulqa_mc2": ("acc", "none"),
+    "arc_challenge": ("acc", "none"),
+    "hellaswag": ("acc", "none"),
+    "winogrande": ("acc", "none"),
+    "piqa": ("acc", "none"),
+    "mmlu": ("acc", "none"),
+    "ceval-valid": ("acc", "none"),
+    "humaneval": ("pass@1", None),
+    "gsm8k": ("exact_match", "flexible-extract"),
+}
+
+
+@dataclass(frozen=True)
+class RowOf:
+    """A row: its label, the runs that make it, and how the paper calls it.
+
+    Attributes:
+        label: of the row.
+        where: dotted configuration keys and their values.
+        paper: values of the paper's columns that name the row; None where the paper has no such row.
+    """
+
+    label: str
+    where: dict[str, Any]
+    paper: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A table or figure of the paper.
+
+    Attributes:
+        name: of the experiment.
+        title: what it shows.
+        rows: of the table, or lines of the figure; full precision first.
+        paper: the paper's figures, None where it prints none.
+        against: label of the row that the others are compared with.
+    """
+
+    name: str
+    title: str
+    rows: tuple[RowOf, ...]
+    paper: Path | None = None
+    against: str | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+
+
+def _method(label: str, name: str, bits: str, paper: str | None = None, block_size: int | None = None) -> RowOf:
+    where: dict[str, Any] = {"method.name": name, "bits.name": bits, "bits.attention.v": 16, "bits.attention.p": 16}
+    where |= {} if block_size is None else {"method.tac.block_size": block_size}
+    return RowOf(label, where, None if paper is None else {"method": paper, "bits": bits})
+
+
+FULL_ROW = RowOf("full precision", FULL, {"method": "FP16"})
+ABLATION_FULL = RowOf("full precision", FULL, {"variant": "FP16"})
+
+TABLES = {
+    definition.name: definition
+    for definition in (
+        Definition(
+            "table1_main",
+            "W4A4: all methods, all tasks (the paper's table 1)",
+            (
+                FULL_ROW,
+                _method("RTN", "rtn", "w4a4", "RTN"),
+                _method("SmoothQuant", "smoothquant", "w4a4"),
+                _method("AWQ", "awq", "w4a4", "AWQ"),
+                _method("DLLMQuant+", "dllmquant_plus", "w4a4", "DLLMQuant+"),
+                _method("QuaRot", "quarot", "w4a4", "QuaRot"),
+                _method("DLLMQuant++", "dllmquant_plus_plus", "w4a4", "DLLMQuant++"),
+                _method("STaR-Quant", "star_quant", "w4a4", "STaR-Quant", block_size=16),
+                _method("star_quant_plus (ours)", "star_quant_plus", "w4a4"),
+            ),
+            PAPER / "table1_w4a4.csv",
+            "STaR-Quant",
+        ),
+        Definition(
+            "table2_ablation",
+            "W4A4: STaR-Quant without its parts (the paper's table 2)",
+            (
+                ABLATION_FULL,
+                RowOf(
+                    "without TAC",
+                    _method("", "star_quant_no_tac", "w4a4").where,
+                    {"variant": "without TAC", "bits": "w4a4"},
+                ),
+                RowOf(
+                    "without SGAT",
+                    _method("", "star_quant_no_sgat", "w4a4", block_size=16).where,
+                    {"variant": "without SGAT", "bits": "w4a4"},
+                ),
+                RowOf(
+                    "STaR-Quant",
+                    _method("", "star_quant", "w4a4", block_size=16).where,
+                    {"variant": "STaR-Quant", "bits": "w4a4"},
+                ),
+            ),
+            PAPER / "table2_ablation.csv",
+            "STaR-Quant",
+        ),
+        Definition(
+            "table3_tac_block_size",
+            "W4A4: TAC's block size g (the paper's table 3)",
+            (
+                RowOf("full precision", FULL),
+                *(
+                    RowOf(
+                        f"g = {g}",
+                        _method("", "star_quant", "w4a4", block_size=g).where,
+                        {"block_size": g, "bits": "w4a4"},
+                    )
+                    for g in (4, 8, 16, 32, 64)
+                ),
+            ),
+            PAPER / "table3_tac_block_size.csv",
+            "g = 16",
+        ),
+        Definition(
+            "table5_w8a8",
+            "W8A8 (the paper's table 5)",
+            (
+                FULL_ROW,
+                _method("RTN", "rtn", "w8a8"),
+                _method("QuaRot", "quarot", "w8a8"),
+                _method("STaR-Quant", "star_quant", "w8a8", "STaR-Quant", block_size=16),
+                _method("star_quant_plus (ours)", "star_quant_plus", "w8a8"),
+            ),
+            PAPER / "table5_w8a8.csv",
+            "STaR-Quant",
+        ),
+    )
+}
+
+_SOFTMAX_V = {"bits.attention.v": 4, "bits.attention.p": 4}
+TRAJECTORIES = Definition(
+    "figure3_trajectory",
+    "Hidden-state error along the denoising trajectory (the paper's figure 3)",
+    (
+        RowOf("no TAC", {"method.name": "star_quant_no_tac", "bits.weights.bits": 4, **_SOFTMAX_V}),
+        RowOf("TAC", {"method.name": "star_quant", "bits.weights.bits": 4, "method.tac.block_size": 16, **_SOFTMAX_V}),
+        RowOf(
+            "no TAC, softmax.V at 16 bits",
+            {"method.name": "star_quant_no_tac", "bits.weights.bits": 4, "bits.attention.v": 16},
+        ),
+    ),
+)
+FIGURES = ("figure1_activations", TRAJECTORIES.name)

@@ -1,0 +1,133 @@
+"""Runs for a table: read from records, chosen by configuration keys, refused where they do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from starquant.errors import RecordError
+from starquant.records.columns import TaskColumns, read_columns
+from starquant.records.record import RunRecord, Score
+from starquant.records.store import read_record, record_paths
+from starquant.tables.items import items_folder
+
+#: What `--allow` may name, and what it lets through.
+ALLOWED = {
+    "dirty": "records of code that was not committed",
+    "versions": "one task in several versions or few-shot numbers",
+    "protocols": "one task under several protocols",
+    "limits": "tasks cut to their first items, or to several lengths",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record with its items."""
+
+    path: Path
+    record: RunRecord
+
+    @cached_property
+    def items(self) -> dict[str, TaskColumns]:
+        """Numbers of every leaf task; raises RecordError when they are missing or damaged."""
+        return read_columns(items_folder(self.path))
+
+    def get(self, dotted: str) -> Any:
+        """Return a value of the specification, None where there is no such key."""
+        here: Any = self.record.spec
+        for key in dotted.split("."):
+            here = here.get(key) if isinstance(here, dict) else None
+        return here
+
+    def matches(self, where: Mapping[str, Any]) -> bool:
+        """Return whether the specification has these values; of a key it does not have, None."""
+        return all(self.get(key) == value for key, value in where.items())
+
+    def score(self, task: str, metric: str | None, filter_name: str | None) -> Score | None:
+        """Return a task's score, its first one where no metric is named."""
+        for score in self.record.scores:
+            named = metric is None or (score.metric == metric and filter_name in (None, score.filter))
+            if score.task == task and named:
+                return score
+        return None
+
+    def leaves(self, task: str) -> list[str]:
+        """Return a task, or the leaf tasks of a group."""
+        return [task] if task in self.items else [name for name in self.items if name.startswith(f"{task}_")]
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Return all runs below a folder, in the order of their names.
+
+    Raises:
+        RecordError: no such folder, a damaged record.
+    """
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder of records")
+    folder = folder / "records" if (folder / "records").is_dir() else folder  # of a results folder
+    return [Run(path, read_record(path)) for path in record_paths(folder)]
+
+
+def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
+    """Judge the runs of one table.
+
+    Raises:
+        RecordError: dirty records, task versions, protocols or limits that differ, unless allowed.
+    """
+    if "dirty" not in allow:
+        dirty = [run for run in runs if run.record.provenance.get("git_dirty") is not False]
+        if dirty:
+            raise RecordError(
+                f"{len(dirty)} of {len(runs)} records are of code that was not committed, the first "
+                f"{dirty[0].path.name}; --allow dirty takes them"
+            )
+    seen: dict[tuple[str, str, str], tuple[object, Run]] = {}
+
+    def same(kind: str, model: str, what: str, value: object, run: Run) -> None:
+        before, first = seen.setdefault((kind, model, what), (value, run))
+        if before != value and kind not in allow:
+            raise RecordError(
+                f"{what}: {before} in {first.path.name}, {value} in {run.path.name}; --allow {kind} mixes them"
+            )
+
+    for run in runs:
+        model = str(run.get("model.name"))
+        same("limits", model, "tasks.limit", run.get("tasks.limit"), run)
+        for score in run.record.scores:
+            what = f"{score.task} (version, few-shot)"
+            same("versions", model, what, (score.task_version, score.num_fewshot), run)
+        for task in run.get("tasks.names"):
+            same("protocols", model, f"model.protocol.{task}", (run.get("model.protocol") or {}).get(task), run)
+
+
+SEEDS = ("model.seed", "method.rotation_seed", "seed")
+
+
+def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
+    """Return a row's runs by their seeds.
+
+    Raises:
+        RecordError: two runs of the same seeds; the message names the keys that differ.
+    """
+    found: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        seeds = tuple(run.get(key) for key in SEEDS)
+        if seeds in found:
+            other = found[seeds]
+            differ = sorted(_differences(other.record.spec, run.record.spec))
+            told = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
+            raise RecordError(
+                f"{label}: {other.path.name} and {run.path.name} are both its records; they differ in {told}; "
+                "choose by --where KEY=VALUE, or give a folder with one of them"
+            )
+        found[seeds] = run
+    return found
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for key in {**a, **b} for d in _differences(a.get(key), b.get(key), f"{prefix}{key}.")]
+    return [] if a == b else [prefix[:-1]]
