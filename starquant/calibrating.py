@@ -36,7 +36,7 @@ def ensure_calibrated(
             stage=evaluate, a calibration that is not there.
     """
     digest, code = spec.calibration_digest(), provenance.code_digest(provenance.FITTING)
-    found = _usable(spec, store, digest, code, say)
+    found = _usable(spec, store, digest, code, say, alone=False)
     if found is not None:
         return found, True
     if spec.stage == "evaluate":
@@ -45,14 +45,14 @@ def ensure_calibrated(
             f"{spec.method.name}; run stage=calibrate first (or stage=all)"
         )
     with exclusive(store.lock(digest), f"the calibration of {spec.model.name} {spec.bits.name} {spec.method.name}"):
-        found = _usable(spec, store, digest, code, say)
+        found = _usable(spec, store, digest, code, say, alone=True)
         if found is not None:
             return found, True
         return _make(spec, store, load(), device_name, say, progress), False
 
 
-def _usable(spec: RunSpec, store: ArtifactStore, digest: str, code: str, say: Say) -> Artifact | None:
-    found = None if spec.reuse == "never" and spec.stage != "evaluate" else store.find(digest)
+def _usable(spec: RunSpec, store: ArtifactStore, digest: str, code: str, say: Say, alone: bool) -> Artifact | None:
+    found = None if spec.reuse == "never" and spec.stage != "evaluate" else store.find(digest, alone)
     if found is not None and (found.code_digest == code or spec.reuse == "any"):
         say(f"calibrated already: {store.path(digest)}")
         return found

@@ -144,6 +144,8 @@ def _judge_names(override: Override) -> None:
         return
     swept = override.is_sweep_override()
     values = list(override.sweep_string_iterator()) if swept else [override.get_value_element_as_str()]
+    if swept and key in ("experiment", "launcher"):
+        raise ConfigError(f"{key}: got several values, {override.input_line}; a command line has one {key}")
     names = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
     for value in map(str, values):
         if key == "method" and value in METHODS and value not in names:
@@ -177,7 +179,11 @@ def _of_experiment(overrides: Iterable[Override]) -> tuple[str, bool, dict[str, 
 def _choices(overrides: list[Override]) -> Iterator[list[str]]:
     """Yield the overrides of every cell, in Hydra's own order."""
     prefixes = {o.get_key_element(): (o.input_line or "").split("=", 1)[0] or o.get_key_element() for o in overrides}
-    for words in BasicSweeper.split_arguments(overrides, None)[0]:
+    try:
+        choices = BasicSweeper.split_arguments(overrides, None)[0]
+    except HydraException as error:
+        raise ConfigError(str(error)) from None
+    for words in choices:
         yield [f"{prefixes[word.split('=', 1)[0]]}={word.split('=', 1)[1]}" for word in words]
 
 

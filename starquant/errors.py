@@ -34,3 +34,7 @@ def nearest(got: str, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the allowed name closest to `got`, or an empty string."""
     match = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+class NewerRecordError(RecordError):
+    """A record or artifact that a later version of this code has written; it is left alone."""

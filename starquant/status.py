@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starquant.composing import CONF, plan
-from starquant.errors import ConfigError, StarquantError
+from starquant.errors import ConfigError, StarquantError, nearest
 from starquant.records.cells import CellLog
 from starquant.watching import ORDER, summary
 
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if "=" not in given[0] and not given[0].startswith("-"):
             if given[0] not in names:
-                raise ConfigError(f"experiment: got '{given[0]}', allowed: {', '.join(names)}")
+                raise ConfigError(
+                    f"experiment: got '{given[0]}', allowed: {', '.join(names)}.{nearest(given[0], names)}"
+                )
             given[0] = f"experiment={given[0]}"
         planned = plan(given)
         if planned is None:

@@ -46,6 +46,14 @@ FORBIDDEN = {
     "tables": ("torch", "transformers", *_PROGRAM),
     "testbed": (*_PROGRAM, *_rooms("methods", "evaluation", "runtime", "tracking")),
     "stages.py": ("hydra", "argparse", "wandb", "starquant.methods"),
+    "loaded.py": ("hydra", "argparse", "wandb"),
+    "calibrating.py": ("hydra", "argparse", "wandb", "lm_eval", "starquant.evaluation"),
+    "processes.py": ("hydra", "argparse", "wandb", "lm_eval"),
+    "devices.py": _PROGRAM,
+    "watching.py": ("torch", "transformers", *_PROGRAM),
+    "composing.py": ("torch", "transformers", "lm_eval", "wandb", "starquant.pipeline"),
+    "status.py": ("torch", "transformers", *_PROGRAM, "starquant.pipeline"),
+    "diagnostics": (*_PROGRAM, *_rooms("methods", "evaluation", "tracking")),
     "pipeline.py": ("hydra", "argparse", "wandb"),
 }
 

@@ -74,8 +74,8 @@ class Fitted:
         return sorted(self._parts)
 
     def save(self, folder: Path) -> None:
-        """Write all parts and the notes to a folder."""
-        for part in self.parts():
+        """Write all parts and the notes to a folder; parts that are kept there stay as they are."""
+        for part in self.parts() if folder != self.folder else ():
             _write(folder, part, self.get(part))
         self._list(folder / NOTES)
         (folder / UNFINISHED).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from starquant.errors import RecordError
+from starquant.errors import NewerRecordError, RecordError
 from starquant.records.files import set_aside, write_atomically
 
 SCHEMA_VERSION = 1
@@ -74,15 +74,26 @@ class ArtifactStore:
         """Return the folder where a calibration is made: that of other code is not gone on with."""
         return self.results / "unfinished" / f"artifact-{digest}" / code_digest
 
-    def find(self, digest: str) -> Artifact | None:
-        """Return a whole calibration, None when there is none; a damaged one is set aside."""
+    def find(self, digest: str, alone: bool = True) -> Artifact | None:
+        """Return a whole calibration, None when there is none; a damaged one is set aside.
+
+        Args:
+            digest: of the calibration.
+            alone: whether the caller holds the lock; else what is not whole may be in the making, and is left alone.
+
+        Raises:
+            RecordError: a calibration of a later version, which is not this code's to move.
+        """
         folder = self.path(digest)
         if not folder.exists():
             return None
         try:
             return self._checked(folder, digest)
+        except NewerRecordError:
+            raise
         except RecordError as error:
-            set_aside(folder, str(error))
+            if alone:
+                set_aside(folder, str(error))
             return None
 
     def _checked(self, folder: Path, digest: str) -> Artifact:
@@ -92,7 +103,8 @@ class ArtifactStore:
         except (OSError, ValueError, ValidationError) as error:
             raise RecordError(f"{header}: not readable as an artifact ({str(error).splitlines()[0]})") from None
         if artifact.schema_version != SCHEMA_VERSION:
-            raise RecordError(f"{header}: schema_version is {artifact.schema_version}, this version reads 1")
+            kind = NewerRecordError if artifact.schema_version > SCHEMA_VERSION else RecordError
+            raise kind(f"{header}: schema_version is {artifact.schema_version}, this version reads {SCHEMA_VERSION}")
         if artifact.digest != digest:
             raise RecordError(f"{header}: its digest is {artifact.digest}, its folder says {digest}")
         for name, entry in artifact.files.items():
@@ -116,9 +128,11 @@ class ArtifactStore:
             artifact = artifact.model_copy(update={"files": files})
             write_atomically(made / HEADER, json.dumps(artifact.model_dump(mode="json"), indent=1) + "\n")
             self.folder.mkdir(parents=True, exist_ok=True)
+            before = target.with_name(f".{target.name}.old")
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(before)
             made.rename(target)
+            shutil.rmtree(before, ignore_errors=True)
         except OSError as error:
             raise RecordError(f"{target}: cannot be written: {error}") from error
         shutil.rmtree(made.parent, ignore_errors=True)

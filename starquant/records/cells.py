@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from starquant.errors import StarquantError
+from starquant.errors import RecordError, StarquantError
 from starquant.records.files import write_atomically
 from starquant.records.locks import exclusive, is_held
 
@@ -67,7 +67,8 @@ class CellLog:
         """
         with exclusive(self._lock(key), name):
             began, outcome = time.perf_counter(), list[CellEntry]()
-            self._write(CellEntry(key=key, name=name, state="running"))
+            if self.read(key, name).state != "done":  # a finished cell stays so while it is looked at again
+                self._write(CellEntry(key=key, name=name, state="running"))
             try:
                 yield outcome
             except Exception as error:  # kept for the summary, then goes on its way
@@ -81,15 +82,26 @@ class CellLog:
                     self._write(outcome[-1].model_copy(update={"seconds": seconds}))
 
     def _write(self, entry: CellEntry) -> None:
-        write_atomically(self._path(entry.key), json.dumps(entry.model_dump(mode="json"), indent=1) + "\n")
+        path = self._path(entry.key)
+        try:
+            write_atomically(path, json.dumps(entry.model_dump(mode="json"), indent=1) + "\n")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
 
     def read(self, key: str, name: str) -> CellEntry:
         """Return how a cell stands; a finished one whose record is gone is missing, a damaged file is no file."""
+        missing = CellEntry(key=key, name=name, state="missing")
+        entry = self._load(key)
+        if entry is not None and entry.state == "running" and not is_held(self._lock(key)):
+            entry = self._load(key)  # it may have ended between the two looks
+            if entry is not None and entry.state == "running":
+                return entry.model_copy(update={"state": "died"})
+        if entry is None or (entry.state == "done" and entry.record and not (self.results / entry.record).exists()):
+            return missing
+        return entry
+
+    def _load(self, key: str) -> CellEntry | None:
         try:
-            entry = CellEntry.model_validate(json.loads(self._path(key).read_text(encoding="utf-8")))
+            return CellEntry.model_validate(json.loads(self._path(key).read_text(encoding="utf-8")))
         except (OSError, ValueError, ValidationError):
-            return CellEntry(key=key, name=name, state="missing")
-        if entry.state == "running" and not is_held(self._lock(key)):
-            return entry.model_copy(update={"state": "died"})
-        gone = entry.state == "done" and entry.record and not (self.results / entry.record).exists()
-        return CellEntry(key=key, name=name, state="missing") if gone else entry
+            return None

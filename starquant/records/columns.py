@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from starquant.errors import RecordError
 from starquant.records.files import write_atomically
@@ -40,6 +40,13 @@ class TaskColumns(BaseModel):
     items: str
     n: int
     values: dict[str, list[float]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> TaskColumns:
+        for name, numbers in self.values.items():
+            if len(numbers) != self.n or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{name} has not {self.n} finite numbers")
+        return self
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> TaskColumns:
@@ -112,7 +119,7 @@ def read_columns(folder: Path) -> dict[str, TaskColumns]:
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {content['schema_version']}")
         return {task: TaskColumns.model_validate(columns) for task, columns in content["tasks"].items()}
-    except (OSError, ValueError, TypeError, KeyError, ValidationError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ValidationError) as error:
         raise RecordError(f"{path}: not readable ({str(error).splitlines()[0]}); delete it") from None
 
 

@@ -29,6 +29,9 @@ def set_aside(path: Path, why: str) -> Path:
     taken = [path.with_name(f"{path.name}.damaged")]
     while taken[-1].exists():
         taken.append(path.with_name(f"{path.name}.damaged.{len(taken)}"))
-    path.rename(taken[-1])
+    try:
+        path.rename(taken[-1])
+    except FileNotFoundError:  # another process was first
+        return taken[-1]
     print(f"warning: {why}; set aside as {taken[-1].name} and computed again", file=sys.stderr, flush=True)
     return taken[-1]

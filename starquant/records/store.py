@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from starquant.errors import RecordError
+from starquant.errors import NewerRecordError, RecordError
 from starquant.records.columns import write_columns
 from starquant.records.files import set_aside, write_atomically
 from starquant.records.record import READABLE_VERSIONS, RunRecord
@@ -101,8 +101,8 @@ class RecordStore:
         return path
 
 
-class NewerRecordError(RecordError):
-    """A record that a later version of this code has written."""
+class _Version(BaseModel):
+    schema_version: Any = None
 
 
 def record_paths(folder: Path) -> Iterator[Path]:
@@ -115,16 +115,17 @@ def record_paths(folder: Path) -> Iterator[Path]:
 def read_record(path: Path) -> RunRecord:
     """Read a record; raises RecordError naming the file when it is damaged or of another schema."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not readable as a record ({error}); move it away to run again") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
+        text = path.read_bytes()
+        version = _Version.model_validate_json(text).schema_version
+    except (OSError, ValidationError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise RecordError(f"{path}: not readable as a record ({why}); move it away to run again") from None
     if version not in READABLE_VERSIONS:
         allowed = " and ".join(map(str, READABLE_VERSIONS))
         kind = NewerRecordError if isinstance(version, int) and version > max(READABLE_VERSIONS) else RecordError
         raise kind(f"{path}: schema_version is {version!r}, this version reads {allowed}")
     try:
-        return RunRecord.model_validate(content)
+        return RunRecord.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))

@@ -24,7 +24,10 @@ def condition(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--where: got '{text}', allowed: KEY=VALUE, such as method.tac.block_size=16")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--where: got '{text}', whose value is not YAML") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

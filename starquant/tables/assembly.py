@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starquant.errors import RecordError
+from starquant.records.record import Score
 from starquant.tables.bootstrap import resampled_means
 from starquant.tables.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
 from starquant.tables.items import trajectories_of
@@ -60,12 +61,13 @@ def assemble(definition: Definition, runs: Sequence[Run], allow: Sequence[str] =
     """
     chosen = [run for run in runs if any(run.matches(row.where) for row in definition.rows)]
     paper = None if definition.paper is None else pd.read_csv(definition.paper)
-    names = list(dict.fromkeys(str(run.get("model.name")) for run in chosen))
+    names = sorted({str(run.get("model.name")) for run in chosen})
     if paper is not None:
         names += [name for name, called in PAPER_MODELS.items() if name not in names and called in set(paper["model"])]
     sections = []
     for name in names:
         own = [run for run in chosen if run.get("model.name") == name]
+        own = [run for run in own if run.get("tasks.names")] or own  # figure 3's runs score no task
         seeds = _quantized_settings(definition, own)
         rows = {row.label: one_a_seed(f"{name}: {row.label}", _of_row(row, own, seeds)) for row in definition.rows}
         refuse_mixture([run for found in rows.values() for run in found.values()], allow)
@@ -119,14 +121,13 @@ def _ours(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str
         return {}
     cells: dict[str, Estimate] = {}
     resampled: list[Values] = []
-    for task in tasks:
-        scores = [run.score(task, *PRIMARY.get(task, (None, None))) for run in runs.values()]
-        known = [score for score in scores if score is not None]
+    for index, task in enumerate(tasks):
+        known = _scores(runs, task, *PRIMARY.get(task, (None, None)))
         if len(known) == len(runs):
-            resampled.append(100 * _means(list(runs.values()), task))
-            single = known[0].stderr if len(known) == 1 else None
+            resampled.append(100 * _means(list(runs.values()), task, index))
+            single = known[0][1].stderr if len(known) == 1 else None
             spread = float(resampled[-1].std(ddof=1)) if single is None else 100 * single
-            cells[task] = Estimate(100 * float(np.mean([score.value for score in known])), spread)
+            cells[task] = Estimate(100 * _mean_over_models(known), spread)
     if tasks and all(task in cells for task in tasks):
         average = float(np.mean([cells[task].value for task in tasks]))
         cells[AVERAGE] = Estimate(average, float(np.mean(resampled, axis=0).std(ddof=1)))
@@ -148,6 +149,13 @@ def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
 
 def _values(run: Run, task: str) -> tuple[str, Values]:
     """Return which items they are, and a task's primary metric for each."""
+    if task not in run.arrays:
+        run.arrays[task] = _read_values(run, task)
+    found: tuple[str, Values] = run.arrays[task]
+    return found
+
+
+def _read_values(run: Run, task: str) -> tuple[str, Values]:
     metric, filter_name = PRIMARY.get(task, (None, None))
     score = run.score(task, metric, filter_name)
     if score is None:
@@ -173,13 +181,30 @@ def _by_model(pairs: Sequence[tuple[Any, Values]]) -> list[Values]:
     return [np.stack(values) for values in models.values()]
 
 
-def _means(runs: Sequence[Run], task: str) -> Values:
+def _scores(runs: Runs, task: str, metric: str | None, filter_name: str | None) -> list[tuple[Run, Score]]:
+    """Return the runs that have a score, with it."""
+    scores = [(run, run.score(task, metric, filter_name)) for run in runs.values()]
+    return [(run, score) for run, score in scores if score is not None]
+
+
+def _mean_over_models(scores: Sequence[tuple[Run, Score]]) -> float:
+    """Return the mean over models, which count alike, of means over their runs."""
+    pairs = [(run.get("model.seed"), np.asarray(score.value)) for run, score in scores]
+    return float(np.mean([values.mean() for values in _by_model(pairs)]))
+
+
+def _means(runs: Sequence[Run], task: str, index: int) -> Values:
     """Return resampled means of a task over models, runs and items."""
-    return resampled_means(_by_model([(run.get("model.seed"), _values(run, task)[1]) for run in runs]))
+    items = [_values(run, task) for run in runs]
+    for run, (digest, _) in zip(runs, items, strict=True):
+        if digest != items[0][0]:
+            raise RecordError(f"{runs[0].path.name} and {run.path.name}: their items of {task} differ")
+    pairs = [(run.get("model.seed"), values) for run, (_, values) in zip(runs, items, strict=True)]
+    return resampled_means(_by_model(pairs), task=index)
 
 
 def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estimate:
-    """Return the difference of averages, paired by seeds and items; tasks are resampled each on its own."""
+    """Return the difference of averages, paired by seeds and items; every task has draws of items of its own."""
     observed, resampled = [], []
     for index, task in enumerate(tasks):
         differences = []
@@ -190,7 +215,7 @@ def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estim
             differences.append((a.get("model.seed"), 100 * (ours - theirs)))
         stacked = _by_model(differences)
         observed.append(float(np.mean([values.mean() for values in stacked])))
-        resampled.append(resampled_means(stacked, seed=index))
+        resampled.append(resampled_means(stacked, task=index))
     means = np.mean(resampled, axis=0)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(np.mean(observed)), float(means.std(ddof=1)), float(low), float(high))
@@ -198,16 +223,17 @@ def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estim
 
 def _kl(runs: Runs) -> dict[str, Estimate]:
     """Return the mean KL of fidelity, where every run has one, of the same trajectories for each model."""
-    known = [run.score("fidelity", "kl", "all") for run in runs.values()]
+    known = _scores(runs, "fidelity", "kl", "all")
     followed = {str((run.get("model.seed"), trajectories_of(run.record.spec))) for run in runs.values()}
-    if None in known or len(followed) > len({run.get("model.seed") for run in runs.values()}):
+    if len(known) < len(runs) or len(followed) > len({run.get("model.seed") for run in runs.values()}):
         return {}
-    pairs = [
-        (run.get("model.seed"), np.asarray(run.items["fidelity"].values["kl,none"], dtype=np.float64))
-        for run in runs.values()
-    ]
-    value = float(np.mean([score.value for score in known if score is not None]))
-    return {"KL": Estimate(value, float(resampled_means(_by_model(pairs)).std(ddof=1)))}
+    pairs = []
+    for run in runs.values():
+        columns = run.items.get("fidelity")
+        if columns is None or "kl,none" not in columns.values:
+            raise RecordError(f"{run.path}: its items of fidelity have no kl")
+        pairs.append((run.get("model.seed"), np.asarray(columns.values["kl,none"], dtype=np.float64)))
+    return {"KL": Estimate(_mean_over_models(known), float(resampled_means(_by_model(pairs)).std(ddof=1)))}
 
 
 def _papers(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:
@@ -227,7 +253,7 @@ def _papers(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:
         if column in line and not pd.isna(line[column])
     }
     cells[AVERAGE + PAPER_MARK] = Estimate(float(line["avg"]))
-    whole = paper[paper.get("method", paper.get("variant", pd.Series(dtype=str))).eq("FP16")]
+    whole = paper[(paper.filter(items=["method", "variant"]) == "FP16").any(axis=1)]
     if len(whole) == 1 and row.where != FULL:
         drop = float(line["avg"]) - float(whole.iloc[0]["avg"])
         cells[to(WHOLE) + PAPER_MARK] = Estimate(drop)

@@ -102,27 +102,33 @@ def crossed_bootstrap(
     return PairedInterval(observed, float(means.std(ddof=1)), float(low), float(high), n, crossed)
 
 
-def resampled_means(values: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0) -> NDArray[np.float64]:
-    """Return means [resamples] over models of means over resampled runs and items; arguments as `crossed_bootstrap`."""
+def resampled_means(
+    values: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, task: int = 0
+) -> NDArray[np.float64]:
+    """Return means [resamples] over models of means over resampled runs and items; arguments as `crossed_bootstrap`.
+
+    Tasks of other numbers have the same draws of runs, and draws of items of their own.
+    """
     runs, items = (tuple(sorted({v.shape[axis] for v in values})) for axis in (0, 1))
-    run_shares, item_shares = _shares(runs, items, resamples, seed)
+    run_shares, item_shares = _shares(runs, items, resamples, seed, task)
     means: NDArray[np.float64] = np.mean(
-        [np.einsum("ri,ri->r", run_shares[v.shape[0]] @ v, item_shares[v.shape[1]]) for v in values], axis=0
+        [np.einsum("rn,rn->r", item_shares[v.shape[1]] @ v.T, run_shares[v.shape[0]]) for v in values], axis=0
     )
     return means
 
 
 @functools.lru_cache(maxsize=16)
 def _shares(
-    runs: tuple[int, ...], items: tuple[int, ...], resamples: int, seed: int
+    runs: tuple[int, ...], items: tuple[int, ...], resamples: int, seed: int, task: int
 ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
     """Return, by their number, how often each run and each item is drawn, as shares [resamples, number]."""
-    rng = np.random.default_rng(seed)
+    of_runs = np.random.default_rng(seed)
+    of_items = np.random.default_rng((seed, task)) if task else of_runs
 
-    def drawn(count: int) -> NDArray[np.float64]:
+    def drawn(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
         return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
 
-    return {n: drawn(n) for n in runs}, {n: drawn(n) for n in items}
+    return {n: drawn(n, of_runs) for n in runs}, {n: drawn(n, of_items) for n in items}
 
 
 def _checked(values: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:

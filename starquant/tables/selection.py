@@ -54,9 +54,14 @@ class Run:
                 return score
         return None
 
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """What was computed of its items, by task; filled by those who read tables."""
+        return {}
+
     def leaves(self, task: str) -> list[str]:
         """Return a task, or the leaf tasks of a group."""
-        return [task] if task in self.items else [name for name in self.items if name.startswith(f"{task}_")]
+        return [task] if task in self.items else sorted(name for name in self.items if name.startswith(f"{task}_"))
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -107,7 +112,7 @@ SEEDS = ("model.seed", "method.rotation_seed", "seed")
 
 
 def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
-    """Return a row's runs by their seeds.
+    """Return a row's runs by their seeds, in the order of these.
 
     Raises:
         RecordError: two runs of the same seeds; the message names the keys that differ.
@@ -124,7 +129,8 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
                 "choose by --where KEY=VALUE, or give a folder with one of them"
             )
         found[seeds] = run
-    return found
+    order = sorted(found, key=lambda seeds: [-1 if seed is None else seed for seed in seeds])
+    return {seeds: found[seeds] for seeds in order}
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:

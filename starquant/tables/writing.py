@@ -47,7 +47,10 @@ def notes(definition: Definition, sections: Sequence[Section]) -> list[str]:
             "out zero."
         )
     if any(column.endswith(PAPER_MARK) for s in sections for column in s.columns):
-        found.append("Columns marked (paper) are the figures printed in arXiv 2606.04945, not ours. Empty: not run.")
+        found.append(
+            "Columns marked (paper) are figures printed in arXiv 2606.04945 (differences: of its printed averages), "
+            "not ours. Empty: not run."
+        )
     return found
 
 
@@ -84,9 +87,9 @@ def latex(definition: Definition, sections: Sequence[Section]) -> str:
 
 
 def _escaped(text: str) -> str:
-    for character in ("\\", "&", "%", "_", "#", "$"):
-        text = text.replace(character, "\\" + character if character != "\\" else r"\textbackslash{}")
-    return text
+    escaped = {character: f"\\{character}" for character in "&%_#${}"}
+    escaped |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(escaped.get(character, character) for character in text)
 
 
 def comma_separated(sections: Sequence[Section]) -> str:

@@ -44,16 +44,21 @@ class WandbTracker:
     def publish(self, record: Path) -> None:
         """Start a worker for the record, unless W&B has it already."""
         content = json.loads(record.read_text(encoding="utf-8"))
-        marker = marker_of(self._folder, content["digest"], self._spec.project, self._spec.mode)
+        marker = marker_of(self._folder, content["digest"], self._spec.project, self._spec.mode, self._spec.entity)
         if marker.exists() and marker.read_text(encoding="utf-8") == content["provenance"]["finished_at"]:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "starquant.tracking.wandb_worker", str(record), "--dir", str(self._folder)]
         command += ["--project", self._spec.project, "--mode", self._spec.mode]
         command += ["--entity", self._spec.entity] if self._spec.entity else []
-        log = (self._folder / "wandb_worker.log").open("ab")
-        with log:
-            worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / "wandb_worker.log").open("ab") as log:
+                worker = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+        except OSError as error:
+            print(f"warning: W&B was not told ({error}); the run is safe in {record}", file=sys.stderr)
+            return
         self._workers.append((record, worker))
 
     def close(self) -> None:
@@ -75,9 +80,9 @@ class WandbTracker:
         self._workers = []
 
 
-def marker_of(folder: Path, digest: str, project: str, mode: str) -> Path:
+def marker_of(folder: Path, digest: str, project: str, mode: str, entity: str | None = None) -> Path:
     """Return the file that says when the record was finished that W&B has been told of."""
-    return folder / "published" / f"{project}-{mode}-{digest}"
+    return folder / "published" / "-".join(part for part in (entity, project, mode, digest) if part)
 
 
 def make_tracker(spec: RunSpec) -> Tracker:

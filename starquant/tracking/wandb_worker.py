@@ -6,9 +6,11 @@ The only file that imports wandb. The W&B run id is the record's digest: publish
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+from starquant.errors import RecordError
 from starquant.records.files import write_atomically
 from starquant.records.record import RunRecord
 from starquant.records.store import read_record
@@ -27,6 +29,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def publish(path: Path, folder: Path, project: str, entity: str | None, mode: str) -> None:
     """Log configuration, scores, timings and the record itself as one W&B run."""
+    for name in ("DATA", "CACHE"):  # copies of artifacts are sent later: they stay with the run, not below the home
+        os.environ.setdefault(f"WANDB_{name}_DIR", str(folder))
     import wandb
 
     record = read_record(path)
@@ -53,7 +57,7 @@ def publish(path: Path, folder: Path, project: str, entity: str | None, mode: st
     artifact.add_file(str(path))
     run.log_artifact(artifact)
     run.finish()
-    marker = marker_of(folder, record.digest, project, mode)
+    marker = marker_of(folder, record.digest, project, mode, entity)
     write_atomically(marker, str(record.provenance.get("finished_at")))
 
 
@@ -70,7 +74,12 @@ def _log_fidelity(run: Any, path: Path) -> None:
     for step in sorted(curves["hidden_mse"]):
         means = {f"fidelity/{m}": sum(c[step]) / len(c[step]) for m, c in curves.items() if step in c}
         run.log({"denoising_step": step + 1} | means)
-    run.log({"figures/trajectory": wandb.Image(trajectory([(path.stem, path)]))})
+    try:
+        figure = trajectory([(path.stem, path)])
+    except RecordError as error:  # a step that one prompt alone has come to has no interval
+        print(f"no figure: {error}", flush=True)
+        return
+    run.log({"figures/trajectory": wandb.Image(figure)})
 
 
 def summary(record: RunRecord) -> dict[str, float]:
