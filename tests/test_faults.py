@@ -18,6 +18,7 @@ import pytest
 from starquant.errors import RecordError
 from starquant.pipeline import execute
 from starquant.records.artifacts import ArtifactStore
+from starquant.tables.experiments import build
 from tests.conftest import REPOSITORY
 from tests.test_spec import spec
 
@@ -143,6 +144,21 @@ def test_two_sweeps_in_one_folder_compute_everything_once(tmp_path: Path) -> Non
     assert all("2 cells: 2 done" in text for text in told)
     assert len(list(tmp_path.glob("records/*.json"))) == 3
     assert any("waiting: another process is at" in text for text in told)
+
+
+def test_a_sweep_that_is_killed_and_goes_on_ends_in_the_same_table_byte_for_byte(tmp_path: Path) -> None:
+    tasks = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=8", "runtime.threads=1")
+    options = ("model=tiny", "method=rtn", "fidelity=none", *tasks, "runtime.batch_size=2")
+    sweep = [*RUN, "experiment=table5_w8a8", *options]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert subprocess.run([*sweep, f"paths.results={whole}"], env=ENVIRONMENT, capture_output=True).returncode == 0
+    command = [*sweep, f"paths.results={broken}"]
+    killed_when(command, lambda: bool(list(broken.glob("unfinished/*/*/testbed_programs.jsonl"))))
+    assert not list(broken.glob("records/*-rtn-*.json"))
+    assert subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == 0
+    built = [build("table5_w8a8", results, results / "out", allow=["dirty"]) for results in (whole, broken)]
+    for ours, theirs in zip(*built, strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_damaged_records_and_calibrations_are_set_aside_and_made_again(
