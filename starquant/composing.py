@@ -4,7 +4,6 @@ Hydra: groups, overrides, sweeps and experiments are its own; what a composed co
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -188,21 +187,22 @@ def _choices(overrides: list[Override]) -> Iterator[list[str]]:
 
 
 def _compose(overrides: list[str]) -> Cell:
-    groups = _groups()
-    chosen = tuple(o for o in overrides if o.split("=")[0] in groups)
-    for override in overrides:
-        key = override.split("=", 1)[0]
-        if key not in groups and not key.startswith(("+", "~")):
-            _require_key(_base(chosen), key)
     try:
         return Cell.of(hydra.compose("config", overrides=overrides))
     except (HydraException, OmegaConfBaseException) as error:
+        _judge_keys(overrides)
         raise ConfigError(str(error).splitlines()[0]) from None
 
 
-@functools.cache
-def _base(groups: tuple[str, ...]) -> object:
-    return OmegaConf.to_container(hydra.compose("config", overrides=list(groups)))
+def _judge_keys(overrides: list[str]) -> None:
+    """Refuse the first key that is not there, with the nearest name."""
+    groups = _groups()
+    chosen = [override for override in overrides if override.split("=")[0] in groups]
+    base = OmegaConf.to_container(hydra.compose("config", overrides=chosen))
+    for override in overrides:
+        key = override.split("=", 1)[0]
+        if key not in groups and not key.startswith(("+", "~")):
+            _require_key(base, key)
 
 
 def _require_key(config: object, dotted: str) -> None:

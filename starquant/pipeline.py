@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from starquant.calibrating import ensure_calibrated
 from starquant.devices import leased
 from starquant.errors import ConfigError
-from starquant.evaluation.harness import evaluate
-from starquant.evaluation.lm import DiffusionLM
 from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
 from starquant.models.loading import check_device
@@ -45,8 +43,16 @@ from starquant.stages import (
 )
 from starquant.tracking import Tracker, make_tracker
 
+if TYPE_CHECKING:
+    from starquant.evaluation.reference import Reference
+
 #: Records that this process has computed: with reuse=never a sweep still computes full precision once.
 _MADE_HERE: set[Path] = set()
+
+
+#: The last fidelity reference, and how large one may be to be kept.
+_REFERENCES: dict[str, Reference] = {}
+KEPT_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,9 @@ class _Run:
         return None
 
     def _compute(self, spec: RunSpec) -> tuple[RunRecord, dict[str, list[dict[str, Any]]]]:
+        from starquant.evaluation.harness import evaluate  # seconds of imports that a finished cell does not need
+        from starquant.evaluation.lm import DiffusionLM
+
         self.say(f"running: {self.store.name(spec)}")
         seconds: dict[str, float] = {}
         if self.device.startswith("cuda"):
@@ -201,7 +210,7 @@ class _Run:
             self.say(f"going on from an interrupted run: {work}")
         with _timed(seconds, "reference"):
             follows = not spec.is_baseline and self.together.first
-            reference = fidelity_reference(spec, loaded.texts, model, self.progress) if follows else None
+            reference = self._reference(spec) if follows else None
         fitted, calibration = Fitted(), None
         if not spec.is_baseline:
             fitted, calibration = self._fitted(spec, seconds)
@@ -238,6 +247,19 @@ class _Run:
             provenance=provenance.collect(self.device, _device_name(self.device)),
         )
         return record, items
+
+    def _reference(self, spec: RunSpec) -> Reference | None:
+        """Return full precision's trajectories; a small one is kept for the next cell of this process."""
+        whole = spec.identity()
+        key = digest_of({name: whole[name] for name in ("model", "fidelity", "seed")} | {"device": self.device})
+        key += f"-{spec.tasks.limit}-{spec.runtime.batch_size}-{provenance.code_digest()}"
+        if key not in _REFERENCES:
+            _REFERENCES.clear()
+            found = fidelity_reference(spec, self.loaded.texts, self.loaded.get(), self.progress)
+            if found is None or found.nbytes > KEPT_BYTES:
+                return found
+            _REFERENCES[key] = found
+        return _REFERENCES[key]
 
     def _fitted(self, spec: RunSpec, seconds: dict[str, float]) -> tuple[Fitted, dict[str, Any] | None]:
         """Return what the method learned, and the report of the states it learned from."""

@@ -50,6 +50,12 @@ class Reference:
     head_VD: Tensor
     max_positions: int
 
+    @property
+    def nbytes(self) -> int:
+        """Host memory of what is kept of the trajectories, and of the head."""
+        kept = [tensor for prompt in self.prompts for tensor in (prompt.answers_SG, *prompt.residual.values())]
+        return sum(tensor.nbytes for tensor in (*kept, self.head_VD))
+
     def logits(self, residual_ND: Tensor) -> Tensor:
         """Return full-precision logits [N, V] from the residual stream."""
         logits: Tensor = nn.functional.linear(self.norm(residual_ND), self.head_VD)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from starquant.errors import RecordError
 from starquant.records.files import write_atomically
@@ -35,7 +35,7 @@ class TaskColumns(BaseModel):
         values: "metric,filter" to one number an item.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     items: str
     n: int
@@ -44,9 +44,14 @@ class TaskColumns(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> TaskColumns:
         for name, numbers in self.values.items():
-            if len(numbers) != self.n or not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{name} has not {self.n} finite numbers")
+            if len(numbers) != self.n:
+                raise ValueError(f"{name} has {len(numbers)} numbers for {self.n} items")
         return self
+
+
+class _Columns(BaseModel):
+    schema_version: int
+    tasks: dict[str, TaskColumns]
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> TaskColumns:
@@ -115,11 +120,11 @@ def read_columns(folder: Path) -> dict[str, TaskColumns]:
             raise RecordError(f"{folder}: the items of the record cannot be read (there are none)")
         return found
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {content['schema_version']}")
-        return {task: TaskColumns.model_validate(columns) for task, columns in content["tasks"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ValidationError) as error:
+        content = _Columns.model_validate_json(path.read_bytes())
+        if content.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {content.schema_version}")
+        return content.tasks
+    except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not readable ({str(error).splitlines()[0]}); delete it") from None
 
 

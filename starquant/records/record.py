@@ -50,28 +50,38 @@ class Timings(BaseModel):
     peak_device_memory_gb: float | None
 
 
-class RunRecord(BaseModel):
-    """One finished run.
+class RecordHead(BaseModel):
+    """What tables read of a finished run; they read many.
 
     Attributes:
         digest: of the specification; the same digest is the same experiment.
         spec: the validated specification.
         scores: of every task, groups and their subjects.
-        manifest: what was quantized, entry by entry.
-        calibration: what the method was calibrated on, None without.
-        fit_report: what the method found at each site: choices, errors, clip ratios.
         provenance: git SHA and dirty flag, source digest, package versions, device, time.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: int = SCHEMA_VERSION
     digest: str
     spec: dict[str, Any]
     status: Literal["complete"]
     scores: list[Score]
+    provenance: dict[str, Any]
+
+
+class RunRecord(RecordHead):
+    """One finished run.
+
+    Attributes:
+        manifest: what was quantized, entry by entry.
+        calibration: what the method was calibrated on, None without.
+        fit_report: what the method found at each site: choices, errors, clip ratios.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     manifest: list[ManifestEntry]
     calibration: dict[str, Any] | None = None
     fit_report: list[dict[str, Any]] = []
     timings: Timings
-    provenance: dict[str, Any]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from starquant.errors import NewerRecordError, RecordError
 from starquant.records.columns import write_columns
 from starquant.records.files import set_aside, write_atomically
-from starquant.records.record import READABLE_VERSIONS, RunRecord
+from starquant.records.record import READABLE_VERSIONS, RecordHead, RunRecord
 from starquant.spec import RunSpec
+
+RecordT = TypeVar("RecordT", bound=RecordHead)
 
 
 class RecordStore:
@@ -106,27 +109,50 @@ class _Version(BaseModel):
 
 
 def record_paths(folder: Path) -> Iterator[Path]:
-    """Yield the records below a folder, in the order of their names; nothing of what lies beside them."""
-    for path in sorted(folder.rglob("*.json")):
-        if not path.parent.name.endswith(".items"):
-            yield path
+    """Yield the records below a folder, in the order of their names; nothing of what lies beside them.
+
+    Of a results folder, those in its `records/`.
+    """
+    folder = folder / "records" if (folder / "records").is_dir() else folder
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.endswith(".items") and name != "activations")
+        yield from (Path(root, name) for name in sorted(files) if name.endswith(".json"))
 
 
 def read_record(path: Path) -> RunRecord:
     """Read a record; raises RecordError naming the file when it is damaged or of another schema."""
+    return _read(path, RunRecord)
+
+
+def read_head(path: Path) -> RecordHead:
+    """Read what tables need of a record; raises as `read_record`."""
+    return _read(path, RecordHead)
+
+
+def _read(path: Path, kind: type[RecordT]) -> RecordT:
     try:
         text = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: not readable as a record ({error}); move it away to run again") from None
+    try:
+        record = kind.model_validate_json(text)
+    except ValidationError as error:
+        _judge_version(path, text)
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RecordError(f"{path}: {where}: {problem['msg']}; move it away to run again") from None
+    if record.schema_version not in READABLE_VERSIONS:
+        _judge_version(path, text)
+    return record
+
+
+def _judge_version(path: Path, text: bytes) -> None:
+    try:
         version = _Version.model_validate_json(text).schema_version
-    except (OSError, ValidationError) as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
         raise RecordError(f"{path}: not readable as a record ({why}); move it away to run again") from None
     if version not in READABLE_VERSIONS:
         allowed = " and ".join(map(str, READABLE_VERSIONS))
         kind = NewerRecordError if isinstance(version, int) and version > max(READABLE_VERSIONS) else RecordError
         raise kind(f"{path}: schema_version is {version!r}, this version reads {allowed}")
-    try:
-        return RunRecord.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise RecordError(f"{path}: {where}: {problem['msg']}; move it away to run again") from None

@@ -16,7 +16,7 @@ import yaml
 
 from starquant.errors import ConfigError, StarquantError
 from starquant.tables.experiments import NAMES, build
-from starquant.tables.selection import ALLOWED
+from starquant.tables.selection import ALLOWED, without_collection
 
 
 def condition(text: str) -> tuple[str, Any]:
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         where = dict(condition(text) for text in given.where)
-        for name in given.name:
-            for path in build(name, given.records, given.out or given.records, given.allow, where):
-                print(path)
+        with without_collection():
+            paths = [build(name, given.records, given.out or given.records, given.allow, where) for name in given.name]
+        print("\n".join(str(path) for built in paths for path in built))
     except (StarquantError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -141,10 +141,15 @@ def _ours(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str
 def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
     """Return runs of equal seeds; one without rotation goes with every rotation of the other."""
 
-    def fits(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-        return all(x == y or (None in (x, y) and index == 1) for index, (x, y) in enumerate(zip(a, b, strict=True)))
-
-    return [(runs[a], other[b]) for a in runs for b in other if fits(a, b)]
+    rotations: dict[tuple[Any, Any], list[tuple[Any, ...]]] = {}
+    for model, rotation, seed in other:
+        rotations.setdefault((model, seed), []).append((model, rotation, seed))
+    return [
+        (run, other[theirs])
+        for (model, rotation, seed), run in runs.items()
+        for theirs in rotations.get((model, seed), ())
+        if rotation == theirs[1] or None in (rotation, theirs[1])
+    ]
 
 
 def _values(run: Run, task: str) -> tuple[str, Values]:

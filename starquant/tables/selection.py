@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +12,8 @@ from typing import Any
 
 from starquant.errors import RecordError
 from starquant.records.columns import TaskColumns, read_columns
-from starquant.records.record import RunRecord, Score
-from starquant.records.store import read_record, record_paths
+from starquant.records.record import RecordHead, Score
+from starquant.records.store import read_head, record_paths
 from starquant.tables.items import items_folder
 
 #: What `--allow` may name, and what it lets through.
@@ -28,7 +30,7 @@ class Run:
     """One record with its items."""
 
     path: Path
-    record: RunRecord
+    record: RecordHead
 
     @cached_property
     def items(self) -> dict[str, TaskColumns]:
@@ -72,8 +74,20 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder of records")
-    folder = folder / "records" if (folder / "records").is_dir() else folder  # of a results folder
-    return [Run(path, read_record(path)) for path in record_paths(folder)]
+    with without_collection():
+        return [Run(path, read_head(path)) for path in record_paths(folder)]
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Suspend the search for cycles, which takes longer than reading where millions of small objects are made."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
