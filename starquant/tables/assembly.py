@@ -258,7 +258,7 @@ def _papers(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:
         if column in line and not pd.isna(line[column])
     }
     cells[AVERAGE + PAPER_MARK] = Estimate(float(line["avg"]))
-    whole = paper[(paper.filter(items=["method", "variant"]) == "FP16").any(axis=1)]
+    whole = paper[(paper[[name for name in ("method", "variant") if name in paper]] == "FP16").any(axis=1)]
     if len(whole) == 1 and row.where != FULL:
         drop = float(line["avg"]) - float(whole.iloc[0]["avg"])
         cells[to(WHOLE) + PAPER_MARK] = Estimate(drop)

