@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from starquant.composing import CONF, Cell, Plan, plan, sweepable
 from starquant.errors import StarquantError
 from starquant.preflight import check_paths, check_results
+from starquant.processes import launched_rank
 from starquant.records.cells import CellEntry, CellLog
 from starquant.watching import SweepBar, summary
 
@@ -31,7 +32,7 @@ from starquant.watching import SweepBar, summary
 def cell(config: DictConfig) -> None:
     """Run one cell; an error is kept for the end, so that a sweep goes on."""
     this = Cell.of(config)
-    if int(os.environ.get("RANK", "0")):  # of several processes the first one tells
+    if launched_rank():  # of several processes the first one tells
         _run(this)
         return
     log = CellLog(Path(this.spec.paths.results))
@@ -54,7 +55,7 @@ def _run(this: Cell) -> CellEntry:
 
     results = Path(this.spec.paths.results)
     result = execute(this.spec, progress=os.environ.get("TQDM_DISABLE") != "1")
-    if not int(os.environ.get("RANK", "0")):
+    if not launched_rank():
         if result.record is None or result.baseline is None:
             print(f"wrote: {result.path}", flush=True)
         else:
@@ -93,7 +94,7 @@ def main() -> None:
             return
         check_results(planned.cells[0].spec)
         failed = launch(planned, arguments)
-        if planned.experiment is not None and not failed and not int(os.environ.get("RANK", "0")):
+        if planned.experiment is not None and not failed and not launched_rank():
             from starquant.tables.experiments import after_sweep
 
             after_sweep(planned.experiment, Path(planned.cells[0].spec.paths.results))

@@ -88,10 +88,19 @@ class Processes:
 ALONE = Processes()
 
 
+#: What a launcher tells each of its processes; with less, some of it is left over from another program.
+TOLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched_rank() -> int | None:
+    """Return this process's number among several, None where a launcher did not start several."""
+    told = [os.environ.get(name) for name in TOLD]
+    return int(told[1] or 0) if all(told) and told[0] != "1" else None
+
+
 def processes() -> Processes:
     """Return the processes that this run was started with."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if launched_rank() is None:
         return ALONE
     from accelerate import PartialState
 

@@ -11,7 +11,7 @@ import pytest
 from starquant.devices import leased
 from starquant.errors import ConfigError, RecordError
 from starquant.pipeline import Result, execute
-from starquant.processes import ALONE, Processes, processes
+from starquant.processes import ALONE, TOLD, Processes, launched_rank, processes
 from starquant.records.record import RunRecord
 from tests.test_spec import spec
 
@@ -116,8 +116,15 @@ def test_a_run_that_waits_for_a_gpu_gets_it(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_process_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    for name in TOLD:
+        monkeypatch.delenv(name, raising=False)
     assert processes() is ALONE
+    for name in TOLD[:-1]:  # left over from another program
+        monkeypatch.setenv(name, "3")
+        assert processes() is ALONE
+        assert launched_rank() is None
+    monkeypatch.setenv(TOLD[-1], "29500")
+    assert launched_rank() == 3
     assert ALONE.by_first(lambda: 3) == 3
     assert ALONE.gather_objects("x") == ["x"]
     monkeypatch.setenv("LOCAL_RANK", "2")
