@@ -7,7 +7,14 @@ import argparse
 import torch
 from measure import alternate, machine
 
-from starquant.diffusion import LikelihoodEstimator, LLaDANoise, LLaDASampler, MaskPredictor, ScoreRequest
+from starquant.diffusion import (
+    LikelihoodEstimator,
+    LLaDANoise,
+    LLaDASampler,
+    MaskPredictor,
+    ScoreRequest,
+    generate_many,
+)
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.testbed_tasks import items
 from starquant.models import load_model, load_tokenizer
@@ -47,8 +54,8 @@ def main() -> None:
         lm = DiffusionLM(model, tokenizer, TaskProtocol(sampler=sampler), batch_size=size, progress=False)
         prompts = [encode(p.prompt) for p in problems]
         settings = LLaDASampler(**sampler.model_dump(exclude={"name"}))
-        answers = [a for b in range(0, len(prompts), size) for a in lm._generate(prompts[b : b + size], settings)]
-        texts[str(size)] = [lm._text(a, []) for a in answers]
+        answers = dict(generate_many(predict, prompts, settings, batch_size=size))
+        texts[str(size)] = [lm._text(answers[i], []) for i in range(len(prompts))]
 
     medians = alternate({str(s): lambda s=s: generation(s) for s in args.batch_sizes}, args.repeats, warmup=1)
     same = all(t == texts[str(args.batch_sizes[0])] for t in texts.values())

@@ -4,6 +4,7 @@ Shape suffixes: B batch, L sequence, P prompt, G answer (generated) length, V vo
 R mask patterns of one request, T target tokens.
 """
 
+from starquant.diffusion.continuous import generate_many
 from starquant.diffusion.generation import generate
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
 from starquant.diffusion.masking import forward_mask
@@ -22,4 +23,5 @@ __all__ = [
     "ScoreRequest",
     "forward_mask",
     "generate",
+    "generate_many",
 ]

@@ -106,12 +106,26 @@ class LLaDASampler:
                 if state.on_step is not None:
                     state.on_step(block * steps + step, ids)
 
-    def advance(self, predict: MaskPredictor, state: DenoisingState, step: int, commit_B: Tensor) -> None:
-        """Take one step from any state: commit `commit_B` tokens of each row, up to the end of the step's block."""
+    def commits(self, step_B: Tensor, masked_B: Tensor) -> Tensor:
+        """Return how many tokens each row commits at its step, of an answer that was masked as a whole."""
+        steps = self.steps // self.blocks
+        return self.block_length // steps + (step_B % steps < self.block_length % steps).long()
+
+    def idle(self, step: int, masked: int) -> bool:
+        """Return whether a step commits nothing and draws nothing: it need not be computed."""
+        drawn = self.temperature > 0 or self.remasking == "random"
+        return not drawn and step < self.steps and int(self.commits(torch.tensor(step), torch.tensor(masked))) == 0
+
+    def advance(self, predict: MaskPredictor, state: DenoisingState, step: int | Tensor, commit_B: Tensor) -> None:
+        """Take one step from any state: commit `commit_B` tokens of each row, up to the end of the step's block.
+
+        `step` is one for all rows, or one a row [B].
+        """
         ids = state.ids_BL
-        block = step // (self.steps // self.blocks)
-        end = state.prompt_length + (block + 1) * self.block_length
-        rows, columns = (ids[:, :end] == predict.mask_id).nonzero(as_tuple=True)
+        block = torch.as_tensor(step, device=ids.device) // (self.steps // self.blocks)
+        end = (state.prompt_length + (block + 1) * self.block_length).reshape(-1, 1)
+        reached = torch.arange(ids.shape[1], device=ids.device) < end
+        rows, columns = ((ids == predict.mask_id) & reached).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
         logits = predict(
@@ -186,13 +200,24 @@ class DreamSampler:
         ids = state.ids_BL
         for step in range(self.steps):
             masked_B = (ids == predict.mask_id).sum(1)
-            commit_B = (masked_B.float() * self._share(step).to(ids.device)).long()
-            self.advance(predict, state, step, commit_B)
+            self.advance(predict, state, step, self.commits(torch.tensor(step, device=ids.device), masked_B))
             if state.on_step is not None:
                 state.on_step(step, ids)
 
-    def advance(self, predict: MaskPredictor, state: DenoisingState, step: int, commit_B: Tensor) -> None:
-        """Take one step from any state: commit `commit_B` tokens of each row, by chance under alg "origin"."""
+    def commits(self, step_B: Tensor, masked_B: Tensor) -> Tensor:
+        """Return how many of its masked tokens each row commits at its step."""
+        return (masked_B.float() * self._shares(step_B)).long()
+
+    def idle(self, step: int, masked: int) -> bool:
+        """Return whether a step commits nothing and draws nothing: it need not be computed."""
+        drawn = self.temperature > 0 or self.alg == "origin" or bool(self.alg_temp)
+        return not drawn and step < self.steps and int(self.commits(torch.tensor(step), torch.tensor(masked))) == 0
+
+    def advance(self, predict: MaskPredictor, state: DenoisingState, step: int | Tensor, commit_B: Tensor) -> None:
+        """Take one step from any state: commit `commit_B` tokens of each row, by chance under alg "origin".
+
+        `step` is one for all rows, or one a row [B].
+        """
         ids = state.ids_BL
         rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:
@@ -202,7 +227,8 @@ class DreamSampler:
             logits, self.alg, self.temperature, self.top_p, self.top_k, rows, state.generators
         )
         if self.alg == "origin":
-            chosen = rowwise_uniform(rows, 1, state.generators)[:, 0] < self._share(step).to(ids.device)
+            share_B = self._shares(torch.as_tensor(step, device=ids.device)).expand(len(ids))
+            chosen = rowwise_uniform(rows, 1, state.generators)[:, 0] < share_B[rows]
         else:
             if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
                 noise = rowwise_uniform(rows, 1, state.generators)[:, 0].clamp_min(1e-300)
@@ -210,10 +236,12 @@ class DreamSampler:
             chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
         ids[rows[chosen], columns[chosen]] = token[chosen]
 
-    def _share(self, step: int) -> Tensor:
-        """Return the share of the masked tokens that step `step` commits: all at the last one."""
+    def _shares(self, step_B: Tensor) -> Tensor:
+        """Return the share of the masked tokens that each row's step commits: all at the last one."""
         times = torch.linspace(1, self.eps, self.steps + 1)
-        return torch.ones(()) if step == self.steps - 1 else 1 - times[step + 1] / times[step]
+        share = 1 - times[1:] / times[:-1]
+        share[-1] = 1.0
+        return share.to(step_B.device)[step_B]
 
 
 def _end_tokens(predict: MaskPredictor) -> tuple[int, int | None]:

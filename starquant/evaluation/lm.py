@@ -18,7 +18,7 @@ from starquant.diffusion import (
     LLaDASampler,
     MaskPredictor,
     ScoreRequest,
-    generate,
+    generate_many,
 )
 from starquant.diffusion.patterns import NOISES
 from starquant.diffusion.trajectories import sampler_for
@@ -130,12 +130,17 @@ class DiffusionLM(LM):
                 f"{self.model.config.context_length}"
             )
         prompts = {i: self._encode(contexts[i])[-room:] for i in todo}
-        todo.sort(key=lambda i: -len(prompts[i]))
-        for begin in range(0, len(todo), self.batch_size):
-            batch = todo[begin : begin + self.batch_size]
-            for i, answer in zip(batch, self._generate([prompts[i] for i in batch], sampler), strict=True):
-                self.responses.add(keys[i], self._text(answer, stops[i]))
-            bar.update(len(batch))
+        answers = generate_many(
+            self.predict,
+            [prompts[i] for i in todo],
+            sampler,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            settled=lambda index, known: self._settled(known, stops[todo[index]]),
+        )
+        for index, answer in answers:
+            self.responses.add(keys[todo[index]], self._text(answer, stops[todo[index]]))
+            bar.update()
         bar.close()
         return [str(self.responses[key]) for key in keys]
 
@@ -178,19 +183,24 @@ class DiffusionLM(LM):
         prompt = prompt[max(0, len(prompt) + len(target) - limit) :]
         return ScoreRequest(tuple(prompt), tuple(target), suffix)
 
-    def _generate(self, prompts: list[list[int]], sampler: LLaDASampler | DreamSampler) -> list[list[int]]:
-        width = max(1, *(len(p) for p in prompts))
-        pad = int(self.model.config.eos_token_id)
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-        visible = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        out = generate(self.predict, ids, sampler, attention_mask=visible, seed=self.seed)
-        answers: list[list[int]] = out[:, width:].tolist()
-        return answers
+    def _settled(self, known: list[int], stops: Sequence[str]) -> bool:
+        """Return whether the text is settled by the tokens known: they hold an end, or a stop string.
+
+        What follows a stop string must be long enough to show that no longer stop string begins before it.
+        """
+        if self._end(known) < len(known):
+            return True
+        text = str(self.tokenizer.decode(known, skip_special_tokens=True)) if stops else ""
+        found = [text.find(stop) for stop in stops if stop in text]
+        return bool(found) and len(text) - min(found) >= max(map(len, stops))
+
+    def _end(self, answer: list[int]) -> int:
+        """Return the number of tokens in front of the first end-of-text or end-of-turn."""
+        ends = {int(self.model.config.eos_token_id), getattr(self.model.config, "eot_token_id", None)}
+        return next((i for i, token in enumerate(answer) if token in ends), len(answer))
 
     def _text(self, answer: list[int], stops: Sequence[str]) -> str:
-        ends = {int(self.model.config.eos_token_id), getattr(self.model.config, "eot_token_id", None)}
-        length = next((i for i, token in enumerate(answer) if token in ends), len(answer))
-        text = str(self.tokenizer.decode(answer[:length], skip_special_tokens=True))
+        text = str(self.tokenizer.decode(answer[: self._end(answer)], skip_special_tokens=True))
         for stop in stops:
             text = text.split(stop)[0]
         return text

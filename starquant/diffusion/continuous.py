@@ -1,0 +1,127 @@
+"""Generation of many requests in a batch that is refilled: a request leaves once its answer cannot change any more.
+
+Committed tokens never change, so that an answer is settled as soon as everything up to its end (a stop string, EOS) is
+committed. Steps that commit nothing are not computed where no random draw depends on them. Tokens are those of
+`generate`, request by request: a row's draws come from its own generator.
+
+Shape suffixes: B active requests, P longest active prompt, G answer tokens, L = P + G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
+
+#: Called with a request's index and the committed tokens in front of its first masked one.
+Settled = Callable[[int, list[int]], bool]
+
+
+@dataclass
+class _Request:
+    index: int
+    prompt: tuple[int, ...]
+    generator: torch.Generator
+    answer_G: Tensor
+    step: int = 0
+    known: int = 0  # committed tokens in front of the first masked one, when last looked at
+
+
+@torch.inference_mode()
+def generate_many(
+    predict: MaskPredictor,
+    prompts: Sequence[Sequence[int]],
+    sampler: LLaDASampler | DreamSampler,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    settled: Settled | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (index of the request, answer tokens) as requests are finished.
+
+    An answer that was settled early ends in front of its first token that was still masked.
+
+    Args:
+        predict: of the model.
+        prompts: token ids of each request.
+        sampler: how to denoise.
+        batch_size: requests at a time; changes the speed, tokens by rounding only.
+        seed: of the random draws; each prompt's own tokens are mixed in, as in `generate`.
+        settled: whether the tokens known so far settle the answer; None waits for all of them.
+    """
+    waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[::-1]  # the longest first
+    active: list[_Request] = []
+    state: DenoisingState | None = None
+    while waiting or active:
+        while waiting and len(active) < batch_size:
+            index = waiting.pop()
+            prompt = tuple(prompts[index])
+            answer_G = torch.full((sampler.answer_length,), predict.mask_id)
+            active.append(_Request(index, prompt, seeded_generator(seed, "generation", prompt), answer_G))
+            state = None
+        if state is None:
+            state = _batch(active, predict)
+        _advance(predict, sampler, state, active)
+        left = []
+        for row, request in enumerate(active):
+            answer = _finished(request, state.ids_BL[row, state.prompt_length :], predict.mask_id, sampler, settled)
+            if answer is None:
+                left.append(request)
+            else:
+                yield request.index, answer
+        if len(left) < len(active):
+            for row, request in enumerate(active):
+                request.answer_G = state.ids_BL[row, state.prompt_length :].cpu()
+            active, state = left, None
+
+
+def _batch(active: Sequence[_Request], predict: MaskPredictor) -> DenoisingState:
+    """Return the active requests as one batch, padded on the left."""
+    width = max(1, *(len(request.prompt) for request in active))
+    pad, mask_id = int(predict.config.eos_token_id), predict.mask_id
+    prompts = [[pad] * (width - len(request.prompt)) + list(request.prompt) for request in active]
+    prompt_BP = torch.tensor(prompts)
+    visible_BP = torch.arange(width) >= torch.tensor([[width - len(request.prompt)] for request in active])
+    answer_BG = torch.stack([request.answer_G for request in active])
+    ids_BL = torch.cat((prompt_BP, answer_BG), 1).to(predict.device)
+    given_BL = torch.cat((prompt_BP != mask_id, torch.zeros_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
+    visible_BL = None
+    if not bool(visible_BP.all()):
+        visible_BL = torch.cat((visible_BP, torch.ones_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
+    generators = [request.generator for request in active]
+    return DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL)
+
+
+def _advance(
+    predict: MaskPredictor, sampler: LLaDASampler | DreamSampler, state: DenoisingState, active: Sequence[_Request]
+) -> None:
+    """Take each request's next step that commits something (or draws something)."""
+    masked_B = (state.ids_BL == predict.mask_id).sum(1).cpu()
+    for row, request in enumerate(active):
+        while sampler.idle(request.step, int(masked_B[row])):
+            request.step += 1
+    step_B = torch.tensor([request.step for request in active])
+    commit_B = sampler.commits(step_B, masked_B)
+    sampler.advance(predict, state, step_B.to(predict.device), commit_B.to(predict.device))
+    for request in active:
+        request.step += 1
+
+
+def _finished(
+    request: _Request, answer_G: Tensor, mask_id: int, sampler: LLaDASampler | DreamSampler, settled: Settled | None
+) -> list[int] | None:
+    """Return the answer of a request that is finished, None of one that is not."""
+    answer = answer_G.tolist()
+    known = answer.index(mask_id) if mask_id in answer else len(answer)
+    if known == len(answer) or request.step >= sampler.steps:
+        return answer
+    if settled is None or known == request.known:
+        return None
+    request.known = known
+    return answer[:known] if settled(request.index, answer[:known]) else None
