@@ -186,13 +186,14 @@ class DiffusionLM(LM):
     def _settled(self, known: list[int], stops: Sequence[str]) -> bool:
         """Return whether the text is settled by the tokens known: they hold an end, or a stop string.
 
-        What follows a stop string must be long enough to show that no longer stop string begins before it.
+        Texts are cut at one stop string after the other, so that what follows the first one found must be long
+        enough to show every other that begins before its end.
         """
         if self._end(known) < len(known):
             return True
         text = str(self.tokenizer.decode(known, skip_special_tokens=True)) if stops else ""
         found = [text.find(stop) for stop in stops if stop in text]
-        return bool(found) and len(text) - min(found) >= max(map(len, stops))
+        return bool(found) and len(text) - min(found) >= 2 * max(map(len, stops))
 
     def _end(self, answer: list[int]) -> int:
         """Return the number of tokens in front of the first end-of-text or end-of-turn."""
