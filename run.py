@@ -6,7 +6,9 @@ of a sweep is the same whichever launcher ran it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +20,7 @@ if not INTERACTIVE:
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars too
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from starquant.composing import CONF, Cell, Plan, plan, sweepable
@@ -27,13 +30,19 @@ from starquant.processes import launched_rank
 from starquant.records.cells import CellEntry, CellLog
 from starquant.watching import SweepBar, summary
 
+#: Names the process that started a sweep, to its workers on this machine.
+PARENT = "STARQUANT_SWEEP_PID"
+LAUNCHERS = ("hydra", "omegaconf", "joblib", "submitit", "ray")
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def cell(config: DictConfig) -> None:
     """Run one cell; an error is kept for the end, so that a sweep goes on."""
+    end_with_parent()
     this = Cell.of(config)
     if launched_rank():  # of several processes the first one tells
-        _run(this)
+        with contextlib.suppress(StarquantError):
+            _run(this)
         return
     log = CellLog(Path(this.spec.paths.results))
     try:
@@ -43,8 +52,18 @@ def cell(config: DictConfig) -> None:
         if this.spec.debug.traceback:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr, flush=True)
-    except Exception:
+    except (Exception, SystemExit):  # a library may ask to exit
+        if launched_rank() is not None:  # the other processes wait for this one: all must end
+            raise
         traceback.print_exc()
+
+
+def end_with_parent() -> None:
+    """Let a worker of this machine end when the process that started the sweep does (Linux)."""
+    if os.environ.get(PARENT, str(os.getpid())) != str(os.getpid()) and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _run(this: Cell) -> CellEntry:
@@ -61,7 +80,7 @@ def _run(this: Cell) -> CellEntry:
         else:
             print(render(result.record, result.baseline, result.path), flush=True)
     result.tracker.close()
-    record = result.path.relative_to(results).as_posix()
+    record = result.path.relative_to(results).as_posix() if result.path.exists() else None
     return CellEntry(key=this.key, name=this.name, state="done", record=record, reused=result.reused)
 
 
@@ -71,22 +90,42 @@ def launch(planned: Plan, arguments: list[str]) -> int:
     log = CellLog(results)
     if planned.launcher != "basic":
         os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    if planned.launcher.startswith("joblib"):
+        os.environ[PARENT] = str(os.getpid())
     extra = []
     if planned.sweep and not any(a.startswith("hydra.sweep.dir=") for a in arguments):
         extra.append(f"hydra.sweep.dir={results / 'sweeps' / planned.name}")
-    sys.argv[1:] = [*sweepable(arguments), *extra]
-    shown = planned.sweep and INTERACTIVE
-    with SweepBar(log, planned.cells, enabled=shown):
-        cell()
+    flags = [a for a in arguments if a.startswith("-") and "=" not in a]
+    sys.argv[1:] = [*flags, *sweepable([a for a in arguments if a not in flags], planned.sweep), *extra]
+    with SweepBar(log, planned.cells, enabled=planned.sweep and INTERACTIVE):
+        try:
+            cell()
+        except StarquantError:
+            raise
+        except Exception as error:  # of the launcher: its settings, or a worker that was killed
+            if launched_rank() is not None:
+                raise
+            if type(error).__module__.split(".")[0] not in LAUNCHERS:
+                traceback.print_exc()
+            first = next(iter(str(error).strip().splitlines()), "")
+            print(f"error: launcher={planned.launcher}: {type(error).__name__}: {first}", file=sys.stderr, flush=True)
+    if launched_rank():
+        return 0
     entries = [log.read(one.key, one.name) for one in planned.cells]
     if planned.sweep:
         print(summary(entries), file=sys.stderr, flush=True)
     return sum(entry.state != "done" for entry in entries)
 
 
+def terminated(*_: object) -> None:
+    """End as after Ctrl-C, which ends workers as well."""
+    raise KeyboardInterrupt("SIGTERM")
+
+
 def main() -> None:
     """Judge, run, and say by the exit code whether every cell ended well."""
     arguments = sys.argv[1:]
+    signal.signal(signal.SIGTERM, terminated)
     try:
         planned = plan(arguments)
         if planned is None:
@@ -101,9 +140,12 @@ def main() -> None:
     except StarquantError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except HydraException as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
         print("interrupted: what is finished is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if error.args else 130)
     sys.exit(1 if failed else 0)
 
 

@@ -49,14 +49,18 @@ class Cell:
     def of(cls, config: DictConfig) -> Cell:
         """Judge a composed configuration; raises ConfigError."""
         spec = validate(config)
-        return cls(spec.canonical().digest(), spec)
+        alone = f"-{spec.stage}" if spec.stage in ("calibrate", "inspect") else ""  # they score nothing
+        return cls(spec.canonical().digest() + alone, spec)
 
     @property
     def name(self) -> str:
         """Model, bits, method and tasks."""
         spec = self.spec.canonical()
         model = spec.model.name if spec.model.seed is None else f"{spec.model.name}:{spec.model.seed}"
-        return f"{model} {spec.bits.name} {spec.method.name} {spec.tasks.name}"
+        names = spec.tasks.names
+        tasks = "+".join(names) if 0 < len(names) <= 2 else spec.tasks.name
+        stage = "" if spec.stage == "all" else f" ({spec.stage})"
+        return f"{model} {spec.bits.name} {spec.method.name} {tasks}{stage}"
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,15 @@ def plan(arguments: Sequence[str]) -> Plan | None:
         own = {override.key_or_group for override in overrides}
         swept = _parsed([f"{key}={value}" for key, value in params.items() if key not in own])
         cells: dict[str, Cell] = {}
+        folders: set[str] = set()
         for choice in _choices([*swept, *overrides]):
             cell = _compose(choice)
             cells.setdefault(cell.key, cell)
+            folders.add(cell.spec.paths.results)
+    if not cells:
+        raise ConfigError("the sweep has no cells: one of its keys has no value")
+    if len(folders) > 1:
+        raise ConfigError(f"paths.results: got {', '.join(sorted(folders))}; a sweep has one results folder")
     return Plan(tuple(cells.values()), sweep, launcher, next(iter(cells.values())).spec.experiment.name)
 
 
@@ -220,13 +230,13 @@ def _require_key(config: object, dotted: str) -> None:
         here = here[part]
 
 
-def sweepable(arguments: Sequence[str]) -> list[str]:
+def sweepable(arguments: Sequence[str], sweep: bool) -> list[str]:
     """Let `-m method=quarot,quarot_rtn method.qk_hadamard=true` through Hydra.
 
     Hydra composes a sweep once with the default of every swept group, which need not have the key; judged above, it
     may be added.
     """
-    if not {*arguments} & MULTIRUN:
+    if not sweep:
         return list(arguments)
     keys = {argument: argument.split("=", 1)[0] for argument in arguments if "=" in argument}
     swept = {key for argument, key in keys.items() if "." not in key and "," in argument.split("=", 1)[1]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import resource
 import shutil
 import sys
@@ -19,7 +18,7 @@ import torch
 
 from starquant.calibrating import ensure_calibrated
 from starquant.devices import leased
-from starquant.errors import ConfigError
+from starquant.inspecting import inspect_activations
 from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
 from starquant.models.loading import check_device
@@ -27,7 +26,6 @@ from starquant.preflight import check_paths
 from starquant.processes import Processes, processes
 from starquant.records import provenance
 from starquant.records.artifacts import Artifact, ArtifactStore
-from starquant.records.files import write_atomically
 from starquant.records.locks import exclusive
 from starquant.records.record import RunRecord, Timings
 from starquant.records.store import RecordStore
@@ -36,7 +34,6 @@ from starquant.spec import METHODS, RunSpec, digest_of
 from starquant.stages import (
     OverlapCounter,
     calibration_overlap,
-    calibration_states,
     fidelity_reference,
     measure_fidelity,
     tell_notes,
@@ -86,13 +83,16 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
     """
     check_paths(spec)
     with leased(spec.runtime.device) as device:
-        processes_ = processes()
-        check_device(device := processes_.device(device))
+        provenance.source()  # as the run starts: what is committed meanwhile is not what ran
+        together = processes()
+        check_device(device := together.device(device))
         if spec.runtime.threads is not None:
             torch.set_num_threads(spec.runtime.threads)
-        run = _Run(spec, device, processes_, progress and processes_.first)
+        run = _Run(spec, device, together, progress and together.first)
         try:
-            return run.stages()
+            result = run.stages()
+            together.wait()  # the first one measures fidelity and writes while the others are done
+            return result
         finally:
             run.free()
 
@@ -105,6 +105,7 @@ class _Run:
         self.device, self.together, self.progress = device, together, progress
         self.store, self.artifacts = (kind(Path(spec.paths.results)) for kind in (RecordStore, ArtifactStore))
         self.tracker, self.computed = make_tracker(spec), False
+        self.calibration: tuple[Artifact, bool] | None = None
 
     @functools.cached_property
     def loaded(self) -> Loaded:
@@ -113,38 +114,26 @@ class _Run:
 
     def stages(self) -> Result:
         self.together.by_first(self.store.prepare)
+        if self.together.world > 1:
+            self.say(f"{self.together.world} processes share the items of every task")
+        if self.spec.stage == "evaluate" and not self.spec.is_baseline:
+            self._calibrated()  # refused here, before full precision is scored
         if self.spec.stage == "calibrate":
             if self.spec.is_baseline:
                 return Result(self.artifacts.folder, None, None, True, self.tracker)
-            _, reused = self._calibrated(self.spec)
+            _, reused = self._calibrated()
             return Result(self.artifacts.path(self.spec.calibration_digest()), None, None, reused, self.tracker)
         if self.spec.stage == "inspect":
-            path, reused = self.together.by_first(self._inspected)
+            name = _device_name(self.device)
+            path, reused = self.together.by_first(
+                lambda: inspect_activations(
+                    self.spec, self.store.results, lambda: self.loaded, name, self.say, self.progress
+                )
+            )
             return Result(path, None, None, reused, self.tracker)
         baseline = self._record(self.spec.baseline())
         record = baseline if self.spec.is_baseline else self._record(self.spec)
         return Result(self.store.path(self.spec), record, baseline, not self.computed, self.tracker)
-
-    def _inspected(self) -> tuple[Path, bool]:
-        """Return the report of the activations, and whether it was there already."""
-        from starquant.diagnostics.activations import report
-
-        whole, code = self.spec.calibration_identity(), provenance.code_digest(provenance.FITTING)
-        identity = {"model": whole["model"], "calibration": whole["calibration"]}
-        seed = "" if self.spec.model.seed is None else f"-seed{self.spec.model.seed}"
-        name = f"{self.spec.model.name}{seed}"
-        path = self.store.results / "activations" / f"{name}-{digest_of(identity)}.json"
-        if path.exists() and self.spec.reuse != "never" and f'"code_digest": "{code}"' in path.read_text("utf-8"):
-            self.say(f"reused: {path} (reuse=never computes it again)")
-            return path, True
-        states = calibration_states(self.spec, self.loaded.texts, self.loaded.get(), self.say, self.progress)
-        if states is None:
-            raise ConfigError("calibration: got 'none', but stage=inspect needs text to look at")
-        source = provenance.collect(self.device, _device_name(self.device)) | {"code_digest": code}
-        told = {"name": name, "identity": identity, "provenance": source}
-        found = report(self.loaded.get(), states, told, self.progress)
-        write_atomically(path, json.dumps(found, indent=1) + "\n")
-        return path, False
 
     def free(self) -> None:
         """Give the model's memory back, for the next job of this process."""
@@ -156,19 +145,23 @@ class _Run:
         if self.together.first:
             print(line, file=sys.stderr, flush=True)
 
-    def _calibrated(self, spec: RunSpec) -> tuple[Artifact, bool]:
-        name = _device_name(self.device)
-        return self.together.by_first(
-            lambda: ensure_calibrated(spec, self.artifacts, lambda: self.loaded, name, self.say, self.progress)
-        )
+    def _calibrated(self) -> tuple[Artifact, bool]:
+        """Return the run's calibration, and whether it was there already."""
+        if self.calibration is None:
+            name, load = _device_name(self.device), lambda: self.loaded
+            self.calibration = self.together.by_first(
+                lambda: ensure_calibrated(self.spec, self.artifacts, load, name, self.say, self.progress)
+            )
+        return self.calibration
 
     def _record(self, spec: RunSpec) -> RunRecord:
         found: RunRecord | None = self.together.by_first(lambda: self._reusable(spec))
         if found is not None:
             return found
         name = self.store.name(spec)
-        alone = exclusive(self.store.lock(spec.digest()), name) if self.together.first else contextlib.nullcontext()
-        with alone:
+        with contextlib.ExitStack() as alone:
+            lock = exclusive(self.store.lock(spec.digest()), name)
+            self.together.by_first(lambda: alone.enter_context(lock))
             found = self.together.by_first(lambda: self._reusable(spec, waited=True))  # another process has made it
             if found is not None:
                 return found
@@ -263,7 +256,7 @@ class _Run:
 
     def _fitted(self, spec: RunSpec, seconds: dict[str, float]) -> tuple[Fitted, dict[str, Any] | None]:
         """Return what the method learned, and the report of the states it learned from."""
-        artifact, _ = self._calibrated(spec)
+        artifact, _ = self._calibrated()
         seconds |= artifact.seconds
         fitted = Fitted.load(self.artifacts.path(artifact.digest))
         tell_notes(fitted.notes, self.say)

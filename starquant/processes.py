@@ -1,6 +1,7 @@
 """The processes of one run: one, or as many as `accelerate launch` started, which share the items of every task.
 
     accelerate launch --num_processes 4 run.py model=llada runtime.device=cuda
+    python -m torch.distributed.run --nproc_per_node 2 run.py                     on CPUs
 
 Every process holds the model; the first one alone calibrates, writes and prints. Draws come from each request's own
 tokens, so that scores are those of one process.
@@ -102,8 +103,9 @@ def processes() -> Processes:
     """Return the processes that this run was started with."""
     if launched_rank() is None:
         return ALONE
+    import torch
     from accelerate import PartialState
 
     # One process may calibrate for hours while the others wait.
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true", timeout=timedelta(days=7))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     return Processes(state.process_index, state.num_processes)

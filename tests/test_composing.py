@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from starquant import composing
-from starquant.composing import LAUNCHER_EXTRAS, Plan, plan
+from starquant.composing import LAUNCHER_EXTRAS, Cell, Plan, plan
 from starquant.errors import ConfigError
 from tests.test_spec import CONF, OPTIONS, spec
 
@@ -204,3 +204,20 @@ def test_a_method_without_its_file_is_told_apart_from_an_unknown_one(monkeypatch
     monkeypatch.setattr(composing, "METHODS", {"fresh": "a.b:C"})
     with pytest.raises(ConfigError, match=r"^method: 'fresh' is registered, but conf/method/fresh.yaml is missing$"):
         plan(["method=fresh"])
+
+
+def cells(*words: str) -> tuple[Cell, ...]:
+    found = plan(["method=star_quant", *words])
+    assert found is not None
+    return found.cells
+
+
+def test_what_scores_nothing_is_another_cell() -> None:
+    keys = {cells(f"stage={stage}")[0].key for stage in ("all", "calibrate", "inspect")}
+    assert len(keys) == 3
+    assert cells("stage=evaluate")[0].key == cells("stage=all")[0].key
+
+
+def test_a_sweep_has_one_results_folder_and_at_least_one_cell() -> None:
+    with pytest.raises(ConfigError, match=r"paths\.results: got a, b; a sweep has one results folder"):
+        plan(["-m", "paths.results=a,b", "method=rtn"])

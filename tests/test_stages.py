@@ -13,6 +13,7 @@ from starquant.errors import ConfigError, RecordError
 from starquant.pipeline import Result, execute
 from starquant.processes import ALONE, TOLD, Processes, launched_rank, processes
 from starquant.records.record import RunRecord
+from starquant.tables.selection import Run, one_a_seed
 from tests.test_spec import spec
 
 METHOD = ("method=star_quant", "method.transform.steps=4", "fidelity=none", "tasks.limit=8")
@@ -69,6 +70,23 @@ def test_what_changes_the_calibration_is_not_shared(calibrated: tuple[Path, Resu
     for other in ("bits=w8a8", "method.tac.block_size=32", "calibration.seed=1", "model.seed=1"):
         with pytest.raises(RecordError, match=r"nothing of this code was calibrated for .*; run stage=calibrate first"):
             run(results, "testbed_facts", other, "stage=evaluate")
+
+
+def test_evaluating_without_a_calibration_is_refused_before_full_precision_is_scored(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="run stage=calibrate first"):
+        run(tmp_path, "testbed_facts", "stage=evaluate")
+    assert not list(tmp_path.glob("records/*.json"))
+
+
+def test_jobs_of_their_own_for_each_task_make_one_row(calibrated: tuple[Path, Result]) -> None:
+    """Split by tasks, the scores are those of the whole; a damaged report beside them harms nothing."""
+    results, _ = calibrated
+    done = [run(results, task) for task in ("testbed_facts", "testbed_programs")]
+    runs = [Run(found.path, record_of(found)) for found in done]
+    ((_, joined),) = one_a_seed("row", runs).items()
+    assert sorted(joined.get("tasks.names")) == ["testbed_facts", "testbed_programs"]
+    assert {score.task for score in joined.record.scores} == {"testbed_facts", "testbed_programs"}
+    assert set(joined.items) == {"testbed_facts", "testbed_programs"}
 
 
 def test_a_calibration_of_other_code_is_made_again_unless_any_will_do(

@@ -129,6 +129,7 @@ class ArtifactStore:
             write_atomically(made / HEADER, json.dumps(artifact.model_dump(mode="json"), indent=1) + "\n")
             self.folder.mkdir(parents=True, exist_ok=True)
             before = target.with_name(f".{target.name}.old")
+            shutil.rmtree(before, ignore_errors=True)  # of a process that died here
             if target.exists():
                 target.rename(before)
             made.rename(target)

@@ -71,7 +71,7 @@ class CellLog:
                 self._write(CellEntry(key=key, name=name, state="running"))
             try:
                 yield outcome
-            except Exception as error:  # kept for the summary, then goes on its way
+            except (Exception, SystemExit) as error:  # kept for the summary, then goes on its way
                 kind = "" if isinstance(error, StarquantError) else f"{type(error).__name__}: "
                 line = f"{kind}{error}".splitlines()[0]
                 outcome.append(CellEntry(key=key, name=name, state="failed", error=line))

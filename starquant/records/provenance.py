@@ -28,9 +28,9 @@ PACKAGES = (
 #: What a calibration can depend on, and what a score can: who is told, tables and command lines change neither.
 FITTING = (
     *("numerics", "models", "diffusion", "calibration", "runtime", "methods"),
-    *("bits.py", "protocol.py", "sources.py", "stages.py", "calibrating.py", "testbed"),
+    *("bits.py", "protocol.py", "sources.py", "stages.py", "calibrating.py", "loaded.py", "testbed"),
 )
-SCORING = (*FITTING, "evaluation", "spec.py", "pipeline.py")
+SCORING = (*FITTING, "evaluation", "spec.py", "pipeline.py", "processes.py")
 
 
 @functools.cache
@@ -44,13 +44,20 @@ def code_digest(rooms: tuple[str, ...] = SCORING) -> str:
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def source() -> tuple[str | None, bool | None]:
+    """Return the git SHA, and whether code or configuration differ from it or are not in it; None outside git."""
+    sha = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain", "--", str(PACKAGE), ":(top)conf", ":(top)run.py")
+    return sha, None if status is None else bool(status)
+
+
 def collect(device: str, device_name: str) -> dict[str, Any]:
     """Return provenance as plain data; git fields are None outside a git checkout."""
-    sha = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    sha, dirty = source()
     return {
         "git_sha": sha,
-        "git_dirty": None if status is None else bool(status),
+        "git_dirty": dirty,
         "code_digest": code_digest(),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),

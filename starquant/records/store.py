@@ -111,11 +111,12 @@ class _Version(BaseModel):
 def record_paths(folder: Path) -> Iterator[Path]:
     """Yield the records below a folder, in the order of their names; nothing of what lies beside them.
 
-    Of a results folder, those in its `records/`.
+    Of a results folder, those in its `records/`, never those published below it.
     """
     folder = folder / "records" if (folder / "records").is_dir() else folder
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.endswith(".items") and name != "activations")
+        beside = {"activations", "published" if root == str(folder) else ""}
+        folders[:] = sorted(name for name in folders if not name.endswith(".items") and name not in beside)
         yield from (Path(root, name) for name in sorted(files) if name.endswith(".json"))
 
 

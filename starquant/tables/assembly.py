@@ -41,11 +41,13 @@ class Section:
         model: its name.
         columns: in order; those of the paper end in " (paper)".
         rows: (label, number of runs, cells by column); a cell that is not there is empty.
+        limit: items a task, where tasks were cut.
     """
 
     model: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, Estimate]], ...]
+    limit: int | None = None
 
 
 def to(label: str) -> str:
@@ -112,7 +114,8 @@ def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: p
     for column in kept:
         columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
     columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
-    return Section(called or model, tuple(columns), tuple(found))
+    limit = next((run.get("tasks.limit") for runs in rows.values() for run in runs.values()), None)
+    return Section(called or model, tuple(columns), tuple(found), limit)
 
 
 def _ours(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:

@@ -21,7 +21,7 @@ ALLOWED = {
     "dirty": "records of code that was not committed",
     "versions": "one task in several versions or few-shot numbers",
     "protocols": "one task under several protocols",
-    "limits": "tasks cut to their first items, or to several lengths",
+    "limits": "tasks cut to several lengths",
 }
 
 
@@ -123,6 +123,8 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
 
 
 SEEDS = ("model.seed", "method.rotation_seed", "seed")
+#: Parts of a specification that change no figure.
+INERT = ("paths", "runtime", "debug", "tracker", "reuse", "stage", "experiment", "tasks.allow_code_execution")
 
 
 def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
@@ -136,7 +138,14 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
         seeds = tuple(run.get(key) for key in SEEDS)
         if seeds in found:
             other = found[seeds]
-            differ = sorted(_differences(other.record.spec, run.record.spec))
+            differ = sorted(
+                key for key in _differences(other.record.spec, run.record.spec) if not key.startswith(INERT)
+            )
+            if {*differ} <= {"tasks.names", "tasks.name"} and not {*other.get("tasks.names")} & {
+                *run.get("tasks.names")
+            }:
+                found[seeds] = _joined(other, run)  # jobs of their own for each task
+                continue
             told = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
             raise RecordError(
                 f"{label}: {other.path.name} and {run.path.name} are both its records; they differ in {told}; "
@@ -145,6 +154,16 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
         found[seeds] = run
     order = sorted(found, key=lambda seeds: [-1 if seed is None else seed for seed in seeds])
     return {seeds: found[seeds] for seeds in order}
+
+
+def _joined(a: Run, b: Run) -> Run:
+    """Return two runs of different tasks as one; fidelity is the first one's."""
+    tasks = a.get("tasks.names") + b.get("tasks.names")
+    spec = a.record.spec | {"tasks": a.record.spec["tasks"] | {"names": tasks}}
+    scores = a.record.scores + [score for score in b.record.scores if score.task != "fidelity"]
+    both = Run(a.path, a.record.model_copy(update={"spec": spec, "scores": scores}))
+    both.__dict__["items"] = {name: columns for name, columns in b.items.items() if name != "fidelity"} | a.items
+    return both
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:

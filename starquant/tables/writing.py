@@ -41,6 +41,9 @@ def grid(section: Section) -> list[list[str]]:
 def notes(definition: Definition, sections: Sequence[Section]) -> list[str]:
     """Return what a reader must know of the cells."""
     found = ["Task scores in percent, standard errors in parentheses, KL in nats."]
+    for section in sections:
+        if section.limit is not None:
+            found.append(f"{section.model}: the first {section.limit} items of each task only.")
     if any(cell.low is not None for s in sections for _, _, cells in s.rows for cell in cells.values()):
         found.append(
             "Differences are paired by model, seed and item; brackets are 95 % bootstrap intervals, * where they leave "
