@@ -86,9 +86,10 @@ def test_options_of_swept_methods_reach_hydra() -> None:
     """Hydra composes a sweep with the default method first, which need not have the option."""
     from run import sweepable
 
-    sweep = ["-m", "method=quarot,quarot_rtn", "method.qk_hadamard=true", "bits=w4a4", "bits.head=8", "seed=1,2"]
-    assert sweepable(sweep) == [*sweep[:2], "++method.qk_hadamard=true", *sweep[3:]]
-    assert sweepable(sweep[2:]) == sweep[2:]
+    sweep = ["method=quarot,quarot_rtn", "method.qk_hadamard=true", "bits=w4a4", "bits.head=8", "seed=1,2"]
+    assert sweepable(sweep, True) == [sweep[0], "++method.qk_hadamard=true", *sweep[2:]]
+    assert sweepable(sweep[1:], True) == sweep[1:]
+    assert sweepable(sweep, False) == sweep
 
 
 def test_missing_checkpoint_folder(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_5_greedy_decoding_is_not_checked(tiny, tiny_tokenizer, monkeypatch: pyt
         nonlocal rows
         rows += len(inputs["input_ids"])
 
-    monkeypatch.setattr(lm_module, "generate", lambda *_, **__: pytest.fail("generated during likelihood"))
+    monkeypatch.setattr(lm_module, "generate_many", lambda *_, **__: pytest.fail("generated during likelihood"))
     lm = DiffusionLM(tiny, tiny_tokenizer, protocol=TaskProtocol(mc_num=4), progress=False)
     handle = tiny.register_forward_pre_hook(count, with_kwargs=True)
     found = lm.loglikelihood([Instance("loglikelihood", {}, ("ada likes", " tea red oslo"), 0)], disable_tqdm=True)
