@@ -13,9 +13,7 @@ from starquant.records import provenance
 from starquant.records.artifacts import Artifact, ArtifactStore
 from starquant.records.locks import exclusive
 from starquant.spec import METHODS, RunSpec
-from starquant.stages import calibration_states
-
-Say = Callable[[str], None]
+from starquant.stages import Say, calibration_states
 
 
 def ensure_calibrated(

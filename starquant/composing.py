@@ -25,7 +25,8 @@ from starquant.errors import ConfigError, nearest
 from starquant.spec import METHODS, RunSpec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i", "--cfg", "-c"}
+NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
+SHOW = {"--cfg", "-c"}
 MULTIRUN = {"-m", "--multirun"}
 #: What a launcher needs beside the package: module, and the extra that installs it.
 LAUNCHER_EXTRAS = {
@@ -103,7 +104,9 @@ def plan(arguments: Sequence[str]) -> Plan | None:
     flags = {a for a in arguments if a.startswith("-") and "=" not in a}
     if flags & NO_RUN:
         return None
+    shows = {argument.split("=", 1)[0] for argument in arguments} & SHOW
     words = [a for a in arguments if not a.startswith(("-", "~")) or "=" in a]
+    words = [a for a in words if not (shows and a in ("job", "hydra", "all")) and a.split("=", 1)[0] not in SHOW]
     for word in words:
         if "=" not in word:
             raise ConfigError(f"{word}: expected key=value")
@@ -129,6 +132,10 @@ def plan(arguments: Sequence[str]) -> Plan | None:
             folders.add(cell.spec.paths.results)
     if not cells:
         raise ConfigError("the sweep has no cells: one of its keys has no value")
+    if shows:
+        return None
+    if launcher != "basic" and not sweep:
+        raise ConfigError(f"launcher: got '{launcher}' for a single run; add -m")
     if len(folders) > 1:
         raise ConfigError(f"paths.results: got {', '.join(sorted(folders))}; a sweep has one results folder")
     return Plan(tuple(cells.values()), sweep, launcher, next(iter(cells.values())).spec.experiment.name)

@@ -11,9 +11,9 @@ from starquant.errors import ConfigError
 from starquant.loaded import Loaded
 from starquant.records import provenance
 from starquant.records.files import set_aside, write_atomically
-from starquant.records.locks import exclusive
+from starquant.records.locks import exclusive, lock_path
 from starquant.spec import RunSpec, digest_of
-from starquant.stages import calibration_states
+from starquant.stages import Say, calibration_states
 
 
 def inspect_activations(
@@ -21,7 +21,7 @@ def inspect_activations(
     results: Path,
     load: Callable[[], Loaded],
     device_name: str,
-    say: Callable[[str], None],
+    say: Say,
     progress: bool,
 ) -> tuple[Path, bool]:
     """Return the report of the activations, and whether it was there already.
@@ -41,7 +41,7 @@ def inspect_activations(
     identity = {"model": whole["model"], "calibration": whole["calibration"]}
     name = spec.model.name + ("" if spec.model.seed is None else f"-seed{spec.model.seed}")
     path = results / "activations" / f"{name}-{digest_of(identity)}.json"
-    with exclusive(results / "locks" / f"activations-{path.stem}.lock", f"the activations of {name}"):
+    with exclusive(lock_path(results, "activations", path.stem), f"the activations of {name}"):
         if path.exists() and spec.reuse != "never" and _is_of(path, code):
             say(f"reused: {path} (reuse=never computes it again)")
             return path, True

@@ -57,9 +57,9 @@ class Result:
     """What a run left.
 
     Attributes:
-        path: of its record; with stage=calibrate, of the calibration.
-        record: of the run; None with stage=calibrate.
-        baseline: the full-precision record that it is compared with; None with stage=calibrate.
+        path: of its record; with stage=calibrate of the calibration, with stage=inspect of the report.
+        record: of the run; None with these two stages.
+        baseline: the full-precision record that it is compared with; None as well.
         reused: whether all of it was there already.
         tracker: to be closed in the end.
     """

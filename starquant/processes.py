@@ -1,6 +1,6 @@
 """The processes of one run: one, or as many as `accelerate launch` started, which share the items of every task.
 
-    accelerate launch --num_processes 4 run.py model=llada runtime.device=cuda
+    accelerate launch --multi_gpu --num_processes 4 run.py model=llada runtime.device=cuda
     python -m torch.distributed.run --nproc_per_node 2 run.py                     on CPUs
 
 Every process holds the model; the first one alone calibrates, writes and prints. Draws come from each request's own

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.composing import CONF, plan
+from starquant.composing import CONF, NO_RUN, SHOW, plan
 from starquant.errors import ConfigError, StarquantError, nearest
 from starquant.records.cells import CellLog
 from starquant.watching import ORDER, summary
@@ -25,15 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{__doc__}\n{USAGE}\nexperiments: {', '.join(names)}")
         return 0
     try:
-        if "=" not in given[0] and not given[0].startswith("-"):
-            if given[0] not in names:
-                raise ConfigError(
-                    f"experiment: got '{given[0]}', allowed: {', '.join(names)}.{nearest(given[0], names)}"
-                )
-            given[0] = f"experiment={given[0]}"
-        planned = plan(given)
-        if planned is None:
+        if {word.split("=", 1)[0] for word in given} & (NO_RUN | SHOW):
             raise ConfigError(USAGE)
+        for place, word in enumerate(given):
+            if "=" not in word and not word.startswith(("-", "~")):
+                if word not in names:
+                    raise ConfigError(f"experiment: got '{word}', allowed: {', '.join(names)}.{nearest(word, names)}")
+                given[place] = f"experiment={word}"
+        planned = plan(given)
+        assert planned is not None
         log = CellLog(Path(planned.cells[0].spec.paths.results))
         entries = [log.read(cell.key, cell.name) for cell in planned.cells]
     except StarquantError as error:

@@ -144,7 +144,7 @@ def test_a_sweep_is_named_by_its_cells_not_by_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [("--help",), ("--cfg", "job"), ("-c", "job", "bits=w99"), ("--info",), ("--version",)]
+    "flags", [("--help",), ("--cfg", "job"), ("--cfg=job", "bits=w8a8"), ("-c", "all"), ("--info",), ("--version",)]
 )
 def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
     assert plan(flags) is None
@@ -167,6 +167,8 @@ def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
         (("-m", "method=rtn", "seed=interval(1,2)"), r"BasicSweeper does not support sweep type"),
         (("-m", "method=rtn", "seed=1,abc"), r"seed: got 'abc', allowed: valid integer"),
         (("rtn",), r"rtn: expected key=value"),
+        (("--cfg", "job", "method=rtnn"), r"method: got 'rtnn', allowed: .*\. Did you mean 'rtn'\?"),
+        (("method=rtn", "launcher=joblib"), r"launcher: got 'joblib' for a single run; add -m"),
     ],
 )
 @pytest.mark.usefixtures("all_installed")

@@ -107,7 +107,7 @@ def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tabel1_main"], "error: experiment: got 'tabel1_main', allowed: figure1_activations, "),
+        (["model=tiny", "tabel1_main"], "error: experiment: got 'tabel1_main', allowed: figure1_activations, "),
         (["table5_w8a8", "model=tinny"], "error: model: got 'tinny', allowed: "),
         (["bits=w8a8,w4a4"], "error: bits: got several values"),
         (["--cfg", "job"], "error: usage: python -m starquant.status "),

@@ -52,7 +52,6 @@ class CalibrationStates:
         bins: equally wide mask-ratio bins; bin k holds ratios in (k/bins, (k+1)/bins], bin 0 also 0.
         inputs: what a walk feeds each block: output of the "full_precision" blocks before it, of those
             with "quantized_weights", or of the "quantized".
-        texts: of the segments, for the check against evaluation items.
         report: plain data for the record: source, digest, counts of states and tokens a bin.
     """
 
@@ -60,7 +59,6 @@ class CalibrationStates:
     mask_id: int
     bins: int = 1
     inputs: str = "full_precision"
-    texts: Sequence[str] = ()
     report: dict[str, Any] = field(default_factory=dict)
 
 

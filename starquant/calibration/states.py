@@ -73,8 +73,7 @@ def make_states(
     else:
         states = _from_trajectories(segments, spec, model, sampler, batch_size, progress)
     batches = _batches(states, batch_size, int(model.config.eos_token_id))
-    texts = [segment.text for segment in segments]
-    made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs, texts)
+    made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs)
     return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made)})
 
 

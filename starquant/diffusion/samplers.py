@@ -101,15 +101,19 @@ class LLaDASampler:
             end = state.prompt_length + (block + 1) * self.block_length
             masked_B = (ids[:, end - self.block_length : end] == predict.mask_id).sum(1)
             for step in range(steps):
-                commit_B = masked_B // steps + (step < masked_B % steps)
-                self.advance(predict, state, block * steps + step, commit_B)
+                self.advance(predict, state, block * steps + step, self._share(step, masked_B))
                 if state.on_step is not None:
                     state.on_step(block * steps + step, ids)
 
     def commits(self, step_B: Tensor, masked_B: Tensor) -> Tensor:
         """Return how many tokens each row commits at its step, of an answer that was masked as a whole."""
         steps = self.steps // self.blocks
-        return self.block_length // steps + (step_B % steps < self.block_length % steps).long()
+        return self._share(step_B % steps, torch.full_like(step_B, self.block_length))
+
+    def _share(self, step: int | Tensor, masked_B: Tensor) -> Tensor:
+        """Return how many of a block's masked tokens are committed at its `step`: as even as can be, more first."""
+        steps = self.steps // self.blocks
+        return masked_B // steps + (step < masked_B % steps)
 
     def idle(self, step: int, masked: int) -> bool:
         """Return whether a step commits nothing and draws nothing: it need not be computed."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from starquant.errors import NewerRecordError, RecordError
 from starquant.records.files import set_aside, write_atomically
+from starquant.records.locks import lock_path
 
 SCHEMA_VERSION = 1
 HEADER = "artifact.json"
@@ -68,7 +69,7 @@ class ArtifactStore:
 
     def lock(self, digest: str) -> Path:
         """Return the lock file of a calibration."""
-        return self.results / "locks" / f"artifact-{digest}.lock"
+        return lock_path(self.results, "artifact", digest)
 
     def unfinished(self, digest: str, code_digest: str) -> Path:
         """Return the folder where a calibration is made: that of other code is not gone on with."""

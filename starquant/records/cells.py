@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from starquant.errors import RecordError, StarquantError
 from starquant.records.files import write_atomically
-from starquant.records.locks import exclusive, is_held
+from starquant.records.locks import exclusive, is_held, lock_path
 
 State = Literal["missing", "running", "died", "done", "failed"]
 
@@ -56,7 +56,7 @@ class CellLog:
         return self.results / "cells" / f"{key}.json"
 
     def _lock(self, key: str) -> Path:
-        return self.results / "locks" / f"cell-{key}.lock"
+        return lock_path(self.results, "cell", key)
 
     @contextmanager
     def running(self, key: str, name: str) -> Iterator[list[CellEntry]]:
@@ -73,7 +73,7 @@ class CellLog:
                 yield outcome
             except (Exception, SystemExit) as error:  # kept for the summary, then goes on its way
                 kind = "" if isinstance(error, StarquantError) else f"{type(error).__name__}: "
-                line = f"{kind}{error}".splitlines()[0]
+                line = kind + next(iter(str(error).strip().splitlines()), "")
                 outcome.append(CellEntry(key=key, name=name, state="failed", error=line))
                 raise
             finally:

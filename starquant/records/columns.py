@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> TaskColumns:
             by_item.setdefault(item, []).append(float(value))
     order = sorted(items)
     means = {
-        name: [_short(sum(by_item[item]) / len(by_item[item])) for item in order]
+        name: [float(f"{sum(by_item[item]) / len(by_item[item]):.9g}") for item in order]
         for name, by_item in found.items()
         if len(by_item) == len(order)
     }
@@ -86,11 +86,7 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> TaskColumns:
     return TaskColumns(items=digest, n=len(order), values=means)
 
 
-def _short(value: float) -> float:
-    return int(value) if value in (0.0, 1.0) else float(f"{value:.9g}")
-
-
-def write_columns(folder: Path, items: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+def write_columns(folder: Path, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Write the numbers of all tasks beside their items; a task with numbers that are not finite has none."""
     tasks = {}
     for task, rows in items.items():
@@ -125,7 +121,8 @@ def read_columns(folder: Path) -> dict[str, TaskColumns]:
             raise ValueError(f"schema_version is {content.schema_version}")
         return content.tasks
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: not readable ({str(error).splitlines()[0]}); delete it") from None
+        way = "; delete it, it is made again of the items beside it" if any(folder.glob("*.jsonl")) else ""
+        raise RecordError(f"{path}: not readable ({str(error).splitlines()[0]}){way}") from None
 
 
 def _from_rows(path: Path) -> TaskColumns:

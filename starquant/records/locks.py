@@ -12,6 +12,11 @@ from filelock import FileLock, Timeout
 from starquant.errors import RecordError
 
 
+def lock_path(results: Path, kind: str, key: str) -> Path:
+    """Return the lock file of one thing below a results folder."""
+    return results / "locks" / f"{kind}-{key}.lock"
+
+
 @contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file; says once that it waits, and for what.

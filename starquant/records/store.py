@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starquant.errors import NewerRecordError, RecordError
 from starquant.records.columns import write_columns
 from starquant.records.files import set_aside, write_atomically
+from starquant.records.locks import lock_path
 from starquant.records.record import READABLE_VERSIONS, RecordHead, RunRecord
 from starquant.spec import RunSpec
 
@@ -43,7 +44,7 @@ class RecordStore:
 
     def lock(self, digest: str) -> Path:
         """Return the lock file of a run."""
-        return self.results / "locks" / f"record-{digest}.lock"
+        return lock_path(self.results, "record", digest)
 
     def prepare(self) -> None:
         """Make the folders, so that a run which cannot be recorded does not start.
@@ -83,7 +84,7 @@ class RecordStore:
         return record
 
     def write(
-        self, spec: RunSpec, record: RunRecord, items: Mapping[str, Iterable[Mapping[str, Any]]] | None = None
+        self, spec: RunSpec, record: RunRecord, items: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
     ) -> Path:
         """Write a record and its per-item logs; the record appears last and whole, or not at all.
 
@@ -134,14 +135,14 @@ def _read(path: Path, kind: type[RecordT]) -> RecordT:
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise RecordError(f"{path}: not readable as a record ({error}); move it away to run again") from None
+        raise RecordError(f"{path}: not readable as a record ({error})") from None
     try:
         record = kind.model_validate_json(text)
     except ValidationError as error:
         _judge_version(path, text)
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise RecordError(f"{path}: {where}: {problem['msg']}; move it away to run again") from None
+        raise RecordError(f"{path}: {where}: {problem['msg']}") from None
     if record.schema_version not in READABLE_VERSIONS:
         _judge_version(path, text)
     return record
@@ -152,7 +153,7 @@ def _judge_version(path: Path, text: bytes) -> None:
         version = _Version.model_validate_json(text).schema_version
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-        raise RecordError(f"{path}: not readable as a record ({why}); move it away to run again") from None
+        raise RecordError(f"{path}: not readable as a record ({why})") from None
     if version not in READABLE_VERSIONS:
         allowed = " and ".join(map(str, READABLE_VERSIONS))
         kind = NewerRecordError if isinstance(version, int) and version > max(READABLE_VERSIONS) else RecordError

@@ -22,14 +22,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starquant.errors import RecordError, StarquantError
-from starquant.records.columns import read_columns
-from starquant.records.record import RunRecord
-from starquant.records.store import read_record, record_paths
+from starquant.tables import selection
 from starquant.tables.bootstrap import crossed_bootstrap
 from starquant.tables.comparison import markdown
 from starquant.tables.items import items_folder, trajectories_of
+from starquant.tables.report import FIDELITY
 
-FIDELITY = "fidelity"
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
 Column = tuple[str, str]
 #: (model seed, rotation seed), None where the method has none.
@@ -116,42 +114,31 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
         RecordError: damaged records or items, two records of the same row and seeds.
     """
     rows: dict[tuple[str, ...], Row] = {}
-    paths = list(record_paths(folder))
-    if not paths:
+    found = selection.read_runs(folder)
+    if not found:
         raise RecordError(f"{folder}: holds no record")
-    for path in paths:
-        record = read_record(path)
-        label = _label(record, by)
+    for read in found:
+        label = tuple(str(v) if (v := read.get(key)) is not None else "" for key in (*by, "bits.name", "method.name"))
         row = rows.setdefault(label, Row(label))
-        run = (record.spec["model"].get("seed"), record.spec["method"].get("rotation_seed"))
+        run = (read.get("model.seed"), read.get("method.rotation_seed"))
         if run in row.runs:
             raise RecordError(
-                f"{path}: a second record of {' '.join(label)}, model seed {run[0]}, rotation seed {run[1]}; give a "
-                "folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
+                f"{read.path}: a second record of {' '.join(label)}, model seed {run[0]}, rotation seed {run[1]}; give "
+                "a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
             )
-        row.runs[run], row.trajectories[run] = _values(path, record), trajectories_of(record.spec)
+        row.runs[run], row.trajectories[run] = _values(read), trajectories_of(read.record.spec)
     return list(rows.values())
 
 
-def _label(record: RunRecord, by: Sequence[str]) -> tuple[str, ...]:
-    def value(dotted: str) -> str:
-        here: Any = record.spec
-        for key in dotted.split("."):
-            here = here.get(key) if isinstance(here, dict) else None
-        return "" if here is None else str(here)
-
-    return (*(value(key) for key in by), record.spec["bits"]["name"], record.spec["method"]["name"])
-
-
-def _values(path: Path, record: RunRecord) -> dict[Column, Items]:
+def _values(run: selection.Run) -> dict[Column, Items]:
     found: dict[Column, Items] = {}
-    names = [*record.spec["tasks"]["names"]]
-    if any(score.task == FIDELITY for score in record.scores):
+    names = [*run.get("tasks.names")]
+    if any(score.task == FIDELITY for score in run.record.scores):
         names.append(FIDELITY)
-    columns = read_columns(items_folder(path)) if names else {}
+    columns = run.items if names else {}
     for task in names:
         if task not in columns:
-            raise RecordError(f"{items_folder(path)}: holds no items of {task}")
+            raise RecordError(f"{items_folder(run.path)}: holds no items of {task}")
         keys = [key.rpartition(",") for key in columns[task].values]
         for metric, _, filter_name in keys:
             if task != FIDELITY or metric in FIDELITY_METRICS:

@@ -70,14 +70,14 @@ def assemble(definition: Definition, runs: Sequence[Run], allow: Sequence[str] =
     for name in names:
         own = [run for run in chosen if run.get("model.name") == name]
         own = [run for run in own if run.get("tasks.names")] or own  # figure 3's runs score no task
-        seeds = _quantized_settings(definition, own)
-        rows = {row.label: one_a_seed(f"{name}: {row.label}", _of_row(row, own, seeds)) for row in definition.rows}
+        settings = _quantized_settings(own)
+        rows = {row.label: one_a_seed(f"{name}: {row.label}", _of_row(row, own, settings)) for row in definition.rows}
         refuse_mixture([run for found in rows.values() for run in found.values()], allow)
         sections.append(_section(definition, name, rows, paper))
     return sections
 
 
-def _quantized_settings(definition: Definition, runs: Sequence[Run]) -> set[tuple[Any, ...]]:
+def _quantized_settings(runs: Sequence[Run]) -> set[tuple[Any, ...]]:
     """Return the task sets of the quantized runs: full precision may have been scored on others as well."""
     return {_scored(run) for run in runs if not run.matches(FULL)}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,13 @@ class Definition:
     rows: tuple[RowOf, ...]
     paper: Path | None = None
     against: str | None = None
-    where: dict[str, Any] = field(default_factory=dict)
 
 
-def _method(label: str, name: str, bits: str, paper: str | None = None, block_size: int | None = None) -> RowOf:
+def _row(label: str, name: str, bits: str, block_size: int | None = None, /, **paper: Any) -> RowOf:
+    """Return a method's row; `paper` names the paper's, beside the bits."""
     where: dict[str, Any] = {"method.name": name, "bits.name": bits, "bits.attention.v": 16, "bits.attention.p": 16}
     where |= {} if block_size is None else {"method.tac.block_size": block_size}
-    return RowOf(label, where, None if paper is None else {"method": paper, "bits": bits})
+    return RowOf(label, where, {**paper, "bits": bits} if paper else None)
 
 
 FULL_ROW = RowOf("full precision", FULL, {"method": "FP16"})
@@ -87,14 +87,14 @@ TABLES = {
             "W4A4: all methods, all tasks (the paper's table 1)",
             (
                 FULL_ROW,
-                _method("RTN", "rtn", "w4a4", "RTN"),
-                _method("SmoothQuant", "smoothquant", "w4a4"),
-                _method("AWQ", "awq", "w4a4", "AWQ"),
-                _method("DLLMQuant+", "dllmquant_plus", "w4a4", "DLLMQuant+"),
-                _method("QuaRot", "quarot", "w4a4", "QuaRot"),
-                _method("DLLMQuant++", "dllmquant_plus_plus", "w4a4", "DLLMQuant++"),
-                _method("STaR-Quant", "star_quant", "w4a4", "STaR-Quant", block_size=16),
-                _method("star_quant_plus (ours)", "star_quant_plus", "w4a4"),
+                _row("RTN", "rtn", "w4a4", method="RTN"),
+                _row("SmoothQuant", "smoothquant", "w4a4"),
+                _row("AWQ", "awq", "w4a4", method="AWQ"),
+                _row("DLLMQuant+", "dllmquant_plus", "w4a4", method="DLLMQuant+"),
+                _row("QuaRot", "quarot", "w4a4", method="QuaRot"),
+                _row("DLLMQuant++", "dllmquant_plus_plus", "w4a4", method="DLLMQuant++"),
+                _row("STaR-Quant", "star_quant", "w4a4", 16, method="STaR-Quant"),
+                _row("star_quant_plus (ours)", "star_quant_plus", "w4a4"),
             ),
             PAPER / "table1_w4a4.csv",
             "STaR-Quant",
@@ -104,21 +104,9 @@ TABLES = {
             "W4A4: STaR-Quant without its parts (the paper's table 2)",
             (
                 ABLATION_FULL,
-                RowOf(
-                    "without TAC",
-                    _method("", "star_quant_no_tac", "w4a4").where,
-                    {"variant": "without TAC", "bits": "w4a4"},
-                ),
-                RowOf(
-                    "without SGAT",
-                    _method("", "star_quant_no_sgat", "w4a4", block_size=16).where,
-                    {"variant": "without SGAT", "bits": "w4a4"},
-                ),
-                RowOf(
-                    "STaR-Quant",
-                    _method("", "star_quant", "w4a4", block_size=16).where,
-                    {"variant": "STaR-Quant", "bits": "w4a4"},
-                ),
+                _row("without TAC", "star_quant_no_tac", "w4a4", variant="without TAC"),
+                _row("without SGAT", "star_quant_no_sgat", "w4a4", 16, variant="without SGAT"),
+                _row("STaR-Quant", "star_quant", "w4a4", 16, variant="STaR-Quant"),
             ),
             PAPER / "table2_ablation.csv",
             "STaR-Quant",
@@ -128,14 +116,7 @@ TABLES = {
             "W4A4: TAC's block size g (the paper's table 3)",
             (
                 RowOf("full precision", FULL),
-                *(
-                    RowOf(
-                        f"g = {g}",
-                        _method("", "star_quant", "w4a4", block_size=g).where,
-                        {"block_size": g, "bits": "w4a4"},
-                    )
-                    for g in (4, 8, 16, 32, 64)
-                ),
+                *(_row(f"g = {g}", "star_quant", "w4a4", g, block_size=g) for g in (4, 8, 16, 32, 64)),
             ),
             PAPER / "table3_tac_block_size.csv",
             "g = 16",
@@ -145,10 +126,10 @@ TABLES = {
             "W8A8 (the paper's table 5)",
             (
                 FULL_ROW,
-                _method("RTN", "rtn", "w8a8"),
-                _method("QuaRot", "quarot", "w8a8"),
-                _method("STaR-Quant", "star_quant", "w8a8", "STaR-Quant", block_size=16),
-                _method("star_quant_plus (ours)", "star_quant_plus", "w8a8"),
+                _row("RTN", "rtn", "w8a8"),
+                _row("QuaRot", "quarot", "w8a8"),
+                _row("STaR-Quant", "star_quant", "w8a8", 16, method="STaR-Quant"),
+                _row("star_quant_plus (ours)", "star_quant_plus", "w8a8"),
             ),
             PAPER / "table5_w8a8.csv",
             "STaR-Quant",

@@ -159,7 +159,10 @@ def after_sweep(name: str, results: Path) -> None:
     try:
         paths = build(name, results, results)
     except RecordError as error:
-        print(f"note: {name} was not built: {error} (python -m starquant.tables {name})", file=sys.stderr)
+        print(
+            f"note: {name} was not built: {error} (python -m starquant.tables {name} --records {results})",
+            file=sys.stderr,
+        )
         return
     if name in TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))

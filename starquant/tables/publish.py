@@ -20,8 +20,8 @@ from starquant.errors import ConfigError, RecordError, StarquantError
 from starquant.records.columns import keep_columns, read_columns
 from starquant.records.store import read_record, record_paths
 from starquant.tables.items import items_folder, read_raw
+from starquant.tables.report import FIDELITY
 
-FIDELITY = "fidelity"
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from starquant.records.record import RunRecord, Score
 
 HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
-
-
+#: What fidelity is called where tasks are.
 FIDELITY = "fidelity"
 
 

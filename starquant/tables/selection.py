@@ -21,7 +21,6 @@ ALLOWED = {
     "dirty": "records of code that was not committed",
     "versions": "one task in several versions or few-shot numbers",
     "protocols": "one task under several protocols",
-    "limits": "tasks cut to several lengths",
 }
 
 
@@ -94,7 +93,7 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     """Judge the runs of one table.
 
     Raises:
-        RecordError: dirty records, task versions, protocols or limits that differ, unless allowed.
+        RecordError: dirty records, task versions or protocols that differ, unless allowed; limits that differ.
     """
     if "dirty" not in allow:
         dirty = [run for run in runs if run.record.provenance.get("git_dirty") is not False]
@@ -108,9 +107,8 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     def same(kind: str, model: str, what: str, value: object, run: Run) -> None:
         before, first = seen.setdefault((kind, model, what), (value, run))
         if before != value and kind not in allow:
-            raise RecordError(
-                f"{what}: {before} in {first.path.name}, {value} in {run.path.name}; --allow {kind} mixes them"
-            )
+            way = f"; --allow {kind} mixes them" if kind in ALLOWED else ""
+            raise RecordError(f"{what}: {before} in {first.path.name}, {value} in {run.path.name}{way}")
 
     for run in runs:
         model = str(run.get("model.name"))

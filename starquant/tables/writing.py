@@ -38,7 +38,7 @@ def grid(section: Section) -> list[list[str]]:
     return [header, *lines]
 
 
-def notes(definition: Definition, sections: Sequence[Section]) -> list[str]:
+def notes(sections: Sequence[Section]) -> list[str]:
     """Return what a reader must know of the cells."""
     found = ["Task scores in percent, standard errors in parentheses, KL in nats."]
     for section in sections:
@@ -64,7 +64,7 @@ def markdown(definition: Definition, sections: Sequence[Section]) -> str:
         header, *lines = grid(section)
         table = [header, ["---"] * len(header), *lines]
         parts += [f"## {section.model}", "\n".join("| " + " | ".join(line) + " |" for line in table)]
-    return "\n\n".join([*parts, " ".join(notes(definition, sections))]) + "\n"
+    return "\n\n".join([*parts, " ".join(notes(sections))]) + "\n"
 
 
 def latex(definition: Definition, sections: Sequence[Section]) -> str:
@@ -86,7 +86,7 @@ def latex(definition: Definition, sections: Sequence[Section]) -> str:
                 ]
             )
         )
-    return "\n\n".join([*parts, "% " + " ".join(notes(definition, sections))]) + "\n"
+    return "\n\n".join([*parts, "% " + " ".join(notes(sections))]) + "\n"
 
 
 def _escaped(text: str) -> str:

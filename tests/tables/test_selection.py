@@ -77,7 +77,6 @@ MIXTURES = {
         r"testbed_facts \(version, few-shot\): \('2.0', 0\) in tiny-w4a4-q",
     ),
     "protocols": ({"changes": {f"model.protocol.{FACTS}.mc_num": 4}}, f"model.protocol.{FACTS}: .*'mc_num': 4"),
-    "limits": ({"changes": {"tasks.limit": 3}}, "tasks.limit: 3 in tiny-w4a4-quarot-.*, None in tiny-w4a4-rtn-"),
 }
 
 
@@ -92,6 +91,13 @@ def test_mixtures_are_refused_unless_they_are_allowed(tmp_path: Path, kind: str)
     with pytest.raises(RecordError, match=f"--allow {kind}"):
         refuse_mixture(runs, [name for name in ALLOWED if name != kind])
     refuse_mixture(runs, [kind])
+
+
+def test_limits_that_differ_are_always_refused(tmp_path: Path) -> None:
+    put(tmp_path, VALUES)
+    put(tmp_path, VALUES, "quarot", changes={"tasks.limit": 3})
+    with pytest.raises(RecordError, match=r"tasks\.limit: 3 in tiny-w4a4-quarot-.*, None in tiny-w4a4-rtn-[^;]*$"):
+        refuse_mixture(read_runs(tmp_path), [*ALLOWED])
 
 
 @pytest.mark.parametrize(
