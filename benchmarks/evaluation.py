@@ -16,7 +16,7 @@ import json
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,13 @@ def model_of(family: str) -> MaskedDiffusionModel:
 class FullLogits(MaskPredictor):
     """Computes the logits of every position, then takes those asked for."""
 
-    def _logits(self, ids_BL: Tensor, visible_BL: Tensor | None, positions: tuple[Tensor, Tensor]) -> Tensor:
+    @torch.inference_mode()
+    def chunks(  # noqa: D102
+        self, ids_BL: Tensor, positions: tuple[Tensor, Tensor], *, visible_BL: Tensor | None = None, **_: object
+    ) -> Iterator[tuple[slice, Tensor]]:
+        rows, columns = positions
         logits: Tensor = self.model(input_ids=ids_BL, attention_mask=visible_BL).logits.float()
-        return logits[positions]
+        yield slice(None), logits[rows, self._source_columns(rows, columns, visible_BL)]
 
 
 def enumerated(request: ScoreRequest) -> bool:

@@ -19,12 +19,11 @@ from starquant.calibration.batches import CalibrationStates, Segment, StateBatch
 from starquant.calibration.sources import prompts_of
 from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor
 from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.sampling import log_probability
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.sources import CalibrationSpec
-
-_LOGITS = 2**27  # elements of [N, V] logits held at a time
 
 
 @dataclass(frozen=True)
@@ -243,29 +242,21 @@ def add_certainty(
         The same states with float32 weights; padding weighs 0.
     """
     predict = MaskPredictor(model)
-    most = max(1, _LOGITS // model.trunk().embedding.num_embeddings)
     batches = []
     for batch in states.batches:
-        weight_BL = torch.zeros(batch.ids_BL.shape)
-        together = max(1, most // batch.ids_BL.shape[1])
-        for begin in range(0, len(batch.ids_BL), together):
-            end = begin + together
-            ids_BL, visible_BL = batch.ids_BL[begin:end], batch.visible_BL[begin:end]
-            kind_BL = torch.where(ids_BL == states.mask_id, masked, unmasked)
-            certainty_BL = _certainty(predict, ids_BL, visible_BL, most)
-            weight_BL[begin:end] = torch.where(visible_BL, kind_BL + certainty_BL.sqrt(), 0.0)
+        kind_BL = torch.where(batch.ids_BL == states.mask_id, masked, unmasked)
+        certainty_BL = _certainty(predict, batch.ids_BL, batch.visible_BL)
+        weight_BL = torch.where(batch.visible_BL, kind_BL + certainty_BL.sqrt(), 0.0)
         batches.append(replace(batch, weight_BL=weight_BL))
     return replace(states, batches=batches)
 
 
-def _certainty(predict: MaskPredictor, ids_BL: Tensor, visible_BL: Tensor, most: int) -> Tensor:
-    """Return the largest probability at every visible position, at most `most` positions a pass; 0 on padding."""
+def _certainty(predict: MaskPredictor, ids_BL: Tensor, visible_BL: Tensor) -> Tensor:
+    """Return the largest probability at every visible position; 0 on padding."""
     certainty_BL = torch.zeros(ids_BL.shape)
     rows, columns = visible_BL.nonzero(as_tuple=True)
-    device = predict.device
-    for some_rows, some_columns in zip(rows.split(most), columns.split(most), strict=True):
-        positions = (some_rows.to(device), some_columns.to(device))
-        logits_NV = predict(ids_BL.to(device), positions, visible_BL=visible_BL.to(device))
-        top_N = (logits_NV.amax(1) - logits_NV.logsumexp(1)).exp()
-        certainty_BL[some_rows, some_columns] = top_N.cpu()
+    ids_BL, visible_BL = ids_BL.to(predict.device), visible_BL.to(predict.device)
+    at = rows.to(predict.device), columns.to(predict.device)
+    top = [log_probability(l_NV, l_NV.argmax(1)) for _, l_NV in predict.chunks(ids_BL, at, visible_BL=visible_BL)]
+    certainty_BL[rows, columns] = torch.cat(top).exp().cpu()
     return certainty_BL

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.patterns import MaskPatterns, Noise, mask_patterns
 from starquant.diffusion.predictor import MaskPredictor
-
-_HEAD_ELEMENTS = 2**28  # logits computed at once: 1 GiB in float32
+from starquant.diffusion.sampling import log_probability
 
 
 @dataclass(frozen=True)
@@ -122,41 +121,11 @@ class LikelihoodEstimator:
             prompt_BL[b, : row.prompt_length] = True
         wanted = [(b, column, token) for b, row in enumerate(batch) for column, token in row.wanted]
         rows_N, columns_N, tokens_N = torch.tensor(wanted).T.to(predict.device)
-        padded = not bool(visible_BL.all())
-        log_probs = _chunked(
-            predict,
-            ids_BL.to(predict.device),
-            (rows_N, columns_N),
-            tokens_N,
-            visible_BL.to(predict.device) if padded else None,
-            self.cfg_scale,
-            prompt_BL.to(predict.device),
-        )
-        values = iter(log_probs.tolist())
+        settings: dict[str, Any] = {"cfg_scale": self.cfg_scale, "prompt_BL": prompt_BL.to(predict.device)}
+        settings["visible_BL"] = None if bool(visible_BL.all()) else visible_BL.to(predict.device)
+        log_probs = [
+            log_probability(logits_NV, tokens_N[part]).double()
+            for part, logits_NV in predict.chunks(ids_BL.to(predict.device), (rows_N, columns_N), **settings)
+        ]
+        values = iter(torch.cat(log_probs).tolist())
         return [[next(values) for _ in row.wanted] for row in batch]
-
-
-def _chunked(
-    predict: MaskPredictor,
-    ids_BL: Tensor,
-    positions: tuple[Tensor, Tensor],
-    tokens_N: Tensor,
-    visible_BL: Tensor | None,
-    cfg_scale: float,
-    prompt_BL: Tensor,
-) -> Tensor:
-    """Return log p(token) at each position in float64, splitting the batch where its logits would not fit."""
-    rows_N, columns_N = positions
-    vocabulary = predict.model.get_output_embeddings() or predict.model.get_input_embeddings()  # type: ignore[operator]
-    if len(rows_N) * vocabulary.weight.shape[0] > _HEAD_ELEMENTS and len(ids_BL) > 1:
-        half = len(ids_BL) // 2
-        parts = []
-        for rows in (slice(0, half), slice(half, None)):
-            here = (rows_N < half) if rows.start == 0 else (rows_N >= half)
-            sub = (rows_N[here] - (rows.start or 0), columns_N[here])
-            visible = None if visible_BL is None else visible_BL[rows]
-            parts.append(_chunked(predict, ids_BL[rows], sub, tokens_N[here], visible, cfg_scale, prompt_BL[rows]))
-        return torch.cat(parts)
-    logits_NV = predict(ids_BL, positions, visible_BL=visible_BL, cfg_scale=cfg_scale, prompt_BL=prompt_BL)
-    chosen_N = logits_NV.gather(1, tokens_N[:, None])[:, 0]
-    return (chosen_N - logits_NV.logsumexp(1)).double()

@@ -1,38 +1,54 @@
 """The mask predictor: what samplers and estimators see of a model.
 
-It hides three things: which hidden state predicts a position (Dream's shift), classifier-free guidance, and
-that the LM head is only computed where somebody reads it.
+It hides four things: which hidden state predicts a position (Dream's shift), classifier-free guidance, that norm and
+LM head are only computed where somebody reads them, and that their logits are never all in memory.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+#: Logits computed at once: small enough for a CPU's cache, large enough that a GPU reads the head rarely.
+_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+
+
+class Cache(Protocol):
+    """Keys and values of an earlier pass (`models.layers.KeyValueCache`): the next one computes its window only."""
+
+    window: slice
 
 
 class MaskPredictor:
     """Predict tokens at given positions of partly masked sequences.
 
     Args:
-        model: a model whose forward takes (input_ids, attention_mask, logit_positions), with `mask_token_id`
-            and `logit_offset`.
+        model: one whose forward takes (input_ids, attention_mask, cache, project) and which has `project`, `trunk`,
+            `logit_offset` (`models.base.MaskedDiffusionModel`).
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.mask_id: int = int(model.config.mask_token_id)  # type: ignore[union-attr, arg-type]
-        self.offset: int = int(getattr(model, "logit_offset", 0))
-        self.config: Any = model.config
+        self.model: Any = model
+        self.mask_id: int = int(self.model.config.mask_token_id)
+        self.offset: int = int(self.model.logit_offset)
+        self.config: Any = self.model.config
 
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def __call__(self, ids_BL: Tensor, positions: tuple[Tensor, Tensor], **settings: Any) -> Tensor:
+        """Return float32 logits [N, V], as `chunks` gives them."""
+        parts = [logits_NV for _, logits_NV in self.chunks(ids_BL, positions, **settings)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()
-    def __call__(
+    def chunks(
         self,
         ids_BL: Tensor,
         positions: tuple[Tensor, Tensor],
@@ -40,8 +56,9 @@ class MaskPredictor:
         visible_BL: Tensor | None = None,
         cfg_scale: float = 0.0,
         prompt_BL: Tensor | None = None,
-    ) -> Tensor:
-        """Return float32 logits [N, V] for the tokens at `positions` (rows [N], columns [N]).
+        cache: Cache | None = None,
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (which of the N positions, their float32 logits [n, V]) for the tokens at (rows [N], columns [N]).
 
         Args:
             ids_BL: partly masked sequences.
@@ -50,25 +67,43 @@ class MaskPredictor:
             cfg_scale: classifier-free guidance s: l_un + (s + 1)(l - l_un), l_un with the prompt masked; both
                 branches run in one batch, none when s = 0.
             prompt_BL: True on prompt tokens; needed for cfg_scale > 0.
+            cache: of an earlier pass over these sequences; positions lie in its window.
 
         Raises:
             ValueError: guidance without a prompt mask.
         """
         rows, columns = positions
         source = self._source_columns(rows, columns, visible_BL)
-        if cfg_scale == 0.0:
-            return self._logits(ids_BL, visible_BL, (rows, source))
-        if prompt_BL is None:
-            raise ValueError("classifier-free guidance needs to know which tokens are the prompt")
-        both = torch.cat((ids_BL, ids_BL.masked_fill(prompt_BL, self.mask_id)))
-        visible = None if visible_BL is None else torch.cat((visible_BL, visible_BL))
-        logits = self._logits(both, visible, (torch.cat((rows, rows + len(ids_BL))), source.repeat(2)))
-        conditional, unconditional = logits.chunk(2)
-        return unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
+        branches = [(rows, source)]
+        if cfg_scale != 0.0:
+            if prompt_BL is None:
+                raise ValueError("classifier-free guidance needs to know which tokens are the prompt")
+            branches.append((rows + len(ids_BL), source))
+            ids_BL = torch.cat((ids_BL, ids_BL.masked_fill(prompt_BL, self.mask_id)))
+            visible_BL = None if visible_BL is None else torch.cat((visible_BL, visible_BL))
+        hidden_BLD = self._encode(ids_BL, visible_BL, cache)
+        start = 0 if cache is None else cache.window.start
+        size = self._chunk()
+        for begin in range(0, max(1, len(rows)), size):
+            part = slice(begin, begin + size)
+            logits = [self._logits(hidden_BLD[at[part], source[part] - start]) for at, source in branches]
+            if cfg_scale == 0.0:
+                yield part, logits[0]
+            else:
+                conditional, unconditional = logits
+                yield part, unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
 
-    def _logits(self, ids_BL: Tensor, visible_BL: Tensor | None, positions: tuple[Tensor, Tensor]) -> Tensor:
-        out = self.model(input_ids=ids_BL, attention_mask=visible_BL, logit_positions=positions)
-        logits: Tensor = out.logits
+    def _chunk(self) -> int:
+        """Return how many positions' logits are computed at once."""
+        return max(1, _ELEMENTS.get(self.device.type, 2**23) // self.model.trunk().embedding.num_embeddings)
+
+    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
+        out = self.model(input_ids=ids_BL, attention_mask=visible_BL, cache=cache, project=False)
+        hidden_BLD: Tensor = out.hidden_states[-1]
+        return hidden_BLD
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        logits: Tensor = self.model.project(self.model.trunk().norm(hidden_ND))
         return logits.float()
 
     def _source_columns(self, rows: Tensor, columns: Tensor, visible_BL: Tensor | None) -> Tensor:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.sampling import rowwise_uniform, sample_dream, sample_tokens, top_ranked
+from starquant.diffusion.predictor import Cache, MaskPredictor
+from starquant.diffusion.sampling import log_probability, rowwise_uniform, sample_dream, sample_tokens, top_ranked
 from starquant.errors import ConfigError, nearest
 
 OnStep = Callable[[int, Tensor], None]
+Positions = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -132,21 +133,32 @@ class LLaDASampler:
         rows, columns = ((ids == predict.mask_id) & reached).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
-        logits = predict(
-            ids, (rows, columns), visible_BL=state.visible_BL, cfg_scale=self.cfg_scale, prompt_BL=state.given_BL
-        )
-        eos, eot = _end_tokens(predict)
-        if self.logits_eos_inf:
-            logits[:, eos] = -torch.inf
-        token = sample_tokens(logits, self.temperature, rows, state.generators)
-        if self.confidence_eos_eot_inf:
-            logits[:, [t for t in (eos, eot) if t is not None]] = -torch.inf
-        if self.remasking == "random":
-            confidence = rowwise_uniform(rows, 1, state.generators)[:, 0]
-        else:
-            confidence = (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(1)).exp()
+        token, confidence = self.candidates(predict, state, (rows, columns))
         chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
         ids[rows[chosen], columns[chosen]] = token[chosen]
+
+    def candidates(
+        self,
+        predict: MaskPredictor,
+        state: DenoisingState,
+        at: tuple[Tensor, Tensor],
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (token [N], confidence [N]) for masked positions."""
+        rows, eos, eot = at[0], int(predict.config.eos_token_id), getattr(predict.config, "eot_token_id", None)
+        u_N = rowwise_uniform(rows, state.generators) if self.temperature else None
+        tokens, confidences = [], []
+        settings: dict[str, Any] = {"cfg_scale": self.cfg_scale, "prompt_BL": state.given_BL, "cache": cache}
+        for part, logits_NV in predict.chunks(state.ids_BL, at, visible_BL=state.visible_BL, **settings):
+            if self.logits_eos_inf:
+                logits_NV[:, eos] = -torch.inf
+            tokens.append(sample_tokens(logits_NV, self.temperature, None if u_N is None else u_N[part]))
+            if self.confidence_eos_eot_inf:
+                logits_NV[:, [t for t in (eos, eot) if t is not None]] = -torch.inf
+            confidences.append(log_probability(logits_NV, tokens[-1]).exp())
+        if self.remasking == "random":
+            return torch.cat(tokens), rowwise_uniform(rows, state.generators)
+        return torch.cat(tokens), torch.cat(confidences)
 
 
 @dataclass(frozen=True)
@@ -226,19 +238,33 @@ class DreamSampler:
         rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
-        logits = predict(ids, (rows, columns), visible_BL=state.visible_BL)
-        token, confidence = sample_dream(
-            logits, self.alg, self.temperature, self.top_p, self.top_k, rows, state.generators
-        )
+        token, confidence = self.candidates(predict, state, (rows, columns))
         if self.alg == "origin":
             share_B = self._shares(torch.as_tensor(step, device=ids.device)).expand(len(ids))
-            chosen = rowwise_uniform(rows, 1, state.generators)[:, 0] < share_B[rows]
+            chosen = rowwise_uniform(rows, state.generators) < share_B[rows]
         else:
             if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
-                noise = rowwise_uniform(rows, 1, state.generators)[:, 0].clamp_min(1e-300)
+                noise = rowwise_uniform(rows, state.generators).clamp_min(1e-300)
                 confidence = confidence / self.alg_temp - (-noise.log()).log()
             chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
         ids[rows[chosen], columns[chosen]] = token[chosen]
+
+    def candidates(
+        self,
+        predict: MaskPredictor,
+        state: DenoisingState,
+        at: tuple[Tensor, Tensor],
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (token [N], confidence [N]) for masked positions."""
+        u_N = rowwise_uniform(at[0], state.generators) if self.temperature else None
+        found = [
+            sample_dream(
+                logits_NV, self.alg, self.temperature, self.top_p, self.top_k, None if u_N is None else u_N[part]
+            )
+            for part, logits_NV in predict.chunks(state.ids_BL, at, visible_BL=state.visible_BL, cache=cache)
+        ]
+        return torch.cat([token for token, _ in found]), torch.cat([confidence for _, confidence in found])
 
     def _shares(self, step_B: Tensor) -> Tensor:
         """Return the share of the masked tokens that each row's step commits: all at the last one."""
@@ -246,10 +272,6 @@ class DreamSampler:
         share = 1 - times[1:] / times[:-1]
         share[-1] = 1.0
         return share.to(step_B.device)[step_B]
-
-
-def _end_tokens(predict: MaskPredictor) -> tuple[int, int | None]:
-    return int(predict.config.eos_token_id), getattr(predict.config, "eot_token_id", None)
 
 
 def _positive(sampler: object, *names: str) -> None:

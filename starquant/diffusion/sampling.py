@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def sample_tokens(logits_NV: Tensor, temperature: float, rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
+def log_probability(logits_NV: Tensor, token_N: Tensor) -> Tensor:
+    """Return log softmax(logits) at one token each, [N]."""
+    return -F.cross_entropy(logits_NV, token_N, reduction="none")
+
+
+def sample_tokens(logits_NV: Tensor, temperature: float, u_N: Tensor | None = None) -> Tensor:
     """Return a token for each position, [N], from softmax(logits / temperature); greedy at temperature 0.
+
+    `u_N` are uniform draws, one a position (`rowwise_uniform`); greedy needs none.
 
     LLaDA's official code takes the argmax of exp(l) / (-log u)^T with one u a vocabulary entry, which has this
     distribution (Gumbel-max); the inverse of the distribution function needs one u a position.
     """
-    if temperature == 0.0:
+    if temperature == 0.0 or u_N is None:
         return logits_NV.argmax(1)
     cumulative_NV = (logits_NV / temperature).softmax(1).cumsum(1)
-    u_N1 = rowwise_uniform(rows_N, 1, generators).to(cumulative_NV.dtype) * cumulative_NV[:, -1:]
+    u_N1 = u_N[:, None].to(cumulative_NV.dtype) * cumulative_NV[:, -1:]
     token_N = torch.searchsorted(cumulative_NV, u_N1, right=True)[:, 0]
     return token_N.clamp_max(logits_NV.shape[1] - 1)
 
@@ -26,8 +34,7 @@ def sample_dream(
     temperature: float,
     top_p: float | None,
     top_k: int | None,
-    rows_N: Tensor,
-    generators: list[torch.Generator],
+    u_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (token [N], confidence [N]) as Dream's `sample_tokens`."""
     if temperature > 0:
@@ -37,7 +44,7 @@ def sample_dream(
     if top_k is not None:
         kth = logits_NV.topk(min(top_k, logits_NV.shape[1]), dim=1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < kth, -torch.inf)
-    token = sample_tokens(logits_NV, float(temperature > 0), rows_N, generators)  # the temperature is in the logits
+    token = sample_tokens(logits_NV, float(temperature > 0), u_N)  # the temperature is in the logits
     probs_NV = logits_NV.softmax(1)
     confidence = probs_NV.gather(1, token[:, None])[:, 0]
     if alg == "topk_margin":
@@ -64,14 +71,14 @@ def _nucleus(logits_NV: Tensor, top_p: float) -> Tensor:
     return logits_NV.masked_fill(torch.zeros_like(drop).scatter(1, index, drop), -torch.inf)
 
 
-def rowwise_uniform(rows_N: Tensor, width: int, generators: list[torch.Generator]) -> Tensor:
-    """Return float64 uniforms [N, width], each row of the batch drawing from its own generator.
+def rowwise_uniform(rows_N: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Return float64 uniforms [N], each row of the batch drawing from its own generator.
 
     A row's draws depend on how many of its positions are masked, not on padding or on the rest of the batch.
     """
     counts = torch.bincount(rows_N, minlength=len(generators)).tolist()
     draws = [
-        torch.rand(count, width, generator=generator, dtype=torch.float64, device=generator.device)
+        torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
         for count, generator in zip(counts, generators, strict=True)
     ]
     return torch.cat(draws).to(rows_N.device)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from starquant.diffusion import generate
 from starquant.diffusion.samplers import DenoisingState
@@ -124,13 +124,11 @@ def _compare(
 ) -> dict[str, Tensor]:
     """Return each row's mean of every metric of the predictions, and its hidden_mse, [size] on the CPU."""
     residual_ND, normed_ND = watched.hidden(*at)
-    trunk, rows = watched.model.trunk(), at[0].to(watched.device)
+    rows = at[0].to(watched.device)
     chunk = max(1, _CHUNK // len(reference.head_VD))
     parts = []
     for full, normed in zip(full_ND.split(chunk), normed_ND.split(chunk), strict=True):
-        tied = trunk.head is None  # then the embedding is the head
-        logits_NV = nn.functional.linear(normed, trunk.embedding.weight) if tied else trunk.head(normed)
-        parts.append(compare_logits(reference.logits(full), logits_NV))
+        parts.append(compare_logits(reference.logits(full), watched.model.project(normed)))
     values = {metric: mean_by_row(torch.cat([p[metric] for p in parts]), rows, size) for metric in parts[0]}
     values["hidden_mse"] = relative_error(full_ND, residual_ND, rows, size)
     return {metric: value_B.cpu() for metric, value_B in values.items()}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor, generate
 from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.predictor import Cache
 from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.trajectory_metrics import measured_positions
 from starquant.models.base import MaskedDiffusionModel
@@ -65,21 +66,16 @@ class Reference:
 class WatchedPredictor(MaskPredictor):
     """A mask predictor that keeps the last pass's residual stream (guidance: of its conditional branch)."""
 
-    model: MaskedDiffusionModel
-
-    def _logits(self, ids_BL: Tensor, visible_BL: Tensor | None, positions: tuple[Tensor, Tensor]) -> Tensor:
-        out = self.model(
-            input_ids=ids_BL, attention_mask=visible_BL, logit_positions=positions, output_hidden_states=True
-        )
-        self._residual, self._normed, self._visible = *out.hidden_states[-2:], visible_BL
-        logits: Tensor = out.logits
-        return logits.float()
+    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
+        self._residual, self._visible = super()._encode(ids_BL, visible_BL, cache), visible_BL
+        return self._residual
 
     def hidden(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return (residual stream in the checkpoint's basis, after the last norm), [N, D], that predict positions."""
         rows, columns = rows.to(self.device), columns.to(self.device)
         at = rows, self._source_columns(rows, columns, self._visible)
-        return self.model.original_basis(self._residual[at].float()).to(self._residual.dtype), self._normed[at]
+        residual = self._residual[at]
+        return self.model.original_basis(residual.float()).to(residual.dtype), self.model.trunk().norm(residual)
 
 
 @torch.inference_mode()

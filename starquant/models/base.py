@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from starquant.errors import ConfigError
-from starquant.models.layers import Context, Rotary, select
+from starquant.models.layers import Context, KeyValueCache, Rotary, select
 from starquant.models.roles import ROLES, BlockSites, LinearInfo, expect_count
 
 
@@ -73,6 +73,8 @@ class MaskedDiffusionModel(PreTrainedModel):
         position_ids: Tensor | None = None,
         output_hidden_states: bool = False,
         logit_positions: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValueCache | None = None,
+        project: bool = True,
         **_: object,
     ) -> MaskedLMOutput:
         """Run one denoising pass.
@@ -84,6 +86,8 @@ class MaskedDiffusionModel(PreTrainedModel):
             output_hidden_states: also return (embedding, after block 0, ..., after block n-1, after the last
                 norm), n + 2 tensors [B, L, D], in the model's own basis (`original_basis`).
             logit_positions: (rows [N], columns [N]): compute the head there only; logits are then [N, V].
+            cache: keys and values of an earlier pass; only the columns of its window are computed (W instead of L).
+            project: False leaves out the last norm and the head; hidden_states is then (after the last block,).
 
         Returns:
             Logits [B, L, V] (or [N, V]), unshifted: `logit_offset` is the caller's business.
@@ -92,18 +96,26 @@ class MaskedDiffusionModel(PreTrainedModel):
             ValueError: a mask of another shape than the ids.
         """
         trunk = self.trunk()
-        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids, self.mask_token_id)
-        hidden = trunk.embedding(input_ids)
+        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids, self.mask_token_id, cache)
+        hidden = trunk.embedding(input_ids if cache is None else input_ids[:, cache.window])
         states = [hidden] if output_hidden_states else []
         for block in trunk.blocks:
             hidden = block(hidden, context)
             if output_hidden_states:
                 states.append(hidden)
-        hidden = trunk.norm(hidden)
-        chosen = select(hidden, logit_positions)
-        tied = trunk.head is None  # then the embedding is the head
-        logits = nn.functional.linear(chosen, trunk.embedding.weight) if tied else trunk.head(chosen)
-        return MaskedLMOutput(logits=logits, hidden_states=(*states, hidden) if output_hidden_states else None)
+        if not project:
+            return MaskedLMOutput(hidden_states=tuple(states) or (hidden,))
+        normed = trunk.norm(hidden)
+        logits = self.project(select(normed, logit_positions))
+        return MaskedLMOutput(logits=logits, hidden_states=(*states, normed) if output_hidden_states else None)
+
+    def project(self, normed: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., D] after the last norm."""
+        trunk = self.trunk()
+        if trunk.head is None:  # tied: the embedding is the head
+            return nn.functional.linear(normed, trunk.embedding.weight)
+        logits: Tensor = trunk.head(normed)
+        return logits
 
     def linears(self) -> dict[str, LinearInfo]:
         """Map the name of every linear inside the blocks to its role, block and input site.

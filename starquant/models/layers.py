@@ -94,12 +94,36 @@ class RotaryAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """Split heads, rotate, attend, and return the concatenated heads [B, L, H*E]."""
         q_BHLE = rotate(self._heads(q, self.n_heads), *context.rotary)
-        k_BKLE = rotate(self._heads(k, self.n_kv_heads), *context.rotary)
-        z_BHLE = self.core(q_BHLE, k_BKLE, self._heads(v, self.n_kv_heads), context.mask)
+        k_BKLE, v_BKLE = rotate(self._heads(k, self.n_kv_heads), *context.rotary), self._heads(v, self.n_kv_heads)
+        if context.cache is not None:
+            k_BKLE, v_BKLE = context.cache.renew(self, k_BKLE, v_BKLE)
+        z_BHLE = self.core(q_BHLE, k_BKLE, v_BKLE, context.mask)
         return z_BHLE.transpose(1, 2).flatten(2)
 
     def _heads(self, x: Tensor, n: int) -> Tensor:
         return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
+
+
+class KeyValueCache:
+    """Keys and values of all columns, layer by layer; a pass over some columns renews theirs and reads the rest.
+
+    Reading keys and values of an earlier denoising step is an approximation: they depend on every token.
+
+    Attributes:
+        window: columns that the next pass computes; the first pass computes all.
+    """
+
+    def __init__(self) -> None:
+        self.window = slice(0, None)
+        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the window's keys and values of a layer, and return those of all columns, [B, K, L, E]."""
+        if attention not in self._kept:
+            self._kept[attention] = k_BKWE.clone(), v_BKWE.clone()
+        kept_k, kept_v = self._kept[attention]
+        kept_k[:, :, self.window], kept_v[:, :, self.window] = k_BKWE, v_BKWE
+        return kept_k, kept_v
 
 
 class Context:
@@ -112,10 +136,19 @@ class Context:
         rotary: (cos, sin).
         mask: [B, 1, 1, L], True where a key may be seen; None for everywhere.
         masked_BL: True where a token is [MASK].
+        cache: of a pass over some columns; rotary tables and token states are then theirs, key mask and mask ratio
+            those of the whole sequence.
     """
 
-    def __init__(self, rotary: tuple[Tensor, Tensor], mask: Tensor | None, masked_BL: Tensor) -> None:
-        self.rotary, self.mask, self.masked_BL = rotary, mask, masked_BL
+    def __init__(
+        self, rotary: tuple[Tensor, Tensor], mask: Tensor | None, masked_BL: Tensor, cache: KeyValueCache | None = None
+    ) -> None:
+        self.rotary, self.mask, self.masked_BL, self.cache = rotary, mask, masked_BL, cache
+        self._whole_BL = masked_BL
+        if cache is not None:
+            cos, sin = rotary
+            self.rotary = cos[:, :, cache.window], sin[:, :, cache.window]
+            self.masked_BL = masked_BL[:, cache.window]
 
     @functools.cached_property
     def state_BL(self) -> Tensor:
@@ -126,9 +159,9 @@ class Context:
     def mask_ratio_B(self) -> Tensor:
         """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step."""
         if self.mask is None:
-            return self.masked_BL.float().mean(1)
+            return self._whole_BL.float().mean(1)
         visible_BL = self.mask[:, 0, 0]
-        return (self.masked_BL & visible_BL).sum(1) / visible_BL.sum(1).clamp_min(1)
+        return (self._whole_BL & visible_BL).sum(1) / visible_BL.sum(1).clamp_min(1)
 
     @classmethod
     def build(
@@ -138,6 +171,7 @@ class Context:
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         mask_token_id: int,
+        cache: KeyValueCache | None = None,
     ) -> Context:
         """Make the context; positions count the visible tokens, so padding on either side shifts nothing.
 
@@ -155,7 +189,7 @@ class Context:
                     position_ids = (visible_BL.long().cumsum(-1) - 1).clamp_(min=0)
         if position_ids is None:
             position_ids = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)[None]
-        return cls(rotary(position_ids), mask, input_ids_BL == mask_token_id)
+        return cls(rotary(position_ids), mask, input_ids_BL == mask_token_id, cache)
 
 
 def select(hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:

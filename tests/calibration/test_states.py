@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.calibration import states as states_module
 from starquant.calibration.batches import CalibrationStates, Segment
 from starquant.calibration.sources import prompts_of, read_segments
 from starquant.calibration.states import add_certainty, make_states, shared_counts
-from starquant.diffusion import DreamSampler, LLaDASampler, generate
+from starquant.diffusion import DreamSampler, LLaDASampler, generate, predictor
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.sources import TMAS_SHARES, CalibrationSpec, SourceSpec, StatesSpec
@@ -267,9 +266,9 @@ def slow_certainty(model: MaskedDiffusionModel, ids: Sequence[int]) -> Tensor:
     return logits_LV.softmax(1).amax(1)
 
 
-@pytest.mark.parametrize("most", [2**27, 40, 7])  # positions together: whole batches, a row at a time, parts of rows
+@pytest.mark.parametrize("most", [2**27, 40, 7])  # positions together
 def test_certainty_weights(most: int, golden_model: MaskedDiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(states_module, "_LOGITS", most * golden_model.trunk().embedding.num_embeddings)
+    monkeypatch.setattr(predictor, "_ELEMENTS", {"cpu": most * golden_model.trunk().embedding.num_embeddings})
     made = make_states(random_segments(5), calibration("uniform", min_ratio=0.3), golden_model, SAMPLER, batch_size=3)
     weighted = add_certainty(made, golden_model, masked=1.5, unmasked=0.25)
     assert weighted.report == made.report and len(weighted.batches) == len(made.batches) == 2

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from starquant.diffusion import DreamNoise, LikelihoodEstimator, LLaDANoise, MaskPatterns, MaskPredictor, ScoreRequest
+from starquant.diffusion import (
+    DreamNoise,
+    LikelihoodEstimator,
+    LLaDANoise,
+    MaskPatterns,
+    MaskPredictor,
+    ScoreRequest,
+    predictor,
+)
 from starquant.diffusion.patterns import mask_patterns
 from starquant.models import load_model
 from tests.conftest import GOLDEN, golden_arrays
@@ -136,6 +144,6 @@ def test_one_token_targets_of_one_prompt_share_one_row(golden_model) -> None:
 
 def test_large_vocabularies_are_split(golden_model, family: str, monkeypatch) -> None:
     whole = LikelihoodEstimator(NOISES[family], 8).score(MaskPredictor(golden_model), _requests(family))
-    monkeypatch.setattr("starquant.diffusion.likelihood._HEAD_ELEMENTS", 512 * 4)
+    monkeypatch.setattr(predictor, "_ELEMENTS", {"cpu": 512 * 4})
     split = LikelihoodEstimator(NOISES[family], 8).score(MaskPredictor(golden_model), _requests(family))
     assert split == pytest.approx(whole, rel=1e-5, abs=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor, forward_mask, generate
-from starquant.diffusion.sampling import sample_dream, sample_tokens
+from starquant.diffusion.sampling import rowwise_uniform, sample_dream, sample_tokens
 from starquant.errors import ConfigError
 
 LLADA = [
@@ -71,10 +71,10 @@ def test_eos_switches(golden_model, family: str) -> None:
 
     def biased(eos_bonus: float) -> MaskPredictor:
         class Biased(MaskPredictor):
-            def __call__(self, *args, **kwargs):
-                logits = super().__call__(*args, **kwargs).clone()
-                logits[:, 501] += eos_bonus
-                return logits
+            def chunks(self, *args, **kwargs):
+                for part, logits in super().chunks(*args, **kwargs):
+                    logits[:, 501] += eos_bonus
+                    yield part, logits
 
         return Biased(golden_model)
 
@@ -85,10 +85,10 @@ def test_eos_switches(golden_model, family: str) -> None:
     class EosAtTheEnd(MaskPredictor):
         """Surely EOS in the last half of the answer, anything before."""
 
-        def __call__(self, ids, positions, **kwargs):
-            logits = super().__call__(ids, positions, **kwargs).clone()
-            logits[:, 501] = torch.where(positions[1] >= 7, 100.0, -100.0)
-            return logits
+        def chunks(self, ids, positions, **kwargs):
+            for part, logits in super().chunks(ids, positions, **kwargs):
+                logits[:, 501] = torch.where(positions[1][part] >= 7, 100.0, -100.0)
+                yield part, logits
 
     orders = {}
     for switch in (False, True):
@@ -115,21 +115,21 @@ def test_sampling_frequencies_follow_the_softmax(draw: str) -> None:
     logits = torch.tensor([0.0, 1.0, 2.0])
     n, temperature = 20_000, 0.8
     many, rows = logits.expand(n, 3), torch.zeros(n, dtype=torch.long)
-    generator = [torch.Generator().manual_seed(0)]
+    draws = rowwise_uniform(rows, [torch.Generator().manual_seed(0)])
     if draw == "llada":
-        tokens = sample_tokens(many, temperature, rows, generator)
+        tokens = sample_tokens(many, temperature, draws)
     else:
-        tokens, _ = sample_dream(many, "entropy", temperature, None, None, rows, generator)
+        tokens, _ = sample_dream(many, "entropy", temperature, None, None, draws)
     frequency = torch.bincount(tokens, minlength=3) / n
     assert torch.allclose(frequency, (logits / temperature).softmax(0), atol=0.015)
 
 
 def test_nucleus_and_top_k_limit_the_candidates() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(2000, 4)
-    rows, generator = torch.zeros(2000, dtype=torch.long), [torch.Generator().manual_seed(0)]
-    nucleus, _ = sample_dream(logits, "maskgit_plus", 1.0, 0.7, None, rows, generator)
+    draws = rowwise_uniform(torch.zeros(2000, dtype=torch.long), [torch.Generator().manual_seed(0)])
+    nucleus, _ = sample_dream(logits, "maskgit_plus", 1.0, 0.7, None, draws)
     assert set(nucleus.tolist()) == {0, 1}  # 0.5 does not reach 0.7, 0.5 + 0.3 does
-    top, _ = sample_dream(logits, "maskgit_plus", 1.0, None, 3, rows, generator)
+    top, _ = sample_dream(logits, "maskgit_plus", 1.0, None, 3, draws)
     assert set(top.tolist()) == {0, 1, 2}
 
 

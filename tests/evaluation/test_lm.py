@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +55,9 @@ class Spy(MaskPredictor):
         super().__init__(model)
         self.shapes: list[tuple[int, int]] = []
 
-    def __call__(self, ids_BL: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def chunks(self, ids_BL: Tensor, *args: Any, **kwargs: Any) -> Iterator[tuple[slice, Tensor]]:
         self.shapes.append(tuple(ids_BL.shape))
-        return super().__call__(ids_BL, *args, **kwargs)
+        return super().chunks(ids_BL, *args, **kwargs)
 
 
 class Scripted(MaskPredictor):
@@ -67,9 +67,9 @@ class Scripted(MaskPredictor):
         super().__init__(model)
         self.answer = torch.tensor(answer)
 
-    def __call__(self, ids_BL: Tensor, positions: tuple[Tensor, Tensor], **_: Any) -> Tensor:
+    def chunks(self, ids_BL: Tensor, positions: tuple[Tensor, Tensor], **_: Any) -> Iterator[tuple[slice, Tensor]]:
         wanted = self.answer[positions[1] - (ids_BL.shape[1] - len(self.answer))]
-        return torch.nn.functional.one_hot(wanted, self.config.rows).float() * 20
+        yield slice(None), torch.nn.functional.one_hot(wanted, self.config.rows).float() * 20
 
 
 LIKELIHOOD = TaskProtocol(mc_num=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,12 @@ class Mortal(MaskPredictor):
         super().__init__(model)
         self.passes, self.rows, self.dies_at = 0, 0, dies_at
 
-    def __call__(self, ids_BL: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def chunks(self, ids_BL: Tensor, *args: Any, **kwargs: Any) -> Iterator[tuple[slice, Tensor]]:
         if self.passes == self.dies_at:
             raise Killed
         self.passes += 1
         self.rows += len(ids_BL)
-        return super().__call__(ids_BL, *args, **kwargs)
+        return super().chunks(ids_BL, *args, **kwargs)
 
 
 SAMPLER = LLaDASamplerSpec(name="llada", gen_length=4, block_length=4, steps=4, temperature=0.7)
