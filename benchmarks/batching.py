@@ -8,6 +8,7 @@ import torch
 from measure import alternate, machine
 
 from starquant.diffusion import (
+    BatchSize,
     LikelihoodEstimator,
     LLaDANoise,
     LLaDASampler,
@@ -40,7 +41,7 @@ def main() -> None:
     scores: dict[str, list[float]] = {}
 
     def likelihood(size: int) -> None:
-        scores[str(size)] = LikelihoodEstimator(LLaDANoise(), 16, batch_size=size).score(predict, requests)
+        scores[str(size)] = LikelihoodEstimator(LLaDANoise(), 16, batch_size=BatchSize(size)).score(predict, requests)
 
     medians = alternate({str(s): lambda s=s: likelihood(s) for s in args.batch_sizes}, args.repeats, warmup=1)
     largest = max(abs(a - b) for v in scores.values() for a, b in zip(v, scores[str(args.batch_sizes[0])], strict=True))
@@ -54,7 +55,7 @@ def main() -> None:
         lm = DiffusionLM(model, tokenizer, TaskProtocol(sampler=sampler), batch_size=size, progress=False)
         prompts = [encode(p.prompt) for p in problems]
         settings = LLaDASampler(**sampler.model_dump(exclude={"name"}))
-        answers = dict(generate_many(predict, prompts, settings, batch_size=size))
+        answers = dict(generate_many(predict, prompts, settings, batch_size=BatchSize(size)))
         texts[str(size)] = [lm._text(answers[i], []) for i in range(len(prompts))]
 
     medians = alternate({str(s): lambda s=s: generation(s) for s in args.batch_sizes}, args.repeats, warmup=1)

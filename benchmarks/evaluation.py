@@ -25,6 +25,7 @@ from measure import machine
 from torch import Tensor
 
 from starquant.diffusion import (
+    BatchSize,
     DreamSampler,
     LikelihoodEstimator,
     LLaDASampler,
@@ -201,7 +202,7 @@ def main() -> None:
         suffix = (VOCABULARY - 2,) if noise.append_eos else ()
         for kind in ("one token", "several"):
             requests = likelihood_requests(kind, given.data, given.requests, suffix)
-            estimator = LikelihoodEstimator(noise, MC_NUM, batch_size=given.batch_size)
+            estimator = LikelihoodEstimator(noise, MC_NUM, batch_size=BatchSize(given.batch_size))
             timed(
                 f"{family} likelihood, {kind}",
                 len(requests),
@@ -227,7 +228,9 @@ def generation(family: str, predict: MaskPredictor, full: MaskPredictor, given: 
             def settled(index: int, known: list[int]) -> bool:
                 return len(known) >= ends[index]
 
-            found = dict(generate_many(predict, prompts, sampler, batch_size=given.batch_size, settled=settled))
+            found = dict(
+                generate_many(predict, prompts, sampler, batch_size=BatchSize(given.batch_size), settled=settled)
+            )
             return [found[i][: ends[i]] for i in range(len(prompts))]
 
         def plain(sampler: Any = sampler) -> list[list[int]]:

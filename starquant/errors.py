@@ -18,6 +18,10 @@ class CheckpointError(StarquantError):
     """A checkpoint folder or file cannot be used; the message names the file or parameter."""
 
 
+class DeviceError(StarquantError):
+    """A device cannot do what is asked of it: too little memory."""
+
+
 class DataError(StarquantError):
     """A data file is missing, malformed or lacks a field; the message names file and line."""
 

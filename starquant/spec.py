@@ -134,10 +134,14 @@ class PathsSpec(Spec):
 
 
 class RuntimeSpec(Spec):
-    """How a run is executed. Inert as a whole: scores do not depend on the batch size."""
+    """How a run is executed. Inert as a whole: scores depend on the batch size by rounding only.
+
+    Attributes:
+        batch_size: sequences a forward pass, "auto" for as many as free memory holds.
+    """
 
     device: str = "cpu"
-    batch_size: Count = 32
+    batch_size: Count | Literal["auto"] = "auto"
     threads: Count | None = None
 
 

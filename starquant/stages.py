@@ -12,6 +12,7 @@ from starquant.calibration import sources
 from starquant.calibration.batches import CalibrationStates, Segment
 from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.calibration.states import make_states
+from starquant.diffusion import BatchSize
 from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import ConfigError
 from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
@@ -136,7 +137,7 @@ def fidelity_reference(spec: RunSpec, texts: Texts, model: MaskedDiffusionModel,
         model,
         prompts,
         sampler,
-        batch_size=spec.runtime.batch_size,
+        batch_size=BatchSize.of(spec.runtime.batch_size, model),
         seed=spec.seed,
         max_positions=spec.fidelity.positions,
         progress=progress,
@@ -152,7 +153,7 @@ def measure_fidelity(spec: RunSpec, model: MaskedDiffusionModel, reference: Refe
         bins=asked.bins,
         resamples=asked.resamples,
         seed=spec.seed,
-        batch_size=spec.runtime.batch_size,
+        batch_size=BatchSize.of(spec.runtime.batch_size, model),
         progress=progress,
     )
 

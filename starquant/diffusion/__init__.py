@@ -4,6 +4,7 @@ Shape suffixes: B batch, L sequence, P prompt, G answer (generated) length, V vo
 R mask patterns of one request, T target tokens.
 """
 
+from starquant.diffusion.batch_size import BatchSize
 from starquant.diffusion.continuous import generate_many
 from starquant.diffusion.generation import generate
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
@@ -13,6 +14,7 @@ from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DreamSampler, LLaDASampler
 
 __all__ = [
+    "BatchSize",
     "DreamNoise",
     "DreamSampler",
     "LLaDANoise",

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from starquant.diffusion.batch_size import BatchSize, out_of_memory
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
 
 #: Called with a request's index and the committed tokens in front of its first masked one.
 Settled = Callable[[int, list[int]], bool]
+Sampler = LLaDASampler | DreamSampler
 
 
 @dataclass
@@ -32,14 +34,19 @@ class _Request:
     step: int = 0
     known: int = 0  # committed tokens in front of the first masked one, when last looked at
 
+    @classmethod
+    def new(cls, index: int, prompt: tuple[int, ...], seed: int, sampler: Sampler, mask_id: int) -> _Request:
+        answer_G = torch.full((sampler.answer_length,), mask_id)
+        return cls(index, prompt, seeded_generator(seed, "generation", prompt), answer_G)
+
 
 @torch.inference_mode()
 def generate_many(
     predict: MaskPredictor,
     prompts: Sequence[Sequence[int]],
-    sampler: LLaDASampler | DreamSampler,
+    sampler: Sampler,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     seed: int = 0,
     settled: Settled | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
@@ -51,33 +58,36 @@ def generate_many(
         predict: of the model.
         prompts: token ids of each request.
         sampler: how to denoise.
-        batch_size: requests at a time; changes the speed, tokens by rounding only.
+        batch_size: requests at a time.
         seed: of the random draws; each prompt's own tokens are mixed in, as in `generate`.
         settled: whether the tokens known so far settle the answer; None waits for all of them.
     """
-    waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))[::-1]  # the longest first
+    waiting = [_Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
+    waiting.sort(key=lambda request: len(request.prompt))  # taken from the end: the longest first
+    branches = 1 if getattr(sampler, "cfg_scale", 0.0) == 0.0 else 2  # guidance doubles the rows
     active: list[_Request] = []
     state: DenoisingState | None = None
     while waiting or active:
-        while waiting and len(active) < batch_size:
-            index = waiting.pop()
-            prompt = tuple(prompts[index])
-            answer_G = torch.full((sampler.answer_length,), predict.mask_id)
-            active.append(_Request(index, prompt, seeded_generator(seed, "generation", prompt), answer_G))
+        longest = branches * (len((active or waiting[-1:])[0].prompt) + sampler.answer_length)
+        while waiting and len(active) < batch_size.rows(longest):
+            active.append(waiting.pop())
             state = None
         if state is None:
             state = _batch(active, predict)
-        _advance(predict, sampler, state, active)
-        left = []
-        for row, request in enumerate(active):
-            answer = _finished(request, state.ids_BL[row, state.prompt_length :], predict.mask_id, sampler, settled)
+        if not _advance(predict, sampler, state, active):
+            batch_size.halve(len(active), longest)
+            waiting += reversed(active[batch_size.rows(longest) :])
+            active, state = active[: batch_size.rows(longest)], None
+            continue
+        answers_BG, left = state.ids_BL[:, state.prompt_length :].cpu(), []
+        for request, answer_G in zip(active, answers_BG, strict=True):
+            request.answer_G = answer_G
+            answer = _finished(request, predict.mask_id, sampler, settled)
             if answer is None:
                 left.append(request)
             else:
                 yield request.index, answer
         if len(left) < len(active):
-            for row, request in enumerate(active):
-                request.answer_G = state.ids_BL[row, state.prompt_length :].cpu()
             active, state = left, None
 
 
@@ -98,26 +108,31 @@ def _batch(active: Sequence[_Request], predict: MaskPredictor) -> DenoisingState
     return DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL)
 
 
-def _advance(
-    predict: MaskPredictor, sampler: LLaDASampler | DreamSampler, state: DenoisingState, active: Sequence[_Request]
-) -> None:
-    """Take each request's next step that commits something (or draws something)."""
+def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, active: Sequence[_Request]) -> bool:
+    """Take each request's next step that commits (or draws) something; False, with nothing changed, out of memory."""
     masked_B = (state.ids_BL == predict.mask_id).sum(1).cpu()
     for row, request in enumerate(active):
         while sampler.idle(request.step, int(masked_B[row])):
             request.step += 1
     step_B = torch.tensor([request.step for request in active])
     commit_B = sampler.commits(step_B, masked_B)
-    sampler.advance(predict, state, step_B.to(predict.device), commit_B.to(predict.device))
+    before = [generator.get_state() for generator in state.generators]
+    try:
+        sampler.advance(predict, state, step_B.to(predict.device), commit_B.to(predict.device))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        for generator, was in zip(state.generators, before, strict=True):
+            generator.set_state(was)
+        return False
     for request in active:
         request.step += 1
+    return True
 
 
-def _finished(
-    request: _Request, answer_G: Tensor, mask_id: int, sampler: LLaDASampler | DreamSampler, settled: Settled | None
-) -> list[int] | None:
+def _finished(request: _Request, mask_id: int, sampler: Sampler, settled: Settled | None) -> list[int] | None:
     """Return the answer of a request that is finished, None of one that is not."""
-    answer = answer_G.tolist()
+    answer = request.answer_G.tolist()
     known = answer.index(mask_id) if mask_id in answer else len(answer)
     if known == len(answer) or request.step >= sampler.steps:
         return answer

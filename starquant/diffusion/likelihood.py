@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from starquant.diffusion.ahead import ahead
+from starquant.diffusion.batch_size import BatchSize, in_batches
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.patterns import MaskPatterns, Noise, mask_patterns
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.sampling import log_probability
+
+#: Masked rows that are made before they are run.
+_GROUP = 512
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,14 @@ class LikelihoodEstimator:
         noise: the family's distribution over patterns.
         mc_num: Monte-Carlo draws a request; targets with no more patterns than that are computed exactly.
         cfg_scale: classifier-free guidance.
-        batch_size: sequences a forward pass; changes the speed, not the score.
+        batch_size: sequences a forward pass.
         seed: of the draws, combined with each request's tokens.
     """
 
     noise: Noise
     mc_num: int
     cfg_scale: float = 0.0
-    batch_size: int = 32
+    batch_size: BatchSize = field(default_factory=BatchSize)
     seed: int = 0
 
     def patterns(self, request: ScoreRequest) -> MaskPatterns:
@@ -62,27 +68,33 @@ class LikelihoodEstimator:
         return mask_patterns(self.noise, len(request.target), self.mc_num, generator)
 
     def scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:
-        """Yield (index of the request, log-likelihood in nats) as groups of requests are finished, longest first.
+        """Yield (index of the request, log-likelihood in nats) as they are finished, about the longest first.
 
         An empty target scores 0.
         """
+        groups = self._groups(requests, predict.mask_id) if requests else iter(())
+        for group, rows in ahead(groups):
+            yield from self._run(predict, group, rows)
+
+    def score(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Return the log-likelihood of every request, in order."""
+        found = dict(self.scores(predict, requests))
+        return [found[index] for index in range(len(requests))]
+
+    def _groups(self, requests: Sequence[ScoreRequest], mask_id: int) -> Iterator[tuple[list[int], list[_Row]]]:
+        """Yield indices of requests with the rows they need, the longest first."""
         # Requests with one prompt are neighbours, so that the rows their targets share are run once.
         order = sorted(range(len(requests)), key=lambda i: (-requests[i].length, requests[i].prompt, i))
         group: list[int] = []
         rows: dict[tuple[tuple[int, ...], int], _Row] = {}
         for index in order:
             if requests[index].target:
-                self._add_rows(rows, index, requests[index], predict.mask_id)
+                self._add_rows(rows, index, requests[index], mask_id)
             group.append(index)
-            if len(rows) >= 4 * self.batch_size:
-                yield from self._run(predict, group, rows)
+            if len(rows) >= _GROUP:
+                yield group, sorted(rows.values(), key=lambda row: -len(row.ids))
                 group, rows = [], {}
-        yield from self._run(predict, group, rows)
-
-    def score(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> list[float]:
-        """Return the log-likelihood of every request, in order."""
-        found = dict(self.scores(predict, requests))
-        return [found[index] for index in range(len(requests))]
+        yield group, sorted(rows.values(), key=lambda row: -len(row.ids))
 
     def _add_rows(
         self, rows: dict[tuple[tuple[int, ...], int], _Row], index: int, request: ScoreRequest, mask_id: int
@@ -97,19 +109,23 @@ class LikelihoodEstimator:
             uses = [row.wanted.setdefault(pair, len(row.wanted)) for pair in wanted]
             row.uses.append((index, weight, uses))
 
-    def _run(
-        self, predict: MaskPredictor, group: list[int], rows: dict[tuple[tuple[int, ...], int], _Row]
-    ) -> Iterator[tuple[int, float]]:
+    def _run(self, predict: MaskPredictor, group: list[int], rows: list[_Row]) -> Iterator[tuple[int, float]]:
         totals = dict.fromkeys(group, 0.0)
-        ordered = sorted(rows.values(), key=lambda row: -len(row.ids))
-        for begin in range(0, len(ordered), self.batch_size):
-            batch = ordered[begin : begin + self.batch_size]
-            for row, log_probs in zip(batch, self._log_probs(predict, batch), strict=True):
+        left = Counter(index for row in rows for index, _, _ in row.uses)
+        yield from ((index, 0.0) for index in group if index not in left)
+
+        def length(row: _Row) -> int:
+            return len(row.ids) if self.cfg_scale == 0.0 else 2 * len(row.ids)  # guidance doubles the rows
+
+        for batch, found in in_batches(rows, length, self.batch_size, lambda some: self._log_probs(predict, some)):
+            for row, log_probs in zip(batch, found, strict=True):
                 for index, weight, uses in row.uses:
                     totals[index] += weight * sum(log_probs[use] for use in uses)
-        yield from totals.items()
+                    left[index] -= 1
+                    if left[index] == 0:
+                        yield index, totals[index]
 
-    def _log_probs(self, predict: MaskPredictor, batch: list[_Row]) -> list[list[float]]:
+    def _log_probs(self, predict: MaskPredictor, batch: Sequence[_Row]) -> list[list[float]]:
         """Return, for each row, the log-probabilities of its wanted (column, token) pairs."""
         longest = len(batch[0].ids)
         ids_BL = torch.full((len(batch), longest), predict.mask_id)

@@ -7,7 +7,7 @@ LM head are only computed where somebody reads them, and that their logits are n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class MaskPredictor:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
+        self.model = cast(Any, model)
         self.mask_id: int = int(self.model.config.mask_token_id)
         self.offset: int = int(self.model.logit_offset)
         self.config: Any = self.model.config
@@ -95,7 +95,8 @@ class MaskPredictor:
 
     def _chunk(self) -> int:
         """Return how many positions' logits are computed at once."""
-        return max(1, _ELEMENTS.get(self.device.type, 2**23) // self.model.trunk().embedding.num_embeddings)
+        rows: int = self.model.trunk().embedding.num_embeddings
+        return max(1, _ELEMENTS.get(self.device.type, 2**23) // rows)
 
     def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
         out = self.model(input_ids=ids_BL, attention_mask=visible_BL, cache=cache, project=False)

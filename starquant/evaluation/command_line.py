@@ -36,7 +36,7 @@ class StarquantLM(DiffusionLM):
         path: str = "tiny",
         dtype: str | None = None,
         device: str | None = None,
-        batch_size: int | str = 32,
+        batch_size: int | str = "auto",
         mc_num: int = 128,
         cfg_scale: float = 0.0,
         gen_length: int = 256,
@@ -51,8 +51,7 @@ class StarquantLM(DiffusionLM):
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # lm-eval asks for cuda:0 unless told otherwise
         model = load_model(folder, dtype=dtype, device=device)
-        size = 32 if batch_size == "auto" else int(batch_size)
-        super().__init__(model, load_tokenizer(folder), batch_size=size, seed=seed)
+        super().__init__(model, load_tokenizer(folder), batch_size=batch_size, seed=seed)
         self._likelihood = TaskProtocol(mc_num=int(mc_num), cfg_scale=float(cfg_scale))
         steps, block_length = steps or gen_length, block_length or gen_length
         common = {"steps": steps, "temperature": float(temperature)}

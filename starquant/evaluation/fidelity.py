@@ -12,21 +12,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from starquant.diffusion import generate
+from starquant.diffusion import BatchSize, generate
 from starquant.diffusion.samplers import DenoisingState
 from starquant.errors import CheckpointError
 from starquant.evaluation.reference import (
     PromptReference,
     Reference,
     WatchedPredictor,
-    batches,
+    by_length,
     left_padded,
     take_reference,
 )
@@ -62,7 +62,7 @@ def measure(
     bins: int,
     resamples: int,
     seed: int,
-    batch_size: int,
+    batch_size: BatchSize,
     progress: bool = False,
 ) -> Fidelity:
     """Compare a model with the reference on every state, then let it generate from the same prompts and seeds.
@@ -80,7 +80,7 @@ def measure(
         bins: equally wide mask-ratio bins that scores are also given for.
         resamples: of the bootstrap over prompts.
         seed: of the bootstrap.
-        batch_size: prompts at a time; changes values by rounding only.
+        batch_size: prompts at a time.
         progress: show a progress bar.
 
     Raises:
@@ -88,14 +88,18 @@ def measure(
     """
     watched = WatchedPredictor(model)
     items: list[dict[str, Any]] = []
-    for batch in batches([len(p.prompt) for p in reference.prompts], batch_size, "fidelity", progress):
-        items += _follow(watched, reference, batch)
-        items += _run_freely(model, reference, batch)
+    lengths = [len(prompt.prompt) + reference.sampler.answer_length for prompt in reference.prompts]
+
+    def compare(batch: Sequence[int]) -> list[dict[str, Any]]:
+        return [*_follow(watched, reference, batch), *_run_freely(model, reference, batch)]
+
+    for _, rows in by_length(lengths, batch_size, compare, "fidelity", progress):
+        items += rows
     items.sort(key=lambda row: (row["prompt"], row["step"] is None, row["step"]))
     return Fidelity(summarize(items, bins, resamples, seed), items)
 
 
-def _follow(watched: WatchedPredictor, reference: Reference, batch: list[int]) -> Iterator[dict[str, Any]]:
+def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows of teacher-forced states. Random draws are those of full precision: they depend on the state."""
     parts, device = [reference.prompts[i] for i in batch], watched.device
     ids_BP, visible_BP = left_padded([p.prompt for p in parts], watched.config.eos_token_id)
@@ -134,7 +138,7 @@ def _compare(
     return {metric: value_B.cpu() for metric, value_B in values.items()}
 
 
-def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: list[int]) -> Iterator[dict[str, Any]]:
+def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
     parts = [reference.prompts[i] for i in batch]
     ids_BP, visible_BP = left_padded([p.prompt for p in parts], int(model.config.eos_token_id))
     seeds = [p.seed for p in parts]

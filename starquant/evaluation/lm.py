@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from starquant.diffusion import (
+    BatchSize,
     DreamSampler,
     LikelihoodEstimator,
     LLaDASampler,
@@ -35,7 +36,7 @@ class DiffusionLM(LM):
     Args:
         model: any model of `starquant.models`, quantized or not.
         tokenizer: its tokenizer.
-        batch_size: sequences a forward pass; does not change scores.
+        batch_size: sequences a forward pass, "auto" for what memory holds; changes scores by rounding only.
         seed: of Monte-Carlo draws and sampling, combined with each request's tokens.
         progress: show progress bars.
         together: the processes that share the items.
@@ -48,7 +49,7 @@ class DiffusionLM(LM):
         model: MaskedDiffusionModel,
         tokenizer: PreTrainedTokenizerBase,
         protocol: TaskProtocol | None = None,
-        batch_size: int = 32,
+        batch_size: int | str = "auto",
         seed: int = 0,
         progress: bool = True,
         together: Processes = ALONE,
@@ -56,7 +57,7 @@ class DiffusionLM(LM):
         super().__init__()
         self.together, self._rank, self._world_size = together, together.rank, together.world
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
-        self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.batch_size, self.seed, self.progress = BatchSize.of(batch_size, model), seed, progress
         self.responses = ResponseLog(None)
         self.task = ""
         self.predict = MaskPredictor(model)
@@ -96,7 +97,7 @@ class DiffusionLM(LM):
         estimator = LikelihoodEstimator(noise, protocol.mc_num, protocol.cfg_scale, self.batch_size, self.seed)
         todo = self._unanswered(keys)
         bar = self._bar(keys, todo, disable_tqdm)
-        scored = [self._score_request(*pairs[i], noise.append_eos) for i in todo]
+        scored = self._score_requests([pairs[i] for i in todo], noise.append_eos)
         for index, value in estimator.scores(self.predict, scored):
             if not math.isfinite(value):
                 raise CheckpointError(f"{self.task}: the model gives a log-likelihood of {value}; its weights overflow")
@@ -129,10 +130,9 @@ class DiffusionLM(LM):
                 f"model.protocol: the answer's {sampler.answer_length} tokens do not fit the model's "
                 f"{self.model.config.context_length}"
             )
-        prompts = {i: self._encode(contexts[i])[-room:] for i in todo}
         answers = generate_many(
             self.predict,
-            [prompts[i] for i in todo],
+            [ids[-room:] for ids in self._encode([contexts[i] for i in todo])],
             sampler,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -165,17 +165,21 @@ class DiffusionLM(LM):
         initial = distinct - len(todo)
         return tqdm(total=distinct, initial=initial, desc=self.task, unit="request", disable=hide, leave=False)
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.model.prepend_bos and self.tokenizer.bos_token_id is not None:
-            ids = [self.tokenizer.bos_token_id, *ids]
-        return ids
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, all in one call, each distinct text once."""
+        distinct = list(dict.fromkeys(texts))
+        ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
+        bos = self.tokenizer.bos_token_id if self.model.prepend_bos else None
+        found = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
+        return [found[text] for text in texts]
 
-    def _score_request(self, context: str, continuation: str, append_eos: bool) -> ScoreRequest:
+    def _score_requests(self, pairs: Sequence[tuple[str, str]], append_eos: bool) -> list[ScoreRequest]:
         """Tokenize as lm-eval does: trailing spaces of the context belong to the continuation."""
-        stripped = context.rstrip()
-        continuation, context = context[len(stripped) :] + continuation, stripped
-        prompt, whole = self._encode(context), self._encode(context + continuation)
+        prompts = self._encode([context.rstrip() for context, _ in pairs])
+        wholes = self._encode([context + continuation for context, continuation in pairs])
+        return [self._score_request(*ids, append_eos) for ids in zip(prompts, wholes, strict=True)]
+
+    def _score_request(self, prompt: list[int], whole: list[int], append_eos: bool) -> ScoreRequest:
         target = whole[len(prompt) :]
         suffix = (int(self.model.config.eos_token_id),) if append_eos else ()
         limit = self.model.config.context_length - len(suffix)

@@ -7,20 +7,23 @@ V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor, generate
+from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, MaskPredictor, generate
+from starquant.diffusion.batch_size import in_batches
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import Cache
 from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.trajectory_metrics import measured_positions
 from starquant.models.base import MaskedDiffusionModel
 
+R = TypeVar("R")
 Sampler = LLaDASampler | DreamSampler
 
 
@@ -84,7 +87,7 @@ def take_reference(
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     seed: int,
     max_positions: int = 64,
     progress: bool = False,
@@ -97,7 +100,7 @@ def take_reference(
         model: the full-precision model.
         prompts: token ids.
         sampler: of the trajectories.
-        batch_size: prompts generated at a time; padded on the left, it changes values by rounding only.
+        batch_size: prompts generated at a time; padded on the left.
         seed: of sampling; each prompt's own tokens are mixed in, as in `generate`.
         max_positions: masked positions measured a state; of more, evenly spaced ones stand for all.
         progress: show a progress bar.
@@ -110,9 +113,13 @@ def take_reference(
     _check(model, prompts, sampler)
     watched, found = WatchedPredictor(model), dict[int, PromptReference]()
     seeds = [seeded_generator(seed, "generation", prompt).initial_seed() for prompt in prompts]
-    for batch in batches([len(p) for p in prompts], batch_size, "reference", progress):
+
+    def record(batch: Sequence[int]) -> list[PromptReference]:
         chosen = [tuple(prompts[i]) for i in batch]
-        recorded = _record(watched, chosen, [seeds[i] for i in batch], sampler, max_positions)
+        return _record(watched, chosen, [seeds[i] for i in batch], sampler, max_positions)
+
+    lengths = [len(prompt) + sampler.answer_length for prompt in prompts]
+    for batch, recorded in by_length(lengths, batch_size, record, "reference", progress):
         found |= dict(zip(batch, recorded, strict=True))
     for index, prompt in found.items():
         if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
@@ -158,13 +165,15 @@ def _record(
     return [PromptReference(p, seeds[b], answers_SBG[:, b], residual[b]) for b, p in enumerate(prompts)]
 
 
-def batches(lengths: Sequence[int], batch_size: int, name: str, progress: bool) -> Iterator[list[int]]:
-    """Yield indices of prompts of similar length, the longest first."""
+def by_length(
+    lengths: Sequence[int], size: BatchSize, work: Callable[[Sequence[int]], R], name: str, progress: bool
+) -> Iterator[tuple[Sequence[int], R]]:
+    """Yield indices of prompts of similar length, the longest first, with what `work` makes of them."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     with tqdm(total=len(order), desc=name, unit="prompt", disable=not progress, leave=False) as bar:
-        for begin in range(0, len(order), batch_size):
-            yield order[begin : begin + batch_size]
-            bar.update(len(order[begin : begin + batch_size]))
+        for batch, done in in_batches(order, lengths.__getitem__, size, work):
+            yield batch, done
+            bar.update(len(batch))
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

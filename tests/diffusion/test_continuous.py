@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor, generate, generate_many
+from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, MaskPredictor, generate, generate_many
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from tests.conftest import GOLDEN
@@ -56,7 +56,7 @@ def plain(model: MaskedDiffusionModel, sampler: Any, prompts: Sequence[Sequence[
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_tokens_are_those_of_the_plain_loop(case: Any, batch_size: int) -> None:
     model, sampler, prompts = case
-    found = dict(generate_many(MaskPredictor(model), prompts, sampler, batch_size=batch_size, seed=4))
+    found = dict(generate_many(MaskPredictor(model), prompts, sampler, batch_size=BatchSize(batch_size), seed=4))
     assert [found[i] for i in range(len(prompts))] == plain(model, sampler, prompts)
 
 
@@ -71,12 +71,14 @@ def test_settled_answers_leave_early_and_change_nothing(case: Any, batch_size: i
     def settled(index: int, known: list[int]) -> bool:
         return ends[index] in known
 
-    for index, answer in generate_many(predict, prompts, sampler, batch_size=batch_size, seed=4, settled=settled):
+    for index, answer in generate_many(
+        predict, prompts, sampler, batch_size=BatchSize(batch_size), seed=4, settled=settled
+    ):
         cut = whole[index].index(ends[index]) + 1
         assert answer[:cut] == whole[index][:cut]
         assert answer == whole[index][: len(answer)]
     everything = Counting(model)
-    list(generate_many(everything, prompts, sampler, batch_size=batch_size, seed=4))
+    list(generate_many(everything, prompts, sampler, batch_size=BatchSize(batch_size), seed=4))
     assert predict.rows <= everything.rows
 
 
@@ -85,7 +87,9 @@ def test_early_ends_save_passes_and_the_batch_is_refilled() -> None:
     model, sampler = load_model(GOLDEN / "llada_mha"), LLaDASampler(steps=12, gen_length=12, block_length=4)
     prompts = [[5 + i, 6, 7] for i in range(6)]
     predict = Counting(model)
-    found = dict(generate_many(predict, prompts, sampler, batch_size=2, settled=lambda _, known: len(known) >= 4))
+    found = dict(
+        generate_many(predict, prompts, sampler, batch_size=BatchSize(2), settled=lambda _, known: len(known) >= 4)
+    )
     assert {len(answer) for answer in found.values()} == {4}
     assert (predict.passes, predict.rows) == (3 * 4, 6 * 4)
 
@@ -94,7 +98,11 @@ def test_steps_that_commit_nothing_are_computed_only_where_they_draw() -> None:
     """Dream commits the whole part of masked x share: with 40 steps for 12 tokens most steps commit nothing."""
     model = load_model(GOLDEN / "dream_gqa")
     greedy, sampled = Counting(model), Counting(model)
-    list(generate_many(greedy, [[5, 6, 7]], DreamSampler(steps=40, max_new_tokens=12), batch_size=1))
-    list(generate_many(sampled, [[5, 6, 7]], DreamSampler(steps=40, max_new_tokens=12, temperature=0.5), batch_size=1))
+    list(generate_many(greedy, [[5, 6, 7]], DreamSampler(steps=40, max_new_tokens=12), batch_size=BatchSize(1)))
+    list(
+        generate_many(
+            sampled, [[5, 6, 7]], DreamSampler(steps=40, max_new_tokens=12, temperature=0.5), batch_size=BatchSize(1)
+        )
+    )
     assert greedy.passes <= 12
     assert sampled.passes == 40

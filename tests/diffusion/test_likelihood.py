@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from starquant.diffusion import (
+    BatchSize,
     DreamNoise,
     LikelihoodEstimator,
     LLaDANoise,
@@ -56,7 +57,7 @@ def test_official_estimate_on_the_official_masks(cfg: float, name: str, batch_si
         def draw(self, length, mc_num, generator):
             return MaskPatterns(masked, weight)
 
-    estimator = LikelihoodEstimator(OfficialMasks(), 16, cfg, batch_size)
+    estimator = LikelihoodEstimator(OfficialMasks(), 16, cfg, BatchSize(batch_size))
     request = ScoreRequest(tuple(z["ll_prompt_ids"].tolist()), tuple(z["ll_answer_ids"].tolist()))
     predict = MaskPredictor(load_model(GOLDEN / "llada_mha"))
     assert estimator.score(predict, [request])[0] == pytest.approx(float(z[name]), abs=1e-3)
@@ -116,8 +117,8 @@ def _requests(family: str) -> list[ScoreRequest]:
 @pytest.mark.parametrize("cfg", [0.0, 0.5])
 def test_score_depends_on_neither_batch_nor_order(family: str, golden_model, cfg: float) -> None:
     predict, requests = MaskPredictor(golden_model), _requests(family)
-    one = LikelihoodEstimator(NOISES[family], 8, cfg, batch_size=1).score(predict, requests)
-    many = LikelihoodEstimator(NOISES[family], 8, cfg, batch_size=32).score(predict, requests[::-1])[::-1]
+    one = LikelihoodEstimator(NOISES[family], 8, cfg, batch_size=BatchSize(1)).score(predict, requests)
+    many = LikelihoodEstimator(NOISES[family], 8, cfg, batch_size=BatchSize(32)).score(predict, requests[::-1])[::-1]
     assert many == pytest.approx(one, rel=1e-5, abs=1e-5)
     assert one[-1] == 0.0  # an empty target is certain
 

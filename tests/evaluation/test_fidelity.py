@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.diffusion import DreamSampler, LLaDASampler, generate
+from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, generate
 from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation import testbed_tasks
 from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
@@ -55,11 +55,11 @@ def perturbed(model: MaskedDiffusionModel, size: float = 0.05) -> MaskedDiffusio
 
 
 def reference(model: MaskedDiffusionModel, sampler: Any, batch_size: int = 3, **settings: Any) -> Reference:
-    return take_reference(model, PROMPTS, sampler, batch_size=batch_size, seed=3, **settings)
+    return take_reference(model, PROMPTS, sampler, batch_size=BatchSize(batch_size), seed=3, **settings)
 
 
 def fidelity(model: MaskedDiffusionModel, taken: Reference, batch_size: int = 3) -> Fidelity:
-    return measure(model, taken, bins=4, resamples=200, seed=0, batch_size=batch_size)
+    return measure(model, taken, bins=4, resamples=200, seed=0, batch_size=BatchSize(batch_size))
 
 
 def overall(found: Fidelity) -> dict[str, float]:
@@ -194,7 +194,9 @@ def test_rotated_residual_streams_are_compared_in_the_original_basis(golden_mode
 def test_fewer_bits_follow_less_closely(tiny_tokenizer) -> None:
     items = [item for task in ("facts", "arithmetic") for item in testbed_tasks.items(task, Split.VALIDATION)[:12]]
     prompts = [tiny_tokenizer(item.prompt, add_special_tokens=False)["input_ids"] for item in items]
-    taken = take_reference(load_model(weights_folder(0)), prompts, LLaDASampler(8, 8, 8), batch_size=24, seed=0)
+    taken = take_reference(
+        load_model(weights_folder(0)), prompts, LLaDASampler(8, 8, 8), batch_size=BatchSize(24), seed=0
+    )
     found = {}
     for bits in ("w8a8", "w4a4", "w3a3"):
         model = load_model(weights_folder(0))
@@ -272,7 +274,7 @@ def test_bad_input_is_named(golden_model, family: str) -> None:
         ([[1] * golden_model.config.context_length], ConfigError, r"fidelity\.source\.length: prompt 0"),
     ):
         with pytest.raises(error, match=message):
-            take_reference(golden_model, prompts, sampler, batch_size=2, seed=0)
+            take_reference(golden_model, prompts, sampler, batch_size=BatchSize(2), seed=0)
     taken = reference(golden_model, sampler)
     with torch.no_grad():
         golden_model.trunk().norm.weight[0] = float("nan")

@@ -29,13 +29,16 @@ class WordTokenizer:
     def __init__(self) -> None:
         self.words: list[str] = []
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
         assert not add_special_tokens
+        return {"input_ids": [self.encoded(text) for text in texts]}
+
+    def encoded(self, text: str) -> list[int]:
         for word in text.split():
             if word not in self.words:
                 self.words.append(word)
         assert len(self.words) <= 400
-        return {"input_ids": [self.words.index(word) for word in text.split()]}
+        return [self.words.index(word) for word in text.split()]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return " ".join(self.words[i] if i < len(self.words) else f"#{i}" for i in ids if i < 500)
@@ -44,8 +47,8 @@ class WordTokenizer:
 class CharacterTokenizer(WordTokenizer):
     """One token a character, spaces included."""
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [ord(character) + 100 for character in text]}
+    def encoded(self, text: str) -> list[int]:
+        return [ord(character) + 100 for character in text]
 
 
 class Spy(MaskPredictor):
@@ -169,8 +172,8 @@ def test_the_seed_changes_estimates_but_not_exact_scores(pair) -> None:
 def test_a_one_token_score_is_the_models_log_probability(pair, cfg_scale: float) -> None:
     model, tokenizer = pair
     context, word = "what is the city of ada ?", "oslo"
-    prompt = tokenizer(context, add_special_tokens=False)["input_ids"]
-    [target] = tokenizer(word, add_special_tokens=False)["input_ids"]
+    prompt = tokenizer([context], add_special_tokens=False)["input_ids"][0]
+    [[target]] = tokenizer([word], add_special_tokens=False)["input_ids"]
     mask = model.config.mask_token_id
     if model.logit_offset == 0:
         rows, column = [[*prompt, mask], [mask] * (len(prompt) + 1)], len(prompt)
@@ -341,7 +344,7 @@ def test_guidance_changes_texts_and_scores(tiny, tiny_tokenizer) -> None:
 
 
 def _scripted(tiny, tokenizer, answer: str, until: Any, prompts: Sequence[str] = ("ada",)) -> list[str]:
-    ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    [ids] = tokenizer([answer], add_special_tokens=False)["input_ids"]
     lm = make_lm((tiny, tokenizer), llada_generation(len(ids)))
     lm.predict = Scripted(tiny, ids)
     return generated(lm, prompts, until)
