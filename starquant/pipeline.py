@@ -21,7 +21,7 @@ from starquant.devices import leased
 from starquant.inspecting import inspect_activations
 from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
-from starquant.models.loading import check_device
+from starquant.models.loading import check_device, compiled_blocks
 from starquant.preflight import check_paths
 from starquant.processes import Processes, processes
 from starquant.records import provenance
@@ -216,10 +216,11 @@ class _Run:
             loaded.tokenizer,
             batch_size=spec.runtime.batch_size,
             seed=spec.seed,
+            speed=spec.speed,
             progress=self.progress,
             together=self.together,
         )
-        with _timed(seconds, "evaluate"):
+        with _timed(seconds, "evaluate"), compiled_blocks(model, spec.speed.compile):
             done = evaluate(lm, spec.model, spec.tasks, work, spec.debug.verbose, overlap)
         scores, items = done.scores, done.items
         if reference is not None:

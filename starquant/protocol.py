@@ -31,6 +31,11 @@ class LLaDASamplerSpec(Spec):
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
 
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer."""
+        return self.gen_length
+
     @model_validator(mode="after")
     def _divides(self) -> LLaDASamplerSpec:
         if self.gen_length % self.block_length:
@@ -53,6 +58,11 @@ class DreamSamplerSpec(Spec):
     top_p: Ratio | None = None
     top_k: Count | None = 50
     alg_temp: Scale | None = None
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer."""
+        return self.max_new_tokens
 
 
 SamplerSpec = Annotated[LLaDASamplerSpec | DreamSamplerSpec, Field(discriminator="name")]

@@ -20,6 +20,7 @@ from starquant.explain import explain
 from starquant.protocol import Count, SamplerSpec, Seed, Spec, TaskProtocol
 from starquant.registry import Registry
 from starquant.sources import CalibrationSpec, FidelitySpec
+from starquant.speed import SpeedSpec
 
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
 EVALUATION_VERSION = 1
@@ -134,11 +135,7 @@ class PathsSpec(Spec):
 
 
 class RuntimeSpec(Spec):
-    """How a run is executed. Inert as a whole: scores depend on the batch size by rounding only.
-
-    Attributes:
-        batch_size: sequences a forward pass, "auto" for as many as free memory holds.
-    """
+    """How a run is executed. Inert as a whole: scores depend on the batch size ("auto": by memory) by rounding only."""
 
     device: str = "cpu"
     batch_size: Count | Literal["auto"] = "auto"
@@ -162,6 +159,7 @@ class RunSpec(Spec):
     calibration: CalibrationSpec
     tasks: TasksSpec
     fidelity: FidelitySpec = FidelitySpec(name="none")
+    speed: SpeedSpec = SpeedSpec()
     seed: Seed = 0
     tracker: TrackerSpec = Field(json_schema_extra=_INERT)
     paths: PathsSpec = Field(json_schema_extra=_INERT)
@@ -193,6 +191,7 @@ class RunSpec(Spec):
                 f"tasks.names: model '{self.model.name}' has no protocol for {', '.join(missing)}; "
                 f"allowed: {', '.join(self.model.protocol)}.{nearest(missing[0], self.model.protocol)}"
             )
+        self.speed.check_answers({name: self.model.protocol[name] for name in self.tasks.names})
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
         rounds_only = not METHODS.load(self.method.name).card.transforms
@@ -238,6 +237,9 @@ class RunSpec(Spec):
                 part["source"]["path"] = None
         if self.fidelity.source is None and self.calibration.states.sampler != "trajectory":
             identity["model"]["trajectory"] = None
+        del identity["speed"]["name"]
+        if self.speed.plain:  # what is exact is not another experiment
+            del identity["speed"]
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity

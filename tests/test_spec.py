@@ -39,6 +39,7 @@ def test_every_option_composes_and_validates(choice: str) -> None:
     if find_spec(module) is None:
         pytest.skip(f"the extra '{extra}' is not installed")
     needs = ["calibration.source.path=corpus.txt"] if choice == "calibration=text" else []
+    needs += ["model=llada"] if choice.startswith("speed=") else []  # blocks of 32
     assert len(spec(choice, *needs).digest()) == 16
 
 
@@ -133,6 +134,11 @@ CHANGES = [
     ("tasks.data_dir", "d", True),
     ("tasks.data_fingerprint", "f", True),
     ("tasks.allow_code_execution", True, False),
+    ("speed.name", "other", False),  # of an exact evaluation the name says nothing
+    ("speed.compile", True, True),
+    ("speed.kv_cache", "dual", True),
+    ("speed.confidence_threshold", 0.9, True),
+    ("speed.mc_num", 8, True),
     ("seed", 1, True),
     ("tracker", {"name": "wandb"}, False),
     ("paths.results", "elsewhere", False),
@@ -172,7 +178,27 @@ def test_the_table_above_names_every_field() -> None:
     named = {path for path, _, _ in CHANGES}
     # One example of each protocol and sampler; the tracker as a whole; methods have a test of their own.
     skip = ("model.protocol.", "model.trajectory.", "tracker.", "method.")
-    assert {f for f in fields if not f.startswith(skip)} - named == {"model.seed", "calibration.states.shares"}
+    assert {f for f in fields if not f.startswith(skip)} - named == {
+        *("model.seed", "calibration.states.shares", "speed.block_length")
+    }
+
+
+def test_shortcuts_are_named_and_judged() -> None:
+    assert spec().speed.approximations == spec("speed=compiled").speed.approximations == []
+    told = spec("speed=dual_cache", "speed.block_length=4", "speed.mc_num=8").speed.approximations
+    assert told == ["dual KV cache", "confidence threshold 0.9", "blocks of 4", "at most 8 draws"]
+    assert (
+        spec("speed=parallel", "speed.block_length=4").digest()
+        != spec("speed=parallel", "speed.block_length=8").digest()
+    )
+    for given, message in {
+        ("speed=dual_cache",): r"speed.block_length: got 32, must divide the 8 tokens of testbed_arithmetic's answers",
+        ("speed.block_length=4",): "block_length is read with kv_cache or confidence_threshold only",
+        ("speed.mc_num=7",): "mc_num: got 7, allowed: an even number",
+        ("speed.kv_cache=duel",): r"speed.kv_cache: got 'duel', allowed: none, prefix, dual. Did you mean 'dual'\?",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            spec(*given)
 
 
 def test_digest_ignores_spelling_and_survives_json() -> None:

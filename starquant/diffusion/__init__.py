@@ -12,6 +12,7 @@ from starquant.diffusion.masking import forward_mask
 from starquant.diffusion.patterns import DreamNoise, LLaDANoise, MaskPatterns
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DreamSampler, LLaDASampler
+from starquant.diffusion.shortcuts import Shortcuts, generate_approximately
 
 __all__ = [
     "BatchSize",
@@ -23,7 +24,9 @@ __all__ = [
     "MaskPatterns",
     "MaskPredictor",
     "ScoreRequest",
+    "Shortcuts",
     "forward_mask",
     "generate",
+    "generate_approximately",
     "generate_many",
 ]

@@ -26,7 +26,9 @@ Sampler = LLaDASampler | DreamSampler
 
 
 @dataclass
-class _Request:
+class Request:
+    """One request under way: its draws, what is committed, its next step."""
+
     index: int
     prompt: tuple[int, ...]
     generator: torch.Generator
@@ -35,7 +37,8 @@ class _Request:
     known: int = 0  # committed tokens in front of the first masked one, when last looked at
 
     @classmethod
-    def new(cls, index: int, prompt: tuple[int, ...], seed: int, sampler: Sampler, mask_id: int) -> _Request:
+    def new(cls, index: int, prompt: tuple[int, ...], seed: int, sampler: Sampler, mask_id: int) -> Request:
+        """Return a request none of whose answer is known."""
         answer_G = torch.full((sampler.answer_length,), mask_id)
         return cls(index, prompt, seeded_generator(seed, "generation", prompt), answer_G)
 
@@ -62,10 +65,10 @@ def generate_many(
         seed: of the random draws; each prompt's own tokens are mixed in, as in `generate`.
         settled: whether the tokens known so far settle the answer; None waits for all of them.
     """
-    waiting = [_Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
+    waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: len(request.prompt))  # taken from the end: the longest first
     branches = 1 if getattr(sampler, "cfg_scale", 0.0) == 0.0 else 2  # guidance doubles the rows
-    active: list[_Request] = []
+    active: list[Request] = []
     state: DenoisingState | None = None
     while waiting or active:
         longest = branches * (len((active or waiting[-1:])[0].prompt) + sampler.answer_length)
@@ -73,7 +76,7 @@ def generate_many(
             active.append(waiting.pop())
             state = None
         if state is None:
-            state = _batch(active, predict)
+            state = as_batch(active, predict)
         if not _advance(predict, sampler, state, active):
             batch_size.halve(len(active), longest)
             waiting += reversed(active[batch_size.rows(longest) :])
@@ -91,7 +94,7 @@ def generate_many(
             active, state = left, None
 
 
-def _batch(active: Sequence[_Request], predict: MaskPredictor) -> DenoisingState:
+def as_batch(active: Sequence[Request], predict: MaskPredictor) -> DenoisingState:
     """Return the active requests as one batch, padded on the left."""
     width = max(1, *(len(request.prompt) for request in active))
     pad, mask_id = int(predict.config.eos_token_id), predict.mask_id
@@ -108,7 +111,7 @@ def _batch(active: Sequence[_Request], predict: MaskPredictor) -> DenoisingState
     return DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL)
 
 
-def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, active: Sequence[_Request]) -> bool:
+def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, active: Sequence[Request]) -> bool:
     """Take each request's next step that commits (or draws) something; False, with nothing changed, out of memory."""
     masked_B = (state.ids_BL == predict.mask_id).sum(1).cpu()
     for row, request in enumerate(active):
@@ -130,7 +133,7 @@ def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, ac
     return True
 
 
-def _finished(request: _Request, mask_id: int, sampler: Sampler, settled: Settled | None) -> list[int] | None:
+def _finished(request: Request, mask_id: int, sampler: Sampler, settled: Settled | None) -> list[int] | None:
     """Return the answer of a request that is finished, None of one that is not."""
     answer = request.answer_G.tolist()
     known = answer.index(mask_id) if mask_id in answer else len(answer)

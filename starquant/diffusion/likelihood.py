@@ -22,11 +22,15 @@ _GROUP = 512
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Score `target` after `prompt`; `suffix` tokens follow the target and stay visible (Dream's EOS)."""
+    """Score `target` after `prompt`; `suffix` tokens follow the target and stay visible (Dream's EOS).
+
+    `repeat` other than 0 has Monte-Carlo draws of its own.
+    """
 
     prompt: tuple[int, ...]
     target: tuple[int, ...]
     suffix: tuple[int, ...] = ()
+    repeat: int = 0
 
     @property
     def length(self) -> int:
@@ -64,7 +68,8 @@ class LikelihoodEstimator:
 
     def patterns(self, request: ScoreRequest) -> MaskPatterns:
         """Return the request's own mask patterns, the same in any batch and order."""
-        generator = seeded_generator(self.seed, "likelihood", request.prompt, request.target)
+        kind = "likelihood" if request.repeat == 0 else f"likelihood {request.repeat}"
+        generator = seeded_generator(self.seed, kind, request.prompt, request.target)
         return mask_patterns(self.noise, len(request.target), self.mc_num, generator)
 
     def scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:

@@ -19,6 +19,7 @@ from starquant.preflight import check_consent
 from starquant.records.record import Score
 from starquant.spec import ModelSpec, TasksSpec
 
+_UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"}
 _NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}
 
 
@@ -70,7 +71,8 @@ def evaluate(
             )
             if results is None:  # the first process has them
                 continue
-            scores += parse_scores(results, name)
+            found = parse_scores(results, name)
+            scores += [*found, *_costs(lm, name, found[0])]
             items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
             for leaf, rows in results["samples"].items() if documents is not None else ():
                 documents(leaf, [_document(row["doc"]) for row in rows])
@@ -107,6 +109,15 @@ def parse_scores(results: Any, requested: str) -> list[Score]:
                 )
             )
     return scores
+
+
+def _costs(lm: DiffusionLM, task: str, like: Score) -> list[Score]:
+    """Return what the shortcuts of evaluation cost in a task: standard errors, differences."""
+    nothing = {"stderr": None, "higher_is_better": False, "filter": "shortcuts"}
+    return [
+        like.model_copy(update={"metric": metric, "value": value, "unit": _UNITS[metric], **nothing})
+        for metric, value in lm.costs.items()
+    ]
 
 
 def _fewshot(results: Any, task: str) -> int | None:

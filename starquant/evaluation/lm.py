@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -19,8 +20,11 @@ from starquant.diffusion import (
     LLaDASampler,
     MaskPredictor,
     ScoreRequest,
+    Shortcuts,
+    generate_approximately,
     generate_many,
 )
+from starquant.diffusion.continuous import Settled
 from starquant.diffusion.patterns import NOISES
 from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import CheckpointError, ConfigError
@@ -28,6 +32,24 @@ from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
 from starquant.processes import ALONE, Processes
 from starquant.protocol import TaskProtocol
+from starquant.speed import SpeedSpec
+
+T = TypeVar("T")
+
+EXACT = SpeedSpec()
+#: Requests of a task that are answered compiled and not, to measure the difference.
+COMPARED = 8
+
+
+def _both_ways(answer: Callable[[], dict[int, T]]) -> tuple[dict[int, T], dict[int, T]]:
+    """Return what a compiled model answers, and the same model as it is written."""
+    compiled = answer()
+    with torch.compiler.set_stance("force_eager"):
+        return compiled, answer()
+
+
+def _never(index: int, known: list[int]) -> bool:
+    return False
 
 
 class DiffusionLM(LM):
@@ -40,6 +62,7 @@ class DiffusionLM(LM):
         seed: of Monte-Carlo draws and sampling, combined with each request's tokens.
         progress: show progress bars.
         together: the processes that share the items.
+        speed: shortcuts of evaluation.
 
     `protocol`, `responses` and `task` (shown in progress bars) are set for each task before it is run.
     """
@@ -53,13 +76,16 @@ class DiffusionLM(LM):
         seed: int = 0,
         progress: bool = True,
         together: Processes = ALONE,
+        speed: SpeedSpec = EXACT,
     ) -> None:
         super().__init__()
         self.together, self._rank, self._world_size = together, together.rank, together.world
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
         self.batch_size, self.seed, self.progress = BatchSize.of(batch_size, model), seed, progress
-        self.responses = ResponseLog(None)
+        self.responses, self.speed = ResponseLog(None), speed
         self.task = ""
+        #: What shortcuts cost in the task that was run last: metric to value.
+        self.costs: dict[str, float] = {}
         self.predict = MaskPredictor(model)
         self._device = model.device
 
@@ -90,21 +116,42 @@ class DiffusionLM(LM):
             ConfigError: the task's protocol has no mc_num.
         """
         protocol = self._protocol("mc_num")
+        assert protocol.mc_num is not None
         pairs: list[tuple[str, str]] = [(str(r.args[0]), str(r.args[1])) for r in requests]
         keys = [self.responses.key("loglikelihood", list(pair)) for pair in pairs]
         noise = NOISES[self.model.likelihood_noise]
-        assert protocol.mc_num is not None
-        estimator = LikelihoodEstimator(noise, protocol.mc_num, protocol.cfg_scale, self.batch_size, self.seed)
+        few = self.speed.mc_num is not None and self.speed.mc_num < protocol.mc_num
+        draws = self.speed.mc_num // 2 if few and self.speed.mc_num else protocol.mc_num
+        estimator = LikelihoodEstimator(noise, draws, protocol.cfg_scale, self.batch_size, self.seed)
         todo = self._unanswered(keys)
         bar = self._bar(keys, todo, disable_tqdm)
         scored = self._score_requests([pairs[i] for i in todo], noise.append_eos)
-        for index, value in estimator.scores(self.predict, scored):
-            if not math.isfinite(value):
-                raise CheckpointError(f"{self.task}: the model gives a log-likelihood of {value}; its weights overflow")
-            self.responses.add(keys[todo[index]], value)
+        for index, values in self._estimates(estimator, scored, 2 if few else 1):
+            if not all(map(math.isfinite, values)):
+                raise CheckpointError(f"{self.task}: a log-likelihood is {values[0]}; the model's weights overflow")
+            self.responses.add(keys[todo[index]], values if few else values[0])
             bar.update()
         bar.close()
-        return [(float(self.responses[key]), False) for key in keys]
+        found = [self.responses[key] for key in keys]
+        halves = [answer for answer in found if isinstance(answer, list)]
+        self.costs = {"mc_stderr": math.sqrt(sum((a - b) ** 2 / 4 for a, b in halves) / len(found))} if few else {}
+        if self.speed.compile:
+            first = self._score_requests(pairs[:COMPARED], noise.append_eos)
+            compiled, plain = _both_ways(lambda: dict(estimator.scores(self.predict, first)))
+            self.costs["compile_difference"] = max(abs(compiled[i] - plain[i]) for i in compiled)
+        return [(sum(a) / len(a) if isinstance(a, list) else float(a), False) for a in found]
+
+    def _estimates(
+        self, estimator: LikelihoodEstimator, requests: Sequence[ScoreRequest], parts: int
+    ) -> Iterator[tuple[int, list[float]]]:
+        """Yield (index of the request, estimates of independent draws, `parts` of them) as requests are finished."""
+        repeated = [replace(request, repeat=part) for request in requests for part in range(parts)]
+        found: dict[int, list[float]] = {}
+        for index, value in estimator.scores(self.predict, repeated):
+            values = found.setdefault(index // parts, [])
+            values.append(value)
+            if len(values) == parts:
+                yield index // parts, found.pop(index // parts)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Refuse: masked-diffusion models define no left-to-right perplexity."""
@@ -130,19 +177,30 @@ class DiffusionLM(LM):
                 f"model.protocol: the answer's {sampler.answer_length} tokens do not fit the model's "
                 f"{self.model.config.context_length}"
             )
-        answers = generate_many(
-            self.predict,
-            [ids[-room:] for ids in self._encode([contexts[i] for i in todo])],
-            sampler,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            settled=lambda index, known: self._settled(known, stops[todo[index]]),
-        )
-        for index, answer in answers:
+        prompts = [ids[-room:] for ids in self._encode(contexts)]
+
+        def settled(index: int, known: list[int]) -> bool:
+            return self._settled(known, stops[todo[index]])
+
+        for index, answer in self._answers([prompts[i] for i in todo], sampler, settled):
             self.responses.add(keys[todo[index]], self._text(answer, stops[todo[index]]))
             bar.update()
         bar.close()
+        self.costs = {}
+        if self.speed.compile:
+            compiled, plain = _both_ways(lambda: dict(self._answers(prompts[:COMPARED], sampler, _never)))
+            self.costs["compile_flips"] = sum(compiled[i] != plain[i] for i in compiled) / len(compiled)
         return [str(self.responses[key]) for key in keys]
+
+    def _answers(
+        self, prompts: Sequence[Sequence[int]], sampler: LLaDASampler | DreamSampler, settled: Settled
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Yield (index of the prompt, answer tokens), by the shortcuts asked for."""
+        how: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "settled": settled}
+        if not self.speed.generation:
+            return generate_many(self.predict, prompts, sampler, **how)
+        shortcuts = Shortcuts(self.speed.kv_cache, self.speed.confidence_threshold, self.speed.block_length)
+        return generate_approximately(self.predict, prompts, sampler, shortcuts, **how)
 
     def _protocol(self, needs: str) -> TaskProtocol:
         if self.protocol is None or getattr(self.protocol, needs) is None:

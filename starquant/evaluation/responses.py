@@ -8,6 +8,9 @@ from pathlib import Path
 
 from starquant.errors import RecordError
 
+#: A log-likelihood, two estimates of one, or a text.
+Answer = float | list[float] | str
+
 
 class ResponseLog:
     """A request-to-answer map, appended to a JSONL file answer by answer.
@@ -20,7 +23,7 @@ class ResponseLog:
     """
 
     def __init__(self, path: Path | None, rank: int = 0) -> None:
-        self._answers: dict[str, float | str] = {}
+        self._answers: dict[str, Answer] = {}
         self._path = path if path is None or rank == 0 else path.with_suffix(f".rank{rank}.jsonl")
         if path is None:
             return
@@ -49,10 +52,10 @@ class ResponseLog:
     def __contains__(self, key: str) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: str) -> float | str:
+    def __getitem__(self, key: str) -> Answer:
         return self._answers[key]
 
-    def add(self, key: str, answer: float | str) -> None:
+    def add(self, key: str, answer: Answer) -> None:
         """Keep an answer, on disk at once; raises RecordError when the disk does not take it."""
         self._answers[key] = answer
         if self._path is None:

@@ -109,6 +109,10 @@ class MaskedDiffusionModel(PreTrainedModel):
         logits = self.project(select(normed, logit_positions))
         return MaskedLMOutput(logits=logits, hidden_states=(*states, normed) if output_hidden_states else None)
 
+    def new_cache(self) -> KeyValueCache:
+        """Return an empty cache for `forward`."""
+        return KeyValueCache()
+
     def project(self, normed: Tensor) -> Tensor:
         """Return the logits [..., V] of hidden states [..., D] after the last norm."""
         trunk = self.trunk()

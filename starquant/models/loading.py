@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,18 @@ def _check_listed_ids(folder: Path, config: dict[str, Any], tokenizer: PreTraine
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: token '{token['content']}' is listed with id {number}, gets {got}"
             )
+
+
+@contextmanager
+def compiled_blocks(model: MaskedDiffusionModel, wanted: bool = True) -> Iterator[None]:
+    """Run every block through torch.compile while the context lasts, for sequences of any length."""
+    blocks = list(model.trunk().blocks) if wanted else []
+    for block in blocks:
+        block.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for block in blocks:  # what a method changes later must not meet code compiled for what was there
+            block._compiled_call_impl = None
+        if blocks:
+            torch.compiler.reset()

@@ -42,12 +42,14 @@ class Section:
         columns: in order; those of the paper end in " (paper)".
         rows: (label, number of runs, cells by column); a cell that is not there is empty.
         limit: items a task, where tasks were cut.
+        approximations: of its runs' evaluation.
     """
 
     model: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, Estimate]], ...]
     limit: int | None = None
+    approximations: tuple[str, ...] = ()
 
 
 def to(label: str) -> str:
@@ -114,8 +116,10 @@ def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: p
     for column in kept:
         columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
     columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
-    limit = next((run.get("tasks.limit") for runs in rows.values() for run in runs.values()), None)
-    return Section(called or model, tuple(columns), tuple(found), limit)
+    first = next((run for runs in rows.values() for run in runs.values()), None)
+    shortcuts = () if first is None else tuple(first.speed.approximations)
+    limit = None if first is None else first.get("tasks.limit")
+    return Section(called or model, tuple(columns), tuple(found), limit, shortcuts)
 
 
 def _ours(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:

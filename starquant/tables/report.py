@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from starquant.records.record import RunRecord, Score
+from starquant.speed import SpeedSpec
 
 HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
 #: What fidelity is called where tasks are.
@@ -34,7 +35,7 @@ def _row(score: Score, before: Score | None) -> tuple[str, ...]:
         str(score.n),
         "" if before is None else _number(before.value, before.unit),
         _number(score.value, score.unit),
-        "" if before is None else f"{100 * (score.value - before.value):+.2f}",
+        "" if before is None or score.unit != "fraction" else f"{100 * (score.value - before.value):+.2f}",
         "" if score.stderr is None else _number(score.stderr, score.unit),
     )
 
@@ -74,6 +75,9 @@ def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
         )
         for row in cells
     ]
+    speed = SpeedSpec.model_validate(spec.get("speed", {}))
+    if speed.approximations:
+        title += f"\napproximate evaluation: {', '.join(speed.approximations)}"
     lines.insert(1, "  ".join("-" * w for w in widths))
     seconds = sum(record.timings.seconds.get(stage, 0.0) for stage in ("evaluate", "fidelity"))
     footer = f"evaluated in {seconds:.1f} s, peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"

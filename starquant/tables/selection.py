@@ -14,6 +14,7 @@ from starquant.errors import RecordError
 from starquant.records.columns import TaskColumns, read_columns
 from starquant.records.record import RecordHead, Score
 from starquant.records.store import read_head, record_paths
+from starquant.speed import SpeedSpec
 from starquant.tables.items import items_folder
 
 #: What `--allow` may name, and what it lets through.
@@ -42,6 +43,11 @@ class Run:
         for key in dotted.split("."):
             here = here.get(key) if isinstance(here, dict) else None
         return here
+
+    @property
+    def speed(self) -> SpeedSpec:
+        """The shortcuts of its evaluation; records that do not say have none."""
+        return SpeedSpec.model_validate(self.get("speed") or {})
 
     def matches(self, where: Mapping[str, Any]) -> bool:
         """Return whether the specification has these values; of a key it does not have, None."""
@@ -93,7 +99,8 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     """Judge the runs of one table.
 
     Raises:
-        RecordError: dirty records, task versions or protocols that differ, unless allowed; limits that differ.
+        RecordError: dirty records, task versions or protocols that differ, unless allowed; limits or
+                approximations of the evaluation that differ.
     """
     if "dirty" not in allow:
         dirty = [run for run in runs if run.record.provenance.get("git_dirty") is not False]
@@ -113,6 +120,7 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     for run in runs:
         model = str(run.get("model.name"))
         same("limits", model, "tasks.limit", run.get("tasks.limit"), run)
+        same("speed", model, "speed (approximations)", ", ".join(run.speed.approximations) or "exact", run)
         for score in run.record.scores:
             what = f"{score.task} (version, few-shot)"
             same("versions", model, what, (score.task_version, score.num_fewshot), run)

@@ -44,6 +44,8 @@ def notes(sections: Sequence[Section]) -> list[str]:
     for section in sections:
         if section.limit is not None:
             found.append(f"{section.model}: the first {section.limit} items of each task only.")
+        if section.approximations:
+            found.append(f"{section.model}: evaluated approximately ({', '.join(section.approximations)}).")
     if any(cell.low is not None for s in sections for _, _, cells in s.rows for cell in cells.values()):
         found.append(
             "Differences are paired by model, seed and item; brackets are 95 % bootstrap intervals, * where they leave "

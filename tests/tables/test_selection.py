@@ -100,6 +100,13 @@ def test_limits_that_differ_are_always_refused(tmp_path: Path) -> None:
         refuse_mixture(read_runs(tmp_path), [*ALLOWED])
 
 
+def test_approximate_records_are_never_mixed_with_exact_ones(tmp_path: Path) -> None:
+    put(tmp_path, VALUES)
+    put(tmp_path, VALUES, "quarot", changes={"speed": {"kv_cache": "dual"}})
+    with pytest.raises(RecordError, match=r"speed \(approximations\): dual KV cache in tiny-.*, exact in tiny-"):
+        refuse_mixture(read_runs(tmp_path), [*ALLOWED])
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -1,0 +1,148 @@
+"""Approximate generation: KV caches over blocks, and every sure token at once (ideas of Fast-dLLM, arXiv 2505.22618).
+
+A block's first pass computes all columns and keeps their keys and values. Later passes compute the block only (dual),
+or the block and what follows it (prefix), and read the rest as it was, which is exact in the first layer only: hidden
+states of all columns change with every token that is committed.
+
+Shape suffixes: B rows, L = prompt + answer, N masked positions of the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starquant.diffusion.batch_size import BatchSize, in_batches
+from starquant.diffusion.continuous import Request, Sampler, Settled, as_batch
+from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
+from starquant.diffusion.sampling import top_ranked
+from starquant.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is approximated.
+
+    Attributes:
+        kv_cache: "none", "prefix" or "dual".
+        confidence_threshold: commit every token whose probability reaches it, one at least; None for even shares.
+        block_length: None for the sampler's own (Dream's is the whole answer).
+    """
+
+    kv_cache: str = "none"
+    confidence_threshold: float | None = None
+    block_length: int | None = None
+
+
+@torch.inference_mode()
+def generate_approximately(
+    predict: MaskPredictor,
+    prompts: Sequence[Sequence[int]],
+    sampler: Sampler,
+    shortcuts: Shortcuts,
+    *,
+    batch_size: BatchSize,
+    seed: int = 0,
+    settled: Settled | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (index of the request, answer tokens); rows do not depend on their batch.
+
+    Args:
+        predict: of the model.
+        prompts: token ids of each request.
+        sampler: temperature, guidance and lengths; its order of commits gives way to the blocks.
+        shortcuts: what is approximated.
+        batch_size: requests at a time.
+        seed: of the random draws; each prompt's own tokens are mixed in.
+        settled: as in `generate_many`; looked at after every block.
+
+    Raises:
+        ConfigError: a block length that does not divide the answer, a sampler that commits by chance.
+    """
+    sampler, block_length, steps = _judged(sampler, shortcuts)
+
+    def work(indices: Sequence[int]) -> list[tuple[int, list[int]]]:
+        requests = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in indices]
+        return _fill(predict, requests, sampler, shortcuts, block_length, steps, settled)
+
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    branches = 1 if getattr(sampler, "cfg_scale", 0.0) == 0.0 else 2
+    lengths = [branches * (len(prompt) + sampler.answer_length) for prompt in prompts]
+    for _, done in in_batches(order, lengths.__getitem__, batch_size, work):
+        yield from done
+
+
+def _judged(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
+    """Return the sampler whose confidences are probabilities, the block length, and denoising steps a block."""
+    whole = sampler.answer_length
+    own = sampler.block_length if isinstance(sampler, LLaDASampler) else whole
+    length = own if shortcuts.block_length is None else shortcuts.block_length
+    if whole % length:
+        raise ConfigError(f"speed.block_length: got {length}, must divide the answer's {whole} tokens")
+    by_chance = isinstance(sampler, LLaDASampler) and sampler.remasking == "random"
+    if isinstance(sampler, DreamSampler):
+        by_chance = sampler.alg == "origin" or bool(sampler.alg_temp)
+        if shortcuts.confidence_threshold is not None:
+            sampler = replace(sampler, alg="maskgit_plus")
+    if by_chance:
+        raise ConfigError("speed: kv_cache and confidence_threshold do not go with a sampler that commits by chance")
+    return sampler, length, max(1, sampler.steps * length // whole)
+
+
+def _fill(
+    predict: MaskPredictor,
+    requests: list[Request],
+    sampler: Sampler,
+    shortcuts: Shortcuts,
+    block_length: int,
+    steps: int,
+    settled: Settled | None,
+) -> list[tuple[int, list[int]]]:
+    """Fill a batch block by block; a request leaves after the block that settles its answer."""
+    done: list[tuple[int, list[int]]] = []
+    for begin in range(0, sampler.answer_length, block_length):
+        state = as_batch(requests, predict)
+        _fill_block(predict, state, sampler, shortcuts, slice(begin, begin + block_length), steps)
+        left = []
+        for request, answer_G in zip(requests, state.ids_BL[:, state.prompt_length :].cpu(), strict=True):
+            request.answer_G, known = answer_G, answer_G[: begin + block_length].tolist()
+            if begin + block_length == sampler.answer_length or (settled is not None and settled(request.index, known)):
+                done.append((request.index, known))
+            else:
+                left.append(request)
+        requests = left
+        if not requests:
+            break
+    return done
+
+
+def _fill_block(
+    predict: MaskPredictor, state: DenoisingState, sampler: Sampler, shortcuts: Shortcuts, block: slice, steps: int
+) -> None:
+    ids, width = state.ids_BL, block.stop - block.start
+    first, end = state.prompt_length + block.start, state.prompt_length + block.stop
+    cache: Any = None if shortcuts.kv_cache == "none" else predict.model.new_cache()
+    for step in range(width):
+        rows, columns = (ids[:, first:end] == predict.mask_id).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return
+        columns = columns + first
+        token, confidence = sampler.candidates(predict, state, (rows, columns), cache)
+        if shortcuts.confidence_threshold is None:
+            share = width // steps + (step < width % steps) if steps < width else 1
+            chosen = top_ranked(confidence, rows, columns, ids.shape, _all_rows(ids, share))
+        else:
+            surest = top_ranked(confidence, rows, columns, ids.shape, _all_rows(ids, 1))
+            chosen = surest | (confidence >= shortcuts.confidence_threshold)
+        ids[rows[chosen], columns[chosen]] = token[chosen]
+        if cache is not None:  # the position that predicts the first column may lie in front of it
+            cache.window = slice(first + predict.offset, end if shortcuts.kv_cache == "dual" else ids.shape[1])
+
+
+def _all_rows(ids_BL: Tensor, number: int) -> Tensor:
+    return torch.full((len(ids_BL),), number, device=ids_BL.device)
