@@ -6,6 +6,13 @@ are compared. Models are random, LLaDA- and Dream-shaped; items are JSONL files 
 docs/offline-data.md), their words hashed to token ids, else random ids of like lengths.
 
 A random model does not end its answers: an answer counts as ended after 20 to 60 tokens, as if EOS stood there.
+
+    python benchmarks/evaluation.py --data DATA                          the default, small models, CPU
+    python benchmarks/evaluation.py --vary batch-size 1 8 32 128         ours alone, one setting varied (also requests,
+                                                                         gen-length), with peak memory
+    python benchmarks/evaluation.py --approximate                        approximate generation beside the exact one
+    python benchmarks/evaluation.py --shape 8b --device cuda --hours     LLaDA-8B and Dream-7B shapes in bfloat16, and
+                                                                         GPU-hours for the nine tasks
 """
 
 from __future__ import annotations
@@ -17,11 +24,12 @@ import random
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine
+from measure import PeakMemory, machine
 from torch import Tensor
 
 from starquant.diffusion import (
@@ -31,6 +39,8 @@ from starquant.diffusion import (
     LLaDASampler,
     MaskPredictor,
     ScoreRequest,
+    Shortcuts,
+    generate_approximately,
     generate_many,
 )
 from starquant.diffusion.masking import seeded_generator
@@ -43,36 +53,27 @@ from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 VOCABULARY, MC_NUM, COPIES = 32_000, 128, 32
 
 
-def model_of(family: str) -> MaskedDiffusionModel:
-    """Return a random model: d = 256, 4 layers, 32,000 words."""
+def model_of(family: str, shape: str = "small", device: str = "cpu") -> MaskedDiffusionModel:
+    """Return a random model: d = 256, 4 layers, 32,000 words in float32, or the published shape in bfloat16."""
     torch.manual_seed(0)
+    special = {"mask_token_id": VOCABULARY - 1, "eos_token_id": VOCABULARY - 2}
+    sizes: dict[str, Any]
     if family == "llada":
-        return LLaDAModelLM(
-            LLaDAConfig(
-                d_model=256,
-                n_heads=4,
-                n_layers=4,
-                mlp_hidden_size=768,
-                vocab_size=VOCABULARY,
-                max_sequence_length=2048,
-                mask_token_id=VOCABULARY - 1,
-                eos_token_id=VOCABULARY - 2,
-            )
-        ).eval()
-    return DreamModel(
-        DreamConfig(
-            hidden_size=256,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_hidden_layers=4,
-            intermediate_size=768,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=2048,
-            mask_token_id=VOCABULARY - 1,
-            eos_token_id=VOCABULARY - 2,
-            pad_token_id=VOCABULARY - 2,
-        )
-    ).eval()
+        sizes = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": VOCABULARY}
+        whole = {"mlp_hidden_size": 12288, "eos_token_id": 126081}
+        config: Any = LLaDAConfig(**(sizes | special if shape == "small" else whole))
+        kind: Any = LLaDAModelLM
+    else:
+        sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
+        sizes |= {"intermediate_size": 768, "vocab_size": VOCABULARY, "pad_token_id": VOCABULARY - 2}
+        config, kind = DreamConfig(**(sizes | special if shape == "small" else {})), DreamModel
+    torch.set_default_dtype(torch.float32 if shape == "small" else torch.bfloat16)
+    try:
+        with torch.device(device):
+            model: MaskedDiffusionModel = kind(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return model
 
 
 class FullLogits(MaskPredictor):
@@ -99,7 +100,9 @@ def plain_score(predict: MaskPredictor, request: ScoreRequest) -> float:
     patterns = noise.draw(len(request.target), MC_NUM, generator)
     start, total = len(request.prompt), 0.0
     for masked_RT, weight_R in zip(patterns.masked_RT.split(COPIES), patterns.weight_R.split(COPIES), strict=True):
+        masked_RT, weight_R = masked_RT.to(predict.device), weight_R.to(predict.device)
         ids = torch.tensor([request.prompt + request.target + request.suffix]).repeat(len(masked_RT), 1)
+        ids = ids.to(predict.device)
         answer = ids[:, start : start + len(request.target)]
         target = answer.clone()
         answer[masked_RT] = predict.mask_id
@@ -112,7 +115,7 @@ def plain_score(predict: MaskPredictor, request: ScoreRequest) -> float:
 
 def plain_answer(predict: MaskPredictor, prompt: Sequence[int], sampler: LLaDASampler | DreamSampler) -> list[int]:
     """One request: every step of the whole answer."""
-    ids = torch.tensor([[*prompt, *[predict.mask_id] * sampler.answer_length]])
+    ids = torch.tensor([[*prompt, *[predict.mask_id] * sampler.answer_length]]).to(predict.device)
     state = DenoisingState(ids, len(prompt), None, [seeded_generator(0, "generation", tuple(prompt))])
     with torch.inference_mode():
         sampler.denoise(predict, state)
@@ -161,19 +164,32 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def timed(name: str, count: int, plain: Any, ours: Any, same: Any) -> None:
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of the plain loop and of ours, for so many requests."""
+
+    plain: float
+    ours: float
+    requests: int
+
+
+def timed(name: str, count: int, plain: Any, ours: Any, same: Any) -> Timed:
     """Run both once each (they take many passes), ours first and last; print seconds, ratio, and whether they agree."""
+    first, found = seconds(ours)
+    slow, expected = seconds(plain)
+    fast = min(first, seconds(ours)[0])
+    ratio = f"plain {slow:7.2f} s, ours {fast:6.2f} s: {slow / fast:6.1f}x"
+    print(f"{name:44s} {ratio}  ({count} requests; {same(found, expected)})", flush=True)
+    return Timed(slow, fast, count)
+
+
+def seconds(work: Any) -> tuple[float, Any]:
+    """Return how long a call takes, and what it returns."""
     began = time.perf_counter()
-    found = ours()
-    first = time.perf_counter() - began
-    began = time.perf_counter()
-    expected = plain()
-    slow = time.perf_counter() - began
-    began = time.perf_counter()
-    ours()
-    fast = min(first, time.perf_counter() - began)
-    ratio, agreement = slow / fast, same(found, expected)
-    print(f"{name:44s} plain {slow:7.2f} s, ours {fast:6.2f} s: {ratio:6.1f}x  ({count} requests; {agreement})")
+    found = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, found
 
 
 def largest(requests: Sequence[ScoreRequest], found: Sequence[float], expected: Sequence[float]) -> str:
@@ -186,65 +202,149 @@ def largest(requests: Sequence[ScoreRequest], found: Sequence[float], expected: 
     return "; ".join(f"{told[exact]} {value:.0e}" for exact, value in sorted(apart.items()))
 
 
+class Bench:
+    """One model with its requests."""
+
+    def __init__(self, family: str, given: argparse.Namespace) -> None:
+        self.family, self.given = family, given
+        model = model_of(family, given.shape, given.device)
+        self.predict, self.full = MaskPredictor(model), FullLogits(model)
+        self.noise = NOISES[model.likelihood_noise]
+        self.suffix = (int(model.config.eos_token_id),) if self.noise.append_eos else ()
+
+    def size(self) -> BatchSize:
+        """Return the batch size asked for."""
+        return BatchSize.of(self.given.batch_size, self.predict.model)
+
+    def likelihood(self, kind: str) -> tuple[list[ScoreRequest], Any]:
+        """Return requests, and our way to score them."""
+        requests = likelihood_requests(kind, self.given.data, self.given.requests, self.suffix)
+        estimator = LikelihoodEstimator(self.noise, MC_NUM, batch_size=self.size())
+        return requests, lambda: estimator.score(self.predict, requests)
+
+    def samplers(self) -> dict[str, Any]:
+        """Return samplers by name: by blocks (LLaDA) and over the whole answer."""
+        length = self.given.gen_length
+        if self.family == "dream":
+            return {"whole answer": DreamSampler(steps=length, max_new_tokens=length)}
+        sizes = {f"blocks of {b}": b for b in (16, 32)} | {"whole answer": length}
+        return {name: LLaDASampler(steps=length, gen_length=length, block_length=b) for name, b in sizes.items()}
+
+    def generation(self, sampler: Any, shortcuts: Shortcuts | None = None) -> tuple[Any, Any]:
+        """Return the plain way to answer, and ours."""
+        prompts, draw = prompts_of(self.given.data, self.given.requests), random.Random(1)
+        ends = [draw.randrange(20, 61) for _ in prompts]
+
+        def settled(index: int, known: list[int]) -> bool:
+            return len(known) >= ends[index]
+
+        def ours() -> list[list[int]]:
+            how: dict[str, Any] = {"batch_size": self.size(), "settled": settled}
+            if shortcuts is None:
+                found = dict(generate_many(self.predict, prompts, sampler, **how))
+            else:
+                found = dict(generate_approximately(self.predict, prompts, sampler, shortcuts, **how))
+            return [found[i][: ends[i]] for i in range(len(prompts))]
+
+        def plain() -> list[list[int]]:
+            return [plain_answer(self.full, p, sampler)[:end] for p, end in zip(prompts, ends, strict=True)]
+
+        return plain, ours
+
+
+def compare(bench: Bench) -> dict[str, Timed]:
+    """Time everything against the plain loops; returns seconds by kind."""
+    found = {}
+    for kind in ("one token", "several"):
+        requests, ours = bench.likelihood(kind)
+        found[kind] = timed(
+            f"{bench.family} likelihood, {kind}",
+            len(requests),
+            lambda r=requests: [plain_score(bench.full, request) for request in r],
+            ours,
+            lambda a, b, r=requests: largest(r, a, b),
+        )
+    for name, sampler in bench.samplers().items():
+        plain, ours = bench.generation(sampler)
+        title = f"{bench.family} generation, {bench.given.gen_length} tokens, {name}"
+        found[name] = timed(title, bench.given.requests, plain, ours, _agreement)
+    return found
+
+
+def _agreement(found: Sequence[Any], expected: Sequence[Any]) -> str:
+    apart = sum(x != y for x, y in zip(found, expected, strict=True))
+    return f"{apart} answers differ" if apart else "same tokens"
+
+
+def approximate(bench: Bench) -> None:
+    """Time approximate generation beside the exact one, blocks of 32. A random model is sure of nothing: the threshold
+    is put where it commits about two tokens a step, so that only the time of a step is told, not its quality."""
+    sampler = bench.samplers().get("blocks of 32") or bench.samplers()["whole answer"]
+    before, exact = seconds(bench.generation(sampler)[1])
+    print(f"{bench.family} exact{'':26s} {before:6.2f} s")
+    for kv_cache in ("none", "prefix", "dual"):
+        took, found = seconds(bench.generation(sampler, Shortcuts(kv_cache, None, 32))[1])
+        told = _agreement(found, exact)
+        print(f"{bench.family} approximate, KV cache {kv_cache:8s} {took:6.2f} s: {before / took:5.1f}x ({told})")
+
+
+def vary(bench: Bench, setting: str, values: Sequence[int]) -> None:
+    """Time ours with one setting varied, and its peak memory."""
+    for value in values:
+        setattr(bench.given, setting.replace("-", "_"), value)
+        works = {f"likelihood, {kind}": bench.likelihood(kind)[1] for kind in ("one token", "several")}
+        works |= {f"generation, {name}": bench.generation(s)[1] for name, s in bench.samplers().items()}
+        for name, work in works.items():
+            with PeakMemory(bench.given.device) as peak:
+                took, _ = seconds(work)
+            each = 1000 * took / bench.given.requests
+            print(
+                f"{bench.family} {setting} {value:5d}  {name:30s} {each:9.1f} ms a request, peak +{peak.mib:6.0f} MiB"
+            )
+
+
+#: Requests of the nine tasks: (items) x (choices), by kind. Published sizes of the test sets.
+NINE = {
+    "one token": {"mmlu": 14042 * 4, "ceval-valid": 1346 * 4, "winogrande": 1267 * 2},
+    "several": {"truthfulqa_mc2": 5882, "arc_challenge": 1172 * 4, "hellaswag": 10042 * 4, "piqa": 1838 * 2},
+    "whole answer": {"humaneval": 164, "gsm8k": 1319},
+}
+
+
+def hours(found: dict[str, Timed]) -> None:
+    """Print hours for the nine tasks at the lengths that were timed: without few-shot examples and guidance."""
+    for kind, tasks in NINE.items():
+        count, one = sum(tasks.values()), found[kind]
+        before, after = (count * s / one.requests / 3600 for s in (one.plain, one.ours))
+        print(f"  {', '.join(tasks):50s} {count:6d} requests: plain {before:7.1f} h, ours {after:7.1f} h")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of real items; random ones without")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--gen-length", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", default="auto", help="a number, or auto")
+    parser.add_argument("--families", nargs="+", default=["llada", "dream"], choices=["llada", "dream"])
+    parser.add_argument("--shape", default="small", choices=["small", "8b"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--vary", nargs="+", metavar="SETTING VALUE ...", help="batch-size, requests or gen-length")
+    parser.add_argument("--approximate", action="store_true")
+    parser.add_argument("--hours", action="store_true", help="estimate the nine tasks")
     given = parser.parse_args()
-    print(f"{machine()}; d = 256, 4 layers, {VOCABULARY} words, mc_num {MC_NUM}, batch {given.batch_size}")
-    for family in ("llada", "dream"):
-        model = model_of(family)
-        predict, full = MaskPredictor(model), FullLogits(model)
-        noise = NOISES[model.likelihood_noise]
-        suffix = (VOCABULARY - 2,) if noise.append_eos else ()
-        for kind in ("one token", "several"):
-            requests = likelihood_requests(kind, given.data, given.requests, suffix)
-            estimator = LikelihoodEstimator(noise, MC_NUM, batch_size=BatchSize(given.batch_size))
-            timed(
-                f"{family} likelihood, {kind}",
-                len(requests),
-                lambda f=full, r=requests: [plain_score(f, request) for request in r],
-                lambda p=predict, e=estimator, r=requests: e.score(p, r),
-                lambda found, expected, r=requests: largest(r, found, expected),
-            )
-        generation(family, predict, full, given)
-
-
-def generation(family: str, predict: MaskPredictor, full: MaskPredictor, given: argparse.Namespace) -> None:
-    """Compare generation, by blocks (LLaDA) and over the whole answer."""
-    length = given.gen_length
-    samplers: dict[str, Any] = {"whole answer": DreamSampler(steps=length, max_new_tokens=length)}
-    if family == "llada":
-        blocks = (16, 32, length)
-        samplers = {f"blocks of {b}": LLaDASampler(steps=length, gen_length=length, block_length=b) for b in blocks}
-    prompts, draw = prompts_of(given.data, given.requests), random.Random(1)
-    ends = [draw.randrange(20, 61) for _ in prompts]
-    for name, sampler in samplers.items():
-
-        def ours(sampler: Any = sampler) -> list[list[int]]:
-            def settled(index: int, known: list[int]) -> bool:
-                return len(known) >= ends[index]
-
-            found = dict(
-                generate_many(predict, prompts, sampler, batch_size=BatchSize(given.batch_size), settled=settled)
-            )
-            return [found[i][: ends[i]] for i in range(len(prompts))]
-
-        def plain(sampler: Any = sampler) -> list[list[int]]:
-            return [plain_answer(full, prompt, sampler)[:end] for prompt, end in zip(prompts, ends, strict=True)]
-
-        timed(
-            f"{family} generation, {length} tokens, {name}",
-            len(prompts),
-            plain,
-            ours,
-            lambda a, b: (
-                "same tokens" if a == b else f"{sum(x != y for x, y in zip(a, b, strict=True))} answers differ"
-            ),
-        )
+    shape = f"d = 256, 4 layers, {VOCABULARY} words" if given.shape == "small" else "published shapes, bfloat16"
+    print(f"{machine()}; {given.device}; {shape}, mc_num {MC_NUM}, batch {given.batch_size}")
+    for family in given.families:
+        bench = Bench(family, given)
+        if given.vary:
+            vary(bench, given.vary[0], [int(value) for value in given.vary[1:]])
+        elif given.approximate:
+            approximate(bench)
+        else:
+            found = compare(bench)
+            if given.hours:
+                hours(found)
 
 
 if __name__ == "__main__":
