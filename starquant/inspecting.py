@@ -8,11 +8,12 @@ from pathlib import Path
 
 from starquant.diagnostics.activations import report
 from starquant.errors import ConfigError
+from starquant.identity import digest_of
 from starquant.loaded import Loaded
 from starquant.records import provenance
 from starquant.records.files import set_aside, write_atomically
 from starquant.records.locks import exclusive, lock_path
-from starquant.spec import RunSpec, digest_of
+from starquant.spec import RunSpec
 from starquant.stages import Say, calibration_states
 
 

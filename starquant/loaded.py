@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from starquant.errors import ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
@@ -38,6 +39,10 @@ class Loaded:
             StarquantError: a method that does not fit the model, text that cannot be used.
         """
         checkpoint, family = check_checkpoint(folder)
+        if "quantization_config" in checkpoint.config and not spec.is_baseline:
+            raise ConfigError(
+                f"model.path: {folder}: is packed already; allowed: method=none, or the full-precision model"
+            )
         tokenizer = load_tokenizer(folder)
         with torch.device("meta"):
             skeleton = family.model(make_config(checkpoint, family))

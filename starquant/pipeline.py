@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import resource
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +14,9 @@ import torch
 
 from starquant.calibrating import ensure_calibrated
 from starquant.devices import leased
+from starquant.errors import ConfigError
+from starquant.export import check_target, export
+from starquant.identity import digest_of
 from starquant.inspecting import inspect_activations
 from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
@@ -27,10 +26,10 @@ from starquant.processes import Processes, processes
 from starquant.records import provenance
 from starquant.records.artifacts import Artifact, ArtifactStore
 from starquant.records.locks import exclusive
-from starquant.records.record import RunRecord, Timings
+from starquant.records.record import RunRecord
 from starquant.records.store import RecordStore
 from starquant.runtime import measure_operands
-from starquant.spec import METHODS, RunSpec, digest_of
+from starquant.spec import METHODS, RunSpec
 from starquant.stages import (
     OverlapCounter,
     calibration_overlap,
@@ -38,6 +37,7 @@ from starquant.stages import (
     measure_fidelity,
     tell_notes,
 )
+from starquant.timing import device_name, timed, timings
 from starquant.tracking import Tracker, make_tracker
 
 if TYPE_CHECKING:
@@ -90,7 +90,11 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
             torch.set_num_threads(spec.runtime.threads)
         run = _Run(spec, device, together, progress and together.first)
         try:
+            if spec.export.dir is not None:
+                check_target(Path(spec.export.dir))
             result = run.stages()
+            if spec.export.dir is not None:
+                run.export(result)
             together.wait()  # the first one measures fidelity and writes while the others are done
             return result
         finally:
@@ -124,7 +128,7 @@ class _Run:
             _, reused = self._calibrated()
             return Result(self.artifacts.path(self.spec.calibration_digest()), None, None, reused, self.tracker)
         if self.spec.stage == "inspect":
-            name = _device_name(self.device)
+            name = device_name(self.device)
             path, reused = self.together.by_first(
                 lambda: inspect_activations(
                     self.spec, self.store.results, lambda: self.loaded, name, self.say, self.progress
@@ -134,6 +138,21 @@ class _Run:
         baseline = self._record(self.spec.baseline())
         record = baseline if self.spec.is_baseline else self._record(self.spec)
         return Result(self.store.path(self.spec), record, baseline, not self.computed, self.tracker)
+
+    def export(self, result: Result) -> None:
+        """Quantize the checkpoint once more, this time to codes, and write it."""
+        if result.record is None or self.spec.is_baseline:
+            raise ConfigError("export.dir: needs a method and its scores; allowed: stage=all, stage=evaluate")
+        if self.together.first:
+            self.free()
+            model, (artifact, _) = self.loaded.get(), self._calibrated()
+            fitted = Fitted.load(self.artifacts.path(artifact.digest))
+            method = METHODS.load(self.spec.method.name)(self.spec.method)
+            method.apply(model, fitted, self.spec.bits, self.progress, packed=True)
+            asked = self.spec.export
+            size = export(model, result.record, self.folder, Path(asked.dir or ""), asked.shard_size)
+            self.say(f"exported: {asked.dir}, {size / 1e6:,.1f} MB")
+        self.together.wait()
 
     def free(self) -> None:
         """Give the model's memory back, for the next job of this process."""
@@ -148,7 +167,7 @@ class _Run:
     def _calibrated(self) -> tuple[Artifact, bool]:
         """Return the run's calibration, and whether it was there already."""
         if self.calibration is None:
-            name, load = _device_name(self.device), lambda: self.loaded
+            name, load = device_name(self.device), lambda: self.loaded
             self.calibration = self.together.by_first(
                 lambda: ensure_calibrated(self.spec, self.artifacts, load, name, self.say, self.progress)
             )
@@ -201,13 +220,13 @@ class _Run:
         work = self.store.unfinished(spec.digest()) / provenance.code_digest()
         if work.exists():
             self.say(f"going on from an interrupted run: {work}")
-        with _timed(seconds, "reference"):
+        with timed(seconds, "reference"):
             follows = not spec.is_baseline and self.together.first
             reference = self._reference(spec) if follows else None
         fitted, calibration = Fitted(), None
         if not spec.is_baseline:
             fitted, calibration = self._fitted(spec, seconds)
-        with _timed(seconds, "quantize"):
+        with timed(seconds, "quantize"):
             manifest = METHODS.load(spec.method.name)(spec.method).apply(model, fitted, spec.bits, self.progress)
             manifest = measure_operands(model, manifest, spec.seed)
         overlap = OverlapCounter(loaded.texts.calibration if calibration else None, self.say)
@@ -220,11 +239,11 @@ class _Run:
             progress=self.progress,
             together=self.together,
         )
-        with _timed(seconds, "evaluate"), compiled_blocks(model, spec.speed.compile):
+        with timed(seconds, "evaluate"), compiled_blocks(model, spec.speed.compile):
             done = evaluate(lm, spec.model, spec.tasks, work, spec.debug.verbose, overlap)
         scores, items = done.scores, done.items
         if reference is not None:
-            with _timed(seconds, "fidelity"):
+            with timed(seconds, "fidelity"):
                 fidelity = measure_fidelity(spec, model, reference, self.progress)
             scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
         if calibration is not None or fitted.notes:
@@ -237,8 +256,8 @@ class _Run:
             calibration=calibration,
             fit_report=fitted.report,
             manifest=manifest,
-            timings=_timings(seconds, self.device),
-            provenance=provenance.collect(self.device, _device_name(self.device)),
+            timings=timings(seconds, self.device),
+            provenance=provenance.collect(self.device, device_name(self.device)),
         )
         return record, items
 
@@ -264,24 +283,3 @@ class _Run:
         if artifact.calibration is None:
             return fitted, None
         return fitted, artifact.calibration | calibration_overlap(spec, self.loaded.texts, self.say)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began
-
-
-def _timings(seconds: dict[str, float], device: str) -> Timings:
-    scale = 1024 if sys.platform != "darwin" else 1  # ru_maxrss: KiB, bytes on macOS
-    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else None
-    return Timings(
-        seconds={stage: round(value, 3) for stage, value in seconds.items()},
-        peak_host_memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9,
-        peak_device_memory_gb=peak,
-    )
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"

@@ -6,7 +6,6 @@ fast they run, who is told.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,6 +16,7 @@ from pydantic.config import JsonDict
 from starquant.bits import FULL_PRECISION, BitsSpec
 from starquant.errors import ConfigError, nearest
 from starquant.explain import explain
+from starquant.identity import digest_of, without_inert
 from starquant.protocol import Count, SamplerSpec, Seed, Spec, TaskProtocol
 from starquant.registry import Registry
 from starquant.sources import CalibrationSpec, FidelitySpec
@@ -138,8 +138,22 @@ class RuntimeSpec(Spec):
     """How a run is executed. Inert as a whole: scores depend on the batch size ("auto": by memory) by rounding only."""
 
     device: str = "cpu"
-    batch_size: Count | Literal["auto"] = "auto"
+    batch_size: int | str = "auto"
     threads: Count | None = None
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, size: Any) -> Any:
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ValueError(f"got {size!r}, allowed: auto, or a whole number from 1")
+        return size
+
+
+class ExportSpec(Spec):
+    """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
+
+    dir: str | None = None
+    shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "5GB"
 
 
 class DebugSpec(Spec):
@@ -165,6 +179,7 @@ class RunSpec(Spec):
     paths: PathsSpec = Field(json_schema_extra=_INERT)
     runtime: RuntimeSpec = Field(default=RuntimeSpec(), json_schema_extra=_INERT)
     debug: DebugSpec = Field(json_schema_extra=_INERT)
+    export: ExportSpec = Field(default=ExportSpec(), json_schema_extra=_INERT)
     reuse: Literal["same_code", "any", "never"] = Field(default="same_code", json_schema_extra=_INERT)
     stage: Literal["calibrate", "evaluate", "all", "inspect"] = Field(default="all", json_schema_extra=_INERT)
     experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=_INERT)
@@ -191,7 +206,7 @@ class RunSpec(Spec):
                 f"tasks.names: model '{self.model.name}' has no protocol for {', '.join(missing)}; "
                 f"allowed: {', '.join(self.model.protocol)}.{nearest(missing[0], self.model.protocol)}"
             )
-        self.speed.check_answers({name: self.model.protocol[name] for name in self.tasks.names})
+        self.speed.check(self.protocols)
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
         rounds_only = not METHODS.load(self.method.name).card.transforms
@@ -202,6 +217,11 @@ class RunSpec(Spec):
                 f"calibration: method '{self.method.name}' needs calibration data, got '{self.calibration.name}'"
             )
         return self
+
+    @property
+    def protocols(self) -> dict[str, TaskProtocol]:
+        """How the tasks that are scored are evaluated."""
+        return {name: self.model.protocol[name] for name in self.tasks.names}
 
     @property
     def is_baseline(self) -> bool:
@@ -216,17 +236,18 @@ class RunSpec(Spec):
         calibration = NO_CALIBRATION
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
-        return self.model_copy(update={"calibration": calibration})
+        return self.model_copy(update={"calibration": calibration, "speed": self.speed.applied(self.protocols)})
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""
         method = METHODS.load(self.BASELINE_METHOD).Options(name=self.BASELINE_METHOD)
         nothing = {"calibration": NO_CALIBRATION, "fidelity": FidelitySpec(name="none")}
-        return self.model_copy(update={"bits": FULL_PRECISION, "method": method, **nothing})
+        speed = self.speed.applied(self.protocols)
+        return self.model_copy(update={"bits": FULL_PRECISION, "method": method, "speed": speed, **nothing})
 
     def identity(self) -> dict[str, Any]:
         """Return what the digest is taken of: every field that can change a score."""
-        identity = _without_inert(self)
+        identity = without_inert(self)
         identity["evaluation_version"] = EVALUATION_VERSION
         if self.model.fingerprint is not None:
             identity["model"].update(path=None, revision=None)
@@ -273,28 +294,3 @@ class RunSpec(Spec):
             raise ConfigError("\n".join(explain(cls, problem) for problem in error.errors())) from None
         except TypeError as error:
             raise ConfigError(f"configuration is not plain data: {error}") from None
-
-
-def digest_of(identity: dict[str, Any]) -> str:
-    """Return sixteen hexadecimal digits that identify plain data."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _without_inert(spec: Spec) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, field in type(spec).model_fields.items():
-        extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("inert"):
-            continue
-        value = getattr(spec, name)
-        kept[name] = _without_inert(value) if isinstance(value, Spec) else _plain(value)
-    return kept
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return value.model_dump(mode="json")
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -33,9 +33,13 @@ class SpeedSpec(Spec):
     @model_validator(mode="after")
     def _used(self) -> SpeedSpec:
         if self.block_length is not None and not self.generation:
-            raise ValueError("block_length is read with kv_cache or confidence_threshold only")
+            raise ValueError("speed.block_length: is read with kv_cache or confidence_threshold only")
         if self.mc_num is not None and self.mc_num % 2:
-            raise ValueError(f"mc_num: got {self.mc_num}, allowed: an even number (two halves give the standard error)")
+            raise ValueError(
+                f"speed.mc_num: got {self.mc_num}, allowed: an even number (two halves give the standard error)"
+            )
+        if self.compile and self.kv_cache != "none":
+            raise ValueError("speed.compile: got true, but kv_cache changes shapes all the time; allowed: one of them")
         return self
 
     @property
@@ -51,15 +55,38 @@ class SpeedSpec(Spec):
         told += [f"blocks of {self.block_length}"] if self.block_length else []
         return told + ([f"at most {self.mc_num} draws"] if self.mc_num else [])
 
-    def check_answers(self, protocols: Mapping[str, TaskProtocol]) -> None:
-        """Raise ValueError where a task's answers do not consist of whole blocks."""
-        for name, protocol in protocols.items() if self.block_length is not None else ():
+    def check(self, protocols: Mapping[str, TaskProtocol]) -> None:
+        """Judge answers by their samplers.
+
+        Raises:
+            ValueError: answers that do not consist of whole blocks, a sampler that commits by chance.
+        """
+        for name, protocol in protocols.items() if self.generation else ():
             sampler = protocol.sampler
-            if sampler is not None and self.block_length is not None and sampler.answer_length % self.block_length:
+            if sampler is None:
+                continue
+            if self.block_length is not None and sampler.answer_length % self.block_length:
                 raise ValueError(
                     f"speed.block_length: got {self.block_length}, must divide the {sampler.answer_length} tokens of "
                     f"{name}'s answers"
                 )
+            for key in ("remasking", "alg", "alg_temp"):
+                value = getattr(sampler, key, None)
+                if value in ("random", "origin") or (key == "alg_temp" and value):
+                    raise ValueError(
+                        f"speed.kv_cache, speed.confidence_threshold: model.protocol.{name}.sampler.{key} is "
+                        f"{value!r}, which commits tokens by chance; allowed: an exact evaluation, or another sampler"
+                    )
+
+    def applied(self, protocols: Mapping[str, TaskProtocol]) -> SpeedSpec:
+        """Return what of it changes something for these tasks."""
+        changes: dict[str, object] = {}
+        if not any(protocol.sampler is not None for protocol in protocols.values()):
+            changes |= {"kv_cache": "none", "confidence_threshold": None, "block_length": None}
+        draws = max((protocol.mc_num or 0 for protocol in protocols.values()), default=0)
+        if self.mc_num is not None and draws <= self.mc_num:
+            changes["mc_num"] = None
+        return self.model_copy(update=changes)
 
     @property
     def plain(self) -> bool:

@@ -151,6 +151,8 @@ CHANGES = [
     ("reuse", "any", False),
     ("stage", "calibrate", False),
     ("experiment.name", "x", False),
+    ("export.dir", "x", False),
+    ("export.shard_size", "1GB", False),
 ]
 
 
@@ -187,18 +189,46 @@ def test_shortcuts_are_named_and_judged() -> None:
     assert spec().speed.approximations == spec("speed=compiled").speed.approximations == []
     told = spec("speed=dual_cache", "speed.block_length=4", "speed.mc_num=8").speed.approximations
     assert told == ["dual KV cache", "confidence threshold 0.9", "blocks of 4", "at most 8 draws"]
-    assert (
-        spec("speed=parallel", "speed.block_length=4").digest()
-        != spec("speed=parallel", "speed.block_length=8").digest()
-    )
-    for given, message in {
-        ("speed=dual_cache",): r"speed.block_length: got 32, must divide the 8 tokens of testbed_arithmetic's answers",
-        ("speed.block_length=4",): "block_length is read with kv_cache or confidence_threshold only",
-        ("speed.mc_num=7",): "mc_num: got 7, allowed: an even number",
-        ("speed.kv_cache=duel",): r"speed.kv_cache: got 'duel', allowed: none, prefix, dual. Did you mean 'dual'\?",
-    }.items():
-        with pytest.raises(ConfigError, match=message):
-            spec(*given)
+    parallel = [spec("speed=parallel", f"speed.block_length={length}").digest() for length in (4, 8)]
+    assert len({*parallel, spec().digest()}) == 3
+
+
+NOT_ALLOWED = {
+    ("speed=dual_cache",): "speed.block_length: got 32, must divide the 8 tokens of testbed_arithmetic's answers",
+    ("speed.block_length=4",): "speed.block_length: is read with kv_cache or confidence_threshold only",
+    ("speed.mc_num=7",): "speed.mc_num: got 7, allowed: an even number (two halves give the standard error)",
+    ("speed.kv_cache=duel",): "speed.kv_cache: got 'duel', allowed: none, prefix, dual. Did you mean 'dual'?",
+    ("speed.kv_cache=dual", "speed.compile=true"): "speed.compile: got true, but kv_cache changes shapes all the time; "
+    "allowed: one of them",
+    ("speed.kv_cache=dual", "+model.protocol.testbed_programs.sampler.remasking=random"): "speed.kv_cache, "
+    "speed.confidence_threshold: model.protocol.testbed_programs.sampler.remasking is 'random', which commits tokens "
+    "by chance; allowed: an exact evaluation, or another sampler",
+    ("runtime.batch_size=0",): "runtime.batch_size: got 0, allowed: auto, or a whole number from 1",
+    ("runtime.batch_size=foo",): "runtime.batch_size: got 'foo', allowed: auto, or a whole number from 1",
+}
+
+
+@pytest.mark.parametrize("given", NOT_ALLOWED)
+def test_speed_that_is_not_allowed_is_one_line(given: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec(*given)
+    assert str(caught.value) == NOT_ALLOWED[given]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("speed.mc_num=16",),  # the protocols draw no more
+        ("speed.mc_num=2", "tasks.names=[testbed_arithmetic]"),
+        ("speed=dual_cache", "tasks.names=[testbed_facts]"),
+        ("speed=parallel", "tasks=fidelity"),
+    ],
+)
+def test_shortcuts_that_change_nothing_are_none(given: tuple[str, ...]) -> None:
+    exact = [word for word in given if word.startswith("tasks")]
+    found, plain = spec(*given).canonical(), spec(*exact).canonical()
+    assert found.digest() == plain.digest() and found.speed.approximations == []
+    assert spec(*given).baseline().digest() == spec(*exact).baseline().digest()
 
 
 def test_digest_ignores_spelling_and_survives_json() -> None:

@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import nn
 
-from starquant.errors import DeviceError
+from starquant.errors import ConfigError, DeviceError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,8 +38,14 @@ class BatchSize:
 
     @classmethod
     def of(cls, size: int | str, model: nn.Module) -> BatchSize:
-        """Return a given number of rows, or with "auto" as many tokens as free memory holds, a power of two."""
+        """Return a given number of rows, or with "auto" as many tokens as free memory holds, a power of two.
+
+        Raises:
+            ConfigError: neither.
+        """
         if size != "auto":
+            if not str(size).isdecimal() or int(size) < 1:
+                raise ConfigError(f"batch_size: got {size!r}, allowed: auto, or a whole number from 1")
             return cls(int(size))
         device = next(model.parameters()).device
         fitting = int(SHARE * _free_bytes(device) // bytes_per_token(model.config))
@@ -58,7 +64,10 @@ class BatchSize:
         """
         if rows <= 1:
             raise DeviceError(f"out of memory at one sequence of {length} tokens: take a larger device")
-        self._rows = min(self._rows, -(-rows // 2))
+        if self._tokens is None:
+            self._rows = min(self._rows, -(-rows // 2))
+        else:
+            self._tokens = max(1, rows * length // 2)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -77,11 +86,22 @@ def _free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+#: How PyTorch's libraries say that memory is full.
+_FULL = (
+    *(
+        "can't allocate memory",
+        "not enough memory",
+        "out of memory",
+        "std::bad_alloc",
+        "could not create a memory object",
+    ),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+
+
 def out_of_memory(error: Exception) -> bool:
     """Return whether an exception says that memory is full, of a GPU or the host."""
-    told = isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or "not enough memory" in str(error)
-    )
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
     return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 

@@ -58,6 +58,7 @@ class LikelihoodEstimator:
         cfg_scale: classifier-free guidance.
         batch_size: sequences a forward pass.
         seed: of the draws, combined with each request's tokens.
+        most_patterns: so many are summed exactly; None for `mc_num`.
     """
 
     noise: Noise
@@ -65,12 +66,13 @@ class LikelihoodEstimator:
     cfg_scale: float = 0.0
     batch_size: BatchSize = field(default_factory=BatchSize)
     seed: int = 0
+    most_patterns: int | None = None
 
     def patterns(self, request: ScoreRequest) -> MaskPatterns:
         """Return the request's own mask patterns, the same in any batch and order."""
         kind = "likelihood" if request.repeat == 0 else f"likelihood {request.repeat}"
         generator = seeded_generator(self.seed, kind, request.prompt, request.target)
-        return mask_patterns(self.noise, len(request.target), self.mc_num, generator)
+        return mask_patterns(self.noise, len(request.target), self.mc_num, generator, self.most_patterns)
 
     def scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:
         """Yield (index of the request, log-likelihood in nats) as they are finished, about the longest first.

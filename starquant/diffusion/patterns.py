@@ -95,9 +95,11 @@ class DreamNoise:
 NOISES: dict[str, Noise] = {"llada": LLaDANoise(), "dream": DreamNoise()}
 
 
-def mask_patterns(noise: Noise, length: int, mc_num: int, generator: torch.Generator) -> MaskPatterns:
-    """Return all patterns with exact weights if there are at most `mc_num` or only one, else `mc_num` draws."""
-    if length == 1 or (length < 31 and 2**length - 1 <= mc_num):
+def mask_patterns(
+    noise: Noise, length: int, mc_num: int, generator: torch.Generator, most: int | None = None
+) -> MaskPatterns:
+    """Return all patterns with exact weights if at most `most` (None: `mc_num`) or only one, else `mc_num` draws."""
+    if length == 1 or (length < 31 and 2**length - 1 <= (mc_num if most is None else most)):
         codes = torch.arange(1, 2**length)
         masked_RT = (codes[:, None] >> torch.arange(length)) % 2 == 1
         return MaskPatterns(masked_RT, noise.enumerate(masked_RT))

@@ -9,6 +9,7 @@ Shape suffixes: B rows, L = prompt + answer, N masked positions of the block.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,9 @@ from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
 from starquant.diffusion.sampling import top_ranked
 from starquant.errors import ConfigError
+
+#: Batches whose requests are filled block by block together. Our choice: what a kill may lose against full batches.
+_SIDE_BY_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,30 @@ def generate_approximately(
     Raises:
         ConfigError: a block length that does not divide the answer, a sampler that commits by chance.
     """
-    sampler, block_length, steps = _judged(sampler, shortcuts)
-
-    def work(indices: Sequence[int]) -> list[tuple[int, list[int]]]:
-        requests = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in indices]
-        return _fill(predict, requests, sampler, shortcuts, block_length, steps, settled)
-
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    sampler, length, steps = _judged(sampler, shortcuts)
+    waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
+    waiting.sort(key=lambda request: -len(request.prompt))
     branches = 1 if getattr(sampler, "cfg_scale", 0.0) == 0.0 else 2
-    lengths = [branches * (len(prompt) + sampler.answer_length) for prompt in prompts]
-    for _, done in in_batches(order, lengths.__getitem__, batch_size, work):
-        yield from done
+
+    def tokens(request: Request) -> int:
+        return branches * (len(request.prompt) + sampler.answer_length)
+
+    while waiting:  # a few batches side by side, so that those that stay fill batches again
+        together = _SIDE_BY_SIDE * batch_size.rows(tokens(waiting[0]))
+        active, waiting = waiting[:together], waiting[together:]
+        for begin in range(0, sampler.answer_length, length):
+            block, left = slice(begin, begin + length), list[Request]()
+            fill = functools.partial(
+                _fill_block, predict, sampler=sampler, shortcuts=shortcuts, block=block, steps=steps
+            )
+            for batch, answers_BG in in_batches(active, tokens, batch_size, fill):
+                for request, answer_G in zip(batch, answers_BG, strict=True):
+                    request.answer_G, known = answer_G, answer_G[: block.stop].tolist()
+                    if block.stop == sampler.answer_length or (settled is not None and settled(request.index, known)):
+                        yield request.index, known
+                    else:
+                        left.append(request)
+            active = left
 
 
 def _judged(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
@@ -91,37 +108,32 @@ def _judged(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
             sampler = replace(sampler, alg="maskgit_plus")
     if by_chance:
         raise ConfigError("speed: kv_cache and confidence_threshold do not go with a sampler that commits by chance")
+    if shortcuts.kv_cache not in ("none", "prefix", "dual"):
+        raise ConfigError(f"speed.kv_cache: got '{shortcuts.kv_cache}', allowed: none, prefix, dual")
     return sampler, length, max(1, sampler.steps * length // whole)
 
 
-def _fill(
+def _fill_block(
     predict: MaskPredictor,
-    requests: list[Request],
+    requests: Sequence[Request],
     sampler: Sampler,
     shortcuts: Shortcuts,
-    block_length: int,
+    block: slice,
     steps: int,
-    settled: Settled | None,
-) -> list[tuple[int, list[int]]]:
-    """Fill a batch block by block; a request leaves after the block that settles its answer."""
-    done: list[tuple[int, list[int]]] = []
-    for begin in range(0, sampler.answer_length, block_length):
-        state = as_batch(requests, predict)
-        _fill_block(predict, state, sampler, shortcuts, slice(begin, begin + block_length), steps)
-        left = []
-        for request, answer_G in zip(requests, state.ids_BL[:, state.prompt_length :].cpu(), strict=True):
-            request.answer_G, known = answer_G, answer_G[: begin + block_length].tolist()
-            if begin + block_length == sampler.answer_length or (settled is not None and settled(request.index, known)):
-                done.append((request.index, known))
-            else:
-                left.append(request)
-        requests = left
-        if not requests:
-            break
-    return done
+) -> Tensor:
+    """Return the answers [B, G] with one more block filled; when it fails, no draw has been taken."""
+    before = [request.generator.get_state() for request in requests]
+    state = as_batch(requests, predict)
+    try:
+        _denoise(predict, state, sampler, shortcuts, block, steps)
+    except (RuntimeError, MemoryError):
+        for request, was in zip(requests, before, strict=True):
+            request.generator.set_state(was)
+        raise
+    return state.ids_BL[:, state.prompt_length :].cpu()
 
 
-def _fill_block(
+def _denoise(
     predict: MaskPredictor, state: DenoisingState, sampler: Sampler, shortcuts: Shortcuts, block: slice, steps: int
 ) -> None:
     ids, width = state.ids_BL, block.stop - block.start

@@ -51,7 +51,8 @@ class StarquantLM(DiffusionLM):
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # lm-eval asks for cuda:0 unless told otherwise
         model = load_model(folder, dtype=dtype, device=device)
-        super().__init__(model, load_tokenizer(folder), batch_size=batch_size, seed=seed)
+        size = "auto" if str(batch_size).startswith("auto") else batch_size  # lm-eval's own way: auto:N
+        super().__init__(model, load_tokenizer(folder), batch_size=size, seed=seed)
         self._likelihood = TaskProtocol(mc_num=int(mc_num), cfg_scale=float(cfg_scale))
         steps, block_length = steps or gen_length, block_length or gen_length
         common = {"steps": steps, "temperature": float(temperature)}

@@ -122,7 +122,8 @@ class DiffusionLM(LM):
         noise = NOISES[self.model.likelihood_noise]
         few = self.speed.mc_num is not None and self.speed.mc_num < protocol.mc_num
         draws = self.speed.mc_num // 2 if few and self.speed.mc_num else protocol.mc_num
-        estimator = LikelihoodEstimator(noise, draws, protocol.cfg_scale, self.batch_size, self.seed)
+        most = self.speed.mc_num if few else None
+        estimator = LikelihoodEstimator(noise, draws, protocol.cfg_scale, self.batch_size, self.seed, most)
         todo = self._unanswered(keys)
         bar = self._bar(keys, todo, disable_tqdm)
         scored = self._score_requests([pairs[i] for i in todo], noise.append_eos)
@@ -134,8 +135,9 @@ class DiffusionLM(LM):
         bar.close()
         found = [self.responses[key] for key in keys]
         halves = [answer for answer in found if isinstance(answer, list)]
-        self.costs = {"mc_stderr": math.sqrt(sum((a - b) ** 2 / 4 for a, b in halves) / len(found))} if few else {}
-        if self.speed.compile:
+        squares = sum((a - b) ** 2 / 4 for a, b in halves)
+        self.costs = {"mc_stderr": math.sqrt(squares / len(found))} if few and found else {}
+        if self.speed.compile and pairs:
             first = self._score_requests(pairs[:COMPARED], noise.append_eos)
             compiled, plain = _both_ways(lambda: dict(estimator.scores(self.predict, first)))
             self.costs["compile_difference"] = max(abs(compiled[i] - plain[i]) for i in compiled)
@@ -187,8 +189,13 @@ class DiffusionLM(LM):
             bar.update()
         bar.close()
         self.costs = {}
-        if self.speed.compile:
-            compiled, plain = _both_ways(lambda: dict(self._answers(prompts[:COMPARED], sampler, _never)))
+        if self.speed.compile and prompts:
+            some = prompts[:COMPARED]
+
+            def texts() -> dict[int, str]:
+                return {i: self._text(answer, stops[i]) for i, answer in self._answers(some, sampler, _never)}
+
+            compiled, plain = _both_ways(texts)
             self.costs["compile_flips"] = sum(compiled[i] != plain[i] for i in compiled) / len(compiled)
         return [str(self.responses[key]) for key in keys]
 

@@ -83,6 +83,19 @@ class Method(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def apply(
-        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
+        self,
+        model: MaskedDiffusionModel,
+        fitted: Fitted,
+        bits: BitsSpec,
+        progress: bool = False,
+        packed: bool = False,
     ) -> list[ManifestEntry]:
-        """Quantize the model in place and return the manifest: every linear and operand, or why it was left."""
+        """Quantize the model in place and return the manifest: every linear and operand, or why it was left.
+
+        Args:
+            model: at full precision.
+            fitted: by `fit`.
+            bits: as in `fit`.
+            progress: show a progress bar.
+            packed: keep weights as codes (`runtime.packed`) instead of the values they stand for.
+        """

@@ -168,7 +168,12 @@ class BlockwiseMethod(Method[BlockwiseT]):
         return tensors
 
     def apply(
-        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
+        self,
+        model: MaskedDiffusionModel,
+        fitted: Fitted,
+        bits: BitsSpec,
+        progress: bool = False,
+        packed: bool = False,
     ) -> list[ManifestEntry]:
         """Rewrite the model as the copies were, and install its quantizers.
 
@@ -194,4 +199,4 @@ class BlockwiseMethod(Method[BlockwiseT]):
                     change(sites, tensors)
             if not bits.full_precision:
                 self.compensate(sites, fitted.get(block_part(index)), bits)
-        return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress)
+        return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from starquant.calibration.engine import BlockVisit
     from starquant.models.roles import LinearInfo, Site
-    from starquant.numerics import QuantFormat
+    from starquant.numerics import QuantFormat, Quantized
     from starquant.runtime import WeightSolver
 
 
@@ -77,7 +77,7 @@ def solve_sites(
     """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed."""
     from starquant.calibration.statistics import Collect
     from starquant.models.roles import Site
-    from starquant.numerics import dequantize, gptq
+    from starquant.numerics import gptq
     from starquant.runtime import quantize_linear, weight_format
     from starquant.runtime.install import quantize_attention
 
@@ -106,8 +106,7 @@ def solve_sites(
             fitted.note("dead inputs, weights set to zero", info.name, count=result.dead)
         found |= result.quantized.to_tensors(info.role.value)
         if visit.feeds_quantized:
-            solved = dequantize(result.quantized).to(weight)
-            quantize_linear(visit.model, visit.block, info, bits, lambda *_, w=solved: w)
+            quantize_linear(visit.model, visit.block, info, bits, lambda *_, q=result.quantized: q)
     if visit.feeds_quantized and sites == (Site.QKV,):  # what the output projection reads passes through the operands
         quantize_attention(visit.model, visit.block, visit.index, bits.attention)
     return found
@@ -117,7 +116,7 @@ def stored_weights(fitted: Fitted, bits: BitsSpec, options: WeightSolverOptions)
     """Return the solver that `apply` installs: solved codes where there are some, else rounding with stored clips."""
     cache: dict[int, dict[str, Tensor]] = {}
 
-    def solve(info: LinearInfo, fmt: QuantFormat) -> Tensor:
+    def solve(info: LinearInfo, fmt: QuantFormat) -> Quantized:
         if info.block not in cache:
             cache.clear()  # one block's tensors in memory
             cache[info.block] = fitted.get(block_part(info.block))
@@ -128,18 +127,18 @@ def stored_weights(fitted: Fitted, bits: BitsSpec, options: WeightSolverOptions)
 
 def solver_of(tensors: dict[str, Tensor], bits: BitsSpec, options: WeightSolverOptions) -> WeightSolver:
     """Return the solver of one block's tensors, as `stored_weights`."""
-    from starquant.numerics import Quantized, dequantize, fake_quantize
+    from starquant.numerics import Quantized, quantize
 
-    def solve(info: LinearInfo, fmt: QuantFormat) -> Tensor:
+    def solve(info: LinearInfo, fmt: QuantFormat) -> Quantized:
         weight, role = info.module.weight.data, info.role.value
         if f"{role}.codes" in tensors:
-            return dequantize(Quantized.from_tensors(tensors, role, fmt, weight.shape)).to(weight)
+            return Quantized.from_tensors(tensors, role, fmt, weight.shape).to(weight.device)
         if options.name == "gptq":
             raise RecordError(f"{info.name}: what was fitted holds no GPTQ codes for it; fit on this model")
         clip = tensors.get(f"{role}.clip")
         if clip is None:
             clip = _clip(weight, bits, options)
-        return fake_quantize(weight, fmt, clip=None if clip is None else clip.to(weight.device))
+        return quantize(weight, fmt, clip=None if clip is None else clip.to(weight.device))
 
     return solve
 

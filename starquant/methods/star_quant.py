@@ -157,14 +157,14 @@ class STaRQuant(QuaRot):
         from starquant.methods.solvers import solver_of
         from starquant.models.roles import Site
         from starquant.runtime import FakeQuantLinear, quantize_linear
-        from starquant.runtime.install import as_it_is, quantize_attention
+        from starquant.runtime.install import quantize_attention
 
         twin = copy.deepcopy(visit.block)
         self.compensate(visit.model.block_sites(twin), tensors, bits)
         for info in visit.model.block_linears(twin, visit.index).values():
             if info.role.site is Site.QKV:
                 solved = isinstance(info.module, FakeQuantLinear)  # then only its input is left to quantize
-                solve = as_it_is if solved else solver_of(tensors, bits, self.options.weights)
+                solve = None if solved else solver_of(tensors, bits, self.options.weights)
                 quantize_linear(visit.model, twin, info, bits, solve)
         quantize_attention(visit.model, twin, visit.index, bits.attention)
         return twin

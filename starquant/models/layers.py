@@ -28,7 +28,9 @@ class InputSite(nn.Module):
 
     def __init__(self, transform: nn.Module | None = None, state_clip: Tensor | None = None) -> None:
         super().__init__()
-        self.transform, self.state_clip = transform, state_clip
+        self.transform = transform
+        self.state_clip: Tensor | None
+        self.register_buffer("state_clip", state_clip)
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return what the linears read."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import logging as transformers_logging
 
 from starquant.errors import CheckpointError, ConfigError, nearest
@@ -198,12 +199,32 @@ def make_config(checkpoint: Checkpoint, family: Family) -> PreTrainedConfig:
     return family.config(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
 
 
+def prepare_packed(skeleton: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
+    """Give a model on the meta device the modules of a packed checkpoint; nothing where it is none.
+
+    Raises:
+        CheckpointError: another quantization method, a newer version, modules that do not fit the model.
+    """
+    found = checkpoint.config.get("quantization_config")
+    if found is None:
+        return
+    path = checkpoint.folder / "config.json"
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    if method != "starquant":
+        raise CheckpointError(f"{path}: quantization_config.quant_method is {method!r}; allowed: starquant")
+    try:
+        AutoHfQuantizer.from_config(dict(found), pre_quantized=True).preprocess_model(skeleton)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
 def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:
     config_path = checkpoint.folder / "config.json"
     try:
         config = make_config(checkpoint, family)
         with torch.device("meta"):
             skeleton = family.model(config)
+        prepare_packed(skeleton, checkpoint)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{config_path}: not a usable configuration: {error}") from None
     rows, mask_id = skeleton.trunk().embedding.num_embeddings, config.mask_token_id
@@ -265,6 +286,11 @@ def compiled_blocks(model: MaskedDiffusionModel, wanted: bool = True) -> Iterato
         block.compile(dynamic=True)
     try:
         yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"speed.compile: torch.compile does not work here: {reason}") from error
     finally:
         for block in blocks:  # what a method changes later must not meet code compiled for what was there
             block._compiled_call_impl = None

@@ -9,7 +9,7 @@ The clip ratio c is the format's, times that of the row or group where `clip` gi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class Quantized:
     zero: Tensor | None
     shape: torch.Size
     qmin: int
+
+    def to(self, device: torch.device) -> Quantized:
+        """Return the same on another device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero)
 
     def to_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return what a file keeps: `prefix.codes` (uint8, the smallest code is 0), `prefix.scale`, `prefix.zero`."""

@@ -50,7 +50,9 @@ class QuantizedAttentionCore(AttentionCore):
     ) -> None:
         super().__init__()
         self.formats = {name: operand_format(name, bits[name]) for name in OPERANDS}
-        self.qk_transform, self.v_scale_KE, self.v_transform = qk_transform, v_scale_KE, v_transform
+        self.qk_transform, self.v_transform = qk_transform, v_transform
+        self.v_scale_KE: Tensor | None
+        self.register_buffer("v_scale_KE", v_scale_KE)
         self.meters: dict[str, SqnrMeter] | None = None
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from starquant.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
@@ -16,25 +16,31 @@ from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import InputSite
 from starquant.models.roles import LinearInfo
-from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat, fake_quantize, sqnr_db
+from starquant.numerics import (
+    PerChannel,
+    PerGroup,
+    PerToken,
+    QuantFormat,
+    Quantized,
+    dequantize,
+    fake_quantize,
+    quantize,
+    sqnr_db,
+)
 from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
 from starquant.runtime.linear import FakeQuantLinear
+from starquant.runtime.packed import PackedLinear
 from starquant.runtime.placing import kept
 from starquant.runtime.sites import ActivationQuantizer
 
 #: Computes the quantized weight of one linear.
-WeightSolver = Callable[[LinearInfo, QuantFormat], Tensor]
+WeightSolver = Callable[[LinearInfo, QuantFormat], Quantized]
 
 
-def round_to_nearest(info: LinearInfo, weight_format: QuantFormat) -> Tensor:
+def round_to_nearest(info: LinearInfo, weight_format: QuantFormat) -> Quantized:
     """Return the weight rounded to the nearest point of its grid."""
-    return fake_quantize(info.module.weight.data, weight_format)
-
-
-def as_it_is(info: LinearInfo, weight_format: QuantFormat) -> Tensor:
-    """Return a weight that lies on its grid already."""
-    return info.module.weight.data
+    return quantize(info.module.weight.data, weight_format)
 
 
 def weight_format(spec: WeightSpec) -> QuantFormat:
@@ -49,7 +55,11 @@ def activation_format(spec: ActivationSpec) -> QuantFormat:
 
 
 def install(
-    model: MaskedDiffusionModel, bits: BitsSpec, solve: WeightSolver = round_to_nearest, progress: bool = False
+    model: MaskedDiffusionModel,
+    bits: BitsSpec,
+    solve: WeightSolver = round_to_nearest,
+    progress: bool = False,
+    packed: bool = False,
 ) -> list[ManifestEntry]:
     """Quantize a model in place and return the manifest, in the order of the forward pass.
 
@@ -59,6 +69,7 @@ def install(
         bits: bit-widths of everything.
         solve: computes the quantized weight of one linear.
         progress: show a progress bar over the blocks.
+        packed: keep weights as codes, 4-bit ones two a byte, instead of the values they stand for.
 
     Raises:
         ConfigError: a model that is quantized already, a group size that does not divide, a tied head asked for bits
@@ -73,7 +84,7 @@ def install(
     blocks = model.trunk().blocks
     for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
         linears = model.block_linears(block, index).values()
-        entries += [quantize_linear(model, block, info, bits, solve) for info in linears]
+        entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
         operands += quantize_attention(model, block, index, bits.attention)
     return [*entries, *operands, _head(model, bits)]
 
@@ -101,22 +112,31 @@ def check_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
 
 
 def quantize_linear(
-    model: MaskedDiffusionModel, block: nn.Module, info: LinearInfo, bits: BitsSpec, solve: WeightSolver
+    model: MaskedDiffusionModel,
+    block: nn.Module,
+    info: LinearInfo,
+    bits: BitsSpec,
+    solve: WeightSolver | None,
+    packed: bool = False,
 ) -> ManifestEntry:
-    """Quantize one linear of a block (or of a copy of it) and the site it reads; returns its manifest entry."""
+    """Quantize one linear of a block (or of a copy of it) and the site it reads; returns its manifest entry.
+
+    `solve` None leaves the weight, which lies on its grid already.
+    """
     weights, inputs = weight_format(bits.weights), activation_format(bits.activations)
     prefix = model.block_name(info.block) + "."
     path, site_path = info.name.removeprefix(prefix), info.site.removeprefix(prefix)
     site = block.get_submodule(site_path)
     transform = site.transform
     sqnr, reason = None, None
-    if weights.quantizes:
+    if weights.quantizes and solve is not None:
         original = info.module.weight.data
         if not bool(torch.isfinite(original).all()):
             raise CheckpointError(f"{info.name}.weight: holds values that are not finite")
         quantized = solve(info, weights)
-        sqnr = sqnr_db(original, quantized)
-        block.set_submodule(path, FakeQuantLinear.from_linear(info.module, quantized, weights))
+        sqnr = sqnr_db(original, dequantize(quantized, original.dtype))
+        kind = PackedLinear if packed else FakeQuantLinear
+        block.set_submodule(path, kind.from_linear(info.module, quantized, weights))
     if inputs.quantizes:
         block.set_submodule(site_path, ActivationQuantizer(inputs, transform, site.state_clip))
     if not (weights.quantizes or inputs.quantizes):

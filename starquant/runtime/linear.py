@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from starquant.numerics import QuantFormat
+from starquant.numerics import QuantFormat, Quantized, dequantize
 
 
 class FakeQuantLinear(nn.Linear):
@@ -18,12 +18,12 @@ class FakeQuantLinear(nn.Linear):
     weight_format: QuantFormat
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, weight: Tensor, weight_format: QuantFormat) -> FakeQuantLinear:
-        """Take over `linear`'s parameters and write the quantized `weight` [out, in] into its storage."""
+    def from_linear(cls, linear: nn.Linear, quantized: Quantized, weight_format: QuantFormat) -> FakeQuantLinear:
+        """Take over `linear`'s parameters and write the quantized weight [out, in] into its storage."""
         with torch.device("meta"):
             new = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         with torch.no_grad():
-            linear.weight.copy_(weight)
+            linear.weight.copy_(dequantize(quantized, linear.weight.dtype))
         new.weight, new.bias = linear.weight, linear.bias
         new.weight_format = weight_format
         return new.train(linear.training)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from starquant.kernels import Gate, IntegerTokens, quantize_tokens
 from starquant.models.layers import Context, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
+from starquant.runtime.token_state import SiteTransform
 
 
 class ActivationQuantizer(InputSite):
@@ -24,14 +26,24 @@ class ActivationQuantizer(InputSite):
         super().__init__(transform, state_clip)
         self.format = activation_format
         self.meter: SqnrMeter | None = None  # set while the loss is being measured
+        self.gives_integers = False
 
-    def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
-        """Return the transformed input on its grid."""
-        x_BLD, clip_BL1 = super().forward(x_BLD, context), None
+    def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
+        """Return the transformed input on its grid, as values or as integers."""
+        gate: Gate | None = None
+        if self.gives_integers and isinstance(self.transform, SiteTransform) and self.transform.gate is not None:
+            assert context is not None
+            x_BLD, gated = self.transform.ungated(x_BLD, context), self.transform.gate
+            gate = Gate(context.masked_BL, gated.masked, gated.unmasked)
+        else:
+            x_BLD = super().forward(x_BLD, context)
+        clip_BL1 = None
         if self.state_clip is not None:
             assert context is not None
             masked, other = self.state_clip.to(x_BLD.device)
             clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
+        if self.gives_integers:
+            return quantize_tokens(x_BLD, self.format.bits, clip_BL1, self.format.clip_ratio, gate)
         quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)

@@ -29,15 +29,18 @@ class SiteTransform(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return what is quantized."""
-        for step in self._steps():
-            x_BLD = step(x_BLD, context)
+        x_BLD = self.ungated(x_BLD, context)
+        return x_BLD if self.gate is None else self.gate(x_BLD, context)
+
+    def ungated(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Return what the gate is applied to."""
+        for step in (self.correction, self.exact):
+            if step is not None:
+                x_BLD = step(x_BLD, context)
         return x_BLD
 
-    def _steps(self) -> list[nn.Module]:
-        return [step for step in (self.correction, self.exact, self.gate) if step is not None]
-
     def __str__(self) -> str:
-        return ", ".join(map(str, self._steps()))
+        return ", ".join(str(step) for step in (self.correction, self.exact, self.gate) if step is not None)
 
 
 class StateGate(nn.Module):
@@ -58,7 +61,7 @@ class StateGate(nn.Module):
         shared, keep_SD = width - masked - unmasked, torch.ones(2, width)  # S: other tokens, masked
         keep_SD[0, shared : shared + masked] = 0.0
         keep_SD[1, shared + masked :] = 0.0
-        self.register_buffer("keep_SD", keep_SD, persistent=False)
+        self.register_buffer("keep_SD", keep_SD)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return the gated channels."""
@@ -80,8 +83,8 @@ class BlockAffine(nn.Module):
 
     def __init__(self, matrix_CNGG: Tensor, shift_CNG: Tensor) -> None:
         super().__init__()
-        self.register_buffer("matrix_CNGG", matrix_CNGG.float(), persistent=False)
-        self.register_buffer("shift_CNG", shift_CNG.float(), persistent=False)
+        self.register_buffer("matrix_CNGG", matrix_CNGG.float())
+        self.register_buffer("shift_CNG", shift_CNG.float())
 
     def forward(self, z_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return the corrected attention output."""

@@ -52,7 +52,7 @@ class OrthogonalTransform(nn.Module):
 
     def __init__(self, matrix_DD: Tensor) -> None:
         super().__init__()
-        self.register_buffer("matrix_DD", matrix_DD.float(), persistent=False)
+        self.register_buffer("matrix_DD", matrix_DD.float())
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x P, [..., width]."""
@@ -67,8 +67,8 @@ class KroneckerTransform(nn.Module):
 
     def __init__(self, a_MM: Tensor, b_NN: Tensor) -> None:
         super().__init__()
-        self.register_buffer("a_MM", a_MM.float(), persistent=False)
-        self.register_buffer("b_NN", b_NN.float(), persistent=False)
+        self.register_buffer("a_MM", a_MM.float())
+        self.register_buffer("b_NN", b_NN.float())
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x (A (x) B), [..., M * N]."""

@@ -117,6 +117,7 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
     found = selection.read_runs(folder)
     if not found:
         raise RecordError(f"{folder}: holds no record")
+    selection.one_speed({read.path: read.record.spec for read in found})
     for read in found:
         label = tuple(str(v) if (v := read.get(key)) is not None else "" for key in (*by, "bits.name", "method.name"))
         row = rows.setdefault(label, Row(label))

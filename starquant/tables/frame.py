@@ -8,6 +8,7 @@ import pandas as pd
 
 from starquant.errors import RecordError
 from starquant.records.store import read_record, record_paths
+from starquant.tables.selection import one_speed
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
@@ -20,11 +21,12 @@ def scores_frame(folder: Path) -> pd.DataFrame:
     """Return every score of every record below `folder`, in the order of the file names.
 
     Raises:
-        RecordError: a record is damaged; the message names it.
+        RecordError: a record is damaged, approximate evaluations among exact ones; the message names them.
     """
-    rows = []
+    rows, specs = [], {}
     for path in record_paths(folder):
         record = read_record(path)
+        specs[path] = record.spec
         spec, source = record.spec, record.provenance
         run = {
             "model": spec["model"]["name"],
@@ -43,6 +45,7 @@ def scores_frame(folder: Path) -> pd.DataFrame:
             run | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
             for score in record.scores
         ]
+    one_speed(specs)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

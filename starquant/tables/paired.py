@@ -18,6 +18,7 @@ from starquant.records.columns import TaskColumns, read_columns
 from starquant.records.store import read_record
 from starquant.tables.bootstrap import PairedInterval, paired_bootstrap
 from starquant.tables.items import items_folder, trajectories_of
+from starquant.tables.selection import one_speed
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 
@@ -126,8 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("b", type=Path, help="the record it is compared with")
     given = parser.parse_args(arguments)
     try:
-        for path in (given.a, given.b):
-            read_record(path)
+        one_speed({path: read_record(path).spec for path in (given.a, given.b)})
         found = shared(given.a, given.b)
     except StarquantError as error:
         print(error, file=sys.stderr)

@@ -95,6 +95,24 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
+def one_speed(specs: Mapping[Path, dict[str, Any]]) -> list[str]:
+    """Return the approximations that all runs were evaluated with, in words.
+
+    Raises:
+        RecordError: runs with others, or exact ones among them.
+    """
+    found: dict[str, Path] = {}
+    for path, spec in specs.items():
+        words = SpeedSpec.model_validate(spec.get("speed") or {}).approximations
+        found.setdefault(", ".join(words) or "exact", path)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise RecordError(
+            f"speed (approximations): {one} in {first.name}, {other} in {second.name}; they are never mixed"
+        )
+    return [words for words in found if words != "exact"]
+
+
 def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     """Judge the runs of one table.
 
@@ -109,6 +127,7 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
                 f"{len(dirty)} of {len(runs)} records are of code that was not committed, the first "
                 f"{dirty[0].path.name}; --allow dirty takes them"
             )
+    one_speed({run.path: run.record.spec for run in runs})
     seen: dict[tuple[str, str, str], tuple[object, Run]] = {}
 
     def same(kind: str, model: str, what: str, value: object, run: Run) -> None:
@@ -120,7 +139,6 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     for run in runs:
         model = str(run.get("model.name"))
         same("limits", model, "tasks.limit", run.get("tasks.limit"), run)
-        same("speed", model, "speed (approximations)", ", ".join(run.speed.approximations) or "exact", run)
         for score in run.record.scores:
             what = f"{score.task} (version, few-shot)"
             same("versions", model, what, (score.task_version, score.num_fewshot), run)

@@ -22,7 +22,7 @@ from starquant.diffusion import (
 from starquant.diffusion.ahead import ahead
 from starquant.diffusion.batch_size import bytes_per_token, in_batches, out_of_memory
 from starquant.diffusion.patterns import NOISES
-from starquant.errors import DeviceError
+from starquant.errors import ConfigError, DeviceError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.loading import load_model
 
@@ -109,6 +109,19 @@ def test_automatic_sizes_follow_free_memory(monkeypatch: pytest.MonkeyPatch) -> 
         size = BatchSize.of("auto", model)
         assert [size.rows(length) for length in (1, 64, 10**6)] == [min(512, expected), max(1, expected // 64), 1]
     assert BatchSize.of(7, model).rows(10**6) == 7
+
+
+def test_long_sequences_do_not_cap_short_ones() -> None:
+    size = BatchSize(tokens=65536)
+    assert (size.rows(100), size.rows(8192)) == (512, 8)
+    size.halve(8, 8192)
+    assert (size.rows(100), size.rows(8192)) == (327, 4)
+
+
+@pytest.mark.parametrize("given", [0, -1, "foo", "1.5"])
+def test_sizes_that_are_none(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^batch_size: got .*, allowed: auto, or a whole number from 1$"):
+        BatchSize.of(given, load_model(GOLDEN / "llada_mha"))
 
 
 def test_items_are_made_ahead_in_order() -> None:

@@ -174,11 +174,38 @@ def test_settled_answers_leave_after_their_block() -> None:
     assert found == [answer[:end] for answer, end in zip(whole, ends, strict=True)]
 
 
+def test_settled_answers_are_given_as_their_block_ends() -> None:
+    model = model_of("llada", 2)
+    found = generate_approximately(
+        MaskPredictor(model), PROMPTS, LLADA, Shortcuts("dual"), batch_size=BatchSize(2), settled=lambda i, _: i == 2
+    )
+    assert next(found)[0] == 2 and len(list(found)) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_out_of_memory_changes_no_token(temperature: float) -> None:
+    model, sampler = model_of("llada", 2), replace(LLADA, temperature=temperature)
+
+    class Small(MaskPredictor):
+        failures = 0
+
+        def chunks(self, ids_BL: Tensor, *rest: Any, **more: Any) -> Any:
+            yield from super().chunks(ids_BL, *rest, **more)
+            if len(ids_BL) > 1 and bool((ids_BL[:, -24:-16] != 63).any()):  # in the middle of a block
+                self.failures += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    small, shortcuts = Small(model), Shortcuts("dual", None, 8)
+    found = generate_approximately(small, PROMPTS, sampler, shortcuts, batch_size=BatchSize(4))
+    assert [answer for _, answer in sorted(found)] == answers(model, sampler, shortcuts) and small.failures == 2
+
+
 @pytest.mark.parametrize(
     ("sampler", "shortcuts", "message"),
     [
         (LLADA, Shortcuts("dual", None, 7), r"^speed\.block_length: got 7, must divide the answer's 24 tokens$"),
         (replace(LLADA, remasking="random"), Shortcuts("dual"), "do not go with a sampler that commits by chance"),
+        (LLADA, Shortcuts("duel"), r"^speed\.kv_cache: got 'duel', allowed: none, prefix, dual$"),
         (replace(DREAM, alg="origin"), Shortcuts("dual"), "do not go with a sampler that commits by chance"),
         (replace(DREAM, alg_temp=0.3), Shortcuts("none", 0.9), "do not go with a sampler that commits by chance"),
     ],

@@ -9,13 +9,24 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest
+from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest, Shortcuts, generate_approximately
 from starquant.diffusion.patterns import NOISES
+from starquant.errors import RecordError
+from starquant.evaluation import lm as lm_module
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.loading import compiled_blocks
+from starquant.pipeline import execute
 from starquant.protocol import LLaDASamplerSpec, TaskProtocol
 from starquant.speed import SpeedSpec
+from starquant.tables.across_seeds import read_rows
+from starquant.tables.assembly import assemble
+from starquant.tables.definitions import TABLES
+from starquant.tables.frame import scores_frame
+from starquant.tables.report import render
+from starquant.tables.selection import read_runs
+from starquant.tables.writing import markdown
+from tests.test_spec import spec
 
 LONG = [(f"describe {person} by city job pet :", " city oslo job baker pet cat") for person in ("ada", "ben", "eva")]
 SHORT = [("what is the city of ada ?", " oslo")]
@@ -63,12 +74,52 @@ def answered(lm: DiffusionLM) -> list[str]:
     return lm.generate_until([Instance("generate_until", {}, one, i) for i, one in enumerate(ASKED)])
 
 
-def test_generation_takes_the_shortcuts_it_is_told(tiny: Any, tiny_tokenizer: Any) -> None:
+def test_generation_takes_the_shortcuts_it_is_told(
+    tiny: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exact = answered(lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec()))
     sure = SpeedSpec(confidence_threshold=1.0)  # nothing is that sure: one token a step, as the sampler
     assert answered(lm_of(tiny, tiny_tokenizer, SAMPLER, sure)) == exact
-    fast = answered(lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec(confidence_threshold=1e-6)))
-    assert len(fast) == len(exact) and all(isinstance(answer, str) for answer in fast)
+    seen: list[Shortcuts] = []
+
+    def spy(predict: Any, prompts: Any, sampler: Any, shortcuts: Shortcuts, **how: Any) -> Any:
+        seen.append(shortcuts)
+        return generate_approximately(predict, prompts, sampler, shortcuts, **how)
+
+    monkeypatch.setattr(lm_module, "generate_approximately", spy)
+    fast = answered(
+        lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec(confidence_threshold=0.3, kv_cache="dual", block_length=4))
+    )
+    assert seen == [Shortcuts("dual", 0.3, 4)] and len(fast) == len(exact)
+    answered(lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec()))
+    assert len(seen) == 1
+
+
+def test_no_requests_cost_nothing(tiny: Any, tiny_tokenizer: Any) -> None:
+    for speed in (SpeedSpec(mc_num=2), SpeedSpec(compile=True)):
+        lm = lm_of(tiny, tiny_tokenizer, TaskProtocol(mc_num=4), speed)
+        assert scored(lm, []) == [] and lm.costs == {}
+
+
+def test_an_approximate_run_says_so_everywhere(tmp_path: Path) -> None:
+    given = ("tasks.limit=3", "fidelity=none", "speed=dual_cache", "speed.block_length=4", "speed.mc_num=2")
+    run = spec("tasks.names=[testbed_profiles,testbed_arithmetic]", f"paths.results={tmp_path}", *given)
+    result = execute(run)
+    assert result.record is not None and result.baseline is not None
+    told = "dual KV cache, confidence threshold 0.9, blocks of 4, at most 2 draws"
+    assert f"approximate evaluation: {told}" in render(result.record, result.baseline, result.path)
+    costs = [score for score in result.record.scores if score.metric == "mc_stderr"]
+    assert [(score.task, score.unit, score.value > 0) for score in costs] == [("testbed_profiles", "nats", True)]
+    assert result.baseline.spec["speed"] == result.record.spec["speed"]
+    exact = run.model_copy(update={"speed": SpeedSpec()})
+    assert len({result.record.digest, result.baseline.digest, execute(exact).record.digest}) == 3
+    with pytest.raises(RecordError, match="they are never mixed"):
+        scores_frame(tmp_path)
+    with pytest.raises(RecordError, match="they are never mixed"):
+        read_rows(tmp_path)
+    table = TABLES["table1_main"]
+    approximate = [one for one in read_runs(tmp_path) if one.speed.approximations]
+    assert f"evaluated approximately ({told})" in markdown(table, assemble(table, approximate, ["dirty"]))
 
 
 @pytest.mark.slow
@@ -76,6 +127,7 @@ def test_compiled_blocks_tell_their_difference(tiny: Any, tiny_tokenizer: Any) -
     lm = lm_of(tiny, tiny_tokenizer, TaskProtocol(mc_num=4), SpeedSpec(compile=True))
     plain = scored(lm_of(tiny, tiny_tokenizer, TaskProtocol(mc_num=4), SpeedSpec()), LONG)
     with compiled_blocks(tiny):
+        assert all(block._compiled_call_impl is not None for block in tiny.trunk().blocks)
         assert scored(lm, LONG) == pytest.approx(plain, rel=1e-4)
         assert 0.0 <= lm.costs["compile_difference"] < 1e-3
         lm.protocol = SAMPLER

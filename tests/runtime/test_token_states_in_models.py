@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from starquant.diffusion import (
+    BatchSize,
     DreamNoise,
     DreamSampler,
     LikelihoodEstimator,
@@ -230,7 +231,7 @@ def test_likelihoods_tell_every_row_its_own_states(model: MaskedDiffusionModel, 
 def test_scores_of_a_gated_model_depend_on_no_batch(kind: str, model: MaskedDiffusionModel, cfg: float) -> None:
     predict = MaskPredictor(equip(model))
     requests = [ScoreRequest((5, 6, 7), (11, 12, 13)), ScoreRequest((8,), (14, 15)), ScoreRequest((), (16,))]
-    one, many = (LikelihoodEstimator(noise_of(model), 7, cfg, n).score(predict, requests) for n in (1, 32))
+    one, many = (LikelihoodEstimator(noise_of(model), 7, cfg, BatchSize(n)).score(predict, requests) for n in (1, 32))
     assert many == pytest.approx(one, rel=1e-4, abs=1e-4)
     plain = MaskPredictor(MAKERS[kind]())
     assert LikelihoodEstimator(noise_of(model), 7, cfg).score(plain, requests) != pytest.approx(one, rel=1e-2)

@@ -1,0 +1,9 @@
+"""Integer products of quantized activations and packed weights: a PyTorch reference, and Triton kernels for GPUs.
+
+Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
+"""
+
+from starquant.kernels.dispatch import integer_linear, quantize_tokens
+from starquant.kernels.tokens import Gate, IntegerTokens
+
+__all__ = ["Gate", "IntegerTokens", "integer_linear", "quantize_tokens"]

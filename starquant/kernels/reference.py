@@ -1,0 +1,49 @@
+"""The integer path in plain PyTorch: what the kernels must equal, bit for bit in the accumulators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from starquant.kernels.tokens import Gate
+
+
+def weight_codes(codes: Tensor, bits: int) -> Tensor:
+    """Return signed weight codes int8 [O, K] of stored ones: packed [O, J] up to 4 bits, [O, K] above."""
+    if bits <= 4:
+        codes = torch.cat((codes & 15, codes >> 4), -1)
+    return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+
+
+def accumulate(x_MK: Tensor, w_OK: Tensor) -> Tensor:
+    """Return int32 sums of products of int8 codes, [M, O]."""
+    if x_MK.device.type == "cpu":
+        return x_MK.int() @ w_OK.int().T
+    rows = max(32, -(-len(x_MK) // 8) * 8)  # the library's product wants at least 17 rows, multiples of 8
+    padded = torch.nn.functional.pad(x_MK, (0, 0, 0, rows - len(x_MK)))
+    sums: Tensor = torch._int_mm(padded, w_OK.T)
+    return sums[: len(x_MK)]
+
+
+def scaled(sums_MO: Tensor, x_scale_M1: Tensor, w_scale_O: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return sums times token scale times channel scale, plus bias, computed in float32."""
+    y = sums_MO.float() * x_scale_M1 * w_scale_O
+    return (y if bias_O is None else y + bias_O.float()).to(dtype)
+
+
+def quantize_rows(
+    x_MK: Tensor, bits: int, clip_M1: Tensor | None = None, clip_ratio: float = 1.0, gate: Gate | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (int8 codes, float32 scale [M, 1]) of gated rows, on `numerics.rounding`'s symmetric per-token grid."""
+    qmax, width = (1 << (bits - 1)) - 1, x_MK.shape[-1]
+    x_MK = x_MK.float()
+    if gate is not None:
+        channel_K, start = torch.arange(width, device=x_MK.device), width - gate.d_m - gate.d_u
+        of_masked_K = (channel_K >= start) & (channel_K < start + gate.d_m)
+        of_others_K = channel_K >= start + gate.d_m
+        x_MK = x_MK.masked_fill(torch.where(gate.masked[:, None], of_others_K, of_masked_K), 0.0)
+    scale_M1 = x_MK.abs().amax(-1, keepdim=True) * (clip_ratio / qmax)
+    if clip_M1 is not None:
+        scale_M1 = scale_M1 * clip_M1
+    scale_M1 = scale_M1.clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.round(x_MK / scale_M1).clamp_(-qmax - 1, qmax).to(torch.int8), scale_M1

@@ -1,0 +1,102 @@
+"""What transformers must know of this package: the model families, and how packed checkpoints are loaded.
+
+Imported right after transformers, perhaps while `starquant.models` is being imported: what is heavy is imported later.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from starquant.errors import CheckpointError
+
+METHOD, VERSION = "starquant", 1
+
+
+class PackedConfig(QuantizationConfigMixin):
+    """What `quantization_config` holds.
+
+    Attributes:
+        version: of the format.
+        bits: of weights, activations, attention, embedding and head.
+        modules: what stands at each place (`runtime.description`).
+        made_by: method, options, seeds and code that it came from; nothing of it is read.
+
+    Raises:
+        CheckpointError: another version, or keys missing.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        version = given.get("version")
+        if version != VERSION:
+            newer = isinstance(version, int) and version > VERSION
+            told = "; a later starquant wrote it" if newer else ""
+            raise CheckpointError(f"quantization_config.version: got {version!r}, this version reads {VERSION}{told}")
+        for key in ("bits", "modules"):
+            if not isinstance(given.get(key), dict):
+                raise CheckpointError(f"quantization_config.{key}: missing")
+        self.quant_method = METHOD
+        self.version, self.bits, self.modules = version, given["bits"], given["modules"]
+        self.made_by = given.get("made_by", {})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **more: Any) -> Any:
+        """Return the configuration, as transformers asks for it."""
+        config = cls(**config_dict)
+        return (config, more) if return_unused_kwargs else config
+
+
+class PackedQuantizer(HfQuantizer):
+    """Puts packed linears, transforms and quantizers in place before the weights are read."""
+
+    requires_calibration = True
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is needed but torch."""
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Keep the dtype of what is not packed."""
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from starquant.runtime.description import rebuild
+
+        with torch.device("meta"):
+            rebuild(model, self.quantization_config.modules)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from starquant.kernels.dispatch import check_device
+        from starquant.runtime.description import use_integers
+        from starquant.runtime.folding import fold_corrections
+
+        if model.device.type == "cuda":
+            check_device(model.device)
+            fold_corrections(model)
+            use_integers(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Say that `starquant.export` is how such a model is saved."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes have no gradients."""
+        return False
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(PackedConfig)
+    register_quantizer(METHOD)(PackedQuantizer)
+if "starquant.models" not in sys.modules:  # it registers the families itself
+    import starquant.models  # noqa: F401

@@ -1,0 +1,92 @@
+"""The integer path: the reference against exact sums, Triton's kernels (in its interpreter) against the reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from starquant.kernels import IntegerTokens, dispatch, integer_linear, quantize_tokens, reference
+from starquant.numerics import PerToken, QuantFormat, dequantize, fake_quantize, quantize
+from starquant.runtime.packed import pack
+
+ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def tokens(rows: int, width: int, bits: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    top = 1 << (bits - 1)
+    return torch.randint(-top, top, (rows, width), generator=generator, dtype=torch.int8)
+
+
+def stored(codes_OK: torch.Tensor, bits: int) -> torch.Tensor:
+    unsigned = (codes_OK.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
+    return pack(unsigned) if bits <= 4 else unsigned
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+def test_the_reference_is_the_exact_sum(bits: int) -> None:
+    x, w = tokens(7, 40, 8), tokens(9, 40, bits, 1)
+    codes = stored(w, bits)
+    assert torch.equal(reference.weight_codes(codes, bits), w)
+    sums = reference.accumulate(x, w)
+    assert sums.dtype == torch.int32 and torch.equal(sums, (x.double() @ w.double().T).int())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_product_of_integers_is_the_fake_quantized_one(bits: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 5, 32, generator=generator)
+    w, bias = torch.randn(6, 32, generator=generator), torch.randn(6, generator=generator)
+    grid = QuantFormat(bits, True, PerToken())
+    solved = quantize(w, grid)
+    codes = stored(solved.codes.to(torch.int8), bits)
+    found = integer_linear(quantize_tokens(x, bits), codes, solved.scale, bits, bias)
+    expected = torch.nn.functional.linear(fake_quantize(x, grid), dequantize(solved), bias)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("clip_ratio", [1.0, 0.8])
+def test_token_codes_are_those_of_the_grid(clip_ratio: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.cat((torch.randn(6, 24, generator=generator), torch.zeros(1, 24)))
+    clip = torch.linspace(0.5, 1.0, 7)[:, None]
+    grid = QuantFormat(4, True, PerToken(), clip_ratio)
+    solved = quantize(x, grid, clip=clip)
+    found = quantize_tokens(x, 4, clip, clip_ratio)
+    assert torch.equal(found.codes, solved.codes.to(torch.int8)) and torch.equal(found.scale, solved.scale)
+
+
+def test_a_device_without_the_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch.check_device(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    with pytest.raises(
+        dispatch.DeviceError, match=r"^Tesla V100: compute capability 7\.0 has no int8 tensor cores .*8\.0$"
+    ):
+        dispatch.check_device(torch.device("cuda"))
+
+
+KERNELS = Path(__file__).with_name("run_kernels.py")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="the extra 'triton' is not installed")
+@pytest.mark.parametrize("device", ["cpu", ON_GPU])
+def test_kernels_equal_the_reference(device: str) -> None:
+    """In a process of its own: the interpreter is chosen when Triton is imported."""
+    environment = os.environ | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
+    run = [sys.executable, str(KERNELS), device]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "all equal"
+
+
+def test_empty_and_leading_dimensions() -> None:
+    codes, scale = stored(tokens(3, 8, 4), 4), torch.ones(3, 1)
+    none = IntegerTokens(torch.zeros(2, 0, 8, dtype=torch.int8), torch.ones(2, 0, 1), torch.float32)
+    assert integer_linear(none, codes, scale, 4, None).shape == (2, 0, 3)

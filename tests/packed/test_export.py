@@ -1,0 +1,245 @@
+"""A packed checkpoint gives the calibrated model's numbers, loads from its folder alone, and is judged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from starquant.errors import CheckpointError, ConfigError
+from starquant.evaluation.testbed_tasks import items
+from starquant.export import export
+from starquant.generate import main
+from starquant.models import load_model
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import Context
+from starquant.models.roles import Site
+from starquant.runtime.description import describe, use_integers
+from starquant.runtime.folding import fold_corrections
+from starquant.runtime.packed import PackedLinear, pack, unpack
+from starquant.spec import METHODS
+from starquant.testbed.items import Split
+from starquant.testbed.shipped import weights_folder
+from tests.methods.test_contract import fitted_once, fresh, logits, method_named
+from tests.records.test_store import make_record
+from tests.test_spec import spec
+
+FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])
+QUANTIZING = [name for name in METHODS if name != "none"]
+
+
+def ids_of(model: MaskedDiffusionModel) -> torch.Tensor:
+    ids = IDS.clone()
+    ids[:, 4:7] = model.mask_token_id
+    return ids
+
+
+def exported(name: str, architecture: str, folder: Path, **more: Any) -> tuple[MaskedDiffusionModel, Path]:
+    """The calibrated model, and where it was exported to."""
+    method, bits = method_named(name, *FOUR)
+    calibrated, packed = fresh(architecture), fresh(architecture)
+    method.apply(calibrated, fitted_once(name, architecture), bits)
+    method.apply(packed, fitted_once(name, architecture), bits, packed=True)
+    export(packed, make_record(spec()), weights_folder(0), folder / "packed", **more)
+    return calibrated, folder / "packed"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported("star_quant", "llada_gqa", tmp_path_factory.mktemp("small"))[1]
+
+
+@pytest.mark.parametrize("name", QUANTIZING)
+@pytest.mark.parametrize("architecture", ["llada_gqa", "dream_gqa"])
+def test_logits_are_the_calibrated_models(name: str, architecture: str, tmp_path: Path) -> None:
+    calibrated, folder = exported(name, architecture, tmp_path)
+    loaded = load_model(folder)
+    assert torch.equal(logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded)))
+    again = AutoModel.from_pretrained(folder)
+    assert torch.equal(logits(again, ids_of(loaded)), logits(loaded, ids_of(loaded)))
+    assert (
+        describe(again)
+        == describe(loaded)
+        == json.loads((folder / "config.json").read_text())["quantization_config"]["modules"]
+    )
+    linears = [module for module in loaded.modules() if isinstance(module, PackedLinear)]
+    assert len(linears) == 7 * loaded.config.num_hidden_layers
+    assert all(linear.codes.shape[1] == linear.in_features // 2 for linear in linears)
+
+
+@pytest.mark.parametrize("settings", [("bits=w8a8",), ("bits=w4a16",), ("bits=w3a3",)])
+def test_other_widths_and_groups(settings: tuple[str, ...], tmp_path: Path) -> None:
+    method, bits = method_named("rtn", *settings, "bits.weights.group_size=16", "bits.weights.symmetric=false")
+    calibrated, packed = fresh("llada_gqa"), fresh("llada_gqa")
+    fitted = method.fit(packed, bits)
+    method.apply(calibrated, fitted, bits)
+    method.apply(packed, fitted, bits, packed=True)
+    export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
+    loaded = load_model(tmp_path / "p")
+    assert torch.equal(logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded)))
+
+
+@pytest.mark.parametrize("name", ["rtn", "quarot", "star_quant", "star_quant_plus"])
+def test_the_integer_path_gives_the_same_up_to_rounding(name: str, tmp_path: Path) -> None:
+    calibrated, folder = exported(name, "llada_gqa", tmp_path)
+    loaded = load_model(folder)
+    assert use_integers(loaded) == 4 * loaded.config.num_hidden_layers
+    expected, found = logits(calibrated, ids_of(loaded)), logits(loaded, ids_of(loaded))
+    # a code that lies on the edge of two may fall to either side, once sums are exact
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    use_integers(loaded, False)
+    assert torch.equal(logits(loaded, ids_of(loaded)), expected)
+
+
+@pytest.mark.parametrize("architecture", ["llada_gqa", "dream_gqa"])
+def test_folded_corrections_keep_the_numbers(architecture: str, tmp_path: Path) -> None:
+    calibrated, folder = exported("star_quant", architecture, tmp_path)
+    loaded = load_model(folder)
+    site = loaded.block_sites(loaded.trunk().blocks[0]).inputs[Site.OUT]
+    before = site.transform
+    x = torch.randn(2, 8, 96 if architecture == "llada_gqa" else loaded.config.hidden_size)
+    context = Context(loaded.trunk().rotary(torch.arange(8)[None]), None, ids_of(loaded) == loaded.mask_token_id)
+    expected = before(x, context)
+    assert fold_corrections(loaded) == loaded.config.num_hidden_layers
+    assert site.transform.correction is None
+    torch.testing.assert_close(site.transform(x, context), expected, rtol=1e-4, atol=1e-5)
+    found, whole = logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded))
+    assert float((found - whole).norm() / whole.norm()) < 0.02  # codes on an edge may fall to the other side
+    assert fold_corrections(loaded) == 0
+
+
+def test_half_precision_and_shards(tmp_path: Path) -> None:
+    method, bits = method_named("quarot", *FOUR)
+    models = [fresh("llada_gqa").to(torch.bfloat16) for _ in range(2)]
+    for model, packed in zip(models, (False, True), strict=True):
+        method.apply(model, fitted_once("quarot", "llada_gqa"), bits, packed=packed)
+    export(models[1], make_record(spec()), weights_folder(0), tmp_path / "p", shard_size="20KB")
+    assert len(list((tmp_path / "p").glob("*.safetensors"))) > 2
+    loaded = load_model(tmp_path / "p")
+    assert loaded.trunk().embedding.weight.dtype == torch.bfloat16
+    linear = next(module for module in loaded.modules() if isinstance(module, PackedLinear))
+    assert linear.scale.dtype == torch.float32
+    assert torch.equal(logits(loaded, ids_of(loaded)), logits(models[0], ids_of(loaded)))
+    next((tmp_path / "p").glob("*.safetensors")).unlink()
+    with pytest.raises(CheckpointError, match=r"1 of \d+ shards are missing"):
+        load_model(tmp_path / "p")
+
+
+def test_no_method_is_imported_to_load(small: Path) -> None:
+    code = (
+        "import sys, starquant\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        "from transformers import AutoModel\n"
+        f"model = AutoModel.from_pretrained({str(small)!r})\n"
+        "import torch; print(tuple(model(torch.tensor([[1, 2]])).logits.shape))\n"
+        "fitting = ('starquant.methods', 'starquant.calibration', 'lm_eval', 'hydra')\n"
+        "bad = [m for m in sys.modules if m.startswith(fitting)]\n"
+        "assert not bad, bad"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "(1, 2, 200)"), done.stderr
+
+
+def test_a_completion_is_printed(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = small
+    item = items("arithmetic", Split.TEST)[0]
+    assert main([str(weights_folder(0)), item.prompt, "--length", "8"]) == 0
+    assert capsys.readouterr().out.strip() == item.answer
+    assert main([str(folder), "1", "--length", "8", "--steps", "3", "--block-length", "4"]) == 2
+    assert capsys.readouterr().err == "error: steps: got 3, must be a multiple of the 2 blocks\n"
+    assert main([str(folder / "nothing"), "1"]) == 2
+    assert "no such checkpoint folder" in capsys.readouterr().err
+
+
+def damaged(folder: Path, tmp_path: Path, change: Any) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    tensors = load_file(copy / "model.safetensors")
+    change(config, tensors)
+    (copy / "config.json").write_text(json.dumps(config))
+    save_file(tensors, copy / "model.safetensors")
+    return copy
+
+
+def _first(found: dict[str, Any], kind: str) -> dict[str, Any]:
+    data: dict[str, Any] = next(data for data in found.values() if data["kind"] == kind)
+    return data
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "newer": (
+        lambda config, _: config["quantization_config"].update(version=2),
+        r"config.json: quantization_config.version: got 2, this version reads 1; a later starquant wrote it",
+    ),
+    "other method": (
+        lambda config, _: config["quantization_config"].update(quant_method="gptq"),
+        r"config.json: quantization_config.quant_method is 'gptq'; allowed: starquant",
+    ),
+    "no modules": (
+        lambda config, _: config["quantization_config"].pop("modules"),
+        r"config.json: quantization_config.modules: missing",
+    ),
+    "other shape": (lambda config, _: config.update(mlp_hidden_size=224), r"parameters are misshapen: .*ff_out"),
+    "fewer layers": (
+        lambda config, _: config.update(n_layers=1),
+        r"quantization_config.modules: .*blocks.1.*: the model has no such module",
+    ),
+    "group size": (
+        lambda config, _: _first(config["quantization_config"]["modules"], "packed_linear").update(group_size=7),
+        r"quantization_config.modules: .*group_size 7 does not divide 96 inputs",
+    ),
+    "unknown transform": (
+        lambda config, _: _first(config["quantization_config"]["modules"], "site").update(transform={"kind": "magic"}),
+        r"quantization_config.modules: .*: not usable \(KeyError: 'magic'\)",
+    ),
+    "missing codes": (
+        lambda _, tensors: tensors.pop("model.transformer.blocks.0.q_proj.codes"),
+        r"1 parameters are missing: model.transformer.blocks.0.q_proj.codes",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damage_is_named(fault: str, small: Path, tmp_path: Path) -> None:
+    change, message = FAULTS[fault]
+    folder = damaged(small, tmp_path, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_a_truncated_file_is_named(small: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(small, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors: truncated"):
+        load_model(copy)
+
+
+def test_nothing_is_overwritten(small: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^export.dir: .*packed: is there already; allowed: a new or empty folder$"):
+        export(fresh("llada_gqa"), make_record(spec()), weights_folder(0), small)
+
+
+def test_the_card_tells_what_it_is(small: Path) -> None:
+    card = (small / "README.md").read_text()
+    assert card.startswith("# packed\n") and "AutoModel.from_pretrained" in card and "rtn, w4a4" in card
+    assert (small / "tokenizer.json").exists()
+
+
+def test_packing_is_undone_by_unpacking() -> None:
+    codes = torch.randint(0, 16, (5, 12), dtype=torch.uint8)
+    assert pack(codes).shape == (5, 6) and torch.equal(unpack(pack(codes)), codes)
+    with pytest.raises(CheckpointError, match="got 3 inputs, allowed: an even number"):
+        pack(codes[:, :3])
