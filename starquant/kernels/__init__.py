@@ -3,7 +3,7 @@
 Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
 """
 
-from starquant.kernels.dispatch import integer_linear, quantize_tokens
+from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton
 from starquant.kernels.tokens import Gate, IntegerTokens
 
-__all__ = ["Gate", "IntegerTokens", "integer_linear", "quantize_tokens"]
+__all__ = ["Gate", "IntegerTokens", "integer_linear", "mixed_linear", "quantize_tokens", "uses_triton"]

@@ -80,3 +80,11 @@ def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int,
         sums_MO = reference.accumulate(rows_MK, reference.weight_codes(codes, bits))
         y_MO = reference.scaled(sums_MO, token_M1, scale_O1[:, 0], bias_O, x.dtype)
     return y_MO.view(*x.codes.shape[:-1], len(codes))
+
+
+def mixed_linear(x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
+    """Return the product of activations as they are and packed weights (W4A16); as `integer_linear`, by Triton only."""
+    from starquant.kernels.triton_linear import linear_16
+
+    y_MO = linear_16(x.reshape(-1, x.shape[-1]), codes, scale_O1[:, 0], bits, bias_O)
+    return y_MO.view(*x.shape[:-1], len(codes))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
-from starquant.kernels import IntegerTokens, integer_linear
+from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
 
 
@@ -95,6 +95,8 @@ class PackedLinear(nn.Module):
         """Return x W^T + b, [..., O]."""
         if isinstance(x, IntegerTokens):
             return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
+        if self.takes_integers and uses_triton(x):
+            return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
         return F.linear(x, dequantize(self.quantized(), x.dtype), self.bias)
 
     def extra_repr(self) -> str:

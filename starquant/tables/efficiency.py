@@ -1,0 +1,84 @@
+"""Table 4 from measurements of benchmarks/efficiency.py, the paper's figures beside it.
+
+python -m starquant.tables.efficiency results/published/efficiency
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from starquant.errors import RecordError, StarquantError
+from starquant.tables.comparison import markdown
+from starquant.tables.definitions import PAPER
+
+NAMES = {"llada": "LLaDA-8B", "dream": "Dream-7B"}
+KEYS = ("device", "model", "kind", "batch", "tokens")
+
+
+def read(folder: Path) -> pd.DataFrame:
+    """Return one row a measurement of the published shapes.
+
+    Raises:
+        RecordError: no measurement, a damaged one.
+    """
+    rows: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            rows += [{"device": found["device"]} | row for row in found["rows"] if row["shape"] == "8b"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path}: not readable as a measurement ({type(error).__name__}: {error})") from None
+    if not rows:
+        raise RecordError(
+            f"{folder}: holds no measurement of 8B shapes; benchmarks/efficiency.py --device cuda makes one"
+        )
+    return pd.DataFrame(rows)
+
+
+def table(found: pd.DataFrame) -> pd.DataFrame:
+    """Return milliseconds, speed and memory of each precision against bf16 at the same batch and length."""
+    lines = []
+    for key, rows in found.groupby(list(KEYS), sort=False):
+        by = {row["precision"]: row for row in rows.to_dict("records")}
+        base = by.get("bf16")
+        for precision, row in by.items():
+            line = dict(zip(KEYS, key, strict=True)) | {"precision": precision, "ms": f"{row['ms']:.2f}"}
+            line["tokens/s"] = f"{row['tokens_per_s']:.0f}"
+            line["speed"] = "" if base is None else f"{base['ms'] / row['ms']:.2f}x"
+            line["weights GB"] = f"{row['resident_bytes'] / 1e9:.2f}"
+            line["memory"] = "" if base is None else f"{base['resident_bytes'] / row['resident_bytes']:.2f}x"
+            share = row.get("of_roofline")
+            line["of roofline"] = "" if pd.isna(share) else f"{share:.2f}"
+            lines.append(line)
+    return pd.DataFrame(lines).replace({"model": NAMES})
+
+
+def papers() -> pd.DataFrame:
+    """Return the paper's figures, marked as such."""
+    return pd.read_csv(PAPER / "table4_efficiency.csv").assign(source="paper (arXiv 2606.04945)").fillna("")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print both tables; returns 2 after bad input, the paper's figures printed all the same."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.tables.efficiency", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of JSON files that benchmarks/efficiency.py wrote")
+    folder = parser.parse_args(arguments).folder
+    failed = 0
+    try:
+        print("Measured\n\n" + markdown(table(read(folder))))
+    except StarquantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        failed = 2
+    print("\nThe paper's figures\n\n" + markdown(papers()))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
