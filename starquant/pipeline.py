@@ -91,7 +91,7 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
         run = _Run(spec, device, together, progress and together.first)
         try:
             if spec.export.dir is not None:
-                check_target(Path(spec.export.dir))
+                run.check_export()
             result = run.stages()
             if spec.export.dir is not None:
                 run.export(result)
@@ -139,10 +139,18 @@ class _Run:
         record = baseline if self.spec.is_baseline else self._record(self.spec)
         return Result(self.store.path(self.spec), record, baseline, not self.computed, self.tracker)
 
+    def check_export(self) -> None:
+        """Judge what is to be exported and where, before anything is computed."""
+        if self.spec.is_baseline or self.spec.stage in ("calibrate", "inspect"):
+            raise ConfigError(
+                f"export.dir: got method={self.spec.method.name} stage={self.spec.stage}, but a quantized model and "
+                "its scores are what is exported; allowed: a method other than none, stage=all or evaluate"
+            )
+        check_target(Path(self.spec.export.dir or ""))
+
     def export(self, result: Result) -> None:
         """Quantize the checkpoint once more, this time to codes, and write it."""
-        if result.record is None or self.spec.is_baseline:
-            raise ConfigError("export.dir: needs a method and its scores; allowed: stage=all, stage=evaluate")
+        assert result.record is not None
         if self.together.first:
             self.free()
             model, (artifact, _) = self.loaded.get(), self._calibrated()

@@ -39,9 +39,15 @@ class FullPrecision(Method[FullPrecisionOptions]):
         return into if into is not None else Fitted()
 
     def apply(
-        self, model: MaskedDiffusionModel, fitted: Fitted, bits: BitsSpec, progress: bool = False
+        self,
+        model: MaskedDiffusionModel,
+        fitted: Fitted,
+        bits: BitsSpec,
+        progress: bool = False,
+        packed: bool = False,
     ) -> list[ManifestEntry]:
-        """Change nothing, whatever `bits` say."""
+        """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""
         from starquant.runtime import install
+        from starquant.runtime.description import packed_linears
 
-        return install(model, FULL_PRECISION)
+        return packed_linears(model) if model.quantized else install(model, FULL_PRECISION)

@@ -16,6 +16,7 @@ from starquant.errors import CheckpointError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import InputSite
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
+from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
 from starquant.runtime.packed import PackedLinear
 from starquant.runtime.sites import ActivationQuantizer
@@ -145,3 +146,25 @@ def use_integers(model: MaskedDiffusionModel, wanted: bool = True) -> int:
                 module.gives_integers = wanted and packed and fits
                 count += module.gives_integers
     return count
+
+
+def packed_linears(model: MaskedDiffusionModel) -> list[ManifestEntry]:
+    """Return the manifest of a packed checkpoint's linears."""
+    modules, entries = dict(model.named_modules()), []
+    for name, info in model.linears().items():
+        linear, site = modules[name], modules[info.site]
+        assert isinstance(site, InputSite)
+        entries.append(
+            ManifestEntry(
+                name=name,
+                kind="linear",
+                role=info.role.value,
+                block=info.block,
+                weight_bits=linear.weight_format.bits if isinstance(linear, PackedLinear) else 16,
+                activation_bits=site.format.bits if isinstance(site, ActivationQuantizer) else 16,
+                site=info.site,
+                transform=None if site.transform is None else str(site.transform),
+                reason=None if isinstance(linear, PackedLinear) else "not packed",
+            )
+        )
+    return entries

@@ -22,6 +22,7 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.roles import Site
+from starquant.pipeline import execute
 from starquant.runtime.description import describe, use_integers
 from starquant.runtime.folding import fold_corrections
 from starquant.runtime.packed import PackedLinear, pack, unpack
@@ -230,6 +231,26 @@ def test_a_truncated_file_is_named(small: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(small: Path) -> None:
     with pytest.raises(ConfigError, match=r"^export.dir: .*packed: is there already; allowed: a new or empty folder$"):
         export(fresh("llada_gqa"), make_record(spec()), weights_folder(0), small)
+
+
+def test_a_run_exports_what_it_scored(tmp_path: Path) -> None:
+    given = ("tasks.limit=2", "fidelity=none", "tasks.names=[testbed_facts]", f"paths.results={tmp_path / 'r'}")
+    run = spec("method=quarot_rtn", *given, f"export.dir={tmp_path / 'out'}", "export.shard_size=1MB")
+    execute(run)
+    loaded = load_model(tmp_path / "out")
+    assert sum(isinstance(module, PackedLinear) for module in loaded.modules()) == 7 * loaded.config.num_hidden_layers
+    assert "| testbed_facts | acc (none) | 100.00 | 2 |" in (tmp_path / "out" / "README.md").read_text()
+    assert main([str(tmp_path / "out"), "the city of ada is", "--length", "8"]) == 0
+    with pytest.raises(ConfigError, match=r"^export\.dir: .*out: is there already"):
+        execute(run)
+    for refused in (("method=none",), ("method=quarot_rtn", "stage=calibrate")):
+        with pytest.raises(ConfigError, match=r"^export\.dir: got method=.* stage=.*, but a quantized model"):
+            execute(spec(*refused, *given, f"export.dir={tmp_path / 'other'}"))
+    packed = ("model.seed=null", f"model.path={tmp_path / 'out'}")
+    with pytest.raises(ConfigError, match=r"is packed already; allowed: method=none"):
+        execute(spec("method=rtn", *given, *packed))
+    result = execute(spec("method=none", *given, *packed))
+    assert result.record is not None and result.record.scores[0].value == 1.0
 
 
 def test_the_card_tells_what_it_is(small: Path) -> None:
