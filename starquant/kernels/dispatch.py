@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -26,6 +27,11 @@ def has_triton() -> bool:
 def uses_triton(x: Tensor) -> bool:
     """Return whether kernels run for a tensor: on a GPU, or in Triton's interpreter (TRITON_INTERPRET=1)."""
     return has_triton() and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    """Launch on a tensor's own GPU, which need not be the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def check_device(device: torch.device) -> None:
@@ -55,7 +61,8 @@ def quantize_tokens(
     if uses_triton(x):
         from starquant.kernels.triton_quantize import quantize_rows
 
-        codes, scale = quantize_rows(rows_MK, bits, clip_M1, clip_ratio, gate)
+        with _on(x):
+            codes, scale = quantize_rows(rows_MK, bits, clip_M1, clip_ratio, gate)
     else:
         codes, scale = reference.quantize_rows(rows_MK, bits, clip_M1, clip_ratio, gate)
     return IntegerTokens(codes.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
@@ -75,7 +82,8 @@ def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int,
     if uses_triton(rows_MK):
         from starquant.kernels.triton_linear import linear
 
-        y_MO = linear(rows_MK, token_M1, codes, scale_O1[:, 0], bits, bias_O, x.dtype)
+        with _on(rows_MK):
+            y_MO = linear(rows_MK, token_M1, codes, scale_O1[:, 0], bits, bias_O, x.dtype)
     else:
         sums_MO = reference.accumulate(rows_MK, reference.weight_codes(codes, bits))
         y_MO = reference.scaled(sums_MO, token_M1, scale_O1[:, 0], bias_O, x.dtype)
@@ -86,5 +94,6 @@ def mixed_linear(x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: 
     """Return the product of activations as they are and packed weights (W4A16); as `integer_linear`, by Triton only."""
     from starquant.kernels.triton_linear import linear_16
 
-    y_MO = linear_16(x.reshape(-1, x.shape[-1]), codes, scale_O1[:, 0], bits, bias_O)
+    with _on(x):
+        y_MO = linear_16(x.reshape(-1, x.shape[-1]), codes, scale_O1[:, 0], bits, bias_O)
     return y_MO.view(*x.shape[:-1], len(codes))

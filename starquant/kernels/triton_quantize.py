@@ -35,7 +35,8 @@ def _quantize_rows(
     row = tl.program_id(0)
     column = tl.arange(0, BLOCK)
     inside = column < width
-    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
+    x = tl.load(x_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
     if HAS_GATE:  # channels are [shared | masked only | other only]
         is_masked = tl.load(state_ptr + row) != 0
         of_masked = (column >= shared) & (column < shared + masked)
@@ -47,7 +48,7 @@ def _quantize_rows(
     scale = tl.maximum(scale, tiny)
     codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
     codes = (codes + ROUND) - ROUND  # to the nearest integer, halves to even
-    tl.store(codes_ptr + row * width + column, codes.to(tl.int8), mask=inside)
+    tl.store(codes_ptr + start + column, codes.to(tl.int8), mask=inside)
     tl.store(scale_ptr + row, scale)
 
 
@@ -88,6 +89,6 @@ def quantize_rows(
         HAS_CLIP=clip_M1 is not None,
         HAS_GATE=gate is not None,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=8 if width > 2048 else 4,
+        num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
     )
     return codes, scale
