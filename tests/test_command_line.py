@@ -97,6 +97,7 @@ def test_missing_checkpoint_folder(tmp_path: Path) -> None:
     assert f"{tmp_path}/nowhere: no such checkpoint folder" in message
 
 
+@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_pickled_weights(tmp_path: Path, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -105,6 +106,7 @@ def test_pickled_weights(tmp_path: Path, checkpoint: Path) -> None:
     assert "only safetensors are read" in message
 
 
+@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_another_architecture(tmp_path: Path, checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
@@ -112,6 +114,7 @@ def test_another_architecture(tmp_path: Path, checkpoint: Path) -> None:
     assert "config.json: model_type is 'llama'; allowed: llada, Dream" in message
 
 
+@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_truncated_weights(tmp_path: Path, checkpoint: Path) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
@@ -119,6 +122,7 @@ def test_truncated_weights(tmp_path: Path, checkpoint: Path) -> None:
     assert "model.safetensors: truncated" in message
 
 
+@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_task_file_with_a_missing_field(tmp_path: Path) -> None:
     file = tmp_path / "data" / "piqa" / "validation.jsonl"
     file.parent.mkdir(parents=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from starquant.spec import METHODS
+from starquant.tables import definitions
 from tests.conftest import REPOSITORY
 from tests.methods.test_contract import fresh, logits, states_of, trajectory
 from tests.test_spec import spec
@@ -23,8 +24,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch) -> None:
-    source, line = blocks("python")
-    (preset,) = blocks("yaml")
+    source, line, row = blocks("python")
+    preset, sweep = blocks("yaml")
     name, target = re.findall(r'"([^"]+)": "([^"]+)"', line)[0]
     module_name, attribute = target.split(":")
     path = tmp_path / "example.py"
@@ -42,6 +43,8 @@ def test_the_example_runs(tmp_path: Path, monkeypatch) -> None:
     options = method_class.Options.model_validate_json(json.dumps(written))
     assert options == method_class.Options(name=name)
 
+    made = eval(row.partition("#")[0].strip().rstrip(","), vars(definitions))  # the table's own helper
+    assert made.where["method.name"] == name and name in sweep
     method, model = method_class(options), fresh("dream_gqa")
     fitted = method.fit(model, spec("bits=w4a4").bits, states_of(model))
     method.apply(model, fitted, spec("bits=w16a16").bits)
