@@ -43,7 +43,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch) -> None:
     options = method_class.Options.model_validate_json(json.dumps(written))
     assert options == method_class.Options(name=name)
 
-    made = eval(row.partition("#")[0].strip().rstrip(","), vars(definitions))  # the table's own helper
+    (made,) = eval(row.partition("#")[0].strip(), vars(definitions))  # the helper of the table
     assert made.where["method.name"] == name and name in sweep
     method, model = method_class(options), fresh("dream_gqa")
     fitted = method.fit(model, spec("bits=w4a4").bits, states_of(model))
