@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from starquant.errors import DeviceError
 from starquant.kernels import reference
-from starquant.kernels.tokens import Gate, IntegerTokens
+from starquant.kernels.tokens import NOTHING, Before, IntegerTokens
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
 NEEDED = (8, 0)
@@ -51,20 +52,21 @@ def check_device(device: torch.device) -> None:
 
 
 def quantize_tokens(
-    x: Tensor, bits: int, clip: Tensor | None = None, clip_ratio: float = 1.0, gate: Gate | None = None
+    x: Tensor, bits: int, clip: Tensor | None = None, clip_ratio: float = 1.0, before: Before = NOTHING
 ) -> IntegerTokens:
-    """Gate and quantize activations [..., K] per token on a symmetric grid of at most 8 bits; `clip` is [..., 1]."""
-    if gate is not None:
-        gate = Gate(gate.masked.expand(x.shape[:-1]).reshape(-1), gate.d_m, gate.d_u)
+    """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits; `clip` is [..., 1]."""
+    if before.gate is not None:
+        masked_M = before.gate.masked.expand(x.shape[:-1]).reshape(-1)
+        before = replace(before, gate=replace(before.gate, masked=masked_M))
     rows_MK = x.reshape(-1, x.shape[-1])
     clip_M1 = None if clip is None else clip.reshape(-1, 1).float()
     if uses_triton(x):
         from starquant.kernels.triton_quantize import quantize_rows
 
         with _on(x):
-            codes, scale = quantize_rows(rows_MK, bits, clip_M1, clip_ratio, gate)
+            codes, scale = quantize_rows(rows_MK, bits, clip_M1, clip_ratio, before)
     else:
-        codes, scale = reference.quantize_rows(rows_MK, bits, clip_M1, clip_ratio, gate)
+        codes, scale = reference.quantize_rows(rows_MK, bits, clip_M1, clip_ratio, before)
     return IntegerTokens(codes.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
 
 

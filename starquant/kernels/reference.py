@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from starquant.kernels.tokens import Gate
+from starquant.kernels.tokens import NOTHING, Before
 
 
 def weight_codes(codes: Tensor, bits: int) -> Tensor:
@@ -32,11 +32,11 @@ def scaled(sums_MO: Tensor, x_scale_M1: Tensor, w_scale_O: Tensor, bias_O: Tenso
 
 
 def quantize_rows(
-    x_MK: Tensor, bits: int, clip_M1: Tensor | None = None, clip_ratio: float = 1.0, gate: Gate | None = None
+    x_MK: Tensor, bits: int, clip_M1: Tensor | None = None, clip_ratio: float = 1.0, before: Before = NOTHING
 ) -> tuple[Tensor, Tensor]:
-    """Return (int8 codes, float32 scale [M, 1]) of gated rows, on `numerics.rounding`'s symmetric per-token grid."""
-    qmax, width = (1 << (bits - 1)) - 1, x_MK.shape[-1]
-    x_MK = x_MK.float()
+    """Return (int8 codes, float32 scale [M, 1]) of rows, on `numerics.rounding`'s symmetric per-token grid."""
+    qmax, width, gate = (1 << (bits - 1)) - 1, x_MK.shape[-1], before.gate
+    x_MK = (x_MK if before.affine is None else before.affine.apply(x_MK).to(x_MK.dtype)).float()
     if gate is not None:
         channel_K, start = torch.arange(width, device=x_MK.device), width - gate.d_m - gate.d_u
         of_masked_K = (channel_K >= start) & (channel_K < start + gate.d_m)

@@ -24,6 +24,41 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """TAC's map of every run of G channels, z M^T + d, in front of everything else.
+
+    Attributes:
+        matrix_NGG: M of each run, float32.
+        shift_NG: d likewise.
+    """
+
+    matrix_NGG: Tensor
+    shift_NG: Tensor
+
+    def apply(self, x_MK: Tensor) -> Tensor:
+        """Return the mapped rows, float32."""
+        blocks, size = self.shift_NG.shape
+        z_NMG = x_MK.float().view(-1, blocks, size).transpose(0, 1)
+        return torch.baddbmm(self.shift_NG[:, None], z_NMG, self.matrix_NGG.mT).transpose(0, 1).flatten(1)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What happens to a row before it is quantized; None for nothing.
+
+    Attributes:
+        affine: comes first; its results are rounded to the activations' dtype, as without kernels.
+        gate: by token state.
+    """
+
+    affine: Affine | None = None
+    gate: Gate | None = None
+
+
+NOTHING = Before()
+
+
+@dataclass(frozen=True)
 class IntegerTokens:
     """What the linears of a site read.
 

@@ -1,6 +1,7 @@
-"""Triton: per-token quantization of activations in one pass, with SGAT's gate and clip ratio where there are some.
+"""Triton: what stands in front of a linear in one pass: TAC, SGAT's gate, clip ratio, per-token quantization.
 
-A program takes one row: it is read once, gated by its token's state, and written as int8 codes with one scale.
+A program takes one row: it is read, mapped by TAC's blocks, gated by its token's state, and written as int8 codes with
+one scale.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import Gate
+from starquant.kernels.tokens import NOTHING, Before
 
 ROUND = tl.constexpr(1.5 * 2**23)
 
@@ -22,6 +23,8 @@ def _quantize_rows(
     scale_ptr,
     clip_ptr,
     state_ptr,
+    matrix_ptr,
+    shift_ptr,
     width,
     shared,
     masked,
@@ -30,6 +33,7 @@ def _quantize_rows(
     tiny,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -37,6 +41,13 @@ def _quantize_rows(
     inside = column < width
     start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
     x = tl.load(x_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
+    if GROUP > 0:  # channel k becomes sum over j of M[k, j] x[first of its run + j], plus d[k]
+        first = (column // GROUP) * GROUP
+        mapped = tl.load(shift_ptr + column, mask=inside, other=0.0)
+        for j in range(GROUP):
+            weight = tl.load(matrix_ptr + column * GROUP + j, mask=inside, other=0.0)
+            mapped += weight * tl.load(x_ptr + start + first + j, mask=inside, other=0.0).to(tl.float32)
+        x = mapped.to(x_ptr.dtype.element_ty).to(tl.float32)
     if HAS_GATE:  # channels are [shared | masked only | other only]
         is_masked = tl.load(state_ptr + row) != 0
         of_masked = (column >= shared) & (column < shared + masked)
@@ -57,7 +68,7 @@ def quantize_rows(
     bits: int,
     clip_M1: Tensor | None = None,
     clip_ratio: float = 1.0,
-    gate: Gate | None = None,
+    before: Before = NOTHING,
 ) -> tuple[Tensor, Tensor]:
     """Return (int8 codes [M, K], float32 scale [M, 1]), as `reference.quantize_rows`.
 
@@ -66,13 +77,14 @@ def quantize_rows(
         bits: 2 to 8.
         clip_M1: ratios that multiply `clip_ratio`, None for none.
         clip_ratio: of the format.
-        gate: with the state of every row [M], None for none.
+        before: TAC, and a gate with the state of every row [M].
     """
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
     qmax = (1 << (bits - 1)) - 1
+    gate, affine = before.gate, before.affine
     masked, unmasked = (0, 0) if gate is None else (gate.d_m, gate.d_u)
     _quantize_rows[(rows,)](
         x_MK,
@@ -80,6 +92,8 @@ def quantize_rows(
         scale,
         clip_M1.contiguous() if clip_M1 is not None else scale,
         scale if gate is None else gate.masked.to(torch.int8).contiguous(),
+        scale if affine is None else affine.matrix_NGG.contiguous(),
+        scale if affine is None else affine.shift_NG.contiguous(),
         width,
         width - masked - unmasked,
         masked,
@@ -88,6 +102,7 @@ def quantize_rows(
         torch.finfo(torch.float32).tiny,
         HAS_CLIP=clip_M1 is not None,
         HAS_GATE=gate is not None,
+        GROUP=0 if affine is None else affine.shift_NG.shape[1],
         BLOCK=triton.next_power_of_2(width),
         num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from starquant.kernels import Gate, IntegerTokens, quantize_tokens
+from starquant.kernels import Before, IntegerTokens, quantize_tokens
 from starquant.models.layers import Context, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
 from starquant.runtime.token_state import SiteTransform
@@ -30,11 +30,10 @@ class ActivationQuantizer(InputSite):
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
         """Return the transformed input on its grid, as values or as integers."""
-        gate: Gate | None = None
-        if self.gives_integers and isinstance(self.transform, SiteTransform) and self.transform.gate is not None:
+        before = Before()
+        if self.gives_integers and isinstance(self.transform, SiteTransform):
             assert context is not None
-            x_BLD, gated = self.transform.ungated(x_BLD, context), self.transform.gate
-            gate = Gate(context.masked_BL, gated.masked, gated.unmasked)
+            x_BLD, before = self.transform.split(x_BLD, context)
         else:
             x_BLD = super().forward(x_BLD, context)
         clip_BL1 = None
@@ -43,7 +42,7 @@ class ActivationQuantizer(InputSite):
             masked, other = self.state_clip.to(x_BLD.device)
             clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
         if self.gives_integers:
-            return quantize_tokens(x_BLD, self.format.bits, clip_BL1, self.format.clip_ratio, gate)
+            return quantize_tokens(x_BLD, self.format.bits, clip_BL1, self.format.clip_ratio, before)
         quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)

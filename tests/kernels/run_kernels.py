@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from starquant.kernels import Gate, reference
+from starquant.kernels import Affine, Before, Gate, reference
 from starquant.kernels.triton_linear import linear, linear_16
 from starquant.kernels.triton_quantize import quantize_rows
 
@@ -53,15 +53,32 @@ def check_quantize() -> None:
         gated = x.clone()
         gated[masked, width - d_u :] = 0
         gated[~masked, width - d_m - d_u : width - d_u] = 0
-        gate = Gate(masked, d_m, d_u)
-        codes, scale = quantize_rows(x, bits, gate=gate)
+        before = Before(gate=Gate(masked, d_m, d_u))
+        codes, scale = quantize_rows(x, bits, before=before)
         expected = reference.quantize_rows(gated, bits)
-        told = reference.quantize_rows(x, bits, gate=gate)
+        told = reference.quantize_rows(x, bits, before=before)
         assert torch.equal(told[0], expected[0]) and torch.equal(told[1], expected[1])
         assert torch.equal(codes, expected[0]) and torch.equal(scale, expected[1]), ("gate", width, bits, dtype)
+
+
+def check_affine() -> None:
+    """TAC in the same pass: sums of a run in another order, so that a code may fall to the other side of an edge."""
+    for width, size, dtype in ((64, 8, torch.float32), (96, 16, torch.float32), (320, 4, torch.bfloat16)):
+        generator = torch.Generator().manual_seed(size)
+        x = torch.randn(7, width, generator=generator).to(DEVICE, dtype)
+        matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
+        shift = 0.1 * torch.randn(width // size, size, generator=generator)
+        affine = Affine(matrix.to(DEVICE), shift.to(DEVICE))
+        before = Before(affine, Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
+        codes, scale = quantize_rows(x, 4, before=before)
+        expected = reference.quantize_rows(x, 4, before=before)
+        torch.testing.assert_close(scale, expected[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
+        apart = (codes.int() - expected[0].int()).abs()
+        assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.01, ("affine", width, size)
 
 
 if __name__ == "__main__":
     check_linear()
     check_quantize()
+    check_affine()
     print("all equal")
