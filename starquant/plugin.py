@@ -6,6 +6,7 @@ Imported right after transformers, perhaps while `starquant.models` is being imp
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,8 +69,12 @@ class PackedQuantizer(HfQuantizer):
         return dtype
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from starquant.models.loading import check_checkpoint
         from starquant.runtime.description import rebuild
 
+        files = kwargs.get("checkpoint_files")
+        if files:  # transformers would fill what is missing with noise
+            check_checkpoint(Path(files[0]).parent)
         with torch.device("meta"):
             rebuild(model, self.quantization_config.modules)
         return model

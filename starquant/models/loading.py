@@ -144,8 +144,8 @@ def load_model(
     if device_map is None:
         model = model.to(target)
     _check_tie(model, checkpoint)
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{checkpoint.folder}: {name} holds values that are not finite")
     return model.eval()
 

@@ -217,6 +217,16 @@ def test_damage_is_named(fault: str, small: Path, tmp_path: Path) -> None:
     folder = damaged(small, tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
+    if fault != "other method":  # which is another plug-in's
+        with pytest.raises(CheckpointError, match=message.removeprefix("config.json: ")):
+            AutoModel.from_pretrained(folder)
+
+
+def test_a_scale_that_is_no_number_is_named(small: Path, tmp_path: Path) -> None:
+    name = "model.transformer.blocks.1.q_proj.scale"
+    folder = damaged(small, tmp_path, lambda _, tensors: tensors[name].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match=rf"{name} holds values that are not finite"):
+        load_model(folder)
 
 
 def test_a_truncated_file_is_named(small: Path, tmp_path: Path) -> None:
