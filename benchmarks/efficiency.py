@@ -157,7 +157,7 @@ def ceilings(device: str) -> dict[str, float]:
     found = {"bf16": 2e3 * n**3 / clock(lambda: a @ a, device, 5)}
     if device != "cpu":
         i = torch.randint(-8, 8, (n, n), device=device, dtype=torch.int8)
-        found["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i), device, 5)
+        found["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i.T), device, 5)
     found["bytes"] = 2e3 * a.nbytes / clock(lambda: a.clone(), device, 5)
     return found
 

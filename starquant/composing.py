@@ -134,6 +134,9 @@ def plan(arguments: Sequence[str]) -> Plan | None:
         raise ConfigError("the sweep has no cells: one of its keys has no value")
     if shows:
         return None
+    exported = [cell.spec.export.dir for cell in cells.values() if cell.spec.export.dir is not None]
+    if len(set(exported)) < len(exported):
+        raise ConfigError(f"export.dir: got {exported[0]} for several cells of a sweep; allowed: a folder for each")
     if launcher != "basic" and not sweep:
         raise ConfigError(f"launcher: got '{launcher}' for a single run; add -m")
     if len(folders) > 1:

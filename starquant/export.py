@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
@@ -24,8 +26,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 def check_target(folder: Path) -> None:
     """Judge where a model is to be written; raises ConfigError when something is there already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not folder.name:
+        raise ConfigError(f"export.dir: got '{folder}', allowed: a new or empty folder")
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
 
 
 def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target: Path, shard_size: str = "5GB") -> int:
@@ -45,10 +55,8 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
         ConfigError: the target is there already, or cannot be written.
     """
     check_target(target)
-    work = target.with_name(f".{target.name}.part")
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
         save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
         (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")
         for name in TOKENIZER_FILES:
@@ -56,12 +64,16 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
                 shutil.copyfile(source / name, work / name)
         size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
         (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
+        for path in work.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+        work.chmod(0o755)
         if target.exists():
             target.rmdir()
         work.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"export.dir: {target}: cannot be written: {error}") from error
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise ConfigError(f"export.dir: {target}: cannot be written: {error.strerror or error}") from error
     return size
 
 
@@ -84,7 +96,8 @@ def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
     spec = record.spec
     made_by = {"method": spec["method"], "record": record.digest, "model": spec["model"]["path"], "seed": spec["seed"]}
     packed = {"quant_method": METHOD, "version": VERSION, "bits": spec["bits"], "modules": describe(model)}
-    plain = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine
+    plain = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
     return plain | {"quantization_config": packed | {"made_by": made_by}}
 
 

@@ -25,31 +25,37 @@ def _follow(then: str) -> None:
 
 
 class _Finder(MetaPathFinder):
+    """Stays until the module is executed: looking for it is not importing it."""
+
     def __init__(self, name: str, then: str) -> None:
-        self.name, self.then = name, then
+        self.name, self.then, self._asking = name, then, False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != self.name or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
         if spec is not None and spec.loader is not None:
-            spec.loader = _Then(spec.loader, self.then)
+            spec.loader = _Then(spec.loader, self)
         return spec
 
 
 class _Then(Loader):
-    def __init__(self, loader: Loader, then: str) -> None:
-        self.loader, self.then = loader, then
+    def __init__(self, loader: Loader, finder: _Finder) -> None:
+        self.loader, self.finder = loader, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = module.__loader__ = self.loader
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        _follow(self.then)
+        _follow(self.finder.then)

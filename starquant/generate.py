@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +29,14 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     from starquant.diffusion import DreamSampler, LLaDASampler, generate
     from starquant.models import load_model, load_tokenizer
 
+    for name in ("length", "steps", "block_length"):
+        if settings[name] is not None and settings[name] < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: got {settings[name]}, allowed: 1 or more")
+    if not 0.0 <= settings["temperature"] < math.inf:
+        raise ConfigError(f"--temperature: got {settings['temperature']}, allowed: 0 or more")
     model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
-    length, steps, temperature = settings["length"], settings["steps"] or settings["length"], settings["temperature"]
+    length, temperature = settings["length"], settings["temperature"]
+    steps = length if settings["steps"] is None else settings["steps"]
     sampler: LLaDASampler | DreamSampler
     if model.likelihood_noise == "dream":
         if settings["block_length"] is not None:
@@ -37,7 +44,9 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         sampler = DreamSampler(steps, length, temperature=temperature)
     else:
         sampler = LLaDASampler(steps, length, settings["block_length"] or length, temperature)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if length >= model.config.context_length:
+        raise ConfigError(f"--length: got {length}, allowed: below the model's {model.config.context_length}")
+    ids = tokenizer(prompt.encode(errors="replace").decode(), add_special_tokens=False)["input_ids"]
     if model.prepend_bos and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]
     if not ids or len(ids) + length > model.config.context_length:

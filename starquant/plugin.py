@@ -83,7 +83,11 @@ class PackedQuantizer(HfQuantizer):
         from starquant.kernels.dispatch import check_device
         from starquant.runtime.description import use_integers
         from starquant.runtime.folding import fold_corrections
+        from starquant.runtime.packed import PackedLinear
 
+        for name, module in model.named_modules():
+            if isinstance(module, PackedLinear):
+                module.check(name)
         if model.device.type == "cuda":
             check_device(model.device)
             fold_corrections(model)

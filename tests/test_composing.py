@@ -168,6 +168,10 @@ def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
         (("-m", "method=rtn", "seed=1,abc"), r"seed: got 'abc', allowed: valid integer"),
         (("rtn",), r"rtn: expected key=value"),
         (("--cfg", "job", "method=rtnn"), r"method: got 'rtnn', allowed: .*\. Did you mean 'rtn'\?"),
+        (
+            ("-m", "method=rtn,awq", "export.dir=x"),
+            r"export.dir: got x for several cells of a sweep; allowed: a folder for",
+        ),
         (("method=rtn", "launcher=joblib"), r"launcher: got 'joblib' for a single run; add -m"),
     ],
 )

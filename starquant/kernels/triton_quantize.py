@@ -57,6 +57,7 @@ def _quantize_rows(
     if HAS_CLIP:
         scale = scale * tl.load(clip_ptr + row)
     scale = tl.maximum(scale, tiny)
+    scale = tl.where(tl.sum((x != x).to(tl.int32), 0) > 0, float("nan"), scale)  # maxima drop what is no number
     codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
     codes = (codes + ROUND) - ROUND  # to the nearest integer, halves to even
     tl.store(codes_ptr + start + column, codes.to(tl.int8), mask=inside)

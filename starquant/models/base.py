@@ -157,7 +157,9 @@ class MaskedDiffusionModel(PreTrainedModel):
                 saved would load as another function.
         """
         if self.quantized:
-            raise ConfigError("save_pretrained: this model is quantized; save what was fitted (`Fitted.save`)")
+            raise ConfigError(
+                "save_pretrained: this model is quantized; export it (`starquant.export`), or copy its folder"
+            )
         super().save_pretrained(*args, **kwargs)
 
     def original_basis(self, hidden_BLD: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import InputSite
+from starquant.models.layers import AttentionCore, InputSite
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
@@ -107,27 +107,34 @@ def rebuild(model: MaskedDiffusionModel, described: Plain) -> None:
             raise CheckpointError(f"quantization_config.modules: {name}: the model has no such module")
         try:
             model.set_submodule(name, _module(data, modules[name]))
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            what = f"{type(error).__name__}: {error}"
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RuntimeError, ConfigError) as error:
+            what = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             raise CheckpointError(f"quantization_config.modules: {name}: not usable ({what})") from None
     model.quantized = True
 
 
 def _module(data: Plain, before: nn.Module) -> nn.Module:
     if data["kind"] == "packed_linear":
-        assert isinstance(before, nn.Linear)
+        if not isinstance(before, nn.Linear):
+            raise ValueError(f"a packed linear for {type(before).__name__}")
         size = data["group_size"]
         if size is not None and before.in_features % size:
             raise ValueError(f"group_size {size} does not divide {before.in_features} inputs")
         fmt = QuantFormat(data["bits"], data["symmetric"], PerChannel() if size is None else PerGroup(size))
         return PackedLinear(before.in_features, before.out_features, fmt, before.weight.dtype if data["bias"] else None)
+    if data["kind"] not in ("site", "attention"):
+        raise ValueError(f"unknown kind {data['kind']!r}")
     if data["kind"] == "site":
+        if not isinstance(before, InputSite):
+            raise ValueError(f"a site for {type(before).__name__}")
         clip = torch.empty(2) if data["state_clip"] else None
         transform, grid = make_transform(data["transform"]), data["grid"]
         if grid is None:
             return InputSite(transform, clip)
         fmt = QuantFormat(grid["bits"], grid["symmetric"], PerToken(), grid["clip_ratio"])
         return ActivationQuantizer(fmt, transform, clip)
+    if not isinstance(before, AttentionCore):
+        raise ValueError(f"an attention for {type(before).__name__}")
     scale: Tensor | None = None if data["v_scale"] is None else torch.empty(*data["v_scale"])
     transforms = make_transform(data["qk_transform"]), make_transform(data["v_transform"])
     return QuantizedAttentionCore(data["bits"], transforms[0], scale, transforms[1])

@@ -86,6 +86,21 @@ class PackedLinear(nn.Module):
             scale, zero = scale[..., None], None if zero is None else zero[..., None]
         return Quantized(codes, scale, zero, shape, self.weight_format.qmin)
 
+    def check(self, name: str) -> None:
+        """Judge what was read.
+
+        Raises:
+            CheckpointError: codes that are not on the grid, scales that are not positive.
+        """
+        codes = unpack(self.codes) if self.halved else self.codes
+        top = (1 << self.weight_format.bits) - 1
+        if self.codes.dtype != torch.uint8 or int(codes.max()) > top:
+            raise CheckpointError(
+                f"{name}.codes: got {self.codes.dtype} up to {int(codes.max())}, allowed: uint8 up to {top}"
+            )
+        if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
+            raise CheckpointError(f"{name}.scale: got values that are not positive numbers")
+
     @property
     def takes_integers(self) -> bool:
         """Whether the integer path knows its grid: one scale a row, symmetric."""
@@ -95,7 +110,7 @@ class PackedLinear(nn.Module):
         """Return x W^T + b, [..., O]."""
         if isinstance(x, IntegerTokens):
             return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
-        if self.takes_integers and uses_triton(x):
+        if self.takes_integers and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
             return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
         return F.linear(x, dequantize(self.quantized(), x.dtype), self.bias)
 

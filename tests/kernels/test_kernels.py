@@ -86,6 +86,15 @@ def test_kernels_equal_the_reference(device: str) -> None:
     assert done.stdout.splitlines()[-1] == "all equal"
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="the extra 'triton' is not installed")
+def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    run = [sys.executable, str(KERNELS.with_name("compile_kernels.py"))]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=500, env=environment)
+    assert done.stdout.strip() == "all compiled", done.stdout[-2000:] + done.stderr[-4000:]
+
+
 def test_empty_and_leading_dimensions() -> None:
     codes, scale = stored(tokens(3, 8, 4), 4), torch.ones(3, 1)
     none = IntegerTokens(torch.zeros(2, 0, 8, dtype=torch.int8), torch.ones(2, 0, 1), torch.float32)

@@ -225,8 +225,30 @@ def test_damage_is_named(fault: str, small: Path, tmp_path: Path) -> None:
 def test_a_scale_that_is_no_number_is_named(small: Path, tmp_path: Path) -> None:
     name = "model.transformer.blocks.1.q_proj.scale"
     folder = damaged(small, tmp_path, lambda _, tensors: tensors[name].fill_(float("nan")))
-    with pytest.raises(CheckpointError, match=rf"{name} holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=rf"{name}: got values that are not positive numbers"):
         load_model(folder)
+
+
+def test_codes_beyond_the_grid_are_named(tmp_path: Path) -> None:
+    method, bits = method_named("rtn", "bits=w4a4", "bits.weights.bits=3")
+    packed = fresh("llada_gqa")
+    method.apply(packed, method.fit(packed, bits), bits, packed=True)
+    export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
+    name = "model.transformer.blocks.0.k_proj.codes"
+    folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name].fill_(255))
+    with pytest.raises(CheckpointError, match=rf"{name}: got torch.uint8 up to 15, allowed: uint8 up to 7"):
+        load_model(folder)
+
+
+def test_looking_for_transformers_is_not_importing_it(small: Path) -> None:
+    code = (
+        "import starquant, importlib.util\n"
+        "assert importlib.util.find_spec('transformers') is not None\n"
+        "from transformers import AutoModel\n"
+        f"AutoModel.from_pretrained({str(small)!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_truncated_file_is_named(small: Path, tmp_path: Path) -> None:
