@@ -6,15 +6,16 @@ z M^T + d followed by P is z (M^T P) + d P: one dense map instead of two, the sa
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
+from starquant.runtime.keeping import Float32Buffers
 from starquant.runtime.token_state import BlockAffine, SiteTransform
 from starquant.runtime.transforms import OrthogonalTransform
 
 
-class DenseAffine(nn.Module):
+class DenseAffine(Float32Buffers):
     """x A + b in float32; the linears behind it hold what undoes P."""
 
     def __init__(self, matrix_DD: Tensor, shift_D: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
+from starquant.runtime.keeping import Float32Buffers
 
 
 def pack(codes_OI: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def unpack(packed_OJ: Tensor) -> Tensor:
     return torch.cat((packed_OJ & 15, packed_OJ >> 4), -1)
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(Float32Buffers):
     """A linear whose weight is codes [O, I / 2] or [O, I], scales [O, groups], and zero points where asymmetric.
 
     It reads quantized values, as a fake-quantized linear does and with its numbers, or integer tokens (`kernels`).

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from starquant.kernels import Affine, Before, Gate
 from starquant.models.layers import Context
+from starquant.runtime.keeping import Float32Buffers
 
 
 class SiteTransform(nn.Module):
@@ -78,7 +79,7 @@ class StateGate(nn.Module):
         return f"gates {self.masked} masked, {self.unmasked} unmasked"
 
 
-class BlockAffine(nn.Module):
+class BlockAffine(Float32Buffers):
     """TAC's correction: every run of G channels z becomes z M^T + d, in float32.
 
     Args:

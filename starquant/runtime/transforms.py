@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from starquant.models.layers import Context
 from starquant.numerics import apply_hadamard, apply_kronecker
+from starquant.runtime.keeping import Float32Buffers
 from starquant.runtime.rewriting import across_heads
 
 
@@ -47,7 +48,7 @@ class HadamardTransform(nn.Module):
         return f"hadamard {self.width}"
 
 
-class OrthogonalTransform(nn.Module):
+class OrthogonalTransform(Float32Buffers):
     """x P with a dense orthogonal P [width, width], in float32; the linears behind it hold W P."""
 
     def __init__(self, matrix_DD: Tensor) -> None:
@@ -62,7 +63,7 @@ class OrthogonalTransform(nn.Module):
         return f"orthogonal {len(self.matrix_DD)}"
 
 
-class KroneckerTransform(nn.Module):
+class KroneckerTransform(Float32Buffers):
     """x (A (x) B) with orthogonal A and B, in float32; the linears behind it hold W (A (x) B)."""
 
     def __init__(self, a_MM: Tensor, b_NN: Tensor) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,18 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
             line = dict(zip(KEYS, key, strict=True)) | {"precision": precision, "ms": f"{row['ms']:.2f}"}
             line["tokens/s"] = f"{row['tokens_per_s']:.0f}"
             line["speed"] = "" if base is None else f"{base['ms'] / row['ms']:.2f}x"
-            line["weights GB"] = f"{row['resident_bytes'] / 1e9:.2f}"
-            line["memory"] = "" if base is None else f"{base['resident_bytes'] / row['resident_bytes']:.2f}x"
+            line["peak GB"] = f"{_peak(row):.2f}"
+            line["memory"] = "" if base is None else f"{_peak(base) / _peak(row):.2f}x"
             share = row.get("of_roofline")
             line["of roofline"] = "" if pd.isna(share) else f"{share:.2f}"
             lines.append(line)
     return pd.DataFrame(lines).replace({"model": NAMES})
+
+
+def _peak(row: Mapping[Any, Any]) -> float:
+    """Return weights and what the forward adds to them, GB."""
+    added = row.get("activation_mib")
+    return float(row["resident_bytes"] + (0.0 if pd.isna(added) else added * 2**20)) / 1e9
 
 
 def papers() -> pd.DataFrame:

@@ -119,6 +119,16 @@ def test_folded_corrections_keep_the_numbers(architecture: str, tmp_path: Path) 
     assert fold_corrections(loaded) == 0
 
 
+def test_a_cast_leaves_scales_and_transforms_alone(small: Path) -> None:
+    loaded = load_model(small)
+    before = {name: b.clone() for name, b in loaded.named_buffers() if b.dtype == torch.float32 and "keep" not in name}
+    loaded.to(torch.bfloat16)
+    assert all(
+        torch.equal(dict(loaded.named_buffers())[name], was) for name, was in before.items() if "clip" not in name
+    )
+    assert logits(loaded, ids_of(loaded)).isfinite().all() and loaded.trunk().embedding.weight.dtype == torch.bfloat16
+
+
 def test_half_precision_and_shards(tmp_path: Path) -> None:
     method, bits = method_named("quarot", *FOUR)
     models = [fresh("llada_gqa").to(torch.bfloat16) for _ in range(2)]
