@@ -142,6 +142,7 @@ def test_no_consent_for_model_written_code(tmp_path: Path) -> None:
     assert "tasks.allow_code_execution: humaneval runs programs that the model writes" in message
 
 
+@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
     message = refused(
         tmp_path, "model=llada", f"model.path={checkpoint}", "method=rtn", "tasks.names=[piqa]", "fidelity=none"
@@ -149,6 +150,7 @@ def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
     assert "no tokenizer" in message
 
 
+@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_unavailable_device_and_unshipped_seed(tmp_path: Path) -> None:
     assert "runtime.device: 'tpu9'" in refused(tmp_path, "runtime.device=tpu9")
     assert "model.seed: got 99, allowed: 0, 1, 2 (the embedded models that are shipped)" in refused(

@@ -63,6 +63,7 @@ def test_killed_while_calibrating(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not list(broken.glob("unfinished/*"))
 
 
+@pytest.mark.slow  # two processes to the end; its like is tested by default
 def test_killed_while_the_record_is_written(tmp_path: Path) -> None:
     """No half record is left; the next run repeats no answer and finishes."""
     script = tmp_path / "dies.py"
@@ -134,6 +135,7 @@ def test_a_disk_that_fills_up_while_calibrating(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "artifacts").exists()
 
 
+@pytest.mark.slow  # two processes to the end; its like is tested by default
 def test_two_sweeps_in_one_folder_compute_everything_once(tmp_path: Path) -> None:
     command = [*RUN, "-m", "method=rtn,smoothquant", *QUICK, f"paths.results={tmp_path}"]
     both = [subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=-1, stderr=-1) for _ in range(2)]

@@ -59,8 +59,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported("star_quant", "llada_gqa", tmp_path_factory.mktemp("small"))[1]
 
 
-@pytest.mark.parametrize("name", QUANTIZING)
-@pytest.mark.parametrize("architecture", ["llada_gqa", "dream_gqa"])
+CASES = [("llada_gqa", name) for name in QUANTIZING]
+CASES += [("dream_gqa", name) for name in ("rtn", "smoothquant", "quarot", "dllmquant_plus_plus", "star_quant_plus")]
+
+
+@pytest.mark.parametrize(("architecture", "name"), CASES)
 def test_logits_are_the_calibrated_models(name: str, architecture: str, tmp_path: Path) -> None:
     calibrated, folder = exported(name, architecture, tmp_path)
     loaded = load_model(folder)
