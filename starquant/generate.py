@@ -27,6 +27,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     import torch
 
     from starquant.diffusion import DreamSampler, LLaDASampler, generate
+    from starquant.diffusion.generation import end_of_text
     from starquant.models import load_model, load_tokenizer
 
     for name in ("length", "steps", "block_length"):
@@ -53,9 +54,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         allowed = model.config.context_length - length
         raise ConfigError(f"prompt: got {len(ids)} tokens, allowed: 1 to {allowed} beside an answer of {length}")
     answer = generate(model, torch.tensor([ids]), sampler, seed=seed)[0, len(ids) :].tolist()
-    ends = {int(model.config.eos_token_id), getattr(model.config, "eot_token_id", None)}
-    cut = next((i for i, token in enumerate(answer) if token in ends), len(answer))
-    return str(tokenizer.decode(answer[:cut], skip_special_tokens=True))
+    return str(tokenizer.decode(answer[: end_of_text(model.config, answer)], skip_special_tokens=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

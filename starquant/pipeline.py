@@ -150,17 +150,18 @@ class _Run:
 
     def export(self, result: Result) -> None:
         """Quantize the checkpoint once more, this time to codes, and write it."""
-        assert result.record is not None
-        if self.together.first:
-            self.free()
-            model, (artifact, _) = self.loaded.get(), self._calibrated()
-            fitted = Fitted.load(self.artifacts.path(artifact.digest))
+        record, asked = result.record, self.spec.export
+        assert record is not None and asked.dir is not None
+        target, (artifact, _) = Path(asked.dir), self._calibrated()
+        self.free()
+
+        def write() -> int:
+            model, fitted = self.loaded.get(), Fitted.load(self.artifacts.path(artifact.digest))
             method = METHODS.load(self.spec.method.name)(self.spec.method)
             method.apply(model, fitted, self.spec.bits, self.progress, packed=True)
-            asked = self.spec.export
-            size = export(model, result.record, self.folder, Path(asked.dir or ""), asked.shard_size)
-            self.say(f"exported: {asked.dir}, {size / 1e6:,.1f} MB")
-        self.together.wait()
+            return export(model, record, self.folder, target, asked.shard_size)
+
+        self.say(f"exported: {target}, {self.together.by_first(write) / 1e6:,.1f} MB")
 
     def free(self) -> None:
         """Give the model's memory back, for the next job of this process."""

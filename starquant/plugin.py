@@ -61,13 +61,6 @@ class PackedQuantizer(HfQuantizer):
 
     requires_calibration = True
 
-    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is needed but torch."""
-
-    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Keep the dtype of what is not packed."""
-        return dtype
-
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from starquant.models.loading import check_checkpoint
         from starquant.runtime.description import rebuild

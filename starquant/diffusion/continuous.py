@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starquant.diffusion.batch_size import BatchSize, out_of_memory
+from starquant.diffusion.batch_size import BatchSize, draws_kept, out_of_memory
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
@@ -67,11 +67,10 @@ def generate_many(
     """
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: len(request.prompt))  # taken from the end: the longest first
-    branches = 1 if getattr(sampler, "cfg_scale", 0.0) == 0.0 else 2  # guidance doubles the rows
     active: list[Request] = []
     state: DenoisingState | None = None
     while waiting or active:
-        longest = branches * (len((active or waiting[-1:])[0].prompt) + sampler.answer_length)
+        longest = sampler.branches * (len((active or waiting[-1:])[0].prompt) + sampler.answer_length)
         while waiting and len(active) < batch_size.rows(longest):
             active.append(waiting.pop())
             state = None
@@ -119,14 +118,12 @@ def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, ac
             request.step += 1
     step_B = torch.tensor([request.step for request in active])
     commit_B = sampler.commits(step_B, masked_B)
-    before = [generator.get_state() for generator in state.generators]
     try:
-        sampler.advance(predict, state, step_B.to(predict.device), commit_B.to(predict.device))
+        with draws_kept(state.generators):
+            sampler.advance(predict, state, step_B.to(predict.device), commit_B.to(predict.device))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        for generator, was in zip(state.generators, before, strict=True):
-            generator.set_state(was)
         return False
     for request in active:
         request.step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,12 @@ def generate(
         visible = torch.cat((prompt_visible, torch.ones_like(answer, dtype=torch.bool)), dim=1)
     sampler.denoise(predict, DenoisingState(ids_BL, prompt_ids.shape[1], visible, generators, on_step))
     return ids_BL
+
+
+def end_of_text(config: Any, answer: Sequence[int]) -> int:
+    """Return the number of tokens in front of the first end-of-text or end-of-turn."""
+    ends = {int(config.eos_token_id), getattr(config, "eot_token_id", None)}
+    return next((i for i, token in enumerate(answer) if token in ends), len(answer))
 
 
 def _generators(

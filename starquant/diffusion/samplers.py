@@ -93,6 +93,11 @@ class LLaDASampler:
         """Tokens that `generate` appends to the prompt."""
         return self.gen_length
 
+    @property
+    def branches(self) -> int:
+        """Rows of a forward pass for each sequence: guidance runs two."""
+        return 1 if self.cfg_scale == 0.0 else 2
+
     def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
         """Fill the answer block by block."""
         ids = state.ids_BL
@@ -206,6 +211,11 @@ class DreamSampler:
     def answer_length(self) -> int:
         """Tokens that `generate` appends to the prompt."""
         return self.max_new_tokens
+
+    @property
+    def branches(self) -> int:
+        """Rows of a forward pass for each sequence: guidance runs two."""
+        return 1
 
     def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
         """Fill all masked positions along the time grid.

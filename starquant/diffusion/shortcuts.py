@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starquant.diffusion.batch_size import BatchSize, in_batches
+from starquant.diffusion.batch_size import BatchSize, draws_kept, in_batches
 from starquant.diffusion.continuous import Request, Sampler, Settled, as_batch
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
@@ -71,10 +71,9 @@ def generate_approximately(
     sampler, length, steps = _judged(sampler, shortcuts)
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: -len(request.prompt))
-    branches = 1 if getattr(sampler, "cfg_scale", 0.0) == 0.0 else 2
 
     def tokens(request: Request) -> int:
-        return branches * (len(request.prompt) + sampler.answer_length)
+        return sampler.branches * (len(request.prompt) + sampler.answer_length)
 
     while waiting:  # a few batches side by side, so that those that stay fill batches again
         together = _SIDE_BY_SIDE * batch_size.rows(tokens(waiting[0]))
@@ -122,14 +121,9 @@ def _fill_block(
     steps: int,
 ) -> Tensor:
     """Return the answers [B, G] with one more block filled; when it fails, no draw has been taken."""
-    before = [request.generator.get_state() for request in requests]
     state = as_batch(requests, predict)
-    try:
+    with draws_kept(state.generators):
         _denoise(predict, state, sampler, shortcuts, block, steps)
-    except (RuntimeError, MemoryError):
-        for request, was in zip(requests, before, strict=True):
-            request.generator.set_state(was)
-        raise
     return state.ids_BL[:, state.prompt_length :].cpu()
 
 

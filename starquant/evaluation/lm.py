@@ -25,6 +25,7 @@ from starquant.diffusion import (
     generate_many,
 )
 from starquant.diffusion.continuous import Settled
+from starquant.diffusion.generation import end_of_text
 from starquant.diffusion.patterns import NOISES
 from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import CheckpointError, ConfigError
@@ -258,19 +259,14 @@ class DiffusionLM(LM):
         Texts are cut at one stop string after the other, so that what follows the first one found must be long
         enough to show every other that begins before its end.
         """
-        if self._end(known) < len(known):
+        if end_of_text(self.model.config, known) < len(known):
             return True
         text = str(self.tokenizer.decode(known, skip_special_tokens=True)) if stops else ""
         found = [text.find(stop) for stop in stops if stop in text]
         return bool(found) and len(text) - min(found) >= 2 * max(map(len, stops))
 
-    def _end(self, answer: list[int]) -> int:
-        """Return the number of tokens in front of the first end-of-text or end-of-turn."""
-        ends = {int(self.model.config.eos_token_id), getattr(self.model.config, "eot_token_id", None)}
-        return next((i for i, token in enumerate(answer) if token in ends), len(answer))
-
     def _text(self, answer: list[int], stops: Sequence[str]) -> str:
-        text = str(self.tokenizer.decode(answer[: self._end(answer)], skip_special_tokens=True))
+        text = str(self.tokenizer.decode(answer[: end_of_text(self.model.config, answer)], skip_special_tokens=True))
         for stop in stops:
             text = text.split(stop)[0]
         return text

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from starquant.kernels.packing import unpack
 from starquant.kernels.tokens import NOTHING, Before
 
 
 def weight_codes(codes: Tensor, bits: int) -> Tensor:
     """Return signed weight codes int8 [O, K] of stored ones: packed [O, J] up to 4 bits, [O, K] above."""
     if bits <= 4:
-        codes = torch.cat((codes & 15, codes >> 4), -1)
+        codes = unpack(codes)
     return (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
 
 

@@ -12,25 +12,9 @@ from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
+from starquant.kernels.packing import pack, unpack
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
 from starquant.runtime.keeping import Float32Buffers
-
-
-def pack(codes_OI: Tensor) -> Tensor:
-    """Return codes 0 to 15, [O, I], two a byte: uint8 [O, I / 2].
-
-    Raises:
-        CheckpointError: an odd number of inputs.
-    """
-    if codes_OI.shape[-1] % 2:
-        raise CheckpointError(f"packing: got {codes_OI.shape[-1]} inputs, allowed: an even number")
-    low, high = codes_OI.to(torch.uint8).chunk(2, -1)
-    return low | (high << 4)
-
-
-def unpack(packed_OJ: Tensor) -> Tensor:
-    """Invert `pack`: uint8 [O, I]."""
-    return torch.cat((packed_OJ & 15, packed_OJ >> 4), -1)
 
 
 class PackedLinear(Float32Buffers):

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from starquant.kernels import IntegerTokens, dispatch, integer_linear, quantize_tokens, reference
+from starquant.kernels.packing import pack
 from starquant.numerics import PerToken, QuantFormat, dequantize, fake_quantize, quantize
-from starquant.runtime.packed import pack
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 

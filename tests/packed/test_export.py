@@ -18,6 +18,7 @@ from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.testbed_tasks import items
 from starquant.export import export
 from starquant.generate import main
+from starquant.kernels.packing import pack, unpack
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
@@ -25,7 +26,7 @@ from starquant.models.roles import Site
 from starquant.pipeline import execute
 from starquant.runtime.description import describe, use_integers
 from starquant.runtime.folding import fold_corrections
-from starquant.runtime.packed import PackedLinear, pack, unpack
+from starquant.runtime.packed import PackedLinear
 from starquant.spec import METHODS
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
