@@ -68,9 +68,9 @@ def build(family: str, shape: str, precision: str, device: str) -> MaskedDiffusi
 def described(model: MaskedDiffusionModel, weights: int, inputs: int) -> dict[str, Any]:
     """Return quantization_config.modules of a model that is quantized throughout."""
     found: dict[str, Any] = {}
-    grid = {"bits": inputs, "symmetric": True, "group_size": None, "clip_ratio": 1.0}
+    grid = {"bits": inputs, "symmetric": True, "clip_ratio": 1.0}
     for info in model.linears().values():
-        packed = {"kind": "packed_linear", "bits": weights, "symmetric": True, "group_size": None, "clip_ratio": 1.0}
+        packed = {"kind": "packed_linear", "bits": weights, "symmetric": True, "group_size": None}
         found[info.name] = packed | {"bias": info.module.bias is not None}
         width, transform = info.module.in_features, dict.fromkeys(("exact", "correction", "gate"))
         if inputs < 16:

@@ -11,7 +11,7 @@ from measure import alternate, machine
 from starquant.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.models import load_model
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.runtime import install
+from starquant.runtime.install import install
 from starquant.testbed.shipped import weights_folder
 
 W4A4 = BitsSpec(name="w4a4", weights=WeightSpec(bits=4), activations=ActivationSpec(bits=4))

@@ -18,6 +18,7 @@ from starquant.models.checkpoint import CONFIG
 from starquant.plugin import METHOD, VERSION
 from starquant.records.record import RunRecord
 from starquant.runtime.description import describe
+from starquant.runtime.install import is_tied
 from starquant.tables.report import describe as bits_in_words
 
 #: Files of a checkpoint folder that a tokenizer may need.
@@ -80,7 +81,7 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
 def _tensors(model: MaskedDiffusionModel) -> dict[str, torch.Tensor]:
     """Return the state dict with every tensor in memory of its own; a tied head is left out."""
     trunk = model.trunk()
-    tied = trunk.head is not None and trunk.head.weight is trunk.embedding.weight
+    tied = trunk.head is not None and is_tied(model)
     names = {module: name for name, module in model.named_modules()}
     left_out = {f"{names[trunk.head]}.weight"} if tied and trunk.head is not None else set()
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}

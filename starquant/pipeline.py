@@ -28,7 +28,7 @@ from starquant.records.artifacts import Artifact, ArtifactStore
 from starquant.records.locks import exclusive
 from starquant.records.record import RunRecord
 from starquant.records.store import RecordStore
-from starquant.runtime import measure_operands
+from starquant.runtime.probe import measure_operands
 from starquant.spec import METHODS, RunSpec
 from starquant.stages import (
     OverlapCounter,

@@ -38,7 +38,7 @@ class PackedConfig(QuantizationConfigMixin):
 
     def __init__(self, **given: Any) -> None:
         version = given.get("version")
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:  # true and 1.0 equal 1
             newer = isinstance(version, int) and version > VERSION
             told = "; a later starquant wrote it" if newer else ""
             raise CheckpointError(f"quantization_config.version: got {version!r}, this version reads {VERSION}{told}")
@@ -76,10 +76,10 @@ class PackedQuantizer(HfQuantizer):
         from starquant.kernels.dispatch import check_device
         from starquant.runtime.description import use_integers
         from starquant.runtime.folding import fold_corrections
-        from starquant.runtime.packed import PackedLinear
+        from starquant.runtime.packed import Packed
 
         for name, module in model.named_modules():
-            if isinstance(module, PackedLinear):
+            if isinstance(module, Packed):
                 module.check(name)
         if model.device.type == "cuda":
             check_device(model.device)

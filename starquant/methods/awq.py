@@ -104,7 +104,7 @@ class AWQ(BlockwiseMethod[AWQOptions]):
     ) -> Tensors:
         from starquant.models.roles import Role
         from starquant.numerics import output_clip
-        from starquant.runtime import weight_format
+        from starquant.runtime.install import weight_format
 
         hessian_DD = statistics.second_moment().mean
         found: Tensors = {}
@@ -123,7 +123,7 @@ class AWQ(BlockwiseMethod[AWQOptions]):
 def _output_error(weight_OD: Tensor, scale_D: Tensor, hessian_DD: Tensor, bits: BitsSpec) -> float:
     """Return E||x (Q(W s) / s - W)^T||^2 = tr(dW H dW^T)."""
     from starquant.numerics import fake_quantize
-    from starquant.runtime import weight_format
+    from starquant.runtime.install import weight_format
 
     scale = scale_D.to(weight_OD.device)
     scaled = (weight_OD.double() * scale).to(weight_OD)

@@ -103,7 +103,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
     def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge group sizes and the head's bits."""
-        from starquant.runtime import check_fit
+        from starquant.runtime.install import check_fit
 
         check_fit(model, self.effective(bits))
 
@@ -137,7 +137,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         progress: bool,
     ) -> None:
         from starquant.calibration.engine import walk
-        from starquant.runtime import quantize_block
+        from starquant.runtime.install import quantize_block
         from starquant.runtime.rewriting import rounded_once
 
         fed = bits if states.inputs == "quantized" else weights_only(bits)
@@ -181,7 +181,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
             ConfigError: a method has been applied to the model already.
             RecordError: nothing was fitted for a block, or no codes for a linear that was to be solved.
         """
-        from starquant.runtime import install
+        from starquant.runtime.install import install
         from starquant.runtime.rewriting import rounded_once
 
         if model.quantized:

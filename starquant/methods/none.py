@@ -47,7 +47,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""
-        from starquant.runtime import install
-        from starquant.runtime.description import packed_linears
+        from starquant.runtime.install import install
+        from starquant.runtime.packed_manifest import packed_manifest
 
-        return packed_linears(model) if model.quantized else install(model, FULL_PRECISION)
+        return packed_manifest(model) if model.quantized else install(model, FULL_PRECISION)

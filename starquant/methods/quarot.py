@@ -102,7 +102,7 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         from starquant.errors import ConfigError
         from starquant.models.roles import Role
         from starquant.numerics import has_hadamard
-        from starquant.runtime import is_tied
+        from starquant.runtime.install import is_tied
 
         super().check(model, bits)
         if self.options.residual_rotation != "none" and is_tied(model):

@@ -103,7 +103,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
     ) -> float:
         """Return the squared output error of a site with quantized weights and activations."""
         from starquant.numerics import fake_quantize
-        from starquant.runtime import activation_format, weight_format
+        from starquant.runtime.install import activation_format, weight_format
 
         rows_ND = rows_ND.float()
         scale_D = self._scale(visit, site, absmax_D, weights, alpha).to(rows_ND)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starquant.calibration.engine import BlockVisit
     from starquant.models.roles import LinearInfo, Site
     from starquant.numerics import QuantFormat, Quantized
-    from starquant.runtime import WeightSolver
+    from starquant.runtime.install import WeightSolver
 
 
 class WeightSolverOptions(Spec):
@@ -78,8 +78,7 @@ def solve_sites(
     from starquant.calibration.statistics import Collect
     from starquant.models.roles import Site
     from starquant.numerics import gptq
-    from starquant.runtime import quantize_linear, weight_format
-    from starquant.runtime.install import quantize_attention
+    from starquant.runtime.install import quantize_attention, quantize_linear, weight_format
 
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
     collected = visit.collect(plan, sites)
@@ -145,6 +144,6 @@ def solver_of(tensors: dict[str, Tensor], bits: BitsSpec, options: WeightSolverO
 
 def _clip(weight: Tensor, bits: BitsSpec, options: WeightSolverOptions) -> Tensor | None:
     from starquant.numerics import mse_clip
-    from starquant.runtime import weight_format
+    from starquant.runtime.install import weight_format
 
     return mse_clip(weight, weight_format(bits.weights)) if options.mse_clip else None

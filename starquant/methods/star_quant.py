@@ -156,8 +156,8 @@ class STaRQuant(QuaRot):
 
         from starquant.methods.solvers import solver_of
         from starquant.models.roles import Site
-        from starquant.runtime import FakeQuantLinear, quantize_linear
-        from starquant.runtime.install import quantize_attention
+        from starquant.runtime import FakeQuantLinear
+        from starquant.runtime.install import quantize_attention, quantize_linear
 
         twin = copy.deepcopy(visit.block)
         self.compensate(visit.model.block_sites(twin), tensors, bits)

@@ -146,7 +146,7 @@ def groups_of(
 ) -> tuple[Group, Group]:
     """Return the group with rows to learn from, and with rows to be judged on."""
     from starquant.calibration.statistics import TokenState
-    from starquant.runtime import activation_format, weight_format
+    from starquant.runtime.install import activation_format, weight_format
 
     weights = [linear.weight.data for linear in visit.sites.readers(site).values()]
     rows = [statistics.rows(state).to(weights[0]) for state in (TokenState.MASKED, TokenState.UNMASKED)]

@@ -6,63 +6,18 @@ inverse to each other; nothing of how a method found anything is needed to rebui
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from starquant.errors import CheckpointError, ConfigError
+from starquant.errors import CheckpointError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import AttentionCore, InputSite
+from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
+from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
-from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
-from starquant.runtime.packed import PackedLinear
+from starquant.runtime.packed import Packed, PackedEmbedding, PackedLinear
+from starquant.runtime.plain import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
 from starquant.runtime.sites import ActivationQuantizer
-from starquant.runtime.token_state import BlockAffine, SiteTransform, StateGate
-from starquant.runtime.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
-
-Plain = dict[str, Any]
-
-_DESCRIBE: dict[type[nn.Module], Callable[[Any], Plain]] = {
-    HadamardTransform: lambda t: {"kind": "hadamard", "width": t.width},
-    HeadsHadamard: lambda t: {"kind": "heads_hadamard", "heads": t.heads},
-    OrthogonalTransform: lambda t: {"kind": "orthogonal", "width": len(t.matrix_DD)},
-    KroneckerTransform: lambda t: {"kind": "kronecker", "a": len(t.a_MM), "b": len(t.b_NN)},
-    StateGate: lambda t: {"kind": "state_gate", "width": t.width, "masked": t.masked, "unmasked": t.unmasked},
-    BlockAffine: lambda t: {"kind": "block_affine", "shape": list(t.shift_CNG.shape)},
-    SiteTransform: lambda t: {
-        "kind": "site_transform",
-        **{part: transform_data(getattr(t, part)) for part in ("exact", "correction", "gate")},
-    },
-}
-
-
-def _affine(data: Plain) -> nn.Module:
-    conditions, blocks, size = data["shape"]
-    return BlockAffine(torch.empty(conditions, blocks, size, size), torch.empty(conditions, blocks, size))
-
-
-_MAKE: dict[str, Callable[[Plain], nn.Module]] = {
-    "hadamard": lambda d: HadamardTransform(d["width"]),
-    "heads_hadamard": lambda d: HeadsHadamard(d["heads"]),
-    "orthogonal": lambda d: OrthogonalTransform(torch.empty(d["width"], d["width"])),
-    "kronecker": lambda d: KroneckerTransform(torch.empty(d["a"], d["a"]), torch.empty(d["b"], d["b"])),
-    "state_gate": lambda d: StateGate(d["width"], d["masked"], d["unmasked"]),
-    "block_affine": _affine,
-    "site_transform": lambda d: SiteTransform(*(make_transform(d[part]) for part in ("exact", "correction", "gate"))),
-}
-
-
-def transform_data(transform: nn.Module | None) -> Plain | None:
-    """Return a transform as plain data; raises KeyError for one that is not known here."""
-    return None if transform is None else _DESCRIBE[type(transform)](transform)
-
-
-def make_transform(data: Plain | None) -> nn.Module | None:
-    """Return the transform of plain data, its buffers unset."""
-    return None if data is None else _MAKE[data["kind"]](data)
 
 
 def describe(model: MaskedDiffusionModel) -> Plain:
@@ -70,14 +25,14 @@ def describe(model: MaskedDiffusionModel) -> Plain:
     found: Plain = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            grid, bias = _grid(module.weight_format), module.bias is not None
-            found[name] = {"kind": "packed_linear", **grid, "bias": bias}
+            found[name] = {"kind": "packed_linear", **_grid(module), "bias": module.bias is not None}
+        elif isinstance(module, PackedEmbedding):
+            found[name] = {"kind": "packed_embedding", **_grid(module)}
         elif isinstance(module, ActivationQuantizer) or (
             isinstance(module, InputSite) and module.transform is not None
         ):
-            grid = _grid(module.format) if isinstance(module, ActivationQuantizer) else None
             clip, transform = module.state_clip is not None, transform_data(module.transform)
-            found[name] = {"kind": "site", "grid": grid, "state_clip": clip, "transform": transform}
+            found[name] = {"kind": "site", "grid": _token_grid(module), "state_clip": clip, "transform": transform}
         elif isinstance(module, QuantizedAttentionCore):
             shape = None if module.v_scale_KE is None else list(module.v_scale_KE.shape)
             found[name] = {
@@ -90,54 +45,106 @@ def describe(model: MaskedDiffusionModel) -> Plain:
     return found
 
 
-def _grid(fmt: QuantFormat) -> Plain:
+def _grid(module: Packed) -> Plain:
+    fmt = module.weight_format
     size = fmt.granularity.size if isinstance(fmt.granularity, PerGroup) else None
-    return {"bits": fmt.bits, "symmetric": fmt.symmetric, "group_size": size, "clip_ratio": fmt.clip_ratio}
+    return {"bits": fmt.bits, "symmetric": fmt.symmetric, "group_size": size}
+
+
+def _token_grid(site: InputSite) -> Plain | None:
+    if not isinstance(site, ActivationQuantizer):
+        return None
+    return {"bits": site.format.bits, "symmetric": site.format.symmetric, "clip_ratio": site.format.clip_ratio}
 
 
 def rebuild(model: MaskedDiffusionModel, described: Plain) -> None:
     """Put described modules into a model as its configuration makes it; their buffers are on its device, unset.
 
     Raises:
-        CheckpointError: modules that the model does not have, or that do not fit it.
+        CheckpointError: modules that the model does not have, that do not fit it, or that are not described as
+            `describe` does.
     """
     modules = dict(model.named_modules())
+    inputs = _inputs(model)
     for name, data in described.items():
         if name not in modules:
             raise CheckpointError(f"quantization_config.modules: {name}: the model has no such module")
         try:
-            model.set_submodule(name, _module(data, modules[name]))
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RuntimeError, ConfigError) as error:
-            what = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            raise CheckpointError(f"quantization_config.modules: {name}: not usable ({what})") from None
+            model.set_submodule(name, _module(fields(data), name, modules, inputs))
+        except (ValueError, CheckpointError) as error:
+            raise CheckpointError(f"quantization_config.modules: {name}: {error}") from None
     model.quantized = True
 
 
-def _module(data: Plain, before: nn.Module) -> nn.Module:
-    if data["kind"] == "packed_linear":
-        if not isinstance(before, nn.Linear):
-            raise ValueError(f"a packed linear for {type(before).__name__}")
-        size = data["group_size"]
-        if size is not None and before.in_features % size:
-            raise ValueError(f"group_size {size} does not divide {before.in_features} inputs")
-        fmt = QuantFormat(data["bits"], data["symmetric"], PerChannel() if size is None else PerGroup(size))
-        return PackedLinear(before.in_features, before.out_features, fmt, before.weight.dtype if data["bias"] else None)
-    if data["kind"] not in ("site", "attention"):
-        raise ValueError(f"unknown kind {data['kind']!r}")
-    if data["kind"] == "site":
-        if not isinstance(before, InputSite):
-            raise ValueError(f"a site for {type(before).__name__}")
-        clip = torch.empty(2) if data["state_clip"] else None
-        transform, grid = make_transform(data["transform"]), data["grid"]
-        if grid is None:
-            return InputSite(transform, clip)
-        fmt = QuantFormat(grid["bits"], grid["symmetric"], PerToken(), grid["clip_ratio"])
-        return ActivationQuantizer(fmt, transform, clip)
-    if not isinstance(before, AttentionCore):
-        raise ValueError(f"an attention for {type(before).__name__}")
-    scale: Tensor | None = None if data["v_scale"] is None else torch.empty(*data["v_scale"])
-    transforms = make_transform(data["qk_transform"]), make_transform(data["v_transform"])
-    return QuantizedAttentionCore(data["bits"], transforms[0], scale, transforms[1])
+def _inputs(model: MaskedDiffusionModel) -> dict[str, tuple[int, int | None]]:
+    """Return the channels of every input site, and the head width of those behind an attention."""
+    found: dict[str, tuple[int, int | None]] = {}
+    for info in model.linears().values():
+        attention = model.block_sites(model.trunk().blocks[info.block]).attention
+        found[info.site] = info.module.in_features, attention.head_dim if info.role.site is Site.OUT else None
+    return found
+
+
+def _module(
+    data: Plain, name: str, modules: dict[str, nn.Module], inputs: dict[str, tuple[int, int | None]]
+) -> nn.Module:
+    before = modules[name]
+    if data["kind"] == "packed_linear" and isinstance(before, nn.Linear):
+        expect_keys(data, ("bits", "symmetric", "group_size", "bias"))
+        dtype = before.weight.dtype if flag(data, "bias") else None
+        return PackedLinear(before.in_features, before.out_features, _weight_format(data, before.in_features), dtype)
+    if data["kind"] == "packed_embedding" and isinstance(before, nn.Embedding):
+        expect_keys(data, ("bits", "symmetric", "group_size"))
+        fmt = _weight_format(data, before.embedding_dim)
+        return PackedEmbedding(before.num_embeddings, before.embedding_dim, fmt, before.weight.dtype)
+    if data["kind"] == "site" and isinstance(before, InputSite):
+        return _site(data, *inputs[name])
+    if data["kind"] == "attention" and isinstance(before, AttentionCore):
+        attention = modules[name.rpartition(".")[0]]
+        assert isinstance(attention, RotaryAttention)
+        return _attention(data, attention)
+    raise ValueError(f"got kind {data['kind'][:40]!r} for {type(before).__name__}")
+
+
+def _weight_format(data: Plain, columns: int) -> QuantFormat:
+    bits, size = whole(data, "bits", 2, 8), data["group_size"]
+    if size is not None and columns % whole(data, "group_size", 1, columns):
+        raise ValueError(f"group_size {size} does not divide {columns} inputs")
+    return QuantFormat(bits, flag(data, "symmetric"), PerChannel() if size is None else PerGroup(size))
+
+
+def _site(data: Plain, width: int, head_dim: int | None) -> InputSite:
+    expect_keys(data, ("grid", "state_clip", "transform"))
+    clip = torch.empty(2) if flag(data, "state_clip") else None
+    transform = make_transform(data["transform"], width, head_dim)
+    grid = data["grid"]
+    if grid is None:
+        return InputSite(transform, clip)
+    if not isinstance(grid, dict):
+        raise ValueError(f"grid: got {str(grid)[:60]}, allowed: an object, null")
+    expect_keys({"kind": "grid", **grid}, ("bits", "symmetric", "clip_ratio"))
+    ratio = grid["clip_ratio"]
+    if type(ratio) not in (int, float) or not 0.0 < ratio <= 1.0:
+        raise ValueError(f"clip_ratio: got {str(ratio)[:20]}, allowed: above 0, at most 1")
+    bits = 16 if grid["bits"] == 16 else whole(grid, "bits", 2, 8)
+    return ActivationQuantizer(QuantFormat(bits, flag(grid, "symmetric"), PerToken(), ratio), transform, clip)
+
+
+def _attention(data: Plain, attention: RotaryAttention) -> QuantizedAttentionCore:
+    expect_keys(data, ("bits", "qk_transform", "v_transform", "v_scale"))
+    bits, scale = data["bits"], data["v_scale"]
+    if not isinstance(bits, dict) or sorted(bits) != sorted(OPERANDS):
+        raise ValueError(f"bits: got {str(bits)[:60]}, allowed: {', '.join(OPERANDS)}")
+    for operand in OPERANDS:
+        if type(bits[operand]) is not int or (bits[operand] != 16 and not 2 <= bits[operand] <= 8):
+            raise ValueError(f"bits.{operand}: got {str(bits[operand])[:20]}, allowed: 2 to 8, 16")
+    shape = [attention.n_kv_heads, attention.head_dim]
+    if scale is not None and scale != shape:
+        raise ValueError(f"v_scale: got {str(scale)[:40]}, allowed: {shape}, null")
+    v_scale: Tensor | None = None if scale is None else torch.empty(shape)
+    qk = make_transform(data["qk_transform"], attention.head_dim)
+    v = make_transform(data["v_transform"], attention.n_kv_heads * attention.head_dim, attention.head_dim)
+    return QuantizedAttentionCore(bits, qk, v_scale, v)
 
 
 def use_integers(model: MaskedDiffusionModel, wanted: bool = True) -> int:
@@ -153,25 +160,3 @@ def use_integers(model: MaskedDiffusionModel, wanted: bool = True) -> int:
                 module.gives_integers = wanted and packed and fits
                 count += module.gives_integers
     return count
-
-
-def packed_linears(model: MaskedDiffusionModel) -> list[ManifestEntry]:
-    """Return the manifest of a packed checkpoint's linears."""
-    modules, entries = dict(model.named_modules()), []
-    for name, info in model.linears().items():
-        linear, site = modules[name], modules[info.site]
-        assert isinstance(site, InputSite)
-        entries.append(
-            ManifestEntry(
-                name=name,
-                kind="linear",
-                role=info.role.value,
-                block=info.block,
-                weight_bits=linear.weight_format.bits if isinstance(linear, PackedLinear) else 16,
-                activation_bits=site.format.bits if isinstance(site, ActivationQuantizer) else 16,
-                site=info.site,
-                transform=None if site.transform is None else str(site.transform),
-                reason=None if isinstance(linear, PackedLinear) else "not packed",
-            )
-        )
-    return entries

@@ -23,14 +23,13 @@ from starquant.numerics import (
     QuantFormat,
     Quantized,
     dequantize,
-    fake_quantize,
     quantize,
     sqnr_db,
 )
 from starquant.records.manifest import ManifestEntry
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
 from starquant.runtime.linear import FakeQuantLinear
-from starquant.runtime.packed import PackedLinear
+from starquant.runtime.packed import PackedEmbedding, PackedLinear
 from starquant.runtime.placing import kept
 from starquant.runtime.sites import ActivationQuantizer
 
@@ -69,7 +68,8 @@ def install(
         bits: bit-widths of everything.
         solve: computes the quantized weight of one linear.
         progress: show a progress bar over the blocks.
-        packed: keep weights as codes, 4-bit ones two a byte, instead of the values they stand for.
+        packed: keep weights as codes, 4-bit ones two a byte, instead of the values they stand for. A tied embedding
+            stays values.
 
     Raises:
         ConfigError: a model that is quantized already, a group size that does not divide, a tied head asked for bits
@@ -80,13 +80,13 @@ def install(
         raise ConfigError("install: a method has been applied to this model already; load it again")
     model.quantized = not bits.full_precision or _transformed(model)
     check_fit(model, bits)
-    entries, operands = [_embedding(model, bits)], []
+    entries, operands = [_embedding(model, bits, packed)], []
     blocks = model.trunk().blocks
     for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
         linears = model.block_linears(block, index).values()
         entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
         operands += quantize_attention(model, block, index, bits.attention)
-    return [*entries, *operands, _head(model, bits)]
+    return [*entries, *operands, _head(model, bits, packed)]
 
 
 def quantize_block(
@@ -180,8 +180,8 @@ def quantize_attention(
     ]
 
 
-def _embedding(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
-    return _table(model, model.trunk().embedding, "embedding", bits.embedding)
+def _embedding(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
+    return _table(model, model.trunk().embedding, "embedding", bits.embedding, packed and not is_tied(model))
 
 
 def _transformed(model: MaskedDiffusionModel) -> bool:
@@ -194,24 +194,33 @@ def _transformed(model: MaskedDiffusionModel) -> bool:
 def is_tied(model: MaskedDiffusionModel) -> bool:
     """Whether the head is the embedding: left out (LLaDA), or sharing its weight (Dream)."""
     trunk = model.trunk()
-    return trunk.head is None or trunk.head.weight is trunk.embedding.weight
+    table = getattr(trunk.embedding, "weight", None)  # a packed one has none, and is never tied
+    return trunk.head is None or (table is not None and getattr(trunk.head, "weight", None) is table)
 
 
-def _head(model: MaskedDiffusionModel, bits: BitsSpec) -> ManifestEntry:
+def _head(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
     head = model.trunk().head
     if head is None or is_tied(model):
         reason = "tied to the embedding" if bits.embedding < 16 else "bits.head = 16"
         return ManifestEntry(name="head", kind="head", role="head", weight_bits=bits.embedding, reason=reason)
-    return _table(model, head, "head", bits.head)
+    return _table(model, head, "head", bits.head, packed)
 
 
-def _table(model: MaskedDiffusionModel, module: nn.Module, role: str, width: int) -> ManifestEntry:
+def _table(
+    model: MaskedDiffusionModel, module: nn.Embedding | nn.Linear, role: str, width: int, packed: bool
+) -> ManifestEntry:
     """Quantize embedding or head, one scale a vocabulary row."""
     name = {m: n for n, m in model.named_modules()}[module]
     if width == 16:
         return ManifestEntry(name=name, kind=role, role=role, weight_bits=16, reason=f"bits.{role} = 16")
-    quantized = fake_quantize(module.weight.data, QuantFormat(width, True, PerChannel()))
-    sqnr = sqnr_db(module.weight.data, quantized)
-    with torch.no_grad():
-        module.weight.copy_(quantized)
+    grid, original = QuantFormat(width, True, PerChannel()), module.weight.data
+    codes = quantize(original, grid)
+    values = dequantize(codes, original.dtype)
+    sqnr = sqnr_db(original, values)
+    if not packed:
+        original.copy_(values)
+    elif isinstance(module, nn.Embedding):
+        model.set_submodule(name, PackedEmbedding.from_embedding(module, codes, grid))
+    else:
+        model.set_submodule(name, PackedLinear.from_linear(module, codes, grid))
     return ManifestEntry(name=name, kind=role, role=role, weight_bits=width, weight_sqnr_db=sqnr)

@@ -20,7 +20,8 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
 from starquant.numerics import hadamard_matrix
-from starquant.runtime import HadamardTransform, install, quantize_block, round_to_nearest
+from starquant.runtime import HadamardTransform
+from starquant.runtime.install import install, quantize_block, round_to_nearest
 from starquant.runtime.rewriting import hadamard_input
 from tests.conftest import GOLDEN
 

@@ -15,7 +15,7 @@ from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.engine import BlockVisit, Pair, walk
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role, Site
-from starquant.runtime import install, quantize_block, round_to_nearest
+from starquant.runtime.install import install, quantize_block, round_to_nearest
 from tests.calibration.test_engine import ARCHITECTURES, FOUR, fresh, hooks_of, partly_masked
 
 

@@ -24,7 +24,7 @@ from starquant.evaluation.trajectory_metrics import (
 )
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.runtime import install
+from starquant.runtime.install import install
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
 from tests.test_spec import spec

@@ -20,7 +20,8 @@ from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role, Site
 from starquant.numerics import gptq, mse_clip
-from starquant.runtime import QuantizedAttentionCore, weight_format
+from starquant.runtime import QuantizedAttentionCore
+from starquant.runtime.install import weight_format
 from tests.methods.test_awq import GRID, candidate, lost
 from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
 from tests.methods.test_smoothquant import inputs_of, rounded, site_inputs

@@ -25,7 +25,7 @@ from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.roles import Site
-from starquant.runtime import install
+from starquant.runtime.install import install
 from tests.methods.test_contract import fresh, logits, method_named, states_of
 
 #: Nothing but TAC: no rotation, gate or clip, so that the quantized block is the one `install` makes.

@@ -25,7 +25,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.offload import StoredBlocks
-from starquant.runtime import is_tied, quantize_block, round_to_nearest
+from starquant.runtime.install import is_tied, quantize_block, round_to_nearest
 from tests.calibration.test_engine import hooks_of, llada_gqa, partly_masked
 
 

@@ -22,11 +22,13 @@ from starquant.kernels.packing import pack, unpack
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
+from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
 from starquant.pipeline import execute
 from starquant.runtime.description import describe, use_integers
 from starquant.runtime.folding import fold_corrections
 from starquant.runtime.packed import PackedLinear
+from starquant.runtime.packed_manifest import packed_manifest
 from starquant.spec import METHODS
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
@@ -91,6 +93,42 @@ def test_other_widths_and_groups(settings: tuple[str, ...], tmp_path: Path) -> N
     export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
     loaded = load_model(tmp_path / "p")
     assert torch.equal(logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded)))
+
+
+@pytest.mark.parametrize(("architecture", "bits"), [("llada_gqa", 8), ("dream_gqa", 8), ("llada_gqa", 4)])
+def test_embedding_and_head_are_packed_too(architecture: str, bits: int, tmp_path: Path) -> None:
+    ends = (f"bits.embedding={bits}", f"bits.head={bits}")
+    method, spec_of_bits = method_named("rtn", "bits=w4a4", *ends)
+    models = fresh(architecture), fresh(architecture)
+    for model, packed in zip(models, (False, True), strict=True):
+        method.apply(model, method.fit(model, spec_of_bits), spec_of_bits, packed=packed)
+    size = export(models[1], make_record(spec()), weights_folder(0), tmp_path / "p")
+    loaded = load_model(tmp_path / "p")
+    assert torch.equal(logits(loaded, ids_of(loaded)), logits(models[0], ids_of(loaded)))
+    again = AutoModel.from_pretrained(tmp_path / "p", dtype=torch.bfloat16)
+    assert again.trunk().embedding(IDS).dtype == torch.bfloat16 and logits(again, ids_of(again)).isfinite().all()
+    rows = loaded.trunk().embedding(IDS)
+    loaded.to(torch.bfloat16)
+    assert torch.equal(loaded.trunk().embedding(IDS), rows.bfloat16())
+    words, width = loaded.trunk().embedding.num_embeddings, loaded.trunk().embedding.embedding_dim
+    assert loaded.trunk().embedding.codes.nbytes == loaded.trunk().head.codes.nbytes == words * width * bits // 8
+    values = sum(t.nbytes for t in models[0].state_dict().values())
+    assert size < 0.5 * values
+    ends_told = [e for e in packed_manifest(loaded) if e.kind in ("embedding", "head")]
+    assert [(e.kind, e.weight_bits, e.reason) for e in ends_told] == [("embedding", bits, None), ("head", bits, None)]
+
+
+def test_a_tied_embedding_stays_values(tmp_path: Path) -> None:
+    method, bits = method_named("rtn", "bits=w4a4", "bits.embedding=8", "bits.head=8")
+    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "mlp_hidden_size": 48, "vocab_size": 200}
+    torch.manual_seed(0)
+    models = [LLaDAModelLM(LLaDAConfig(**sizes, mask_token_id=199, weight_tying=True)).eval() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, packed in zip(models, (False, True), strict=True):
+        method.apply(model, method.fit(model, bits), bits, packed=packed)
+    export(models[1], make_record(spec()), weights_folder(0), tmp_path / "p")
+    loaded = load_model(tmp_path / "p")
+    assert torch.equal(logits(loaded, ids_of(loaded)), logits(models[0], ids_of(loaded)))
 
 
 @pytest.mark.parametrize("name", ["rtn", "quarot", "star_quant", "star_quant_plus"])
@@ -187,9 +225,20 @@ def damaged(folder: Path, tmp_path: Path, change: Any) -> Path:
     return copy
 
 
-def _first(found: dict[str, Any], kind: str) -> dict[str, Any]:
-    data: dict[str, Any] = next(data for data in found.values() if data["kind"] == kind)
+def _first(found: dict[str, Any], kind: str, end: str = "") -> dict[str, Any]:
+    data: dict[str, Any] = next(data for name, data in found.items() if data["kind"] == kind and name.endswith(end))
     return data
+
+
+def _changed(kind: str, end: str = "", **more: Any) -> Any:
+    """Change the description of the first module of a kind."""
+    return lambda config, _: _first(config["quantization_config"]["modules"], kind, end).update(more)
+
+
+def _transform(**parts: Any) -> Any:
+    return _changed(
+        "site", transform={"kind": "site_transform", "exact": None, "correction": None, "gate": None} | parts
+    )
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
@@ -205,7 +254,44 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda config, _: config["quantization_config"].pop("modules"),
         r"config.json: quantization_config.modules: missing",
     ),
-    "other shape": (lambda config, _: config.update(mlp_hidden_size=224), r"parameters are misshapen: .*ff_out"),
+    "other shape": (lambda config, _: config.update(vocab_size=208), r"parameters are misshapen: .*wte.weight"),
+    "other width": (
+        lambda config, _: config.update(mlp_hidden_size=224),
+        r"modules: .*down_input: width: got 160, allowed: 224",
+    ),
+    "version that is no number": (
+        lambda config, _: config["quantization_config"].update(version=True),
+        r"quantization_config.version: got True, this version reads 1$",
+    ),
+    "bits that are no whole number": (
+        _changed("packed_linear", bits=4.0),
+        r"modules: .*: bits: got 4.0, allowed: 2 to 8",
+    ),
+    "symmetric in words": (
+        _changed("packed_linear", symmetric="no"),
+        r"modules: .*: symmetric: got 'no', allowed: true, false",
+    ),
+    "key from elsewhere": (_changed("packed_linear", order=[1]), r"modules: .*: packed_linear: keys unknown: order"),
+    "group size without end": (
+        _changed("packed_linear", group_size=10**30),
+        r"group_size: got 10{19}, allowed: 1 to 96",
+    ),
+    "clip ratio": (
+        _changed("site", grid={"bits": 4, "symmetric": True, "clip_ratio": 0}),
+        r"modules: .*: clip_ratio: got 0, allowed: above 0, at most 1",
+    ),
+    "gate wider than the site": (
+        _transform(gate={"kind": "state_gate", "width": 96, "masked": 90, "unmasked": 7}),
+        r"modules: .*: unmasked: got 7, allowed: 0 to 6",
+    ),
+    "blocks across heads": (
+        _changed("site", "out_input", transform={"kind": "block_affine", "shape": [1, 2, 48]}),
+        r"modules: .*out_input: shape: got 2 blocks of g = 48, allowed: 96 channels in all, g a divisor of head_dim 16",
+    ),
+    "attention bits": (
+        _changed("attention", bits={"q": 16, "k": 16, "p": 16, "v": 4.0}),
+        r"modules: .*: bits.v: got 4.0, allowed: 2 to 8, 16",
+    ),
     "fewer layers": (
         lambda config, _: config.update(n_layers=1),
         r"quantization_config.modules: .*blocks.1.*: the model has no such module",
@@ -216,7 +302,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "unknown transform": (
         lambda config, _: _first(config["quantization_config"]["modules"], "site").update(transform={"kind": "magic"}),
-        r"quantization_config.modules: .*: not usable \(KeyError: 'magic'\)",
+        r"quantization_config.modules: .*: transform kind: got 'magic', allowed: hadamard, .*",
     ),
     "missing codes": (
         lambda _, tensors: tensors.pop("model.transformer.blocks.0.q_proj.codes"),

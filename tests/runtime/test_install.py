@@ -15,7 +15,9 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, sqnr_db
-from starquant.runtime import FakeQuantLinear, QuantizedAttentionCore, install, measure_operands
+from starquant.runtime import FakeQuantLinear, QuantizedAttentionCore
+from starquant.runtime.install import install
+from starquant.runtime.probe import measure_operands
 
 
 def bits(w: int, a: int, **more) -> BitsSpec:

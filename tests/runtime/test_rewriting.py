@@ -17,13 +17,11 @@ from starquant.numerics import Rotation, hadamard_matrix, random_rotation
 from starquant.runtime import (
     HadamardTransform,
     QuantizedAttentionCore,
-    install,
-    quantize_block,
     rewriting,
-    round_to_nearest,
     scale_values,
     transform_queries_and_keys,
 )
+from starquant.runtime.install import install, quantize_block, round_to_nearest
 from tests.calibration.test_engine import llada_gqa
 
 WIDTHS = (12, 20, 28, 148, 64)  # the Hadamard matrices of the first two are not symmetric

@@ -1,0 +1,29 @@
+"""Kernels, models and what loads a packed checkpoint need torch, transformers and nothing of the program's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ABSENT = ("pydantic", "hydra", "omegaconf", "wandb", "lm_eval", "datasets", "pandas", "submitit", "ray")
+ROOT = Path(__file__).resolve().parent.parent
+CODE = f"""
+import importlib.machinery, sys
+found = importlib.machinery.PathFinder.find_spec
+def without(name, path=None, target=None):
+    return None if name.split('.')[0] in {ABSENT!r} else found(name, path, target)
+importlib.machinery.PathFinder.find_spec = staticmethod(without)
+sys.path[:0] = ['benchmarks']
+import starquant.plugin, starquant.generate, starquant.diffusion, starquant.runtime.description, starquant.kernels
+import efficiency
+sys.argv = 'efficiency --shape small --families llada --precisions w4a4 --lengths 64 --batches 1 --repeats 1'.split()
+efficiency.main()
+"""
+
+
+def test_the_benchmark_runs_where_only_torch_and_transformers_are() -> None:
+    run = [sys.executable, "-c", CODE]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "llada w4a4   forward" in done.stdout
