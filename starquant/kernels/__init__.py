@@ -4,13 +4,14 @@ Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
 """
 
 from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton
-from starquant.kernels.tokens import Affine, Before, Gate, IntegerTokens
+from starquant.kernels.tokens import Affine, Before, Gate, IntegerTokens, Kronecker
 
 __all__ = [
     "Affine",
     "Before",
     "Gate",
     "IntegerTokens",
+    "Kronecker",
     "integer_linear",
     "mixed_linear",
     "quantize_tokens",

@@ -37,7 +37,10 @@ def quantize_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return (int8 codes, float32 scale [M, 1]) of rows, on `numerics.rounding`'s symmetric per-token grid."""
     qmax, width, gate = (1 << (bits - 1)) - 1, x_MK.shape[-1], before.gate
-    x_MK = (x_MK if before.affine is None else before.affine.apply(x_MK).to(x_MK.dtype)).float()
+    for step in (before.affine, before.kronecker):
+        if step is not None:
+            x_MK = step.apply(x_MK).to(x_MK.dtype)
+    x_MK = x_MK.float()
     if gate is not None:
         channel_K, start = torch.arange(width, device=x_MK.device), width - gate.d_m - gate.d_u
         of_masked_K = (channel_K >= start) & (channel_K < start + gate.d_m)

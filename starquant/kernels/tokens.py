@@ -43,15 +43,41 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Before:
-    """What happens to a row before it is quantized; None for nothing.
+class Kronecker:
+    """A transform factor x (A (x) B) of rows.
 
     Attributes:
-        affine: comes first; its results are rounded to the activations' dtype, as without kernels.
+        a_MM: A, float32.
+        b_NN: B likewise; None for the identity.
+        factor: what A and B are multiplied by, so that those of signs are exact in any precision.
+    """
+
+    a_MM: Tensor
+    b_NN: Tensor | None
+    factor: float = 1.0
+
+    def apply(self, x_MK: Tensor) -> Tensor:
+        """Return the transformed rows, float32."""
+        x_MAB = x_MK.float().unflatten(-1, (len(self.a_MM), -1))
+        if self.b_NN is not None:
+            x_MAB = x_MAB @ self.b_NN
+        return (self.a_MM.T @ x_MAB).flatten(-2).mul_(self.factor)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What happens to a row before it is quantized, in this order; None for nothing.
+
+    The results of each are rounded to the activations' dtype, as without kernels.
+
+    Attributes:
+        affine: TAC.
+        kronecker: an exact transform that linears undo.
         gate: by token state.
     """
 
     affine: Affine | None = None
+    kronecker: Kronecker | None = None
     gate: Gate | None = None
 
 

@@ -2,6 +2,10 @@
 
 `linear` multiplies int8 activations on int8 tensor cores and scales int32 sums in the epilogue; `linear_16` (W4A16, for
 few tokens, where reading the weight is all that counts) multiplies 16-bit activations with codes turned to 16 bits.
+
+A tile is W X^T: unpacked weights are the left operand, which Hopper's tensor cores take from registers, and few tokens
+make a narrow tile, not a half-empty one. Where tiles are fewer than processors the inputs are split among `SPLIT`
+programs a tile, whose partial sums a second kernel adds: exactly, being integers, and in one order.
 """
 
 from __future__ import annotations
@@ -10,6 +14,87 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from starquant.kernels.tiles import Tile, tile
+
+#: Four packed bytes are eight codes c in two registers, as 16 (c - 8) each: shifted to the top of a byte, with the sign
+#: bit turned, they are signed numbers. Sums are 16 times as large, still below 2^31, and divided exactly at the end.
+UNPACK_4 = tl.constexpr(
+    """{
+    .reg .b32 t;
+    shl.b32 t, $2, 4;
+    lop3.b32 $0, t, 0xF0F0F0F0, 0x80808080, 0x6A;
+    lop3.b32 $1, $2, 0xF0F0F0F0, 0x80808080, 0x6A;
+    }"""
+)
+UNPACK_8 = tl.constexpr("xor.b32 $0, $1, 0x80808080;")
+#: The same as bfloat16: 0x4300 | c is 128 + c, from which 136 is subtracted; as float16: 0x6400 | c is 1024 + c.
+UNPACK_4_BF16 = tl.constexpr(
+    """{
+    .reg .b32 l, h, one, less;
+    mov.b32 one, 0x3F803F80;
+    mov.b32 less, 0xC308C308;
+    and.b32 l, $4, 0x0F0F0F0F;
+    shr.u32 h, $4, 4;
+    and.b32 h, h, 0x0F0F0F0F;
+    prmt.b32 $0, l, 0x43434343, 0x4140;
+    prmt.b32 $1, l, 0x43434343, 0x4342;
+    prmt.b32 $2, h, 0x43434343, 0x4140;
+    prmt.b32 $3, h, 0x43434343, 0x4342;
+    fma.rn.bf16x2 $0, $0, one, less;
+    fma.rn.bf16x2 $1, $1, one, less;
+    fma.rn.bf16x2 $2, $2, one, less;
+    fma.rn.bf16x2 $3, $3, one, less;
+    }"""
+)
+UNPACK_4_FP16 = tl.constexpr(
+    """{
+    .reg .b32 l, h, less;
+    mov.b32 less, 0x64086408;
+    and.b32 l, $4, 0x0F0F0F0F;
+    shr.u32 h, $4, 4;
+    and.b32 h, h, 0x0F0F0F0F;
+    prmt.b32 $0, l, 0x64646464, 0x4140;
+    prmt.b32 $1, l, 0x64646464, 0x4342;
+    prmt.b32 $2, h, 0x64646464, 0x4140;
+    prmt.b32 $3, h, 0x64646464, 0x4342;
+    sub.rn.f16x2 $0, $0, less;
+    sub.rn.f16x2 $1, $1, less;
+    sub.rn.f16x2 $2, $2, less;
+    sub.rn.f16x2 $3, $3, less;
+    }"""
+)
+
+#: Tiles of tokens that are multiplied with one tile of the weight before the next is read.
+GROUP = tl.constexpr(8)
+
+
+@triton.jit
+def _halves(packed, dtype: tl.constexpr, INTEGER: tl.constexpr, BITS: tl.constexpr, FAST: tl.constexpr):
+    """Unpack two codes a byte, as what is multiplied; the first half of a row's inputs lies low."""
+    if FAST and INTEGER:
+        return tl.inline_asm_elementwise(UNPACK_4, "=r,=r,r", [packed], (tl.int8, tl.int8), True, 4)
+    elif FAST and dtype == tl.bfloat16:
+        return tl.inline_asm_elementwise(
+            UNPACK_4_BF16, "=&r,=&r,=&r,=&r,r", [packed], (tl.bfloat16, tl.bfloat16), True, 4
+        )
+    elif FAST and dtype == tl.float16:
+        return tl.inline_asm_elementwise(
+            UNPACK_4_FP16, "=&r,=&r,=&r,=&r,r", [packed], (tl.float16, tl.float16), True, 4
+        )
+    else:
+        offset: tl.constexpr = 1 << (BITS - 1)
+        low, high = (packed & 15).to(tl.int8) - offset, (packed >> 4).to(tl.int8) - offset
+        return low.to(tl.int8).to(dtype), high.to(tl.int8).to(dtype)
+
+
+@triton.jit
+def _wholes(packed, dtype: tl.constexpr, INTEGER: tl.constexpr, BITS: tl.constexpr, FAST: tl.constexpr):
+    """The same for one code a byte."""
+    if FAST and INTEGER:
+        return tl.inline_asm_elementwise(UNPACK_8, "=r,r", [packed], tl.int8, True, 4)
+    else:
+        return (packed.to(tl.int16) - (1 << (BITS - 1))).to(tl.int8).to(dtype)
 
 
 @triton.jit
@@ -22,45 +107,94 @@ def _linear(
     y_ptr,
     rows,
     outputs,
-    width,
-    offset,
-    HALVED: tl.constexpr,
+    columns,
+    BITS: tl.constexpr,
+    FAST: tl.constexpr,
     INTEGER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    EVEN: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    tiles_m, tiles_o = tl.cdiv(rows, BLOCK_M), tl.cdiv(outputs, BLOCK_O)
+    tile, part = tl.program_id(0), tl.program_id(1)
+    first = (tile // (GROUP * tiles_o)) * GROUP
+    size = tl.minimum(tiles_m - first, GROUP)
+    inner = tile % (GROUP * tiles_o)
+    m = (first + inner % size) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o = (inner // size) * BLOCK_O + tl.arange(0, BLOCK_O)
     j = tl.arange(0, BLOCK_J)
-    columns = width // 2 if HALVED else width
     row, output = m < rows, o < outputs
     # A 64-bit row offset: codes of a large layer pass 2^31 bytes from their start.
-    x_row, w_row = m.to(tl.int64)[:, None] * width, o.to(tl.int64)[None, :] * columns
-    total = tl.zeros((BLOCK_M, BLOCK_O), dtype=tl.int32 if INTEGER else tl.float32)
-    for begin in range(0, columns, BLOCK_J):
-        at = begin + j
-        inside = at < columns
-        packed = tl.load(w_ptr + w_row + at[:, None], mask=output[None, :] & inside[:, None], other=0)
-        low = tl.load(x_ptr + x_row + at[None, :], mask=row[:, None] & inside[None, :], other=0)
-        if HALVED:
-            high = tl.load(x_ptr + x_row + columns + at[None, :], mask=row[:, None] & inside[None, :], other=0)
-            low_w = ((packed & 15).to(tl.int8) - offset).to(tl.int8).to(low.dtype)
-            high_w = ((packed >> 4).to(tl.int8) - offset).to(tl.int8).to(low.dtype)
-            total = tl.dot(low, low_w, total, out_dtype=total.dtype)
-            total = tl.dot(high, high_w, total, out_dtype=total.dtype)
+    width = columns * 2 if BITS <= 4 else columns
+    x_at = x_ptr + m.to(tl.int64)[None, :] * width + j[:, None]
+    w_at = w_ptr + o.to(tl.int64)[:, None] * columns + j[None, :]
+    total = tl.zeros((BLOCK_O, BLOCK_M), dtype=tl.int32 if INTEGER else tl.float32)
+    steps = tl.cdiv(tl.cdiv(columns, BLOCK_J), SPLIT)
+    for step in range(part * steps, (part + 1) * steps):
+        begin = step * BLOCK_J
+        if EVEN:
+            packed = tl.load(w_at + begin, mask=output[:, None], other=0)
+            low = tl.load(x_at + begin, mask=row[None, :], other=0)
         else:
-            codes = (packed.to(tl.int16) - offset).to(tl.int8).to(low.dtype)
-            total = tl.dot(low, codes, total, out_dtype=total.dtype)
+            inside = begin + j < columns
+            packed = tl.load(w_at + begin, mask=output[:, None] & inside[None, :], other=0)
+            low = tl.load(x_at + begin, mask=row[None, :] & inside[:, None], other=0)
+        if BITS <= 4:
+            if EVEN:
+                high = tl.load(x_at + begin + columns, mask=row[None, :], other=0)
+            else:
+                high = tl.load(x_at + begin + columns, mask=row[None, :] & inside[:, None], other=0)
+            low_w, high_w = _halves(packed, low.dtype, INTEGER, BITS, FAST)
+            total = tl.dot(low_w, low, total, out_dtype=total.dtype)
+            total = tl.dot(high_w, high, total, out_dtype=total.dtype)
+        else:
+            codes_w = _wholes(packed, low.dtype, INTEGER, BITS, FAST)
+            total = tl.dot(codes_w, low, total, out_dtype=total.dtype)
+    if FAST and INTEGER and BITS <= 4:
+        total = total >> 4
+    where = m.to(tl.int64)[:, None] * outputs + o[None, :]
+    inside_y = row[:, None] & output[None, :]
+    if SPLIT > 1:
+        tl.store(y_ptr + part.to(tl.int64) * rows * outputs + where, tl.trans(total), mask=inside_y)
+    else:
+        y = tl.trans(total).to(tl.float32)
+        if INTEGER:
+            y = y * tl.load(x_scale_ptr + m, mask=row, other=0.0)[:, None]
+        y = y * tl.load(w_scale_ptr + o, mask=output, other=0.0)[None, :]
+        if HAS_BIAS:
+            y = y + tl.load(bias_ptr + o, mask=output, other=0.0).to(tl.float32)[None, :]
+        tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=inside_y)
+
+
+@triton.jit
+def _finish(
+    parts_ptr,
+    x_scale_ptr,
+    w_scale_ptr,
+    bias_ptr,
+    y_ptr,
+    rows,
+    outputs,
+    INTEGER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    m, o = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    output, where = o < outputs, m.to(tl.int64) * outputs + o
+    total = tl.load(parts_ptr + where, mask=output, other=0)
+    for part in tl.static_range(1, SPLIT):
+        total += tl.load(parts_ptr + part * rows.to(tl.int64) * outputs + where, mask=output, other=0)
     y = total.to(tl.float32)
     if INTEGER:
-        y = y * tl.load(x_scale_ptr + m, mask=row, other=0.0)[:, None]
-    y = y * tl.load(w_scale_ptr + o, mask=output, other=0.0)[None, :]
+        y = y * tl.load(x_scale_ptr + m)
+    y = y * tl.load(w_scale_ptr + o, mask=output, other=0.0)
     if HAS_BIAS:
-        y = y + tl.load(bias_ptr + o, mask=output, other=0.0).to(tl.float32)[None, :]
-    where = m.to(tl.int64)[:, None] * outputs + o[None, :]
-    tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=row[:, None] & output[None, :])
+        y = y + tl.load(bias_ptr + o, mask=output, other=0.0).to(tl.float32)
+    tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=output)
 
 
 def linear(
@@ -71,6 +205,7 @@ def linear(
     bits: int,
     bias_O: Tensor | None,
     dtype: torch.dtype,
+    settings: Tile | None = None,
 ) -> Tensor:
     """Return integer tokens times a packed weight [M, O]; int32 sums equal `reference.accumulate`.
 
@@ -82,13 +217,21 @@ def linear(
         bits: of the weight.
         bias_O: None for none.
         dtype: of what is returned.
+        settings: of the launch; None for those of `tiles.tile`.
     """
-    return _launch(x_MK, x_scale_M1, codes, w_scale_O, bits, bias_O, dtype, integer=True)
+    return _launch(x_MK, x_scale_M1, codes, w_scale_O, bits, bias_O, dtype, True, settings)
 
 
-def linear_16(x_MK: Tensor, codes: Tensor, w_scale_O: Tensor, bits: int, bias_O: Tensor | None = None) -> Tensor:
+def linear_16(
+    x_MK: Tensor,
+    codes: Tensor,
+    w_scale_O: Tensor,
+    bits: int,
+    bias_O: Tensor | None = None,
+    settings: Tile | None = None,
+) -> Tensor:
     """Return 16-bit activations times a packed weight [M, O], in their dtype; arguments as `linear`."""
-    return _launch(x_MK, w_scale_O, codes, w_scale_O, bits, bias_O, x_MK.dtype, integer=False)
+    return _launch(x_MK, w_scale_O, codes, w_scale_O, bits, bias_O, x_MK.dtype, False, settings)
 
 
 def _launch(
@@ -100,37 +243,44 @@ def _launch(
     bias_O: Tensor | None,
     dtype: torch.dtype,
     integer: bool,
+    settings: Tile | None,
 ) -> Tensor:
-    (rows, width), outputs = x_MK.shape, len(codes)
+    rows, (outputs, columns) = len(x_MK), codes.shape
     y_MO = torch.empty(rows, outputs, dtype=dtype, device=x_MK.device)
-    settings = tile(rows, integer)
-    grid = (triton.cdiv(rows, settings["BLOCK_M"]), triton.cdiv(outputs, settings["BLOCK_O"]))
+    if not rows:
+        return y_MO
+    if settings is None:
+        settings = tile(rows, outputs, columns, integer, x_MK.device)
+    split = settings.split
+    bias = w_scale_O if bias_O is None else bias_O.contiguous()
+    x_scale, w_scale_O = x_scale.contiguous(), w_scale_O.contiguous()
+    kind = torch.int32 if integer else torch.float32
+    target = y_MO if split == 1 else torch.empty(split, rows, outputs, dtype=kind, device=x_MK.device)
+    grid = (triton.cdiv(rows, settings.m) * triton.cdiv(outputs, settings.o), split)
+    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None, "SPLIT": split}
     _linear[grid](
         x_MK.contiguous(),
         codes,
-        x_scale.contiguous(),
-        w_scale_O.contiguous(),
-        w_scale_O if bias_O is None else bias_O.contiguous(),
-        y_MO,
+        x_scale,
+        w_scale_O,
+        bias,
+        target,
         rows,
         outputs,
-        width,
-        1 << (bits - 1),
-        HALVED=bits <= 4,
-        INTEGER=integer,
-        HAS_BIAS=bias_O is not None,
-        **settings,
+        columns,
+        BITS=bits,
+        FAST=x_MK.is_cuda and bits in (4, 8),
+        EVEN=columns % (settings.j * split) == 0,
+        BLOCK_M=settings.m,
+        BLOCK_O=settings.o,
+        BLOCK_J=settings.j,
+        num_warps=settings.warps,
+        num_stages=settings.stages,
+        **same,
     )
+    if split > 1:
+        block = 1024
+        _finish[(triton.cdiv(outputs, block), rows)](
+            target, x_scale, w_scale_O, bias, y_MO, rows, outputs, BLOCK=block, **same
+        )
     return y_MO
-
-
-def tile(rows: int, integer: bool) -> dict[str, int]:
-    """Return the launch settings: few tokens are bound by bytes, many by the tensor cores. Not tuned.
-
-    Shared memory stays below 99 KB, what compute capability 8.6 and 8.9 have (`tests/kernels` compiles for them).
-    """
-    sizes = (16, 64, 128, 4) if rows <= 16 else (64, 64, 128, 4) if rows <= 64 else (128, 128, 64, 8)
-    if not integer:  # two bytes a number
-        sizes = (16, 64, 64, 4) if rows <= 16 else (64, 64, 32, 4)
-    names = ("BLOCK_M", "BLOCK_O", "BLOCK_J", "num_warps")
-    return dict(zip(names, sizes, strict=True)) | {"num_stages": 3 if integer else 2}

@@ -1,7 +1,7 @@
 """Triton: what stands in front of a linear in one pass: TAC, SGAT's gate, clip ratio, per-token quantization.
 
-A program takes one row: it is read, mapped by TAC's blocks, gated by its token's state, and written as int8 codes with
-one scale.
+A program takes a few rows: they are read, mapped by TAC's blocks, gated by their tokens' states, and written as int8
+codes with one scale a row. TAC's maps are larger than a row: several rows a program share what is read of them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,52 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import NOTHING, Before
+from starquant.kernels.tokens import NOTHING, Affine, Before
 
 ROUND = tl.constexpr(1.5 * 2**23)
+
+
+@triton.jit
+def gated(x, channel, is_masked, shared, masked):
+    """Zero what a token's state does not use; channels are [shared | masked only | others only]."""
+    of_masked = (channel >= shared) & (channel < shared + masked)
+    of_others = channel >= shared + masked
+    return tl.where((is_masked & of_others) | ((is_masked == 0) & of_masked), 0.0, x)
+
+
+@triton.jit
+def scale_of(largest, strange, clip, per_code, tiny):
+    """Return a token's scale; `strange` counts what is no number, which maxima drop."""
+    return tl.where(strange > 0, float("nan"), tl.maximum(largest * per_code * clip, tiny))
+
+
+@triton.jit
+def codes_of(x, scale, qmax):
+    """Round to the nearest code, halves to even."""
+    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
+    return ((codes + ROUND) - ROUND).to(tl.int8)
+
+
+@triton.jit
+def _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, GROUP: tl.constexpr):
+    """Channel k becomes the sum over j of M[k, j] x[first of its run + j], plus d[k]; rounded to x's dtype."""
+    first = (column // GROUP) * GROUP
+    total = tl.load(shift_ptr + column, mask=mask, other=0.0)
+    for j in range(GROUP):
+        weight = tl.load(matrix_ptr + column * GROUP + j, mask=mask, other=0.0)
+        total += weight * tl.load(x_ptr + start + first + j, mask=mask, other=0.0).to(tl.float32)
+    return total.to(x_ptr.dtype.element_ty)
+
+
+@triton.jit
+def _map_rows(
+    x_ptr, matrix_ptr, shift_ptr, y_ptr, rows, width, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    start, mask = row.to(tl.int64) * width, (row < rows) & (column < width)
+    y = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, GROUP)
+    tl.store(y_ptr + start + column, y, mask=mask)
 
 
 @triton.jit
@@ -25,6 +68,7 @@ def _quantize_rows(
     state_ptr,
     matrix_ptr,
     shift_ptr,
+    rows,
     width,
     shared,
     masked,
@@ -34,34 +78,44 @@ def _quantize_rows(
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
     GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    column = tl.arange(0, BLOCK)
-    inside = column < width
-    start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
-    x = tl.load(x_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
-    if GROUP > 0:  # channel k becomes sum over j of M[k, j] x[first of its run + j], plus d[k]
-        first = (column // GROUP) * GROUP
-        mapped = tl.load(shift_ptr + column, mask=inside, other=0.0)
-        for j in range(GROUP):
-            weight = tl.load(matrix_ptr + column * GROUP + j, mask=inside, other=0.0)
-            mapped += weight * tl.load(x_ptr + start + first + j, mask=inside, other=0.0).to(tl.float32)
-        x = mapped.to(x_ptr.dtype.element_ty).to(tl.float32)
-    if HAS_GATE:  # channels are [shared | masked only | other only]
-        is_masked = tl.load(state_ptr + row) != 0
-        of_masked = (column >= shared) & (column < shared + masked)
-        of_others = column >= shared + masked
-        x = tl.where((is_masked & of_others) | ((is_masked == 0) & of_masked), 0.0, x)
-    scale = tl.max(tl.abs(x), 0) * per_code
-    if HAS_CLIP:
-        scale = scale * tl.load(clip_ptr + row)
-    scale = tl.maximum(scale, tiny)
-    scale = tl.where(tl.sum((x != x).to(tl.int32), 0) > 0, float("nan"), scale)  # maxima drop what is no number
-    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
-    codes = (codes + ROUND) - ROUND  # to the nearest integer, halves to even
-    tl.store(codes_ptr + start + column, codes.to(tl.int8), mask=inside)
-    tl.store(scale_ptr + row, scale)
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
+    here = row < rows
+    mask = here[:, None] & (column < width)
+    start = row.to(tl.int64)[:, None] * width  # many tokens of a wide layer pass 2^31
+    if GROUP > 0:
+        x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, GROUP).to(tl.float32)
+    else:
+        x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        x = gated(x, column, (tl.load(state_ptr + row, mask=here, other=0) != 0)[:, None], shared, masked)
+    clip = tl.load(clip_ptr + row, mask=here, other=1.0) if HAS_CLIP else 1.0
+    scale = scale_of(tl.max(tl.abs(x), 1), tl.sum((x != x).to(tl.int32), 1), clip, per_code, tiny)
+    tl.store(codes_ptr + start + column, codes_of(x, scale[:, None], qmax), mask=mask)
+    tl.store(scale_ptr + row, scale, mask=here)
+
+
+def map_rows(x_MK: Tensor, affine: Affine) -> Tensor:
+    """Return TAC's map of every row, in the rows' dtype; as `Affine.apply`."""
+    x_MK = x_MK.contiguous()
+    (rows, width), block = x_MK.shape, 512
+    y_MK = torch.empty_like(x_MK)
+    per = rows_a_program(rows, 8)
+    grid = (triton.cdiv(rows, per), triton.cdiv(width, block))
+    matrix, shift = affine.matrix_NGG.contiguous(), affine.shift_NG.contiguous()
+    size = affine.shift_NG.shape[1]
+    _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, GROUP=size, ROWS=per, BLOCK=block)
+    return y_MK
+
+
+def rows_a_program(rows: int, most: int) -> int:
+    """Return how many rows share what a program reads of TAC: more where enough programs are left."""
+    per = 1
+    while per < most and rows >= 256 * per:
+        per *= 2
+    return per
 
 
 def quantize_rows(
@@ -78,8 +132,14 @@ def quantize_rows(
         bits: 2 to 8.
         clip_M1: ratios that multiply `clip_ratio`, None for none.
         clip_ratio: of the format.
-        before: TAC, and a gate with the state of every row [M].
+        before: TAC, a Kronecker transform, and a gate with the state of every row [M].
     """
+    if before.kronecker is not None:
+        from starquant.kernels.triton_transform import transform_rows
+
+        if before.affine is not None:
+            x_MK = map_rows(x_MK, before.affine)
+        return transform_rows(x_MK, bits, clip_M1, clip_ratio, before.kronecker, before.gate)
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
@@ -87,7 +147,8 @@ def quantize_rows(
     qmax = (1 << (bits - 1)) - 1
     gate, affine = before.gate, before.affine
     masked, unmasked = (0, 0) if gate is None else (gate.d_m, gate.d_u)
-    _quantize_rows[(rows,)](
+    per = 1 if affine is None else rows_a_program(rows, 4)
+    _quantize_rows[(triton.cdiv(rows, per),)](
         x_MK,
         codes,
         scale,
@@ -95,6 +156,7 @@ def quantize_rows(
         scale if gate is None else gate.masked.to(torch.int8).contiguous(),
         scale if affine is None else affine.matrix_NGG.contiguous(),
         scale if affine is None else affine.shift_NG.contiguous(),
+        rows,
         width,
         width - masked - unmasked,
         masked,
@@ -104,7 +166,8 @@ def quantize_rows(
         HAS_CLIP=clip_M1 is not None,
         HAS_GATE=gate is not None,
         GROUP=0 if affine is None else affine.shift_NG.shape[1],
+        ROWS=per,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
+        num_warps=16 if width * per > 8192 else 8 if width * per > 2048 else 4,
     )
     return codes, scale

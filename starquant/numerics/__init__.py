@@ -7,6 +7,7 @@ from starquant.numerics.gptq import GPTQResult, gptq
 from starquant.numerics.hadamard import (
     apply_hadamard,
     hadamard_matrix,
+    hadamard_pair,
     has_hadamard,
     random_orthogonal,
     random_signs,
@@ -39,6 +40,7 @@ __all__ = [
     "fake_quantize",
     "gptq",
     "hadamard_matrix",
+    "hadamard_pair",
     "has_hadamard",
     "kronecker_sizes",
     "moment_matching",

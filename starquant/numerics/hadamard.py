@@ -109,6 +109,21 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return signs.to(dtype, copy=True).div_(math.sqrt(n))
 
 
+@functools.lru_cache(maxsize=16)
+def hadamard_pair(n: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return (A [a, a], B [b, b]) of signs, float32, with A (x) B = sqrt(n) H and a, b as near each other as can be.
+
+    Raises:
+        ConfigError: no construction of this order is known.
+    """
+    core = _factors(n)[0] if n & (n - 1) else 1
+    powers = (n // core).bit_length() - 1
+    left = min(range(powers + 1), key=lambda i: abs(math.log2(core) + 2 * i - powers))
+    a = torch.kron(_signs(core), _signs(1 << left)) if core > 1 else _signs(1 << left)
+    with torch.inference_mode(False):
+        return a.float().to(device), _signs(1 << (powers - left)).float().to(device)
+
+
 def apply_hadamard(x: Tensor, transpose: bool = False) -> Tensor:
     """Return x H, or x H^T, for x [..., n] without building H.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from starquant.kernels import Before, IntegerTokens, quantize_tokens
+from starquant.kernels import IntegerTokens, quantize_tokens
 from starquant.models.layers import Context, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
-from starquant.runtime.token_state import SiteTransform
+from starquant.runtime.before import split
 
 
 class ActivationQuantizer(InputSite):
@@ -30,19 +30,16 @@ class ActivationQuantizer(InputSite):
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
         """Return the transformed input on its grid, as values or as integers."""
-        before = Before()
-        if self.gives_integers and isinstance(self.transform, SiteTransform):
-            assert context is not None
-            x_BLD, before = self.transform.split(x_BLD, context)
-        else:
-            x_BLD = super().forward(x_BLD, context)
         clip_BL1 = None
         if self.state_clip is not None:
             assert context is not None
             masked, other = self.state_clip.to(x_BLD.device)
             clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
         if self.gives_integers:
+            assert context is not None
+            x_BLD, before = split(self.transform, x_BLD, context)
             return quantize_tokens(x_BLD, self.format.bits, clip_BL1, self.format.clip_ratio, before)
+        x_BLD = super().forward(x_BLD, context)
         quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starquant.kernels import Affine, Before, Gate
 from starquant.models.layers import Context
 from starquant.runtime.keeping import Float32Buffers
 
@@ -35,17 +34,6 @@ class SiteTransform(nn.Module):
             if step is not None:
                 x_BLD = step(x_BLD, context)
         return x_BLD
-
-    def split(self, x_BLD: Tensor, context: Context) -> tuple[Tensor, Before]:
-        """Return what is done here, and what the quantizing kernel does: the gate, TAC where nothing is between."""
-        gate = affine = None
-        if isinstance(self.gate, StateGate):
-            gate = Gate(context.masked_BL, self.gate.masked, self.gate.unmasked)
-        if isinstance(self.correction, BlockAffine) and len(self.correction.shift_CNG) == 1 and self.exact is None:
-            affine = Affine(self.correction.matrix_CNGG[0], self.correction.shift_CNG[0])
-        elif self.correction is not None:
-            x_BLD = self.correction(x_BLD, context)
-        return x_BLD if self.exact is None else self.exact(x_BLD, context), Before(affine, gate)
 
     def __str__(self) -> str:
         return ", ".join(str(step) for step in (self.correction, self.exact, self.gate) if step is not None)

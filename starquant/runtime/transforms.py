@@ -6,10 +6,14 @@ Each is called with what it transforms and the forward pass's context, which onl
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
+from starquant.kernels import Kronecker
 from starquant.models.layers import Context
-from starquant.numerics import apply_hadamard, apply_kronecker
+from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_matrix, hadamard_pair
 from starquant.runtime.keeping import Float32Buffers
 from starquant.runtime.rewriting import across_heads
 
@@ -20,6 +24,10 @@ class HeadsHadamard(nn.Module):
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
+
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return the same as a Kronecker product."""
+        return Kronecker(hadamard_matrix(self.heads, torch.float32).to(device), None)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the mixed heads, [..., heads * E]."""
@@ -35,6 +43,10 @@ class HadamardTransform(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
+
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return the same as a Kronecker product of signs."""
+        return Kronecker(*hadamard_pair(self.width, device), 1.0 / math.sqrt(self.width))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x H, [..., width]."""
@@ -70,6 +82,10 @@ class KroneckerTransform(Float32Buffers):
         super().__init__()
         self.register_buffer("a_MM", a_MM.float())
         self.register_buffer("b_NN", b_NN.float())
+
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return what kernels take."""
+        return Kronecker(self.a_MM, self.b_NN)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x (A (x) B), [..., M * N]."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from starquant.kernels.triton_linear import _linear, tile
-from starquant.kernels.triton_quantize import _quantize_rows
+from starquant.kernels.tiles import rule
+from starquant.kernels.triton_linear import _linear
+from starquant.kernels.triton_quantize import _map_rows, _quantize_rows
+from starquant.kernels.triton_transform import _transform_rows, shape_of
 
 #: Shared memory of a block, KB: the least of what capability 8.6 and 8.9 have.
 SHARED = 99 * 1024
-LINEAR = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", "y_ptr", "rows", "outputs", "width", "offset")
+LINEAR = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", "y_ptr", "rows", "outputs", "columns")
 
 
 def compiled(
@@ -22,35 +25,67 @@ def compiled(
     signature = types | dict.fromkeys(constants, "constexpr")
     order = list(signature)
     constexprs = {(order.index(name),): value for name, value in constants.items()}
-    pointers = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(types) if name.endswith("_ptr")}
+    pointers = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind != "fp32"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=pointers)
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
 
 def check_linear(capability: int) -> None:
-    for rows, (integer, halved) in itertools.product((16, 64, 128), ((True, True), (True, False), (False, True))):
-        settings = tile(rows, integer)
-        x = "i8" if integer else "bf16"
-        kinds = (x, "u8", "fp32", "fp32", "bf16", "bf16")
+    """Every kind of tile that the rule gives: it fits, and multiplies on tensor cores what it unpacks in registers."""
+    seen = set()
+    for rows, outputs, (integer, bits) in itertools.product(
+        (8, 32, 64, 1024), (1024, 12288), ((True, 4), (True, 8), (True, 3), (False, 4), (False, 8))
+    ):
+        columns = 2048 if bits <= 4 else 4096
+        tile = rule(rows, outputs, columns, integer, 132)
+        if (tile, integer, bits) in seen:
+            continue
+        seen.add((tile, integer, bits))
+        out = "bf16" if tile.split == 1 else "i32" if integer else "fp32"
+        kinds = ("i8" if integer else "bf16", "u8", "fp32", "fp32", "bf16", out)
         types = {name: "i32" for name in LINEAR} | {n: f"*{k}" for n, k in zip(LINEAR, kinds, strict=False)}
-        constants = {"HALVED": halved, "INTEGER": integer, "HAS_BIAS": True}
-        constants |= {name: settings[name] for name in ("BLOCK_M", "BLOCK_O", "BLOCK_J")}
-        found = compiled(_linear, types, constants, capability, settings["num_warps"], settings["num_stages"])
-        assert found.metadata.shared <= SHARED, (capability, rows, integer, halved, found.metadata.shared)
-        assert "mma" in found.asm["ptx"], "no tensor cores"
+        even = columns % (tile.j * tile.split) == 0
+        constants = {"BITS": bits, "FAST": bits in (4, 8), "INTEGER": integer, "HAS_BIAS": True, "EVEN": even}
+        constants |= {"SPLIT": tile.split, "BLOCK_M": tile.m, "BLOCK_O": tile.o, "BLOCK_J": tile.j}
+        found = compiled(_linear, types, constants, capability, tile.warps, tile.stages)
+        assert found.metadata.shared <= SHARED, (capability, tile, integer, bits, found.metadata.shared)
+        wanted = "mma.sync" if capability < 90 else "wgmma.mma_async"
+        assert wanted in found.asm["ptx"], "no tensor cores"
+        if capability == 90 and integer and bits == 4:
+            left = re.search(r"wgmma\.mma_async\S* \{[^}]*\}, (.)", found.asm["ptx"])
+            assert left is not None and left[1] == "{", "weights do not come from registers"
 
 
 def check_quantize(capability: int) -> None:
-    types = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scale_ptr": "*fp32", "clip_ptr": "*fp32", "state_ptr": "*i8"}
-    types |= {"matrix_ptr": "*fp32", "shift_ptr": "*fp32", "width": "i32", "shared": "i32", "masked": "i32"}
-    types |= {"qmax": "fp32", "per_code": "fp32", "tiny": "fp32"}
-    constants = {"HAS_CLIP": True, "HAS_GATE": True, "GROUP": 16, "BLOCK": 16384}
-    compiled(_quantize_rows, types, constants, capability, 16, 3)
+    pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scale_ptr": "*fp32", "clip_ptr": "*fp32", "state_ptr": "*i8"}
+    numbers = {"shared": "i32", "masked": "i32"}
+    floats = dict.fromkeys(("qmax", "per_code", "tiny"), "fp32")
+    maps = {"matrix_ptr": "*fp32", "shift_ptr": "*fp32", "rows": "i32", "width": "i32"}
+    constants = {"HAS_CLIP": True, "HAS_GATE": True, "GROUP": 16, "ROWS": 4, "BLOCK": 4096}
+    compiled(_quantize_rows, pointers | maps | numbers | floats, constants, capability, 16, 3)
+    map_types = {"x_ptr": "*bf16", "matrix_ptr": "*fp32", "shift_ptr": "*fp32", "y_ptr": "*bf16"}
+    map_types |= {"rows": "i32", "width": "i32"}
+    compiled(_map_rows, map_types, {"GROUP": 16, "ROWS": 8, "BLOCK": 512}, capability, 4, 3)
+
+
+def check_transform(capability: int) -> None:
+    """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
+    for a, b in ((64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)):
+        types = {"x_ptr": "*bf16", "a_ptr": "*fp32", "b_ptr": "*fp32", "codes_ptr": "*i8", "scale_ptr": "*fp32"}
+        types |= {"clip_ptr": "*fp32", "state_ptr": "*i8", "a": "i32", "b": "i32", "shared": "i32", "masked": "i32"}
+        types |= dict.fromkeys(("factor", "qmax", "per_code", "tiny"), "fp32")
+        settings = shape_of(a, b or 128)
+        warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
+        constants = {"HAS_B": b is not None, "HAS_CLIP": True, "HAS_GATE": True, "PRECISION": "tf32"} | settings
+        found = compiled(_transform_rows, types, constants, capability, warps, stages)
+        assert found.metadata.shared <= SHARED, (capability, a, b, found.metadata.shared)
+        assert "mma" in found.asm["ptx"], "no tensor cores"
 
 
 if __name__ == "__main__":
     for capability in (80, 89, 90):
         check_linear(capability)
+        check_transform(capability)
     check_quantize(90)
     print("all compiled")

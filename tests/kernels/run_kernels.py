@@ -7,10 +7,13 @@ import sys
 
 import torch
 
-from starquant.kernels import Affine, Before, Gate, reference
+from starquant.kernels import Affine, Before, Gate, Kronecker, reference
+from starquant.kernels.tiles import Tile
 from starquant.kernels.triton_linear import linear, linear_16
-from starquant.kernels.triton_quantize import quantize_rows
+from starquant.kernels.triton_quantize import map_rows, quantize_rows, rows_a_program
 
+#: Tokens, outputs and bytes that end within a tile; inputs split unevenly.
+TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 16, 4, 4, 2))
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 
 
@@ -25,8 +28,9 @@ def check_linear() -> None:
         codes = w[:, : width // 2] | (w[:, width // 2 :] << 4) if bits <= 4 else w
         ones = torch.ones(rows, 1, device=DEVICE), torch.ones(outputs, device=DEVICE)
         sums = reference.accumulate(x, reference.weight_codes(codes, bits))
-        found = linear(x, ones[0], codes, ones[1], bits, None, torch.float32)  # below 2^24: exact in float32
-        assert torch.equal(found, sums.float()), ("sums", rows, outputs, width, bits)
+        for settings in (None, *TILES):
+            found = linear(x, ones[0], codes, ones[1], bits, None, torch.float32, settings)  # exact: below 2^24
+            assert torch.equal(found, sums.float()), ("sums", rows, outputs, width, bits, settings)
         token, channel = (torch.rand(n, generator=generator).to(DEVICE) for n in (rows, outputs))
         bias = torch.randn(outputs, generator=generator).to(DEVICE)
         found = linear(x, token[:, None], codes, channel, bits, bias, torch.float32)
@@ -34,8 +38,9 @@ def check_linear() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
         values = torch.randn(rows, width, generator=generator).to(DEVICE, torch.float16)
         expected = values.float() @ (reference.weight_codes(codes, bits).float() * channel[:, None]).T + bias
-        found = linear_16(values, codes, channel, bits, bias).float()
-        assert float((found - expected).norm() / expected.norm()) < 2e-3, ("16 bits", rows, outputs, width, bits)
+        for settings in (None, *TILES):
+            found = linear_16(values, codes, channel, bits, bias, settings).float()
+            assert float((found - expected).norm() / expected.norm()) < 2e-3, ("16 bits", rows, outputs, width, bits)
 
 
 def check_quantize() -> None:
@@ -69,7 +74,7 @@ def check_affine() -> None:
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         shift = 0.1 * torch.randn(width // size, size, generator=generator)
         affine = Affine(matrix.to(DEVICE), shift.to(DEVICE))
-        before = Before(affine, Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
+        before = Before(affine, gate=Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
         codes, scale = quantize_rows(x, 4, before=before)
         expected = reference.quantize_rows(x, 4, before=before)
         torch.testing.assert_close(scale, expected[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
@@ -77,8 +82,56 @@ def check_affine() -> None:
         assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.01, ("affine", width, size)
 
 
+def check_transform() -> None:
+    """A Kronecker product of each kind, TAC in front of it and a gate behind, in the same pass."""
+    for (a, b), factor in itertools.product(((8, 8), (12, 20), (4, 33), (3, None), (80, 70)), (1.0, 0.5)):
+        generator = torch.Generator().manual_seed(a)
+        width = a * (b or 16)
+        left, x = torch.randn(a, a, generator=generator), torch.randn(7, width, generator=generator)
+        right = None if b is None else torch.randn(b, b, generator=generator).to(DEVICE)
+        kronecker = Kronecker(left.to(DEVICE), right, factor)
+        whole = torch.kron(left.double(), torch.eye(width // a).double() if right is None else right.double().cpu())
+        expected = reference.quantize_rows((x.double() @ whole * factor).float().to(DEVICE), 4)
+        told = reference.quantize_rows(x.to(DEVICE), 4, before=Before(kronecker=kronecker))
+        found = quantize_rows(x.to(DEVICE), 4, before=Before(kronecker=kronecker))
+        for codes, scale in (told, found):
+            near(codes, scale, expected, 0.01, 1e-5)
+        size = next(g for g in (8, 4, 3) if width % g == 0)
+        matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
+        affine = Affine(matrix.to(DEVICE), 0.1 * torch.randn(width // size, size, generator=generator).to(DEVICE))
+        before = Before(affine, kronecker, Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, 2))
+        clip = torch.linspace(0.5, 1.0, 7, device=DEVICE)[:, None]
+        for dtype in (torch.float32, torch.float16):  # rounded after each step: an edge is crossed more often
+            expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, clip, 0.9, before)
+            found = quantize_rows(x.to(DEVICE, dtype), 4, clip, 0.9, before)
+            near(*found, expected, *((0.01, 1e-5) if dtype == torch.float32 else (0.03, 2e-3)))
+
+
+def near(
+    codes: torch.Tensor, scale: torch.Tensor, expected: tuple[torch.Tensor, ...], share: float, rtol: float
+) -> None:
+    """Sums in another order: a code may fall to the other side of an edge, a few do."""
+    torch.testing.assert_close(scale, expected[1], rtol=rtol, atol=0)
+    apart = (codes.int() - expected[0].int()).abs()
+    assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < share, float((apart > 0).float().mean())
+
+
+def check_rows() -> None:
+    """Several rows a program, the last program not full."""
+    x = torch.randn(530, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    affine = Affine(torch.eye(8).repeat(4, 1, 1).to(DEVICE), torch.full((4, 8), 0.25, device=DEVICE))
+    assert rows_a_program(530, 8) == 4
+    assert torch.equal(map_rows(x, affine), x + 0.25)
+    clip = torch.linspace(0.5, 1.0, 530, device=DEVICE)[:, None]
+    before = Before(affine, gate=Gate(torch.arange(530, device=DEVICE) % 3 == 0, 4, 4))
+    found, expected = quantize_rows(x, 4, clip, 1.0, before), reference.quantize_rows(x, 4, clip, 1.0, before)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 if __name__ == "__main__":
     check_linear()
     check_quantize()
     check_affine()
+    check_transform()
+    check_rows()
     print("all equal")

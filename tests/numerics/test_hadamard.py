@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from starquant.errors import ConfigError
-from starquant.numerics import apply_hadamard, hadamard_matrix, has_hadamard, random_orthogonal, random_signs
+from starquant.numerics import (
+    apply_hadamard,
+    hadamard_matrix,
+    hadamard_pair,
+    has_hadamard,
+    random_orthogonal,
+    random_signs,
+)
 
 POWERS = [2**k for k in range(11)]
 SMALL = [12, 20, 28, 36, 40, 96, 108, 148, 224, 296, 384, 1536, 3584, 4096]
@@ -138,3 +145,15 @@ def test_random_signs_are_balanced_and_seeded() -> None:
     assert set(signs.tolist()) == {-1.0, 1.0}
     assert abs(float(signs.mean())) < 0.07
     assert torch.equal(signs, random_signs(4000, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 20, 28, 64, 96, 148, 1536, 3584])
+def test_the_pair_of_signs_is_the_transform(n: int) -> None:
+    a, b = hadamard_pair(n)
+    assert len(a) * len(b) == n and set(a.flatten().tolist()) | set(b.flatten().tolist()) <= {1.0, -1.0}
+    torch.testing.assert_close(torch.kron(a, b).double() / n**0.5, hadamard_matrix(n), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(4096, (64, 64)), (12288, (96, 128)), (18944, (148, 128))])
+def test_the_pair_is_as_square_as_can_be(n: int, sizes: tuple[int, int]) -> None:
+    assert tuple(len(part) for part in hadamard_pair(n)) == sizes

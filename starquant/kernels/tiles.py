@@ -1,0 +1,81 @@
+"""How a product is cut into tiles: measured settings of a GPU where there are any, else a rule.
+
+`benchmarks/tiles.py` measures them and writes `tiles.json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+MEASURED = Path(__file__).with_name("tiles.json")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Launch settings of one product.
+
+    Attributes:
+        m: tokens of a tile.
+        o: outputs of a tile.
+        j: bytes of packed codes a step.
+        split: programs that share the inputs of a tile.
+        warps: of a program.
+        stages: of the pipeline that loads tiles ahead.
+    """
+
+    m: int
+    o: int
+    j: int
+    split: int
+    warps: int
+    stages: int
+
+
+def tile(rows: int, outputs: int, columns: int, integer: bool, device: torch.device) -> Tile:
+    """Return the settings of a product of [rows, K] with a weight of `columns` bytes a row."""
+    name, processors = _gpu(device)
+    found = _measured().get(name, {}).get(key(rows, outputs, columns, integer))
+    return rule(rows, outputs, columns, integer, processors) if found is None else found
+
+
+def key(rows: int, outputs: int, columns: int, integer: bool) -> str:
+    """Return the name of a product's settings; tokens count by the next power of two, 16 to 2,048."""
+    bucket = min(2048, max(16, 1 << (rows - 1).bit_length()))
+    return f"{'int8' if integer else '16 bit'} {bucket} x {outputs} x {columns}"
+
+
+def rule(rows: int, outputs: int, columns: int, integer: bool, processors: int) -> Tile:
+    """Return settings for a GPU that nothing was measured on: few tokens are bound by bytes, many by arithmetic.
+
+    Shared memory stays below 99 KB, what compute capability 8.6 and 8.9 have (`tests/kernels` compiles for them).
+    """
+    m = 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
+    o, j, warps, stages = (64, 128, 4, 3) if m < 64 else (128, 64, 4, 3) if m == 64 else (128, 64, 8, 3)
+    if not integer:  # two bytes a number
+        m, j = min(m, 64), 64 if m < 64 else 32
+    tiles = -(-rows // m) * -(-outputs // o)
+    split = 1
+    while split < 8 and tiles * split * 2 <= processors * 2 and columns // (2 * split) >= 4 * j:
+        split *= 2
+    return Tile(m, o, j, split, warps, stages)
+
+
+@functools.cache
+def _gpu(device: torch.device) -> tuple[str, int]:
+    if device.type != "cuda":
+        return device.type, 1
+    found = torch.cuda.get_device_properties(device)
+    return found.name, found.multi_processor_count
+
+
+@functools.cache
+def _measured() -> dict[str, dict[str, Tile]]:
+    if not MEASURED.exists():
+        return {}
+    stored = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return {gpu: {name: Tile(**settings) for name, settings in found.items()} for gpu, found in stored.items()}
