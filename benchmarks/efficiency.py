@@ -1,14 +1,15 @@
 """Latency, tokens/s, memory and parts of 8B-shaped models: bf16 against W4A4, W8A8, W4A16 (the paper's table 4).
 
-Weights and codes are random: speed and memory do not depend on them. A quantized model has what STaR-Quant leaves at
-run time when P is shared and folded: gates in the quantizers, TAC in front of the output projection, a Hadamard before
-the down-projection.
+Weights and codes are random (`packed_models.py` says what stands where). Every forward is timed launched by Python
+(eager), replayed as a CUDA graph, and replayed after torch.compile has fused what lies between the products; a
+precision's milliseconds are the least of these, for bf16 and the quantized models alike.
 
     python benchmarks/efficiency.py --device cuda --out results/published/efficiency/NAME.json     8B shapes
     python benchmarks/efficiency.py --shape small                                                  a CPU: does it run?
     python -m starquant.tables.efficiency results/published/efficiency                             the table
 
-Nothing but torch, transformers and this package is needed (Triton for the kernels).
+Rows that the file holds already are not measured again: stop it whenever you like. Nothing but torch, transformers and
+this package is needed (Triton for the kernels).
 """
 
 from __future__ import annotations
@@ -17,136 +18,102 @@ import argparse
 import functools
 import itertools
 import json
+import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from evaluation import VOCABULARY, model_of
+from evaluation import VOCABULARY
 from measure import PeakMemory
+from packed_models import VARIANTS, build
 from torch import nn
 
-from starquant.diffusion import LLaDASampler, MaskPredictor, generate
+from starquant.diffusion import LLaDASampler, generate
 from starquant.diffusion.samplers import DreamSampler
 from starquant.kernels.dispatch import check_device, has_triton
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.graphs import capture, replayed
 from starquant.models.layers import AttentionCore, InputSite
-from starquant.models.roles import Site
-from starquant.runtime.description import rebuild, use_integers
-from starquant.runtime.packed import PackedLinear
-from starquant.runtime.token_state import SiteTransform
+from starquant.models.loading import compiled_blocks
+from starquant.runtime.packed import Packed, PackedLinear
 
-PRECISIONS = {"bf16": (16, 16), "w4a4": (4, 4), "w8a8": (8, 8), "w4a16": (4, 16)}
 LENGTHS, BATCHES = (64, 128, 256, 512, 1024, 2048), (1, 4, 16)
-TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
+LAUNCHES = ("eager", "graph", "compiled")
+PREDICTED = 32  # a block of 32 is read by the head
+ANSWER = 128  # tokens of a generated answer, and of its prompt
 
 
-def build(family: str, shape: str, precision: str, device: str) -> MaskedDiffusionModel:
-    """Return a random model at a precision, its memory that of what is kept."""
-    if PRECISIONS[precision][0] == 16:
-        return model_of(family, shape, device)
-    model = model_of(family, shape, "meta")
-    rebuild(model, described(model, *PRECISIONS[precision]))
-    model = model.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.dtype == torch.uint8:
-                tensor.random_(0, 256 if PRECISIONS[precision][0] > 4 else 255, generator=generator)
-            elif name.endswith("scale"):
-                tensor.fill_(1e-3)
-            else:
-                tensor.normal_(std=0.02, generator=generator)
-    use_integers(model)
-    return model.eval()
-
-
-def described(model: MaskedDiffusionModel, weights: int, inputs: int) -> dict[str, Any]:
-    """Return quantization_config.modules of a model that is quantized throughout."""
-    found: dict[str, Any] = {}
-    grid = {"bits": inputs, "symmetric": True, "clip_ratio": 1.0}
-    for info in model.linears().values():
-        packed = {"kind": "packed_linear", "bits": weights, "symmetric": True, "group_size": None}
-        found[info.name] = packed | {"bias": info.module.bias is not None}
-        width, transform = info.module.in_features, dict.fromkeys(("exact", "correction", "gate"))
-        if inputs < 16:
-            cut = round(GATE * width)
-            transform["gate"] = {"kind": "state_gate", "width": width, "masked": cut, "unmasked": cut}
-            if info.role.site is Site.OUT:
-                transform["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
-            if info.role.site is Site.DOWN:
-                transform["exact"] = {"kind": "hadamard", "width": width}
-        site = {"kind": "site", "grid": grid if inputs < 16 else None, "state_clip": False}
-        found[info.site] = site | {"transform": {"kind": "site_transform", **transform} if inputs < 16 else None}
-    return found
-
-
-def clock(work: Callable[[], object], device: str, repeats: int) -> float:
+def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> float:
     """Return the median milliseconds of a call, after warm-up; device events on a GPU."""
-    for _ in range(3 if device != "cpu" else 1):
+    on_gpu, times, began = device != "cpu", [], time.perf_counter()
+    for _ in range(3 if on_gpu else 1):
         work()
-    times = []
-    for _ in range(repeats):
-        if device == "cpu":
-            began = time.perf_counter()
-            work()
-            times.append(1000 * (time.perf_counter() - began))
-        else:
+    while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 200):
+        if on_gpu:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             work()
             end.record()
-            torch.cuda.synchronize()
+            end.synchronize()
             times.append(start.elapsed_time(end))
+        else:
+            at = time.perf_counter()
+            work()
+            times.append(1000 * (time.perf_counter() - at))
     return statistics.median(times)
 
 
 def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: str) -> dict[str, float]:
-    """Return milliseconds by part of one forward, measured around modules (which adds a little to each)."""
-    found: dict[str, float] = {}
-    sites = {m for m in model.modules() if isinstance(m, InputSite)}
-    inner = {m.transform for m in sites if m.transform is not None and not isinstance(m.transform, SiteTransform)}
-    inner |= {part for m in model.modules() if isinstance(m, SiteTransform) for part in (m.correction, m.exact)} - {
-        None
-    }
+    """Return milliseconds by part of one forward launched by Python, measured around modules.
+
+    The quantization kernels hold transforms, gates and TAC; what they cost is the difference to `w4a4-plain`.
+    """
     kinds: list[tuple[str, Callable[[nn.Module], bool]]] = [
         ("head", lambda m: m is model.trunk().head),
         ("gemm", lambda m: isinstance(m, PackedLinear | nn.Linear)),
-        ("transform", lambda m: m in inner),
-        ("quantization", lambda m: m in sites),
+        ("quantization", lambda m: isinstance(m, InputSite)),
         ("attention", lambda m: isinstance(m, AttentionCore)),
     ]
-    handles, stack = [], list[float]()
+    spans: list[tuple[str, Any, Any]] = []
+    open_spans, handles = list[Any](), []
 
-    def now() -> float:
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return 1000 * time.perf_counter()
+    def now() -> Any:
+        if device == "cpu":
+            return 1000 * time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def before(*_: object) -> None:
+        open_spans.append(now())
+
+    def after(*_: object, kind: str) -> None:
+        spans.append((kind, open_spans.pop(), now()))
 
     for module in model.modules():
         kind = next((name for name, belongs in kinds if belongs(module)), None)
-        if kind is None:
-            continue
-
-        def before(*_: object) -> None:
-            stack.append(now())
-
-        def after(*_: object, kind: str = kind) -> None:
-            took = now() - stack.pop()
-            found[kind] = found.get(kind, 0.0) + took
-            if kind == "transform":  # it runs inside its site
-                found["quantization"] = found.get("quantization", 0.0) - took
-
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        if kind is not None:
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(functools.partial(after, kind=kind)))
     forward()
-    found.clear()
+    spans.clear()
+    begin = now()
     forward()
+    spans.append(("whole", begin, now()))
     for handle in handles:
         handle.remove()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    found: dict[str, float] = {}
+    for kind, start, end in spans:
+        found[kind] = found.get(kind, 0.0) + (end - start if device == "cpu" else start.elapsed_time(end))
+    found["rest"] = 2 * found["whole"] - sum(found.values())
     return {name: round(value, 4) for name, value in found.items()}
 
 
@@ -154,25 +121,30 @@ def ceilings(device: str) -> dict[str, float]:
     """Measure what the device can do: bf16 and int8 products (operations/s) and a copy (bytes/s)."""
     n = 8192 if device != "cpu" else 512
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
-    found = {"bf16": 2e3 * n**3 / clock(lambda: a @ a, device, 5)}
+    found = {"bf16": 2e3 * n**3 / clock(lambda: a @ a, device)}
     if device != "cpu":
         i = torch.randint(-8, 8, (n, n), device=device, dtype=torch.int8)
-        found["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i.T), device, 5)
-    found["bytes"] = 2e3 * a.nbytes / clock(lambda: a.clone(), device, 5)
+        found["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i.T), device)
+    found["bytes"] = 2e3 * a.nbytes / clock(lambda: a.clone(), device)
     return found
 
 
-def counted(model: MaskedDiffusionModel, rows: int, length: int, positions: int) -> dict[str, float]:
+def stored(module: nn.Module) -> int:
+    """Return the bytes of a module's tensors."""
+    return sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+
+
+def counted(model: MaskedDiffusionModel, rows: int, length: int) -> dict[str, float]:
     """Return operations of the block linears, attention and head, and bytes of the weights that a forward reads."""
-    config, tokens = model.config, rows * length
-    linears = [m for m in model.modules() if isinstance(m, PackedLinear | nn.Linear) and m is not model.trunk().head]
-    width, vocabulary = config.hidden_size, model.trunk().embedding.num_embeddings
-    stored = sum(t.nbytes for m in linears for t in (*m.parameters(), *m.buffers()))
+    config, tokens, trunk = model.config, rows * length, model.trunk()
+    linears = [m for m in model.modules() if isinstance(m, PackedLinear | nn.Linear) and m is not trunk.head]
+    width, head = config.hidden_size, trunk.head
+    assert head is not None
     return {
         "linear_operations": 2.0 * tokens * sum(m.in_features * m.out_features for m in linears),
         "attention_operations": 4.0 * tokens * length * width * config.num_hidden_layers,
-        "head_operations": 2.0 * positions * width * vocabulary,
-        "weight_bytes": float(stored + 2 * width * vocabulary),
+        "head_operations": 2.0 * PREDICTED * rows * width * trunk.embedding.num_embeddings,
+        "weight_bytes": float(sum(map(stored, linears)) + stored(head)),
     }
 
 
@@ -185,39 +157,122 @@ def bound_ms(count: dict[str, float], ceiling: dict[str, float], integer: bool) 
     )
 
 
-@contextmanager
-def _no_memory_is_no_row() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
+def timed(
+    model: MaskedDiffusionModel, forward: Callable[[], object], given: argparse.Namespace
+) -> dict[str, float | str]:
+    """Return milliseconds by launch, or why a launch does not work; and their least."""
+    found: dict[str, float | str] = {}
+    for launch in given.launches:
+        try:
+            with compiled_blocks(model) if launch == "compiled" else nullcontext():
+                work = forward if launch == "eager" or given.device == "cpu" else capture(forward)
+                found[f"{launch}_ms"] = clock(work, given.device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # another launch may work
+            found[f"{launch}_error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+            print(f"  {launch}: {found[f'{launch}_error']}", file=sys.stderr)
+    return found | {"ms": min(value for value in found.values() if isinstance(value, float))}
 
 
-def measure(
-    family: str, precision: str, given: argparse.Namespace, ceiling: dict[str, float]
-) -> Iterator[dict[str, Any]]:
-    """Yield one row a batch and length, and one for generation."""
-    model = build(family, given.shape, precision, given.device)
-    resident = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    same = {"model": family, "shape": given.shape, "precision": precision, "resident_bytes": resident}
-    predict, mask = MaskPredictor(model), int(model.config.mask_token_id)
-    for rows, length in itertools.product(given.batches, given.lengths):
-        ids = torch.randint(0, VOCABULARY - 10, (rows, length), device=given.device)
-        ids[:, -32:] = mask  # a block of 32 is predicted
-        forward = functools.partial(predict, ids, (ids == mask).nonzero(as_tuple=True))
-        with _no_memory_is_no_row():
-            with PeakMemory(given.device) as peak:
-                took = clock(forward, given.device, given.repeats)
-            count = counted(model, rows, length, 32 * rows)
-            bound = bound_ms(count, ceiling, PRECISIONS[precision][1] < 16)
-            told = {"kind": "forward", "batch": rows, "tokens": length, "ms": took, "activation_mib": peak.mib}
-            told |= {"tokens_per_s": 1000 * rows * length / took, "roofline_ms": bound, "of_roofline": bound / took}
-            split = parts(model, forward, given.device) if rows == given.batches[0] else None
-            yield same | told | count | {"parts_ms": split}
-    sampler: Any = DreamSampler(32, 32) if family == "dream" else LLaDASampler(32, 32, 32)
-    prompt = torch.randint(0, VOCABULARY - 10, (1, 64))
-    took = clock(lambda: generate(model, prompt, sampler), given.device, 1)
-    yield same | {"kind": "generation", "batch": 1, "tokens": 32, "ms": took, "tokens_per_s": 32000 / took}
+def forward_row(
+    model: MaskedDiffusionModel, same: dict[str, Any], given: argparse.Namespace, ceiling: dict[str, float]
+) -> dict[str, Any]:
+    """Measure the forward of a batch and length."""
+    rows, length = same["batch"], same["tokens"]
+    ids = torch.randint(0, VOCABULARY - 10, (rows, length), device=given.device)
+    ids[:, -PREDICTED:] = int(model.config.mask_token_id)
+    positions = (ids == model.mask_token_id).nonzero(as_tuple=True)
+    forward = functools.partial(model, input_ids=ids, logit_positions=positions)
+    with PeakMemory(given.device) as peak:
+        forward()
+    found = same | timed(model, forward, given) | {"activation_mib": peak.mib}
+    count = counted(model, rows, length)
+    bound = bound_ms(count, ceiling, VARIANTS[same["precision"]].inputs < 16)
+    found |= {"tokens_per_s": 1000 * rows * length / found["ms"], "roofline_ms": bound}
+    split = parts(model, forward, given.device) if rows == given.batches[0] else None
+    return found | {"of_roofline": bound / found["ms"], "parts_ms": split} | count
+
+
+def generation_row(model: MaskedDiffusionModel, same: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Measure an answer end to end: a token a step, in blocks of 32 where the family has them."""
+    size = ANSWER if given.shape == "8b" else PREDICTED
+    sampler: Any = DreamSampler(size, size) if same["model"] == "dream" else LLaDASampler(size, size, PREDICTED)
+    prompt = torch.randint(0, VOCABULARY - 10, (1, size))
+    found: dict[str, float] = {}
+    for launch in given.launches if given.device != "cpu" else ("eager",):
+        try:
+            with compiled_blocks(model, launch == "compiled"), replayed(model, launch != "eager"):
+                generate(model, prompt, sampler)
+                began = time.perf_counter()
+                generate(model, prompt, sampler)
+                found[f"{launch}_ms"] = 1000 * (time.perf_counter() - began)
+        except Exception as error:
+            print(f"  {launch}: {error}", file=sys.stderr)
+    took = min(found.values())
+    return same | found | {"tokens": size, "ms": took, "tokens_per_s": 1000 * size / took}
+
+
+@torch.inference_mode()
+def measure(family: str, precision: str, given: argparse.Namespace, file: Results) -> Iterator[dict[str, Any]]:
+    """Yield one row a batch and length, and one for generation; none that the file holds."""
+    same = {"model": family, "shape": given.shape, "precision": precision, "ends": given.ends}
+    todo = [{"kind": "forward", "batch": b, "tokens": n} for b, n in itertools.product(given.batches, given.lengths)]
+    todo.append({"kind": "generation", "batch": 1, "tokens": ANSWER if given.shape == "8b" else PREDICTED})
+    todo = [same | row for row in todo if not file.holds(same | row)]
+    if not todo:
+        return
+    model = build(family, given.shape, precision, given.device, given.ends)
+    resident = {"resident_bytes": stored(model), "packed_bytes": sum(stored(m) for m in model.modules() if _packed(m))}
+    for row in todo:
+        try:
+            if row["kind"] == "forward":
+                yield resident | forward_row(model, row, given, file.ceilings)
+            else:
+                yield resident | generation_row(model, row, given)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            print(f"  {row['batch']} x {row['tokens']}: not enough memory", file=sys.stderr)
+
+
+def _packed(module: nn.Module) -> bool:
+    return isinstance(module, Packed)
+
+
+class Results:
+    """The file of rows; written whole after each.
+
+    Args:
+        path: None for none.
+        device: name; a file of another device is refused.
+        ceilings: of the device.
+    """
+
+    KEYS = ("model", "shape", "precision", "ends", "kind", "batch", "tokens")
+
+    def __init__(self, path: Path | None, device: str, ceilings: dict[str, float]) -> None:
+        self.path, self.device, self.ceilings = path, device, ceilings
+        self.rows: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["device"] != device:
+                raise SystemExit(f"error: {path}: was measured on {found['device']}, this is {device}; name another")
+            self.rows = found["rows"]
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """Whether a row was measured."""
+        return any(all(row[key] == known.get(key) for key in self.KEYS) for known in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row."""
+        self.rows.append(row)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"schema_version": 2, "device": self.device, "torch": torch.__version__}
+            record |= {"triton": has_triton(), "ceilings": self.ceilings, "rows": self.rows}
+            work = self.path.with_name(self.path.name + ".part")
+            work.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            os.replace(work, self.path)
 
 
 def main() -> None:
@@ -226,27 +281,26 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", default="8b", choices=["small", "8b"])
     parser.add_argument("--families", nargs="+", default=["llada", "dream"], choices=["llada", "dream"])
-    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--precisions", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--launches", nargs="+", choices=LAUNCHES, help="default: all on a GPU, eager on a CPU")
+    parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     given = parser.parse_args()
+    given.launches = given.launches or (LAUNCHES if given.device != "cpu" else ("eager",))
     check_device(torch.device(given.device))
     name = torch.cuda.get_device_name(given.device) if given.device != "cpu" else platform.processor() or "cpu"
-    ceiling, rows = ceilings(given.device), []
-    print(f"{name}, torch {torch.__version__}, triton {'yes' if has_triton() else 'no'}; {ceiling}", flush=True)
+    file = Results(given.out, name, ceilings(given.device))
+    print(f"{name}, torch {torch.__version__}, triton {'yes' if has_triton() else 'no'}; {file.ceilings}", flush=True)
     for family, precision in itertools.product(given.families, given.precisions):
-        for row in measure(family, precision, given, ceiling):
-            rows.append(row)
+        for row in measure(family, precision, given, file):
+            file.add(row)
             told = f"{row['ms']:9.2f} ms {row['tokens_per_s']:10.0f} tokens/s {row['resident_bytes'] / 2**30:6.2f} GiB"
+            by = " ".join(f"{launch} {row[f'{launch}_ms']:.2f}" for launch in LAUNCHES if f"{launch}_ms" in row)
             of = f" {row['of_roofline']:.2f} of the roofline {row['parts_ms'] or ''}" if "of_roofline" in row else ""
-            what = f"{family} {precision:6s} {row['kind']:10s} {row['batch']:3d} x {row['tokens']:5d}"
-            print(what, told + of, flush=True)
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {"schema_version": 1, "device": name, "torch": torch.__version__, "ceilings": ceiling, "rows": rows}
-        given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            what = f"{family} {precision:11s} {row['kind']:10s} {row['batch']:3d} x {row['tokens']:5d}"
+            print(what, told, f"({by})", of, flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         prompt: text.
         device: torch device.
         seed: of sampling.
-        settings: length, steps (None: one a token), block_length (None: the whole; LLaDA only), temperature.
+        settings: length, steps (None: one a token), block_length (None: the whole; LLaDA only), temperature, graphs.
 
     Raises:
         StarquantError: a checkpoint that cannot be used, settings that do not go together.
@@ -29,10 +29,13 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     from starquant.diffusion import DreamSampler, LLaDASampler, generate
     from starquant.diffusion.generation import end_of_text
     from starquant.models import load_model, load_tokenizer
+    from starquant.models.graphs import replayed
 
     for name in ("length", "steps", "block_length"):
         if settings[name] is not None and settings[name] < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: got {settings[name]}, allowed: 1 or more")
+    if settings["graphs"] and not device.startswith("cuda"):
+        raise ConfigError(f"--graphs: got --device {device}, allowed: a GPU")
     if not 0.0 <= settings["temperature"] < math.inf:
         raise ConfigError(f"--temperature: got {settings['temperature']}, allowed: 0 or more")
     model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
@@ -53,7 +56,8 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     if not ids or len(ids) + length > model.config.context_length:
         allowed = model.config.context_length - length
         raise ConfigError(f"prompt: got {len(ids)} tokens, allowed: 1 to {allowed} beside an answer of {length}")
-    answer = generate(model, torch.tensor([ids]), sampler, seed=seed)[0, len(ids) :].tolist()
+    with replayed(model, settings["graphs"]):
+        answer = generate(model, torch.tensor([ids]), sampler, seed=seed)[0, len(ids) :].tolist()
     return str(tokenizer.decode(answer[: end_of_text(model.config, answer)], skip_special_tokens=True))
 
 
@@ -68,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--graphs", action="store_true", help="replay passes as CUDA graphs")
     given = vars(parser.parse_args(arguments))
     try:
         print(completion(given["folder"], given["prompt"], given["device"], given["seed"], given))

@@ -1,11 +1,13 @@
-"""Which implementation runs: Triton where the tensors are on a GPU and Triton is there, else the reference."""
+"""Which implementation runs: Triton where the tensors are on a GPU and Triton is there, else the reference.
+
+torch.compile sees each as one operation of its own (`starquant::...`), whose inside it leaves alone.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from starquant.errors import DeviceError
 from starquant.kernels import reference
-from starquant.kernels.tokens import NOTHING, Before, IntegerTokens
+from starquant.kernels.tokens import NOTHING, Affine, Before, Gate, IntegerTokens, Kronecker
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
 NEEDED = (8, 0)
@@ -55,18 +57,21 @@ def quantize_tokens(
     x: Tensor, bits: int, clip: Tensor | None = None, clip_ratio: float = 1.0, before: Before = NOTHING
 ) -> IntegerTokens:
     """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits; `clip` is [..., 1]."""
-    if before.gate is not None:
-        masked_M = before.gate.masked.expand(x.shape[:-1]).reshape(-1)
-        before = replace(before, gate=replace(before.gate, masked=masked_M))
     rows_MK = x.reshape(-1, x.shape[-1])
-    clip_M1 = None if clip is None else clip.reshape(-1, 1).float()
-    if uses_triton(x):
-        from starquant.kernels.triton_quantize import quantize_rows
-
-        with _on(x):
-            codes, scale = quantize_rows(rows_MK, bits, clip_M1, clip_ratio, before)
-    else:
-        codes, scale = reference.quantize_rows(rows_MK, bits, clip_M1, clip_ratio, before)
+    clip_M1 = None if clip is None else clip.expand(*x.shape[:-1], 1).reshape(-1, 1).float()
+    affine, kronecker, gate = before.affine, before.kronecker, before.gate
+    given = (
+        None if affine is None else affine.matrix_NGG,
+        None if affine is None else affine.shift_NG,
+        None if kronecker is None else kronecker.a_MM,
+        None if kronecker is None else kronecker.b_NN,
+        1.0 if kronecker is None else kronecker.factor,
+        None if gate is None else gate.masked.expand(x.shape[:-1]).reshape(-1),
+        0 if gate is None else gate.d_m,
+        0 if gate is None else gate.d_u,
+    )
+    run = _quantize_op if torch.compiler.is_compiling() else _quantize
+    codes, scale = run(rows_MK, bits, clip_M1, clip_ratio, *given)
     return IntegerTokens(codes.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
 
 
@@ -81,21 +86,83 @@ def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int,
         bias_O: None for none.
     """
     rows_MK, token_M1 = x.codes.reshape(-1, x.codes.shape[-1]), x.scale.reshape(-1, 1)
-    if uses_triton(rows_MK):
-        from starquant.kernels.triton_linear import linear
-
-        with _on(rows_MK):
-            y_MO = linear(rows_MK, token_M1, codes, scale_O1[:, 0], bits, bias_O, x.dtype)
-    else:
-        sums_MO = reference.accumulate(rows_MK, reference.weight_codes(codes, bits))
-        y_MO = reference.scaled(sums_MO, token_M1, scale_O1[:, 0], bias_O, x.dtype)
+    run = _linear_op if torch.compiler.is_compiling() else _linear
+    y_MO = run(rows_MK, token_M1, codes, scale_O1, bits, bias_O, x.dtype)
     return y_MO.view(*x.codes.shape[:-1], len(codes))
 
 
 def mixed_linear(x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
     """Return the product of activations as they are and packed weights (W4A16); as `integer_linear`, by Triton only."""
+    run = _mixed_op if torch.compiler.is_compiling() else _mixed
+    y_MO = run(x.reshape(-1, x.shape[-1]), codes, scale_O1, bits, bias_O)
+    return y_MO.view(*x.shape[:-1], len(codes))
+
+
+def _quantize(
+    x_MK: Tensor,
+    bits: int,
+    clip_M1: Tensor | None,
+    clip_ratio: float,
+    matrix_NGG: Tensor | None,
+    shift_NG: Tensor | None,
+    a_MM: Tensor | None,
+    b_NN: Tensor | None,
+    factor: float,
+    masked_M: Tensor | None,
+    d_m: int,
+    d_u: int,
+) -> tuple[Tensor, Tensor]:
+    affine = None if matrix_NGG is None or shift_NG is None else Affine(matrix_NGG, shift_NG)
+    kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
+    before = Before(affine, kronecker, None if masked_M is None else Gate(masked_M, d_m, d_u))
+    if not uses_triton(x_MK):
+        return reference.quantize_rows(x_MK, bits, clip_M1, clip_ratio, before)
+    from starquant.kernels.triton_quantize import quantize_rows
+
+    with _on(x_MK):
+        return quantize_rows(x_MK, bits, clip_M1, clip_ratio, before)
+
+
+def _linear(
+    x_MK: Tensor,
+    x_scale_M1: Tensor,
+    codes: Tensor,
+    scale_O1: Tensor,
+    bits: int,
+    bias_O: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    if not uses_triton(x_MK):
+        sums_MO = reference.accumulate(x_MK, reference.weight_codes(codes, bits))
+        return reference.scaled(sums_MO, x_scale_M1, scale_O1[:, 0], bias_O, dtype)
+    from starquant.kernels.triton_linear import linear
+
+    with _on(x_MK):
+        return linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype)
+
+
+def _mixed(x_MK: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
     from starquant.kernels.triton_linear import linear_16
 
-    with _on(x):
-        y_MO = linear_16(x.reshape(-1, x.shape[-1]), codes, scale_O1[:, 0], bits, bias_O)
-    return y_MO.view(*x.shape[:-1], len(codes))
+    with _on(x_MK):
+        return linear_16(x_MK, codes, scale_O1[:, 0], bits, bias_O)
+
+
+_quantize_op = torch.library.custom_op("starquant::quantize_tokens", _quantize, mutates_args=())
+_linear_op = torch.library.custom_op("starquant::integer_linear", _linear, mutates_args=())
+_mixed_op = torch.library.custom_op("starquant::mixed_linear", _mixed, mutates_args=())
+
+
+@_quantize_op.register_fake
+def _(x_MK: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return x_MK.new_empty(x_MK.shape, dtype=torch.int8), x_MK.new_empty((x_MK.shape[0], 1), dtype=torch.float32)
+
+
+@_linear_op.register_fake
+def _(x_MK: Tensor, _: Tensor, codes: Tensor, *rest: object) -> Tensor:
+    return x_MK.new_empty((x_MK.shape[0], codes.shape[0]), dtype=rest[-1])
+
+
+@_mixed_op.register_fake
+def _(x_MK: Tensor, codes: Tensor, *_: object) -> Tensor:
+    return x_MK.new_empty((x_MK.shape[0], codes.shape[0]))

@@ -48,6 +48,9 @@ class MaskedDiffusionModel(PreTrainedModel):
     #: Maps the residual stream back to the checkpoint's basis; set by methods that rotate it.
     to_original_basis: Callable[[Tensor], Tensor] | None = None
 
+    #: Runs the blocks of unpadded passes in place of `run_blocks` (`models.graphs`); None for nothing.
+    replayed_blocks: Callable[[Tensor], Tensor] | None = None
+
     #: Set once a method has been applied: what lies in memory is then more than its parameters say.
     quantized: bool = False
 
@@ -95,19 +98,41 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             ValueError: a mask of another shape than the ids.
         """
-        trunk = self.trunk()
-        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids, self.mask_token_id, cache)
-        hidden = trunk.embedding(input_ids if cache is None else input_ids[:, cache.window])
-        states = [hidden] if output_hidden_states else []
-        for block in trunk.blocks:
-            hidden = block(hidden, context)
-            if output_hidden_states:
-                states.append(hidden)
+        states: list[Tensor] = []
+        plain = attention_mask is None and position_ids is None and cache is None and not output_hidden_states
+        if plain and self.replayed_blocks is not None:
+            hidden = self.replayed_blocks(input_ids)
+        else:
+            seen = states if output_hidden_states else None
+            hidden = self.run_blocks(input_ids, attention_mask, position_ids, cache, seen)
         if not project:
             return MaskedLMOutput(hidden_states=tuple(states) or (hidden,))
-        normed = trunk.norm(hidden)
+        normed = self.trunk().norm(hidden)
         logits = self.project(select(normed, logit_positions))
         return MaskedLMOutput(logits=logits, hidden_states=(*states, normed) if output_hidden_states else None)
+
+    def run_blocks(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Return the hidden states [B, L, D] after the last block; arguments as `forward`.
+
+        `states`, where it is given, is extended by the embedding and by what every block returns.
+        """
+        trunk = self.trunk()
+        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids, self.mask_token_id, cache)
+        hidden: Tensor = trunk.embedding(input_ids if cache is None else input_ids[:, cache.window])
+        for block in trunk.blocks:
+            if states is not None:
+                states.append(hidden)
+            hidden = block(hidden, context)
+        if states is not None:
+            states.append(hidden)
+        return hidden
 
     def new_cache(self) -> KeyValueCache:
         """Return an empty cache for `forward`."""

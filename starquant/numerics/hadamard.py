@@ -105,8 +105,12 @@ def hadamard_matrix(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     Raises:
         ConfigError: no construction of this order is known.
     """
-    signs = functools.reduce(torch.kron, (_signs(order) for order in _factors(n)))
-    return signs.to(dtype, copy=True).div_(math.sqrt(n))
+    return hadamard_signs(n).to(dtype, copy=True).div_(math.sqrt(n))
+
+
+def hadamard_signs(n: int, device: torch.device | None = None) -> Tensor:
+    """Return sqrt(n) H [n, n], float32: signs. Raises ConfigError as `hadamard_matrix`."""
+    return functools.reduce(torch.kron, (_signs(order) for order in _factors(n))).float().to(device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from starquant.kernels import Affine, Before, Gate
@@ -33,3 +34,10 @@ def split(transform: nn.Module | None, x_BLD: Tensor, context: Context) -> tuple
 
 def _taken(exact: nn.Module | None) -> bool:
     return exact is None or isinstance(exact, _KRONECKER)
+
+
+def prepare(transform: nn.Module | None, device: torch.device) -> None:
+    """Make what kernels are handed of a transform, once and not while a pass is compiled or captured."""
+    exact = transform.exact if isinstance(transform, SiteTransform) else transform
+    if isinstance(exact, _KRONECKER):
+        exact.kronecker(device)

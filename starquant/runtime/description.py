@@ -15,6 +15,7 @@ from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
+from starquant.runtime.before import prepare
 from starquant.runtime.packed import Packed, PackedEmbedding, PackedLinear
 from starquant.runtime.plain import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
 from starquant.runtime.sites import ActivationQuantizer
@@ -154,9 +155,11 @@ def use_integers(model: MaskedDiffusionModel, wanted: bool = True) -> int:
         sites = model.block_sites(block)
         for site, module in sites.inputs.items():
             if isinstance(module, ActivationQuantizer):
-                readers = sites.readers(site).values()
+                readers = list(sites.readers(site).values())
                 packed = all(isinstance(linear, PackedLinear) and linear.takes_integers for linear in readers)
                 fits = module.format.symmetric and module.format.bits <= 8
                 module.gives_integers = wanted and packed and fits
                 count += module.gives_integers
+                if module.gives_integers:
+                    prepare(module.transform, readers[0].codes.device)
     return count

@@ -13,21 +13,37 @@ from torch import Tensor, nn
 
 from starquant.kernels import Kronecker
 from starquant.models.layers import Context
-from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_matrix, hadamard_pair
+from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_pair, hadamard_signs
 from starquant.runtime.keeping import Float32Buffers
 from starquant.runtime.rewriting import across_heads
 
 
-class HeadsHadamard(nn.Module):
+class _Signs(nn.Module):
+    """A transform whose matrices follow from its size; kernels are handed them, kept beside the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: Kronecker | None = None
+
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return the same as a Kronecker product."""
+        if self._kept is None or self._kept.a_MM.device != device:
+            self._kept = self._signs(device)
+        return self._kept
+
+    def _signs(self, device: torch.device) -> Kronecker:
+        raise NotImplementedError
+
+
+class HeadsHadamard(_Signs):
     """x (H (x) I): mix the channels of equal index of all heads; the output projection holds W (H (x) I)."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
 
-    def kronecker(self, device: torch.device) -> Kronecker:
-        """Return the same as a Kronecker product."""
-        return Kronecker(hadamard_matrix(self.heads, torch.float32).to(device), None)
+    def _signs(self, device: torch.device) -> Kronecker:
+        return Kronecker(hadamard_signs(self.heads, device), None, 1.0 / math.sqrt(self.heads))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the mixed heads, [..., heads * E]."""
@@ -37,15 +53,14 @@ class HeadsHadamard(nn.Module):
         return f"hadamard across {self.heads} heads"
 
 
-class HadamardTransform(nn.Module):
+class HadamardTransform(_Signs):
     """x H of the last dimension; the linears behind it hold W H (QuaRot, arXiv 2404.00456)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
-    def kronecker(self, device: torch.device) -> Kronecker:
-        """Return the same as a Kronecker product of signs."""
+    def _signs(self, device: torch.device) -> Kronecker:
         return Kronecker(*hadamard_pair(self.width, device), 1.0 / math.sqrt(self.width))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:

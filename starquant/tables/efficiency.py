@@ -19,6 +19,7 @@ from starquant.tables.comparison import markdown
 from starquant.tables.definitions import PAPER
 
 NAMES = {"llada": "LLaDA-8B", "dream": "Dream-7B"}
+PLAIN = "w4a4-plain"  # W4A4 without transforms
 KEYS = ("device", "model", "kind", "batch", "tokens")
 
 
@@ -43,21 +44,35 @@ def read(folder: Path) -> pd.DataFrame:
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    """Return milliseconds, speed and memory of each precision against bf16 at the same batch and length."""
+    """Return milliseconds, speed and memory of each precision against bf16 at the same batch and length.
+
+    `transforms` is the share of a forward that online transforms, gates and TAC take: what is left out without them.
+    """
     lines = []
     for key, rows in found.groupby(list(KEYS), sort=False):
         by = {row["precision"]: row for row in rows.to_dict("records")}
-        base = by.get("bf16")
+        base, plain = by.get("bf16"), by.get(PLAIN)
         for precision, row in by.items():
             line = dict(zip(KEYS, key, strict=True)) | {"precision": precision, "ms": f"{row['ms']:.2f}"}
             line["tokens/s"] = f"{row['tokens_per_s']:.0f}"
             line["speed"] = "" if base is None else f"{base['ms'] / row['ms']:.2f}x"
             line["peak GB"] = f"{_peak(row):.2f}"
             line["memory"] = "" if base is None else f"{_peak(base) / _peak(row):.2f}x"
+            beside = plain is not None and precision.startswith("w4a4")
+            line["transforms"] = f"{1 - plain['ms'] / row['ms']:.1%}" if beside and plain is not None else ""
             share = row.get("of_roofline")
             line["of roofline"] = "" if pd.isna(share) else f"{share:.2f}"
             lines.append(line)
     return pd.DataFrame(lines).replace({"model": NAMES})
+
+
+def parts(found: pd.DataFrame) -> pd.DataFrame:
+    """Return milliseconds by part of the forwards that were taken apart, launched by Python; empty for none."""
+    if "parts_ms" not in found:
+        return pd.DataFrame()
+    taken = [row for row in found.to_dict("records") if isinstance(row["parts_ms"], dict)]
+    lines = [{k: row[k] for k in KEYS} | {"precision": row["precision"]} | row["parts_ms"] for row in taken]
+    return pd.DataFrame(lines).replace({"model": NAMES}).fillna("")
 
 
 def _peak(row: Mapping[Any, Any]) -> float:
@@ -78,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(arguments).folder
     failed = 0
     try:
-        print("Measured\n\n" + markdown(table(read(folder))))
+        found = read(folder)
+        print("Measured\n\n" + markdown(table(found)))
+        if len(parts(found)):
+            print("\nParts of a forward launched by Python, ms\n\n" + markdown(parts(found)))
     except StarquantError as error:
         print(f"error: {error}", file=sys.stderr)
         failed = 2

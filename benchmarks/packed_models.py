@@ -1,0 +1,100 @@
+"""Random quantized models as methods leave them at run time: their speed and memory do not depend on the numbers.
+
+A variant is a precision and what stands in front of its linears:
+
+    bf16          nothing is quantized
+    w4a4, w8a8    STaR-Quant as `run.py` leaves it at 8B: Kronecker P, gates, TAC, clip ratios by token state
+    w4a4-shared   P shared and folded: gates, TAC before the output projection, a Hadamard before the down-projection
+    w4a4-plain    no transforms at all (round to nearest): what the others add to it is what transforms cost
+    w4a16         weights only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from evaluation import model_of
+
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.roles import Site
+from starquant.numerics import kronecker_sizes
+from starquant.runtime.description import rebuild, use_integers
+
+TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Bits of weights and inputs; transforms "kronecker", "shared" or "none"."""
+
+    weights: int
+    inputs: int
+    transforms: str = "none"
+
+
+VARIANTS = {
+    "bf16": Variant(16, 16),
+    "w4a4": Variant(4, 4, "kronecker"),
+    "w4a4-shared": Variant(4, 4, "shared"),
+    "w4a4-plain": Variant(4, 4),
+    "w8a8": Variant(8, 8, "kronecker"),
+    "w4a16": Variant(4, 16),
+}
+
+
+def build(family: str, shape: str, name: str, device: str, ends: int = 8) -> MaskedDiffusionModel:
+    """Return a random model of a variant, its memory that of what is kept; embedding and head have `ends` bits."""
+    variant = VARIANTS[name]
+    if variant.weights == 16:
+        return model_of(family, shape, device)
+    model = model_of(family, shape, "meta")
+    rebuild(model, described(model, variant, ends))
+    model = model.to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.dtype == torch.uint8:
+                tensor.random_(0, 256, generator=generator)
+            elif key.endswith("scale"):
+                tensor.fill_(1e-3)
+            elif key.endswith("state_clip"):
+                tensor.fill_(0.9)
+            else:
+                tensor.normal_(std=0.02, generator=generator)
+    use_integers(model)
+    return model.eval()
+
+
+def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[str, Any]:
+    """Return quantization_config.modules of a model that is quantized throughout."""
+    found: dict[str, Any] = {}
+    grid = {"bits": variant.inputs, "symmetric": True, "clip_ratio": 1.0}
+    packed = {"bits": variant.weights, "symmetric": True, "group_size": None}
+    for info in model.linears().values():
+        found[info.name] = {"kind": "packed_linear", **packed, "bias": info.module.bias is not None}
+        transform = transform_at(info.role.site, info.module.in_features, variant.transforms)
+        site = {"kind": "site", "grid": grid if variant.inputs < 16 else None, "transform": transform}
+        found[info.site] = site | {"state_clip": variant.transforms == "kronecker"}
+    if ends < 16:
+        names, table = {module: name for name, module in model.named_modules()}, packed | {"bits": ends}
+        found[names[model.trunk().embedding]] = {"kind": "packed_embedding", **table}
+        found[names[model.trunk().head]] = {"kind": "packed_linear", **table, "bias": False}
+    return found
+
+
+def transform_at(site: Site, width: int, transforms: str) -> dict[str, Any] | None:
+    """Return what stands at a site."""
+    if transforms == "none":
+        return None
+    cut = round(GATE * width)
+    found: dict[str, Any] = {"kind": "site_transform", "exact": None, "correction": None}
+    found["gate"] = {"kind": "state_gate", "width": width, "masked": cut, "unmasked": cut}
+    if site is Site.OUT:
+        found["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
+    if transforms == "kronecker":
+        found["exact"] = dict(zip(("a", "b"), kronecker_sizes(width), strict=True)) | {"kind": "kronecker"}
+    elif site is Site.DOWN:
+        found["exact"] = {"kind": "hadamard", "width": width}
+    return found

@@ -1,0 +1,82 @@
+"""CUDA graphs of the passes that denoising repeats: the same kernels on the same memory, launched as one.
+
+A pass of few tokens is over before Python has launched its kernels; replayed it costs what the GPU needs. One graph a
+shape of the ids is captured when the shape comes up, and the least recently used are given up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from starquant.models.base import MaskedDiffusionModel
+
+#: Runs what was captured again.
+Replay = Callable[[], object]
+
+
+def capture(work: Callable[[], object]) -> Replay:
+    """Run work, then capture it as a CUDA graph; returns what replays it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # kernels are compiled, libraries set up, before anything is captured
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+class ReplayedBlocks:
+    """What `MaskedDiffusionModel.forward` calls in place of its blocks where nothing is padded and nothing cached.
+
+    Args:
+        model: whose blocks are captured; its weights must stay where they are.
+        most: graphs that are kept.
+        captured: makes a replay of work (`capture`).
+    """
+
+    def __init__(
+        self, model: MaskedDiffusionModel, most: int = 16, captured: Callable[[Callable[[], object]], Replay] = capture
+    ) -> None:
+        self.model, self.most, self.captured = model, most, captured
+        self._kept: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor, Replay]] = OrderedDict()
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """Return the hidden states [B, L, D] after the last block."""
+        shape = tuple(input_ids.shape)
+        if shape not in self._kept:
+            while len(self._kept) >= self.most:
+                self._kept.popitem(last=False)
+            self._kept[shape] = self._capture(input_ids)
+        self._kept.move_to_end(shape)
+        ids, hidden, replay = self._kept[shape]
+        ids.copy_(input_ids)
+        replay()
+        return hidden.clone()
+
+    def _capture(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Replay]:
+        ids = input_ids.clone()
+        hidden = torch.empty_like(self.model.run_blocks(ids))
+
+        def work() -> None:
+            hidden.copy_(self.model.run_blocks(ids))
+
+        return ids, hidden, self.captured(work)
+
+
+@contextmanager
+def replayed(model: MaskedDiffusionModel, wanted: bool = True) -> Iterator[None]:
+    """Replay the model's unpadded passes while the context lasts; weights must not change meanwhile."""
+    model.replayed_blocks = ReplayedBlocks(model) if wanted else None
+    try:
+        yield
+    finally:
+        model.replayed_blocks = None
