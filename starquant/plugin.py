@@ -75,16 +75,14 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from starquant.kernels.dispatch import check_device
         from starquant.runtime.description import use_integers
-        from starquant.runtime.folding import fold_corrections
         from starquant.runtime.packed import Packed
+        from starquant.runtime.token_state import StateGate
 
         for name, module in model.named_modules():
-            if isinstance(module, Packed):
+            if isinstance(module, Packed | StateGate):
                 module.check(name)
-        if model.device.type == "cuda":
-            check_device(model.device)
-            fold_corrections(model)
-            use_integers(model)
+        check_device(model.device)
+        use_integers(model, "on_gpu")
         return model
 
     def is_serializable(self) -> bool:

@@ -37,6 +37,7 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+@functools.cache
 def check_device(device: torch.device) -> None:
     """Judge a device before a model runs its integer path there.
 
@@ -115,6 +116,7 @@ def _quantize(
     affine = None if matrix_NGG is None or shift_NG is None else Affine(matrix_NGG, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
     before = Before(affine, kronecker, None if masked_M is None else Gate(masked_M, d_m, d_u))
+    check_device(x_MK.device)
     if not uses_triton(x_MK):
         return reference.quantize_rows(x_MK, bits, clip_M1, clip_ratio, before)
     from starquant.kernels.triton_quantize import quantize_rows

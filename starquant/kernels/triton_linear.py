@@ -4,7 +4,7 @@
 few tokens, where reading the weight is all that counts) multiplies 16-bit activations with codes turned to 16 bits.
 
 A tile is W X^T: unpacked weights are the left operand, which Hopper's tensor cores take from registers, and few tokens
-make a narrow tile, not a half-empty one. Where tiles are fewer than processors the inputs are split among `SPLIT`
+make a narrow tile, not a half-empty one. Where tiles are fewer than processors the inputs are split among several
 programs a tile, whose partial sums a second kernel adds: exactly, being integers, and in one order.
 """
 
@@ -108,12 +108,13 @@ def _linear(
     rows,
     outputs,
     columns,
+    split,
     BITS: tl.constexpr,
     FAST: tl.constexpr,
     INTEGER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     EVEN: tl.constexpr,
-    SPLIT: tl.constexpr,
+    PARTIAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -132,7 +133,7 @@ def _linear(
     x_at = x_ptr + m.to(tl.int64)[None, :] * width + j[:, None]
     w_at = w_ptr + o.to(tl.int64)[:, None] * columns + j[None, :]
     total = tl.zeros((BLOCK_O, BLOCK_M), dtype=tl.int32 if INTEGER else tl.float32)
-    steps = tl.cdiv(tl.cdiv(columns, BLOCK_J), SPLIT)
+    steps = tl.cdiv(tl.cdiv(columns, BLOCK_J), split)
     for step in range(part * steps, (part + 1) * steps):
         begin = step * BLOCK_J
         if EVEN:
@@ -157,7 +158,7 @@ def _linear(
         total = total >> 4
     where = m.to(tl.int64)[:, None] * outputs + o[None, :]
     inside_y = row[:, None] & output[None, :]
-    if SPLIT > 1:
+    if PARTIAL:
         tl.store(y_ptr + part.to(tl.int64) * rows * outputs + where, tl.trans(total), mask=inside_y)
     else:
         y = tl.trans(total).to(tl.float32)
@@ -257,7 +258,7 @@ def _launch(
     kind = torch.int32 if integer else torch.float32
     target = y_MO if split == 1 else torch.empty(split, rows, outputs, dtype=kind, device=x_MK.device)
     grid = (triton.cdiv(rows, settings.m) * triton.cdiv(outputs, settings.o), split)
-    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None, "SPLIT": split}
+    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None}
     _linear[grid](
         x_MK.contiguous(),
         codes,
@@ -268,9 +269,11 @@ def _launch(
         rows,
         outputs,
         columns,
+        split,
         BITS=bits,
         FAST=x_MK.is_cuda and bits in (4, 8),
         EVEN=columns % (settings.j * split) == 0,
+        PARTIAL=split > 1,
         BLOCK_M=settings.m,
         BLOCK_O=settings.o,
         BLOCK_J=settings.j,
@@ -281,6 +284,6 @@ def _launch(
     if split > 1:
         block = 1024
         _finish[(triton.cdiv(outputs, block), rows)](
-            target, x_scale, w_scale_O, bias, y_MO, rows, outputs, BLOCK=block, **same
+            target, x_scale, w_scale_O, bias, y_MO, rows, outputs, SPLIT=split, BLOCK=block, **same
         )
     return y_MO

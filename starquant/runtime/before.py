@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from starquant.kernels import Affine, Before, Gate
 from starquant.models.layers import Context
+from starquant.runtime.folding import folded
 from starquant.runtime.token_state import BlockAffine, SiteTransform, StateGate
 from starquant.runtime.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform
 
@@ -21,6 +21,8 @@ def split(transform: nn.Module | None, x_BLD: Tensor, context: Context) -> tuple
     affine = kronecker = None
     if isinstance(correction, BlockAffine) and len(correction.shift_CNG) == 1 and _taken(exact):
         affine = Affine(correction.matrix_CNGG[0], correction.shift_CNG[0])
+    elif (both := folded(transform)) is not None:
+        x_BLD, exact = both(x_BLD), None
     elif correction is not None:
         x_BLD = correction(x_BLD, context)
     if isinstance(exact, _KRONECKER):
@@ -34,10 +36,3 @@ def split(transform: nn.Module | None, x_BLD: Tensor, context: Context) -> tuple
 
 def _taken(exact: nn.Module | None) -> bool:
     return exact is None or isinstance(exact, _KRONECKER)
-
-
-def prepare(transform: nn.Module | None, device: torch.device) -> None:
-    """Make what kernels are handed of a transform, once and not while a pass is compiled or captured."""
-    exact = transform.exact if isinstance(transform, SiteTransform) else transform
-    if isinstance(exact, _KRONECKER):
-        exact.kronecker(device)

@@ -15,10 +15,9 @@ from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
-from starquant.runtime.before import prepare
 from starquant.runtime.packed import Packed, PackedEmbedding, PackedLinear
 from starquant.runtime.plain import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
-from starquant.runtime.sites import ActivationQuantizer
+from starquant.runtime.sites import ActivationQuantizer, Where
 
 
 def describe(model: MaskedDiffusionModel) -> Plain:
@@ -148,8 +147,13 @@ def _attention(data: Plain, attention: RotaryAttention) -> QuantizedAttentionCor
     return QuantizedAttentionCore(bits, qk, v_scale, v)
 
 
-def use_integers(model: MaskedDiffusionModel, wanted: bool = True) -> int:
-    """Let sites hand integers to their linears where all of these take them; returns how many sites do."""
+def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
+    """Let sites hand integers to their linears where all of these take them; returns how many sites may.
+
+    Args:
+        model: packed.
+        where: "always", "on_gpu" (what loading sets: a model that is moved to a GPU later needs nothing more), "never".
+    """
     count = 0
     for block in model.trunk().blocks:
         sites = model.block_sites(block)
@@ -157,9 +161,7 @@ def use_integers(model: MaskedDiffusionModel, wanted: bool = True) -> int:
             if isinstance(module, ActivationQuantizer):
                 readers = list(sites.readers(site).values())
                 packed = all(isinstance(linear, PackedLinear) and linear.takes_integers for linear in readers)
-                fits = module.format.symmetric and module.format.bits <= 8
-                module.gives_integers = wanted and packed and fits
-                count += module.gives_integers
-                if module.gives_integers:
-                    prepare(module.transform, readers[0].codes.device)
+                able = packed and module.format.symmetric and module.format.bits <= 8
+                module.integers = where if able else "never"
+                count += able
     return count

@@ -5,11 +5,11 @@ z M^T + d followed by P is z (M^T P) + d P: one dense map instead of two, the sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
 from starquant.runtime.keeping import Float32Buffers
 from starquant.runtime.token_state import BlockAffine, SiteTransform
 from starquant.runtime.transforms import OrthogonalTransform
@@ -23,31 +23,32 @@ class DenseAffine(Float32Buffers):
         self.register_buffer("matrix_DD", matrix_DD)
         self.register_buffer("shift_D", shift_D)
 
-    def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor) -> Tensor:
         """Return x A + b, [..., D]."""
         rows = x_BLD.float().flatten(0, -2)
         return torch.addmm(self.shift_D, rows, self.matrix_DD).view(x_BLD.shape).to(x_BLD.dtype)
 
-    def __str__(self) -> str:
-        return f"affine {len(self.matrix_DD)}"
-
 
 @torch.no_grad()
-def fold_corrections(model: MaskedDiffusionModel) -> int:
-    """Fold every unconditional correction that a dense transform follows, in place; returns how many."""
-    count = 0
-    for module in model.modules():
-        if not isinstance(module, SiteTransform):
-            continue
-        correction, exact = module.correction, module.exact
-        if (
-            isinstance(correction, BlockAffine)
-            and isinstance(exact, OrthogonalTransform)
-            and len(correction.shift_CNG) == 1
-        ):
+def folded(transform: SiteTransform) -> Callable[[Tensor], Tensor] | None:
+    """Return correction and exact transform as one map; None where they do not fold.
+
+    It is made once and kept beside the transform, whose own tensors stay what they are.
+    """
+    correction, exact = transform.correction, transform.exact
+    if (
+        not isinstance(correction, BlockAffine)
+        or not isinstance(exact, OrthogonalTransform)
+        or len(correction.shift_CNG) != 1
+    ):
+        return None
+    kept = transform.__dict__.get("_folded")
+    if kept is None or kept.matrix_DD.device != exact.matrix_DD.device:
+        with torch.inference_mode(False):
             blocks_NGG, p_DD = correction.matrix_CNGG[0].double(), exact.matrix_DD.double()
             before = torch.block_diag(*(block.T for block in blocks_NGG))
             shift = correction.shift_CNG[0].double().flatten() @ p_DD
-            module.correction, module.exact = None, DenseAffine((before @ p_DD).float(), shift.float())
-            count += 1
-    return count
+            kept = DenseAffine((before @ p_DD).float(), shift.float())
+        transform.__dict__["_folded"] = kept  # no submodule: it is not saved
+    found: DenseAffine = kept
+    return found

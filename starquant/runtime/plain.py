@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from starquant.numerics import has_hadamard
-from starquant.runtime.folding import DenseAffine
 from starquant.runtime.token_state import BlockAffine, SiteTransform, StateGate
 from starquant.runtime.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
 
@@ -19,7 +18,6 @@ _DESCRIBE: dict[type[nn.Module], Callable[[Any], Plain]] = {
     HadamardTransform: lambda t: {"kind": "hadamard", "width": t.width},
     HeadsHadamard: lambda t: {"kind": "heads_hadamard", "heads": t.heads},
     OrthogonalTransform: lambda t: {"kind": "orthogonal", "width": len(t.matrix_DD)},
-    DenseAffine: lambda t: {"kind": "dense_affine", "width": len(t.matrix_DD)},
     KroneckerTransform: lambda t: {"kind": "kronecker", "a": len(t.a_MM), "b": len(t.b_NN)},
     StateGate: lambda t: {"kind": "state_gate", "width": t.width, "masked": t.masked, "unmasked": t.unmasked},
     BlockAffine: lambda t: {"kind": "block_affine", "shape": list(t.shift_CNG.shape)},
@@ -77,12 +75,9 @@ def _kronecker(data: Plain, width: int, _: int | None) -> nn.Module:
     return KroneckerTransform(torch.empty(a, a), torch.empty(b, b))
 
 
-def _dense(kind: Callable[..., nn.Module]) -> Callable[[Plain, int, int | None], nn.Module]:
-    def make(data: Plain, width: int, _: int | None) -> nn.Module:
-        size = whole(data, "width", width, width)
-        return kind(torch.empty(size, size), *([torch.empty(size)] if kind is DenseAffine else []))
-
-    return make
+def _dense(data: Plain, width: int, _: int | None) -> nn.Module:
+    size = whole(data, "width", width, width)
+    return OrthogonalTransform(torch.empty(size, size))
 
 
 def _gate(data: Plain, width: int, _: int | None) -> nn.Module:
@@ -108,8 +103,7 @@ def _site(data: Plain, width: int, head_dim: int | None) -> nn.Module:
 _MAKE: dict[str, tuple[tuple[str, ...], Callable[[Plain, int, int | None], nn.Module]]] = {
     "hadamard": (("width",), _hadamard),
     "heads_hadamard": (("heads",), _heads),
-    "orthogonal": (("width",), _dense(OrthogonalTransform)),
-    "dense_affine": (("width",), _dense(DenseAffine)),
+    "orthogonal": (("width",), _dense),
     "kronecker": (("a", "b"), _kronecker),
     "state_gate": (("width", "masked", "unmasked"), _gate),
     "block_affine": (("shape",), _affine),

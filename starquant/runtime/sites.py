@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,9 @@ from starquant.kernels import IntegerTokens, quantize_tokens
 from starquant.models.layers import Context, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
 from starquant.runtime.before import split
+
+#: Where a site hands integers to its linears.
+Where = Literal["never", "on_gpu", "always"]
 
 
 class ActivationQuantizer(InputSite):
@@ -26,16 +31,17 @@ class ActivationQuantizer(InputSite):
         super().__init__(transform, state_clip)
         self.format = activation_format
         self.meter: SqnrMeter | None = None  # set while the loss is being measured
-        self.gives_integers = False
+        self.integers: Where = "never"
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
         """Return the transformed input on its grid, as values or as integers."""
+        integers = self.integers == "always" or (self.integers == "on_gpu" and x_BLD.is_cuda)
         clip_BL1 = None
         if self.state_clip is not None:
             assert context is not None
             masked, other = self.state_clip.to(x_BLD.device)
             clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
-        if self.gives_integers:
+        if integers:
             assert context is not None
             x_BLD, before = split(self.transform, x_BLD, context)
             return quantize_tokens(x_BLD, self.format.bits, clip_BL1, self.format.clip_ratio, before)

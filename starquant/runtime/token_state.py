@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from starquant.errors import CheckpointError
 from starquant.models.layers import Context
 from starquant.runtime.keeping import Float32Buffers
 
@@ -54,10 +55,18 @@ class StateGate(nn.Module):
     def __init__(self, width: int, masked: int, unmasked: int) -> None:
         super().__init__()
         self.width, self.masked, self.unmasked = width, masked, unmasked
-        shared, keep_SD = width - masked - unmasked, torch.ones(2, width)  # S: other tokens, masked
-        keep_SD[0, shared : shared + masked] = 0.0
-        keep_SD[1, shared + masked :] = 0.0
-        self.register_buffer("keep_SD", keep_SD)
+        self.register_buffer("keep_SD", self._channels())
+
+    def _channels(self) -> Tensor:
+        shared, keep_SD = self.width - self.masked - self.unmasked, torch.ones(2, self.width)  # S: others, masked
+        keep_SD[0, shared : shared + self.masked] = 0.0
+        keep_SD[1, shared + self.masked :] = 0.0
+        return keep_SD
+
+    def check(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for channels that are not those of the widths."""
+        if not torch.equal(self.keep_SD.cpu().float(), self._channels()):
+            raise CheckpointError(f"{name}.keep_SD: got other channels than {self} keep")
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return the gated channels."""

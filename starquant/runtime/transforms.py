@@ -28,7 +28,7 @@ class _Signs(nn.Module):
     def kronecker(self, device: torch.device) -> Kronecker:
         """Return the same as a Kronecker product."""
         if self._kept is None or self._kept.a_MM.device != device:
-            self._kept = self._signs(device)
+            self._kept = torch.compiler.disable(self._signs)(device)
         return self._kept
 
     def _signs(self, device: torch.device) -> Kronecker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -16,17 +17,18 @@ from starquant.kernels.triton_transform import _transform_rows, shape_of
 
 #: Shared memory of a block, KB: the least of what capability 8.6 and 8.9 have.
 SHARED = 99 * 1024
-LINEAR = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", "y_ptr", "rows", "outputs", "columns")
+LINEAR = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", "y_ptr", "rows", "outputs", "columns", "split")
 
 
 def compiled(
-    kernel: object, types: dict[str, str], constants: dict[str, object], capability: int, warps: int, stages: int
+    kernel: Any, types: dict[str, str], constants: dict[str, object], capability: int, warps: int, stages: int
 ):
-    signature = types | dict.fromkeys(constants, "constexpr")
-    order = list(signature)
+    kinds = types | dict.fromkeys(constants, "constexpr")
+    order = list(kernel.arg_names)
+    signature = {name: kinds[name] for name in order}
     constexprs = {(order.index(name),): value for name, value in constants.items()}
-    pointers = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind != "fp32"}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=pointers)
+    whole = {(order.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind != "fp32"}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=whole)
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
@@ -47,7 +49,10 @@ def check_linear(capability: int) -> None:
         types = {name: "i32" for name in LINEAR} | {n: f"*{k}" for n, k in zip(LINEAR, kinds, strict=False)}
         even = columns % (tile.j * tile.split) == 0
         constants = {"BITS": bits, "FAST": bits in (4, 8), "INTEGER": integer, "HAS_BIAS": True, "EVEN": even}
-        constants |= {"SPLIT": tile.split, "BLOCK_M": tile.m, "BLOCK_O": tile.o, "BLOCK_J": tile.j}
+        if tile.split == 1:  # Triton takes a 1 as a constant
+            del types["split"]
+            constants["split"] = 1
+        constants |= {"PARTIAL": tile.split > 1, "BLOCK_M": tile.m, "BLOCK_O": tile.o, "BLOCK_J": tile.j}
         found = compiled(_linear, types, constants, capability, tile.warps, tile.stages)
         assert found.metadata.shared <= SHARED, (capability, tile, integer, bits, found.metadata.shared)
         wanted = "mma.sync" if capability < 90 else "wgmma.mma_async"

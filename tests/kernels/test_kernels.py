@@ -63,6 +63,7 @@ def test_token_codes_are_those_of_the_grid(clip_ratio: float) -> None:
 
 
 def test_a_device_without_the_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch.check_device.cache_clear()
     dispatch.check_device(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
@@ -72,25 +73,26 @@ def test_a_device_without_the_tensor_cores_is_refused(monkeypatch: pytest.Monkey
         dispatch.check_device(torch.device("cuda"))
 
 
-KERNELS = Path(__file__).with_name("run_kernels.py")
+HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="the extra 'triton' is not installed")
 @pytest.mark.parametrize("device", ["cpu", ON_GPU])
-def test_kernels_equal_the_reference(device: str) -> None:
+@pytest.mark.parametrize(("script", "verdict"), [("run_kernels.py", "all equal"), ("run_model.py", "all near")])
+def test_kernels_equal_the_reference(script: str, verdict: str, device: str) -> None:
     """In a process of its own: the interpreter is chosen when Triton is imported."""
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
-    run = [sys.executable, str(KERNELS), device]
+    run = [sys.executable, str(HERE / script), device]
     done = subprocess.run(run, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.splitlines()[-1] == "all equal"
+    assert done.stdout.splitlines()[-1] == verdict
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="the extra 'triton' is not installed")
 def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    run = [sys.executable, str(KERNELS.with_name("compile_kernels.py"))]
+    run = [sys.executable, str(HERE / "compile_kernels.py")]
     done = subprocess.run(run, capture_output=True, text=True, timeout=500, env=environment)
     assert done.stdout.strip() == "all compiled", done.stdout[-2000:] + done.stderr[-4000:]
 

@@ -25,10 +25,13 @@ from starquant.models.layers import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
 from starquant.pipeline import execute
+from starquant.runtime import sites
 from starquant.runtime.description import describe, use_integers
-from starquant.runtime.folding import fold_corrections
+from starquant.runtime.folding import folded
 from starquant.runtime.packed import PackedLinear
 from starquant.runtime.packed_manifest import packed_manifest
+from starquant.runtime.sites import ActivationQuantizer
+from starquant.runtime.token_state import SiteTransform
 from starquant.spec import METHODS
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
@@ -140,7 +143,7 @@ def test_the_integer_path_gives_the_same_up_to_rounding(name: str, tmp_path: Pat
     # a code that lies on the edge of two may fall to either side, once sums are exact
     assert float((found - expected).norm() / expected.norm()) < 0.02
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
-    use_integers(loaded, False)
+    use_integers(loaded, "never")
     assert torch.equal(logits(loaded, ids_of(loaded)), expected)
 
 
@@ -148,17 +151,33 @@ def test_the_integer_path_gives_the_same_up_to_rounding(name: str, tmp_path: Pat
 def test_folded_corrections_keep_the_numbers(architecture: str, tmp_path: Path) -> None:
     calibrated, folder = exported("star_quant", architecture, tmp_path)
     loaded = load_model(folder)
+    before = describe(loaded), list(loaded.state_dict())
     site = loaded.block_sites(loaded.trunk().blocks[0]).inputs[Site.OUT]
-    before = site.transform
+    assert isinstance(site.transform, SiteTransform) and site.transform.correction is not None
     x = torch.randn(2, 8, 96 if architecture == "llada_gqa" else loaded.config.hidden_size)
     context = Context(loaded.trunk().rotary(torch.arange(8)[None]), None, ids_of(loaded) == loaded.mask_token_id)
-    expected = before(x, context)
-    assert fold_corrections(loaded) == loaded.config.num_hidden_layers
-    assert site.transform.correction is None
-    torch.testing.assert_close(site.transform(x, context), expected, rtol=1e-4, atol=1e-5)
+    both = folded(site.transform)
+    assert both is not None and folded(site.transform) is both  # made once
+    expected = site.transform.exact(site.transform.correction(x, context), context)
+    torch.testing.assert_close(both(x), expected, rtol=1e-4, atol=1e-5)
+    use_integers(loaded)
     found, whole = logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded))
     assert float((found - whole).norm() / whole.norm()) < 0.02  # codes on an edge may fall to the other side
-    assert fold_corrections(loaded) == 0
+    assert (describe(loaded), list(loaded.state_dict())) == before
+
+
+def test_a_model_moved_later_uses_integers_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizers = [m for m in load_model(small).modules() if isinstance(m, ActivationQuantizer)]
+    assert len(quantizers) == 8 and {site.integers for site in quantizers} == {"on_gpu"}
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(sites, "quantize_tokens", lambda *_: "integers")
+    context = Context((torch.ones(1), torch.ones(1)), None, torch.arange(8)[None] % 2 == 0)
+    x = torch.randn(1, 8, 96)
+    assert quantizers[0](x.as_subclass(OnGpu), context) == "integers"
+    assert isinstance(quantizers[0](x, context), torch.Tensor)
 
 
 def test_a_cast_leaves_scales_and_transforms_alone(small: Path) -> None:
@@ -326,6 +345,16 @@ def test_a_scale_that_is_no_number_is_named(small: Path, tmp_path: Path) -> None
     name = "model.transformer.blocks.1.q_proj.scale"
     folder = damaged(small, tmp_path, lambda _, tensors: tensors[name].fill_(float("nan")))
     with pytest.raises(CheckpointError, match=rf"{name}: got values that are not positive numbers"):
+        load_model(folder)
+
+
+def test_gates_that_are_not_those_of_their_widths_are_named(small: Path, tmp_path: Path) -> None:
+    def change(_: Any, tensors: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in tensors if name.endswith("keep_SD"))
+        tensors[name][0, 0] = 0.0
+
+    folder = damaged(small, tmp_path, change)
+    with pytest.raises(CheckpointError, match=r"keep_SD: got other channels than gates 5 masked, 5 unmasked keep"):
         load_model(folder)
 
 

@@ -1,0 +1,151 @@
+"""Which tiles multiply fastest on this GPU: measures candidates on the products of LLaDA-8B and Dream-7B.
+
+    python benchmarks/tiles.py          some minutes on one GPU (not tried); stop it whenever you like
+
+Every candidate multiplies weights that lie in no cache (copies in turn, in one CUDA graph); the fastest of a product is
+kept, beside what the rule would have taken. Products that the file holds for this GPU are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from efficiency import clock
+from torch import Tensor
+from tqdm import tqdm
+
+from starquant.kernels.tiles import Tile, key, rule
+from starquant.models.graphs import capture
+
+ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+COLD = 200 * 2**20  # bytes of weights in turn: several times what a cache holds
+
+
+@dataclass(frozen=True)
+class Product:
+    """rows x K times K x outputs; bits of the weight, activations as integers or as they are."""
+
+    outputs: int
+    width: int
+    bits: int
+    integer: bool
+
+    @property
+    def columns(self) -> int:
+        """Bytes of a row of the weight."""
+        return self.width // 2 if self.bits <= 4 else self.width
+
+
+def products() -> list[Product]:
+    """Return the products of both published shapes, and the heads (8 bits, 16-bit activations)."""
+    shapes = [(4096, 4096), (12288, 4096), (4096, 12288), (3584, 3584), (512, 3584), (18944, 3584), (3584, 18944)]
+    kinds = [(4, True), (8, True), (4, False)]
+    found = [Product(o, k, bits, integer) for (o, k), (bits, integer) in itertools.product(shapes, kinds)]
+    return [*found, Product(126464, 4096, 8, False), Product(152064, 3584, 8, False)]
+
+
+def candidates(rows: int, product: Product) -> Iterator[Tile]:
+    """Yield settings that may be worth it."""
+    most = 256 if product.integer else 128
+    tokens = [m for m in (16, 32, 64, 128, 256) if min(rows, most) // 4 < m <= min(max(16, rows), most)]
+    steps = (64, 128) if product.integer else (32, 64)
+    for m, o, j, stages, split in itertools.product(tokens, (64, 128), steps, (3, 4), (1, 2, 4, 8)):
+        bytes_a_step = (1 if product.integer else 2) * m * j * (2 if product.bits <= 4 else 1) + o * j
+        programs = -(-rows // m) * -(-product.outputs // o) * split
+        if bytes_a_step * stages <= 200 * 1024 and (
+            split == 1 or (programs <= 600 and product.columns // split >= 4 * j)
+        ):
+            yield Tile(m, o, j, split, 8 if m * o >= 128 * 128 else 4, stages)
+
+
+def operands(rows: int, product: Product, copies: int) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+    """Return activations, their scales, weights in turn, and channel scales."""
+    x = torch.randn(rows, product.width, device="cuda", dtype=torch.bfloat16)
+    if product.integer:
+        x = torch.randint(-8, 8, x.shape, device="cuda", dtype=torch.int8)
+    shape = product.outputs, product.columns
+    weights = [torch.randint(0, 255, shape, device="cuda", dtype=torch.uint8) for _ in range(copies)]
+    return x, torch.rand(rows, 1, device="cuda"), weights, torch.rand(product.outputs, device="cuda")
+
+
+def multiply(product: Product, x: Tensor, token: Tensor, weight: Tensor, channel: Tensor, tile: Tile | None) -> None:
+    """Run one product."""
+    from starquant.kernels.triton_linear import linear, linear_16
+
+    if product.integer:
+        linear(x, token, weight, channel, product.bits, None, torch.bfloat16, tile)
+    else:
+        linear_16(x, weight, channel, product.bits, None, tile)
+
+
+def compile_one(rows: int, product: Product, tile: Tile) -> None:
+    """Fill Triton's cache; what does not compile is found out when it is measured."""
+    try:
+        x, token, weights, channel = operands(rows, product, 1)
+        multiply(product, x, token, weights[0], channel, tile)
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(f"  {tile}: {type(error).__name__}", file=sys.stderr)
+
+
+def microseconds(rows: int, product: Product, tile: Tile | None) -> float:
+    """Return the time of one product on weights that lie in no cache; infinite where it does not run."""
+    copies = max(4, min(64, COLD // (product.outputs * product.columns)))
+    x, token, weights, channel = operands(rows, product, copies)
+
+    def work() -> None:
+        for weight in weights:
+            multiply(product, x, token, weight, channel, tile)
+
+    try:
+        return 1000 * clock(capture(work), "cuda", 0.02) / copies
+    except Exception as error:
+        print(f"  {tile}: {type(error).__name__}", file=sys.stderr)
+        return float("inf")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("starquant/kernels/tiles.json"))
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that compile")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("error: no GPU here; tiles are measured on one")
+    properties = torch.cuda.get_device_properties(0)
+    stored = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
+    found = stored.setdefault(properties.name, {})
+    todo = [(rows, p) for p, rows in itertools.product(products(), given.rows) if _name(rows, p) not in found]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(given.processes, mp_context=context) as pool, tqdm(todo, unit="product") as bar:
+        for rows, product in bar:
+            tiles = list(candidates(rows, product))
+            list(pool.map(functools.partial(compile_one, rows, product), tiles))
+            times = {tile: microseconds(rows, product, tile) for tile in tiles}
+            best = min(times, key=lambda tile: times[tile])
+            usual = rule(rows, product.outputs, product.columns, product.integer, properties.multi_processor_count)
+            bar.write(f"{_name(rows, product)}: {times[best]:.1f} us, rule {microseconds(rows, product, usual):.1f} us")
+            found[_name(rows, product)] = asdict(best)
+            work = given.out.with_name(given.out.name + ".part")
+            work.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(work, given.out)
+
+
+def _name(rows: int, product: Product) -> str:
+    return key(rows, product.outputs, product.columns, product.integer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A whole packed model through the kernels, against the reference path; run by test_kernels.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from packed_models import VARIANTS, described
+
+from starquant.kernels import dispatch
+from starquant.models.dream import DreamConfig, DreamModel
+from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.runtime.description import rebuild, use_integers
+from starquant.runtime.token_state import StateGate
+
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+
+
+def model(family: str, variant: str, dtype: torch.dtype) -> torch.nn.Module:
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        if family == "llada":
+            made = LLaDAModelLM(LLaDAConfig(64, 4, None, 2, 96, vocab_size=100, mask_token_id=99)).to(dtype)
+        else:
+            sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+            config = DreamConfig(**sizes, intermediate_size=96, vocab_size=100, mask_token_id=99, pad_token_id=98)
+            made = DreamModel(config).to(dtype)
+        rebuild(made, described(made, VARIANTS[variant], 8))
+        made = made.to_empty(device=DEVICE)
+    for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+        if tensor.dtype == torch.uint8:
+            tensor.random_(0, 256)
+        elif name.endswith("scale"):
+            tensor.fill_(0.02)
+        else:
+            tensor.data.normal_(std=0.3)
+    for module in made.modules():
+        if hasattr(module, "keep_SD"):
+            module.keep_SD.copy_(StateGate(module.width, module.masked, module.unmasked).keep_SD)
+        if hasattr(module, "state_clip") and module.state_clip is not None:
+            module.state_clip.copy_(torch.tensor([0.9, 0.8]))
+    return made.eval()
+
+
+def check(family: str, variant: str, dtype: torch.dtype) -> None:
+    made = model(family, variant, dtype)
+    sites = use_integers(made)
+    ids = torch.randint(0, 90, (2, 7), device=DEVICE)
+    ids[:, 3:5] = 99
+    with torch.inference_mode():
+        found = made(input_ids=ids).logits.float()
+        with mock.patch.object(dispatch, "has_triton", lambda: False):
+            expected = made(input_ids=ids).logits.float()
+    apart = float((found - expected).norm() / expected.norm())
+    print(f"{family} {variant} {dtype}: {sites} sites, {apart:.1e} apart")
+    assert torch.isfinite(found).all() and apart < (1e-4 if dtype == torch.float32 else 0.02), apart
+    assert sites == (8 if VARIANTS[variant].inputs < 16 else 0)
+
+
+if __name__ == "__main__":
+    for variant in ("w4a4", "w4a4-shared", "w4a4-plain", "w8a8"):
+        check("llada", variant, torch.float32)
+    check("dream", "w4a4", torch.float32)
+    check("dream", "w4a4-plain", torch.float16)
+    check("llada", "w4a16", torch.float16)
+    print("all near")
