@@ -16,6 +16,7 @@ from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import CONFIG
 from starquant.plugin import METHOD, VERSION
+from starquant.preflight import check_target
 from starquant.records.record import RunRecord
 from starquant.runtime.description import describe
 from starquant.runtime.install import is_tied
@@ -23,20 +24,6 @@ from starquant.tables.report import describe as bits_in_words
 
 #: Files of a checkpoint folder that a tokenizer may need.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-
-
-def check_target(folder: Path) -> None:
-    """Judge where a model is to be written; raises ConfigError when something is there already."""
-    if not folder.name:
-        raise ConfigError(f"export.dir: got '{folder}', allowed: a new or empty folder")
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
 
 
 def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target: Path, shard_size: str = "5GB") -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from starquant.errors import ConfigError, StarquantError
+from starquant.errors import CheckpointError, ConfigError, StarquantError
 
 
 def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[str, Any]) -> str:
@@ -39,6 +39,10 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     if not 0.0 <= settings["temperature"] < math.inf:
         raise ConfigError(f"--temperature: got {settings['temperature']}, allowed: 0 or more")
     model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
+    if type(model.config.eos_token_id) is not int:
+        raise CheckpointError(
+            f"{folder}/config.json: eos_token_id is {model.config.eos_token_id!r}; needed: where an answer ends"
+        )
     length, temperature = settings["length"], settings["temperature"]
     steps = length if settings["steps"] is None else settings["steps"]
     sampler: LLaDASampler | DreamSampler

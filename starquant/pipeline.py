@@ -14,14 +14,13 @@ import torch
 
 from starquant.calibrating import ensure_calibrated
 from starquant.devices import leased
-from starquant.errors import ConfigError
-from starquant.export import check_target, export
+from starquant.export import export
 from starquant.identity import digest_of
 from starquant.inspecting import inspect_activations
 from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
 from starquant.models.loading import check_device, compiled_blocks
-from starquant.preflight import check_paths
+from starquant.preflight import check_paths, check_target, exported_from
 from starquant.processes import Processes, processes
 from starquant.records import provenance
 from starquant.records.artifacts import Artifact, ArtifactStore
@@ -91,10 +90,13 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
         run = _Run(spec, device, together, progress and together.first)
         try:
             if spec.export.dir is not None:
-                run.check_export()
+                run.exported()
             result = run.stages()
             if spec.export.dir is not None:
-                run.export(result)
+                if run.exported():
+                    run.say(f"exported already: {spec.export.dir} (remove it to export again)")
+                else:
+                    run.export(result)
             together.wait()  # the first one measures fidelity and writes while the others are done
             return result
         finally:
@@ -139,14 +141,13 @@ class _Run:
         record = baseline if self.spec.is_baseline else self._record(self.spec)
         return Result(self.store.path(self.spec), record, baseline, not self.computed, self.tracker)
 
-    def check_export(self) -> None:
-        """Judge what is to be exported and where, before anything is computed."""
-        if self.spec.is_baseline or self.spec.stage in ("calibrate", "inspect"):
-            raise ConfigError(
-                f"export.dir: got method={self.spec.method.name} stage={self.spec.stage}, but a quantized model and "
-                "its scores are what is exported; allowed: a method other than none, stage=all or evaluate"
-            )
-        check_target(Path(self.spec.export.dir or ""))
+    def exported(self) -> bool:
+        """Whether the model was exported with this run's record; raises ConfigError where anything else was."""
+        target = Path(self.spec.export.dir or "")
+        if exported_from(target) == self.spec.digest():
+            return True
+        check_target(target)
+        return False
 
     def export(self, result: Result) -> None:
         """Quantize the checkpoint once more, this time to codes, and write it."""

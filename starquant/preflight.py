@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
-from starquant.errors import CheckpointError, ConsentError, DataError, RecordError
+from starquant.errors import CheckpointError, ConfigError, ConsentError, DataError, RecordError
 from starquant.spec import RunSpec, TasksSpec
 from starquant.testbed.shipped import weights_folder
 
@@ -33,6 +35,48 @@ def check_paths(spec: RunSpec) -> None:
     if Path(spec.paths.results).is_file():
         raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
     check_consent(tasks)
+    check_export(spec)
+
+
+def check_export(spec: RunSpec) -> None:
+    """Judge what is to be exported and where.
+
+    Raises:
+        ConfigError: nothing that could be exported; a target that holds something else, or cannot be written.
+    """
+    if spec.export.dir is None:
+        return
+    if spec.is_baseline or spec.stage in ("calibrate", "inspect"):
+        raise ConfigError(
+            f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
+            "what is exported; allowed: a method other than none, stage=all or evaluate"
+        )
+    if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
+        check_target(Path(spec.export.dir))
+
+
+def check_target(folder: Path) -> None:
+    """Judge where a model is to be written; raises ConfigError when something is there already."""
+    if not folder.name:
+        raise ConfigError(f"export.dir: got '{folder}', allowed: a new or empty folder")
+    try:
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
+
+
+def exported_from(folder: Path) -> str | None:
+    """Return the digest of the record that a packed checkpoint was exported with; None where it is no such folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        found = config["made_by"]["record"] if config["quant_method"] == "starquant" else None
+        return found if isinstance(found, str) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def check_results(spec: RunSpec) -> None:

@@ -125,7 +125,10 @@ def test_a_tied_embedding_stays_values(tmp_path: Path) -> None:
     method, bits = method_named("rtn", "bits=w4a4", "bits.embedding=8", "bits.head=8")
     sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "mlp_hidden_size": 48, "vocab_size": 200}
     torch.manual_seed(0)
-    models = [LLaDAModelLM(LLaDAConfig(**sizes, mask_token_id=199, weight_tying=True)).eval() for _ in range(2)]
+    models = [
+        LLaDAModelLM(LLaDAConfig(**sizes, mask_token_id=199, eos_token_id=198, weight_tying=True)).eval()
+        for _ in range(2)
+    ]
     models[1].load_state_dict(models[0].state_dict())
     for model, packed in zip(models, (False, True), strict=True):
         method.apply(model, method.fit(model, bits), bits, packed=packed)
@@ -229,8 +232,18 @@ def test_a_completion_is_printed(small: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.strip() == item.answer
     assert main([str(folder), "1", "--length", "8", "--steps", "3", "--block-length", "4"]) == 2
     assert capsys.readouterr().err == "error: steps: got 3, must be a multiple of the 2 blocks\n"
+    assert main([str(folder), "1", "--length", "8", "--graphs"]) == 2
+    assert capsys.readouterr().err == "error: --graphs: got --device cpu, allowed: a GPU\n"
     assert main([str(folder / "nothing"), "1"]) == 2
     assert "no such checkpoint folder" in capsys.readouterr().err
+
+
+def test_without_an_end_of_text_no_answer_can_end(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = damaged(small, tmp_path, lambda config, _: config.update(eos_token_id=None))
+    assert main([str(folder), "1", "--length", "4"]) == 2
+    assert "config.json: eos_token_id is None; needed: where an answer ends" in capsys.readouterr().err
 
 
 def damaged(folder: Path, tmp_path: Path, change: Any) -> Path:
@@ -402,8 +415,10 @@ def test_a_run_exports_what_it_scored(tmp_path: Path) -> None:
     assert sum(isinstance(module, PackedLinear) for module in loaded.modules()) == 7 * loaded.config.num_hidden_layers
     assert "| testbed_facts | acc (none) | 100.00 | 2 |" in (tmp_path / "out" / "README.md").read_text()
     assert main([str(tmp_path / "out"), "the city of ada is", "--length", "8"]) == 0
+    stamp = (tmp_path / "out" / "config.json").stat().st_mtime_ns
+    assert execute(run).reused and (tmp_path / "out" / "config.json").stat().st_mtime_ns == stamp  # it is this run's
     with pytest.raises(ConfigError, match=r"^export\.dir: .*out: is there already"):
-        execute(run)
+        execute(spec("method=quarot_rtn", *given, "bits.weights.bits=3", f"export.dir={tmp_path / 'out'}"))
     for refused in (("method=none",), ("method=quarot_rtn", "stage=calibrate")):
         with pytest.raises(ConfigError, match=r"^export\.dir: got method=.* stage=.*, but a quantized model"):
             execute(spec(*refused, *given, f"export.dir={tmp_path / 'other'}"))
