@@ -93,10 +93,7 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
                 run.exported()
             result = run.stages()
             if spec.export.dir is not None:
-                if run.exported():
-                    run.say(f"exported already: {spec.export.dir} (remove it to export again)")
-                else:
-                    run.export(result)
+                run.export(result)
             together.wait()  # the first one measures fidelity and writes while the others are done
             return result
         finally:
@@ -156,13 +153,16 @@ class _Run:
         target, (artifact, _) = Path(asked.dir), self._calibrated()
         self.free()
 
-        def write() -> int:
+        def write() -> str:
+            if self.exported():
+                return f"exported already: {target} (remove it to export again)"
             model, fitted = self.loaded.get(), Fitted.load(self.artifacts.path(artifact.digest))
             method = METHODS.load(self.spec.method.name)(self.spec.method)
             method.apply(model, fitted, self.spec.bits, self.progress, packed=True)
-            return export(model, record, self.folder, target, asked.shard_size)
+            size = export(model, record, self.folder, target, asked.shard_size)
+            return f"exported: {target}, {size / 1e6:,.1f} MB"
 
-        self.say(f"exported: {target}, {self.together.by_first(write) / 1e6:,.1f} MB")
+        self.say(self.together.by_first(write))
 
     def free(self) -> None:
         """Give the model's memory back, for the next job of this process."""

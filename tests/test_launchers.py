@@ -52,8 +52,10 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     alone = run(sys.executable, "run.py", *options, f"paths.results={tmp_path / 'one'}")
     assert alone.returncode == 0, alone.stderr
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    both = run(*launch, "run.py", *options, f"paths.results={tmp_path / 'two'}")
+    exported = f"export.dir={tmp_path / 'packed'}"
+    both = run(*launch, "run.py", *options, f"paths.results={tmp_path / 'two'}", exported)
     assert both.returncode == 0, both.stderr
+    assert both.stderr.count("exported: ") == 1 and (tmp_path / "packed" / "model.safetensors").exists()
     assert both.stderr.count("2 processes share the items of every task") == 1
     for bits in ("w16a16", "w4a4"):
         assert scores(tmp_path / "one", bits) == scores(tmp_path / "two", bits)

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
 from starquant.models.families import Family
@@ -52,7 +52,12 @@ def hollow_model(
 
     It runs as any other: a block's parameters are read before it runs and dropped afterwards. The dtype "auto" is the
     configuration's, as in transformers.
+
+    Raises:
+        ConfigError: a packed checkpoint, which stays in memory.
     """
+    if "quantization_config" in checkpoint.config:
+        raise ConfigError(f"blocks_on_disk: {checkpoint.folder} is packed; allowed: a full-precision checkpoint")
     config = family.config(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
     with torch.device("meta"):
         model = family.model(config)

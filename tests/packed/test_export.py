@@ -210,6 +210,23 @@ def test_half_precision_and_shards(tmp_path: Path) -> None:
         load_model(tmp_path / "p")
 
 
+def test_packed_blocks_stay_in_memory(small: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^blocks_on_disk: .*packed is packed; allowed: a full-precision checkpoint"):
+        load_model(small, blocks_on_disk=True)
+
+
+@pytest.mark.slow
+def test_a_packed_block_compiles_whole(small: Path) -> None:
+    """One graph a block: what lies between the products can be fused, also around kernels."""
+    loaded = load_model(small)
+    use_integers(loaded)
+    expected = logits(loaded, ids_of(loaded))
+    for block in loaded.trunk().blocks:
+        block.compile(dynamic=True, fullgraph=True)
+    found = logits(loaded, ids_of(loaded))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_no_method_is_imported_to_load(small: Path) -> None:
     code = (
         "import sys, starquant\n"
