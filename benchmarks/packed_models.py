@@ -2,11 +2,12 @@
 
 A variant is a precision and what stands in front of its linears:
 
-    bf16          nothing is quantized
-    w4a4, w8a8    STaR-Quant as `run.py` leaves it at 8B: Kronecker P, gates, TAC, clip ratios by token state
-    w4a4-shared   P shared and folded: gates, TAC before the output projection, a Hadamard before the down-projection
-    w4a4-plain    no transforms at all (round to nearest): what the others add to it is what transforms cost
-    w4a16         weights only
+    bf16            nothing is quantized
+    w4a4, w8a8      STaR-Quant as `run.py` leaves it at 8B: Kronecker P, gates, TAC, clip ratios by token state
+    w4a4-no-gates   the same without gates; w4a4-no-tac without TAC: what each costs
+    w4a4-shared     P shared and folded: gates, TAC before the output projection, a Hadamard before the down-projection
+    w4a4-plain      nothing in front (round to nearest): what all of it costs
+    w4a16           weights only
 """
 
 from __future__ import annotations
@@ -27,19 +28,23 @@ TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
 
 @dataclass(frozen=True)
 class Variant:
-    """Bits of weights and inputs; transforms "kronecker", "shared" or "none"."""
+    """Bits of weights and inputs; P "kronecker", "shared" or "none"; whether gates and TAC stand there."""
 
     weights: int
     inputs: int
-    transforms: str = "none"
+    transform: str = "none"
+    gates: bool = False
+    tac: bool = False
 
 
 VARIANTS = {
     "bf16": Variant(16, 16),
-    "w4a4": Variant(4, 4, "kronecker"),
-    "w4a4-shared": Variant(4, 4, "shared"),
+    "w4a4": Variant(4, 4, "kronecker", gates=True, tac=True),
+    "w4a4-no-gates": Variant(4, 4, "kronecker", tac=True),
+    "w4a4-no-tac": Variant(4, 4, "kronecker", gates=True),
+    "w4a4-shared": Variant(4, 4, "shared", gates=True, tac=True),
     "w4a4-plain": Variant(4, 4),
-    "w8a8": Variant(8, 8, "kronecker"),
+    "w8a8": Variant(8, 8, "kronecker", gates=True, tac=True),
     "w4a16": Variant(4, 16),
 }
 
@@ -74,9 +79,9 @@ def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[
     packed = {"bits": variant.weights, "symmetric": True, "group_size": None}
     for info in model.linears().values():
         found[info.name] = {"kind": "packed_linear", **packed, "bias": info.module.bias is not None}
-        transform = transform_at(info.role.site, info.module.in_features, variant.transforms)
+        transform = transform_at(info.role.site, info.module.in_features, variant)
         site = {"kind": "site", "grid": grid if variant.inputs < 16 else None, "transform": transform}
-        found[info.site] = site | {"state_clip": variant.transforms == "kronecker"}
+        found[info.site] = site | {"state_clip": variant.transform == "kronecker"}
     if ends < 16:
         names, table = {module: name for name, module in model.named_modules()}, packed | {"bits": ends}
         found[names[model.trunk().embedding]] = {"kind": "packed_embedding", **table}
@@ -84,16 +89,17 @@ def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[
     return found
 
 
-def transform_at(site: Site, width: int, transforms: str) -> dict[str, Any] | None:
+def transform_at(site: Site, width: int, variant: Variant) -> dict[str, Any] | None:
     """Return what stands at a site."""
-    if transforms == "none":
+    if variant.transform == "none":
         return None
-    cut = round(GATE * width)
-    found: dict[str, Any] = {"kind": "site_transform", "exact": None, "correction": None}
-    found["gate"] = {"kind": "state_gate", "width": width, "masked": cut, "unmasked": cut}
-    if site is Site.OUT:
+    cut, found = round(GATE * width), dict[str, Any]({"kind": "site_transform"})
+    found |= dict.fromkeys(("exact", "correction", "gate"))
+    if variant.gates:
+        found["gate"] = {"kind": "state_gate", "width": width, "masked": cut, "unmasked": cut}
+    if variant.tac and site is Site.OUT:
         found["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
-    if transforms == "kronecker":
+    if variant.transform == "kronecker":
         found["exact"] = dict(zip(("a", "b"), kronecker_sizes(width), strict=True)) | {"kind": "kronecker"}
     elif site is Site.DOWN:
         found["exact"] = {"kind": "hadamard", "width": width}

@@ -19,7 +19,7 @@ from starquant.tables.comparison import markdown
 from starquant.tables.definitions import PAPER
 
 NAMES = {"llada": "LLaDA-8B", "dream": "Dream-7B"}
-PLAIN = "w4a4-plain"  # W4A4 without transforms
+WITHOUT = {"transforms": "w4a4-plain", "gates": "w4a4-no-gates", "TAC": "w4a4-no-tac"}  # part -> W4A4 without it
 KEYS = ("device", "model", "kind", "batch", "tokens")
 
 
@@ -46,20 +46,22 @@ def read(folder: Path) -> pd.DataFrame:
 def table(found: pd.DataFrame) -> pd.DataFrame:
     """Return milliseconds, speed and memory of each precision against bf16 at the same batch and length.
 
-    `transforms` is the share of a forward that online transforms, gates and TAC take: what is left out without them.
+    `transforms` is the share of a forward that online transforms, gates and TAC take together, `gates` and `TAC` their
+    own: by how much it is shorter without them.
     """
     lines = []
     for key, rows in found.groupby(list(KEYS), sort=False):
         by = {row["precision"]: row for row in rows.to_dict("records")}
-        base, plain = by.get("bf16"), by.get(PLAIN)
+        base = by.get("bf16")
         for precision, row in by.items():
             line = dict(zip(KEYS, key, strict=True)) | {"precision": precision, "ms": f"{row['ms']:.2f}"}
             line["tokens/s"] = f"{row['tokens_per_s']:.0f}"
             line["speed"] = "" if base is None else f"{base['ms'] / row['ms']:.2f}x"
             line["peak GB"] = f"{_peak(row):.2f}"
             line["memory"] = "" if base is None else f"{_peak(base) / _peak(row):.2f}x"
-            beside = plain is not None and precision.startswith("w4a4")
-            line["transforms"] = f"{1 - plain['ms'] / row['ms']:.1%}" if beside and plain is not None else ""
+            for part, without in WITHOUT.items():
+                compared = precision == "w4a4" and without in by
+                line[part] = f"{1 - by[without]['ms'] / row['ms']:.1%}" if compared else ""
             share = row.get("of_roofline")
             line["of roofline"] = "" if pd.isna(share) else f"{share:.2f}"
             lines.append(line)

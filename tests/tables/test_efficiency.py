@@ -17,17 +17,19 @@ def row(precision: str, ms: float, size: int, **more: object) -> dict[str, objec
 
 def test_precisions_are_compared_with_bf16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row("bf16", 4.0, 16 * 10**9), row("w4a4", 2.0, 5 * 10**9), row("w4a4", 1.0, 9, shape="small")]
+    rows += [row("w4a4-no-tac", 1.98, 5 * 10**9)]
     rows += [row("w4a4-plain", 1.9, 5 * 10**9, parts_ms={"gemm": 1.5, "quantization": 0.25})]
     (tmp_path / "h200.json").write_text(json.dumps({"device": "H200", "rows": rows}))
     found = table(read(tmp_path))
     assert found[["precision", "speed", "memory"]].values.tolist() == [
         ["bf16", "1.00x", "1.00x"],
         ["w4a4", "2.00x", "3.20x"],
+        ["w4a4-no-tac", "2.02x", "3.20x"],
         ["w4a4-plain", "2.11x", "3.20x"],
     ]
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "| H200 | forward | 1 | 64 | w4a4 | 2.00 | 32000 | 2.00x | 5.00 | 3.20x | 5.0% | 0.50 |" in printed
+    assert "| H200 | forward | 1 | 64 | w4a4 | 2.00 | 32000 | 2.00x | 5.00 | 3.20x | 5.0% |  | 1.0% | 0.50 |" in printed
     assert "| H200 | forward | 1 | 64 | w4a4-plain | 1.5 | 0.25 |" in printed
     assert "| LLaDA-8B | NVIDIA A40 | 34.59 |" in printed and "paper (arXiv 2606.04945)" in printed
 
