@@ -5,7 +5,8 @@ A variant is a precision and what stands in front of its linears:
     bf16            nothing is quantized
     w4a4, w8a8      STaR-Quant as `run.py` leaves it at 8B: Kronecker P, gates, TAC, clip ratios by token state
     w4a4-no-gates   the same without gates; w4a4-no-tac without TAC: what each costs
-    w4a4-shared     P shared and folded: gates, TAC before the output projection, a Hadamard before the down-projection
+    w4a4-shared     P folded at the two sites behind a norm (structure=shared), Kronecker at the others
+    w4a4-quarot     QuaRot: Hadamards across heads and before the down-projection
     w4a4-plain      nothing in front (round to nearest): what all of it costs
     w4a16           weights only
 """
@@ -28,7 +29,7 @@ TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
 
 @dataclass(frozen=True)
 class Variant:
-    """Bits of weights and inputs; P "kronecker", "shared" or "none"; whether gates and TAC stand there."""
+    """Bits of weights and inputs; P "kronecker", "shared", "hadamard" or "none"; whether gates and TAC stand there."""
 
     weights: int
     inputs: int
@@ -43,6 +44,7 @@ VARIANTS = {
     "w4a4-no-gates": Variant(4, 4, "kronecker", tac=True),
     "w4a4-no-tac": Variant(4, 4, "kronecker", gates=True),
     "w4a4-shared": Variant(4, 4, "shared", gates=True, tac=True),
+    "w4a4-quarot": Variant(4, 4, "hadamard"),
     "w4a4-plain": Variant(4, 4),
     "w8a8": Variant(8, 8, "kronecker", gates=True, tac=True),
     "w4a16": Variant(4, 16),
@@ -76,12 +78,13 @@ def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[
     """Return quantization_config.modules of a model that is quantized throughout."""
     found: dict[str, Any] = {}
     grid = {"bits": variant.inputs, "symmetric": True, "clip_ratio": 1.0}
+    heads = model.config.num_attention_heads
     packed = {"bits": variant.weights, "symmetric": True, "group_size": None}
     for info in model.linears().values():
         found[info.name] = {"kind": "packed_linear", **packed, "bias": info.module.bias is not None}
-        transform = transform_at(info.role.site, info.module.in_features, variant)
+        transform = transform_at(info.role.site, info.module.in_features, heads, variant)
         site = {"kind": "site", "grid": grid if variant.inputs < 16 else None, "transform": transform}
-        found[info.site] = site | {"state_clip": variant.transform == "kronecker"}
+        found[info.site] = site | {"state_clip": variant.transform in ("kronecker", "shared")}
     if ends < 16:
         names, table = {module: name for name, module in model.named_modules()}, packed | {"bits": ends}
         found[names[model.trunk().embedding]] = {"kind": "packed_embedding", **table}
@@ -89,7 +92,7 @@ def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[
     return found
 
 
-def transform_at(site: Site, width: int, variant: Variant) -> dict[str, Any] | None:
+def transform_at(site: Site, width: int, heads: int, variant: Variant) -> dict[str, Any] | None:
     """Return what stands at a site."""
     if variant.transform == "none":
         return None
@@ -99,8 +102,11 @@ def transform_at(site: Site, width: int, variant: Variant) -> dict[str, Any] | N
         found["gate"] = {"kind": "state_gate", "width": width, "masked": cut, "unmasked": cut}
     if variant.tac and site is Site.OUT:
         found["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
-    if variant.transform == "kronecker":
+    behind_norm = site in (Site.QKV, Site.GATE_UP)
+    if variant.transform == "kronecker" or (variant.transform == "shared" and not behind_norm):
         found["exact"] = dict(zip(("a", "b"), kronecker_sizes(width), strict=True)) | {"kind": "kronecker"}
-    elif site is Site.DOWN:
+    elif variant.transform == "hadamard" and site is Site.OUT:
+        found["exact"] = {"kind": "heads_hadamard", "heads": heads}
+    elif variant.transform == "hadamard" and site is Site.DOWN:
         found["exact"] = {"kind": "hadamard", "width": width}
     return found

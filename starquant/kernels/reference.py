@@ -18,12 +18,11 @@ def weight_codes(codes: Tensor, bits: int) -> Tensor:
 
 def accumulate(x_MK: Tensor, w_OK: Tensor) -> Tensor:
     """Return int32 sums of products of int8 codes, [M, O]."""
-    if x_MK.device.type == "cpu":
-        return x_MK.int() @ w_OK.int().T
-    rows = max(32, -(-len(x_MK) // 8) * 8)  # the library's product wants at least 17 rows, multiples of 8
-    padded = torch.nn.functional.pad(x_MK, (0, 0, 0, rows - len(x_MK)))
-    sums: Tensor = torch._int_mm(padded, w_OK.T)
-    return sums[: len(x_MK)]
+    rows = len(x_MK)
+    if x_MK.is_cuda:  # the library's product wants at least 17 rows, multiples of 8
+        x_MK = torch.nn.functional.pad(x_MK, (0, 0, 0, max(32, -(-rows // 8) * 8) - rows))
+    sums: Tensor = torch._int_mm(x_MK, w_OK.T)
+    return sums[:rows]
 
 
 def scaled(sums_MO: Tensor, x_scale_M1: Tensor, w_scale_O: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
