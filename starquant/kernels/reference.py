@@ -18,11 +18,12 @@ def weight_codes(codes: Tensor, bits: int) -> Tensor:
 
 def accumulate(x_MK: Tensor, w_OK: Tensor) -> Tensor:
     """Return int32 sums of products of int8 codes, [M, O]."""
-    rows = len(x_MK)
-    if x_MK.is_cuda:  # the library's product wants at least 17 rows, multiples of 8
-        x_MK = torch.nn.functional.pad(x_MK, (0, 0, 0, max(32, -(-rows // 8) * 8) - rows))
+    (rows, width), outputs = x_MK.shape, len(w_OK)
+    if x_MK.is_cuda:  # the library's product wants at least 17 rows, and multiples of 8 everywhere
+        x_MK = torch.nn.functional.pad(x_MK, (0, -width % 8, 0, max(32 - rows, -rows % 8)))
+        w_OK = torch.nn.functional.pad(w_OK, (0, -width % 8, 0, -outputs % 8))
     sums: Tensor = torch._int_mm(x_MK, w_OK.T)
-    return sums[:rows]
+    return sums[:rows, :outputs]
 
 
 def scaled(sums_MO: Tensor, x_scale_M1: Tensor, w_scale_O: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
