@@ -162,6 +162,7 @@ def timed(
 ) -> dict[str, float | str]:
     """Return milliseconds by launch, or why a launch does not work; and their least."""
     found: dict[str, float | str] = {}
+    work: Callable[[], object] | None
     for launch in given.launches:
         try:
             with compiled_blocks(model) if launch == "compiled" else nullcontext():
@@ -172,6 +173,10 @@ def timed(
         except Exception as error:  # another launch may work
             found[f"{launch}_error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
             print(f"  {launch}: {found[f'{launch}_error']}", file=sys.stderr)
+        finally:
+            work = None  # a graph holds the memory that it was captured with
+            if given.device != "cpu":
+                torch.cuda.empty_cache()
     return found | {"ms": min(value for value in found.values() if isinstance(value, float))}
 
 

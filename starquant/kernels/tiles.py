@@ -60,7 +60,12 @@ def rule(rows: int, outputs: int, columns: int, integer: bool, processors: int) 
         m, j = min(m, 64), 64 if m < 64 else 32
     tiles = -(-rows // m) * -(-outputs // o)
     split = 1
-    while split < 8 and tiles * split * 2 <= processors * 2 and columns // (2 * split) >= 4 * j:
+    while (
+        tiles * split <= processors
+        and columns // (2 * split) >= 4 * j  # steps of a program
+        and rows * split * 16 <= columns  # partial sums, written and read, against bytes of the weight
+        and split < 8
+    ):
         split *= 2
     return Tile(m, o, j, split, warps, stages)
 

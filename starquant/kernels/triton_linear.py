@@ -73,7 +73,7 @@ GROUP = tl.constexpr(8)
 def _halves(packed, dtype: tl.constexpr, INTEGER: tl.constexpr, BITS: tl.constexpr, FAST: tl.constexpr):
     """Unpack two codes a byte, as what is multiplied; the first half of a row's inputs lies low."""
     if FAST and INTEGER:
-        return tl.inline_asm_elementwise(UNPACK_4, "=r,=r,r", [packed], (tl.int8, tl.int8), True, 4)
+        return tl.inline_asm_elementwise(UNPACK_4, "=&r,=&r,r", [packed], (tl.int8, tl.int8), True, 4)
     elif FAST and dtype == tl.bfloat16:
         return tl.inline_asm_elementwise(
             UNPACK_4_BF16, "=&r,=&r,=&r,=&r,r", [packed], (tl.bfloat16, tl.bfloat16), True, 4
@@ -188,7 +188,7 @@ def _finish(
     output, where = o < outputs, m.to(tl.int64) * outputs + o
     total = tl.load(parts_ptr + where, mask=output, other=0)
     for part in tl.static_range(1, SPLIT):
-        total += tl.load(parts_ptr + part * rows.to(tl.int64) * outputs + where, mask=output, other=0)
+        total += tl.load(parts_ptr + part * tl.cast(rows, tl.int64) * outputs + where, mask=output, other=0)
     y = total.to(tl.float32)
     if INTEGER:
         y = y * tl.load(x_scale_ptr + m)

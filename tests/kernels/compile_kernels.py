@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from starquant.kernels.tiles import rule
-from starquant.kernels.triton_linear import _linear
+from starquant.kernels.triton_linear import _finish, _linear
 from starquant.kernels.triton_quantize import _map_rows, _quantize_rows
 from starquant.kernels.triton_transform import _transform_rows, shape_of
 
@@ -37,13 +37,13 @@ def check_linear(capability: int) -> None:
     """Every kind of tile that the rule gives: it fits, and multiplies on tensor cores what it unpacks in registers."""
     seen = set()
     for rows, outputs, (integer, bits) in itertools.product(
-        (8, 32, 64, 1024), (1024, 12288), ((True, 4), (True, 8), (True, 3), (False, 4), (False, 8))
+        (1, 8, 32, 64, 1024), (1024, 12288), ((True, 4), (True, 8), (True, 3), (False, 4), (False, 8))
     ):
         columns = 2048 if bits <= 4 else 4096
         tile = rule(rows, outputs, columns, integer, 132)
-        if (tile, integer, bits) in seen:
+        if (tile, integer, bits, rows == 1) in seen:
             continue
-        seen.add((tile, integer, bits))
+        seen.add((tile, integer, bits, rows == 1))
         out = "bf16" if tile.split == 1 else "i32" if integer else "fp32"
         kinds = ("i8" if integer else "bf16", "u8", "fp32", "fp32", "bf16", out)
         types = {name: "i32" for name in LINEAR} | {n: f"*{k}" for n, k in zip(LINEAR, kinds, strict=False)}
@@ -52,6 +52,9 @@ def check_linear(capability: int) -> None:
         if tile.split == 1:  # Triton takes a 1 as a constant
             del types["split"]
             constants["split"] = 1
+        if rows == 1:
+            del types["rows"]
+            constants["rows"] = 1
         constants |= {"PARTIAL": tile.split > 1, "BLOCK_M": tile.m, "BLOCK_O": tile.o, "BLOCK_J": tile.j}
         found = compiled(_linear, types, constants, capability, tile.warps, tile.stages)
         assert found.metadata.shared <= SHARED, (capability, tile, integer, bits, found.metadata.shared)
@@ -60,6 +63,15 @@ def check_linear(capability: int) -> None:
         if capability == 90 and integer and bits == 4:
             left = re.search(r"wgmma\.mma_async\S* \{[^}]*\}, (.)", found.asm["ptx"])
             assert left is not None and left[1] == "{", "weights do not come from registers"
+
+
+def check_finish(capability: int) -> None:
+    """Where sums of several programs are added; also of one row, which Triton takes as a constant."""
+    pointers = {"parts_ptr": "*i32", "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "bias_ptr": "*bf16"}
+    for one in (False, True):
+        types = pointers | {"y_ptr": "*bf16"} | ({} if one else {"rows": "i32"}) | {"outputs": "i32"}
+        constants = {"INTEGER": True, "HAS_BIAS": True, "SPLIT": 4, "BLOCK": 1024} | ({"rows": 1} if one else {})
+        compiled(_finish, types, constants, capability, 4, 2)
 
 
 def check_quantize(capability: int) -> None:
@@ -92,5 +104,6 @@ if __name__ == "__main__":
     for capability in (80, 89, 90):
         check_linear(capability)
         check_transform(capability)
+        check_finish(capability)
     check_quantize(90)
     print("all compiled")

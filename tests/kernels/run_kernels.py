@@ -13,7 +13,7 @@ from starquant.kernels.triton_linear import linear, linear_16
 from starquant.kernels.triton_quantize import map_rows, quantize_rows, rows_a_program
 
 #: Tokens, outputs and bytes that end within a tile; inputs split unevenly.
-TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 16, 4, 4, 2))
+TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 32, 4, 4, 2))
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 ON_GPU = DEVICE != "cpu"
 
@@ -21,11 +21,12 @@ ON_GPU = DEVICE != "cpu"
 def check_linear() -> None:
     """int32 sums (scales of one, so that the output is the sum), then scales and bias; odd shapes, several tiles."""
     shapes = [(1, 3, 8), (17, 70, 24), (70, 66, 200), (5, 64, 256)]
-    shapes += [(33, 4096, 4096), (700, 512, 3584), (300, 1024, 12288), (9, 3584, 18944)] if ON_GPU else []
+    large = [(33, 4096, 4096), (700, 512, 3584), (300, 1024, 12288), (9, 3584, 18944), (256, 256, 1024)]
+    shapes += large if ON_GPU else [(140, 64, 512)]
     for (rows, outputs, width), bits in itertools.product(shapes, (3, 4, 8)):
         generator = torch.Generator().manual_seed(rows + bits)
         top = 1 << (bits - 1)
-        x = torch.randint(-8, 8, (rows, width), generator=generator, dtype=torch.int8).to(DEVICE)
+        x = torch.randint(-128, 128, (rows, width), generator=generator, dtype=torch.int8).to(DEVICE)
         w = torch.randint(0, 2 * top, (outputs, width), generator=generator, dtype=torch.uint8).to(DEVICE)
         codes = w[:, : width // 2] | (w[:, width // 2 :] << 4) if bits <= 4 else w
         ones = torch.ones(rows, 1, device=DEVICE), torch.ones(outputs, device=DEVICE)
@@ -109,7 +110,7 @@ def check_transform() -> None:
         before = Before(affine, kronecker, Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, 2))
         clip = torch.linspace(0.5, 1.0, 7, device=DEVICE)[:, None]
         # Rounded after each step: an edge is crossed more often. The interpreter gets bfloat16 wrong.
-        near_by = {torch.float32: (0.01, 1e-5), torch.float16: (0.03, 2e-3)}
+        near_by = {torch.float32: (0.01, 1e-5), torch.float16: (0.03, 4e-3)}
         near_by |= {torch.bfloat16: (0.1, 2e-2)} if ON_GPU else {}
         for dtype, (share, rtol) in near_by.items():
             expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, clip, 0.9, before)
