@@ -38,9 +38,8 @@ from starquant.diffusion import LLaDASampler, generate
 from starquant.diffusion.samplers import DreamSampler
 from starquant.kernels.dispatch import check_device, has_triton
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.graphs import capture, replayed
+from starquant.models.graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
-from starquant.models.loading import compiled_blocks
 from starquant.runtime.packed import Packed, PackedLinear
 
 LENGTHS, BATCHES = (64, 128, 256, 512, 1024, 2048), (1, 4, 16)
@@ -294,6 +293,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     given = parser.parse_args()
     given.launches = given.launches or (LAUNCHES if given.device != "cpu" else ("eager",))
+    if given.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"error: --device {given.device}: there is no GPU here")
     check_device(torch.device(given.device))
     name = torch.cuda.get_device_name(given.device) if given.device != "cpu" else platform.processor() or "cpu"
     file = Results(given.out, name, ceilings(given.device))

@@ -86,6 +86,7 @@ def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
     packed = {"quant_method": METHOD, "version": VERSION, "bits": spec["bits"], "modules": describe(model)}
     dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine
     plain = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
+    plain["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")  # of what is not packed
     return plain | {"quantization_config": packed | {"made_by": made_by}}
 
 
@@ -113,10 +114,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
             "",
             f'`python -m starquant.generate {name} "..."` prints a completion.',
             "",
-            "| task | metric | % | items |",
-            "|---|---|---|---|",
-            *rows,
-            "",
+            *(["| task | metric | % | items |", "|---|---|---|---|", *rows, ""] if rows else []),
             f"Record {record.digest}, code {sha[:12] if sha else 'not under git'}, device {device}.",
             "",
         ]

@@ -19,7 +19,8 @@ from starquant.identity import digest_of
 from starquant.inspecting import inspect_activations
 from starquant.loaded import Loaded, pin
 from starquant.methods.fitted import Fitted
-from starquant.models.loading import check_device, compiled_blocks
+from starquant.models.graphs import compiled_blocks
+from starquant.models.loading import check_checkpoint, check_device
 from starquant.preflight import check_paths, check_target, exported_from
 from starquant.processes import Processes, processes
 from starquant.records import provenance
@@ -142,6 +143,7 @@ class _Run:
         """Whether the model was exported with this run's record; raises ConfigError where anything else was."""
         target = Path(self.spec.export.dir or "")
         if exported_from(target) == self.spec.digest():
+            check_checkpoint(target)  # and it is whole
             return True
         check_target(target)
         return False

@@ -43,8 +43,12 @@ class PackedConfig(QuantizationConfigMixin):
             told = "; a later starquant wrote it" if newer else ""
             raise CheckpointError(f"quantization_config.version: got {version!r}, this version reads {VERSION}{told}")
         for key in ("bits", "modules"):
-            if not isinstance(given.get(key), dict):
+            if key not in given:
                 raise CheckpointError(f"quantization_config.{key}: missing")
+            if not isinstance(given[key], dict):
+                raise CheckpointError(f"quantization_config.{key}: got {str(given[key])[:40]!r}, allowed: an object")
+        if unknown := sorted(set(given) - {"quant_method", "version", "bits", "modules", "made_by"}):
+            raise CheckpointError(f"quantization_config: unknown: {', '.join(unknown)[:200]}")
         self.quant_method = METHOD
         self.version, self.bits, self.modules = version, given["bits"], given["modules"]
         self.made_by = given.get("made_by", {})
@@ -74,13 +78,16 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from starquant.kernels.dispatch import check_device
+        from starquant.models.loading import check_finite
         from starquant.runtime.description import use_integers
         from starquant.runtime.packed import Packed
+        from starquant.runtime.sites import ActivationQuantizer
         from starquant.runtime.token_state import StateGate
 
         for name, module in model.named_modules():
-            if isinstance(module, Packed | StateGate):
+            if isinstance(module, Packed | StateGate | ActivationQuantizer):
                 module.check(name)
+        check_finite(model)
         check_device(model.device)
         use_integers(model, "on_gpu")
         return model

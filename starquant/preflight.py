@@ -58,7 +58,10 @@ def check_export(spec: RunSpec) -> None:
 def check_target(folder: Path) -> None:
     """Judge where a model is to be written; raises ConfigError when something is there already."""
     if not folder.name:
-        raise ConfigError(f"export.dir: got '{folder}', allowed: a new or empty folder")
+        raise ConfigError(f"export.dir: got '{folder}' (of no name), allowed: a new or empty folder")
+    beside = next((parent for parent in folder.parents if parent.exists()), folder)
+    if not beside.is_dir():
+        raise ConfigError(f"export.dir: {folder}: cannot be written: {beside} is a file")
     try:
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
             raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")

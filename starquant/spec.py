@@ -7,10 +7,11 @@ fast they run, who is told.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from starquant.bits import FULL_PRECISION, BitsSpec
@@ -152,7 +153,7 @@ class RuntimeSpec(Spec):
 class ExportSpec(Spec):
     """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
 
-    dir: str | None = None
+    dir: Annotated[str | None, AfterValidator(lambda folder: folder and os.path.expanduser(folder))] = None
     shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "5GB"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -173,6 +174,20 @@ class MaskedDiffusionModel(PreTrainedModel):
             for role in ROLES
         ]
         return {info.name: info for info in infos}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, but judge a local folder first: it would fill what is missing with noise.
+
+        Raises:
+            CheckpointError: as `load_model`.
+        """
+        from starquant.models.loading import check_checkpoint
+
+        folder = Path(str(pretrained_model_name_or_path))
+        if folder.is_dir():
+            check_checkpoint(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does.

@@ -30,14 +30,14 @@ class Checkpoint:
         folder: the folder.
         config: the parsed config.json.
         shapes: parameter name -> shape, over all shards.
-        dtypes: the safetensors names of the stored dtypes.
+        stored: parameter name -> safetensors' name of its dtype.
         files: the safetensors files, in order.
     """
 
     folder: Path
     config: dict[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
-    dtypes: frozenset[str]
+    stored: Mapping[str, str]
     files: tuple[Path, ...]
 
 
@@ -75,17 +75,17 @@ def inspect(folder: Path) -> Checkpoint:
         _require_safetensors(folder)
         files, owner = (folder / WEIGHTS,), None
     shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: set[str] = set()
+    stored: dict[str, str] = {}
     for file in files:
         for name, entry in read_header(file).items():
             if owner is not None and owner.get(name) != file.name:
                 raise CheckpointError(f"{file}: holds {name}, which {INDEX} gives to {owner.get(name, 'no file')}")
             shapes[name] = tuple(entry["shape"])
-            dtypes.add(entry["dtype"])
+            stored[name] = entry["dtype"]
     missing = sorted(set(owner or ()) - set(shapes))
     if missing:
         raise CheckpointError(f"{folder / INDEX}: {owner[missing[0]]} does not hold {_some(missing)}")  # type: ignore[index]
-    return Checkpoint(folder, config, shapes, frozenset(dtypes), files)
+    return Checkpoint(folder, config, shapes, stored, files)
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -153,9 +153,16 @@ def _check_entry(file: Path, name: str, entry: Any) -> int:
 
 
 def expect_parameters(
-    checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], optional: frozenset[str] = frozenset()
+    checkpoint: Checkpoint,
+    expected: Mapping[str, tuple[int, ...]],
+    optional: frozenset[str] = frozenset(),
+    kinds: Mapping[str, str] | None = None,
 ) -> None:
-    """Compare names and shapes with the architecture's; raises CheckpointError naming every kind of difference."""
+    """Compare names, shapes, and those dtypes that may be no other (`kinds`), with the architecture's.
+
+    Raises:
+        CheckpointError: names every kind of difference.
+    """
     problems = []
     if missing := sorted(set(expected) - set(checkpoint.shapes) - optional):
         problems.append(f"{len(missing)} parameters are missing: {_some(missing)}")
@@ -168,6 +175,13 @@ def expect_parameters(
     ]
     if misshapen:
         problems.append(f"{len(misshapen)} parameters are misshapen: {_some(misshapen)}")
+    mistyped = [
+        f"{name} is stored as {checkpoint.stored[name]}, allowed: {kind}"
+        for name, kind in (kinds or {}).items()
+        if checkpoint.stored.get(name, kind) != kind
+    ]
+    if mistyped:
+        problems.append(f"{len(mistyped)} parameters are of another dtype: {_some(mistyped)}")
     if problems:
         raise CheckpointError(f"{checkpoint.folder}: " + "; ".join(problems))
 

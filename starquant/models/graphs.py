@@ -1,4 +1,4 @@
-"""CUDA graphs of the passes that denoising repeats: the same kernels on the same memory, launched as one.
+"""Blocks that run faster: compiled, or replayed as CUDA graphs (the same kernels on the same memory, launched as one).
 
 A pass of few tokens is over before Python has launched its kernels; replayed it costs what the GPU needs. One graph a
 shape of the ids is captured when the shape comes up, and the least recently used are given up.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 
 #: Runs what was captured again.
@@ -80,3 +81,23 @@ def replayed(model: MaskedDiffusionModel, wanted: bool = True) -> Iterator[None]
         yield
     finally:
         model.replayed_blocks = None
+
+
+@contextmanager
+def compiled_blocks(model: MaskedDiffusionModel, wanted: bool = True) -> Iterator[None]:
+    """Run every block through torch.compile while the context lasts, for sequences of any length."""
+    blocks = list(model.trunk().blocks) if wanted else []
+    for block in blocks:
+        block.compile(dynamic=True)
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(f"speed.compile: torch.compile does not work here: {reason}") from error
+    finally:
+        for block in blocks:  # what a method changes later must not meet code compiled for what was there
+            block._compiled_call_impl = None
+        if blocks:
+            torch.compiler.reset()

@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from starquant.models.keeping import Float32Buffers
 
-class InputSite(nn.Module):
+
+class InputSite(Float32Buffers):
     """The shared input of a group of linears (q/k/v, gate/up, ...); the identity in a checkpoint.
 
     Attributes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -144,16 +142,21 @@ def load_model(
     if device_map is None:
         model = model.to(target)
     _check_tie(model, checkpoint)
+    check_finite(model, f"{checkpoint.folder}: ")
+    return model.eval()
+
+
+def check_finite(model: MaskedDiffusionModel, where: str = "") -> None:
+    """Raise CheckpointError for the first tensor that holds values that are not finite."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{checkpoint.folder}: {name} holds values that are not finite")
-    return model.eval()
+            raise CheckpointError(f"{where}{name} holds values that are not finite")
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | str:
     """The one dtype all tensors are stored in, whatever config.json says; "auto" if they differ."""
     names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    (only, *others) = checkpoint.dtypes
+    (only, *others) = set(checkpoint.stored.values())
     return "auto" if others else names.get(only, "auto")
 
 
@@ -195,7 +198,11 @@ def check_checkpoint(folder: Path) -> tuple[Checkpoint, Family]:
 
 
 def make_config(checkpoint: Checkpoint, family: Family) -> PreTrainedConfig:
-    """Return the configuration of a checkpoint."""
+    """Return the configuration of a checkpoint; raises ValueError for a dtype that weights cannot have."""
+    for key in ("dtype", "torch_dtype"):
+        found = checkpoint.config.get(key)
+        if found is not None and str(found) not in DTYPES:
+            raise ValueError(f"{key}: got {found!r}, allowed: {', '.join(DTYPES)}")
     return family.config(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
 
 
@@ -231,7 +238,8 @@ def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:
     if not isinstance(mask_id, int) or not 0 <= mask_id < rows:
         raise CheckpointError(f"{config_path}: mask_token_id is {mask_id!r}; allowed: 0 to {rows - 1}")
     tied = frozenset({"lm_head.weight"}) if getattr(config, "tie_word_embeddings", False) else frozenset()
-    expect_parameters(checkpoint, parameter_shapes(skeleton), optional=tied)
+    kinds = {name: "U8" if b.dtype == torch.uint8 else "F32" for name, b in skeleton.named_buffers()}  # packed
+    expect_parameters(checkpoint, parameter_shapes(skeleton), tied, kinds)
 
 
 def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -276,23 +284,3 @@ def _check_listed_ids(folder: Path, config: dict[str, Any], tokenizer: PreTraine
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: token '{token['content']}' is listed with id {number}, gets {got}"
             )
-
-
-@contextmanager
-def compiled_blocks(model: MaskedDiffusionModel, wanted: bool = True) -> Iterator[None]:
-    """Run every block through torch.compile while the context lasts, for sequences of any length."""
-    blocks = list(model.trunk().blocks) if wanted else []
-    for block in blocks:
-        block.compile(dynamic=True)
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ConfigError(f"speed.compile: torch.compile does not work here: {reason}") from error
-    finally:
-        for block in blocks:  # what a method changes later must not meet code compiled for what was there
-            block._compiled_call_impl = None
-        if blocks:
-            torch.compiler.reset()

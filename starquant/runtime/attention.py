@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from starquant.models.keeping import Float32Buffers
 from starquant.models.layers import AttentionCore
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 
@@ -30,7 +31,7 @@ def quantize_statically(v_BKLE: Tensor, scale_KE: Tensor, fmt: QuantFormat) -> T
     return codes.mul_(scale).to(v_BKLE.dtype)
 
 
-class QuantizedAttentionCore(AttentionCore):
+class QuantizedAttentionCore(Float32Buffers, AttentionCore):
     """Scaled dot-product attention on quantized operands.
 
     Args:

@@ -115,7 +115,7 @@ def _weight_format(data: Plain, columns: int) -> QuantFormat:
 
 def _site(data: Plain, width: int, head_dim: int | None) -> InputSite:
     expect_keys(data, ("grid", "state_clip", "transform"))
-    clip = torch.empty(2) if flag(data, "state_clip") else None
+    clip = torch.empty(2, dtype=torch.float32) if flag(data, "state_clip") else None
     transform = make_transform(data["transform"], width, head_dim)
     grid = data["grid"]
     if grid is None:
@@ -141,7 +141,7 @@ def _attention(data: Plain, attention: RotaryAttention) -> QuantizedAttentionCor
     shape = [attention.n_kv_heads, attention.head_dim]
     if scale is not None and scale != shape:
         raise ValueError(f"v_scale: got {str(scale)[:40]}, allowed: {shape}, null")
-    v_scale: Tensor | None = None if scale is None else torch.empty(shape)
+    v_scale: Tensor | None = None if scale is None else torch.empty(shape, dtype=torch.float32)
     qk = make_transform(data["qk_transform"], attention.head_dim)
     v = make_transform(data["v_transform"], attention.n_kv_heads * attention.head_dim, attention.head_dim)
     return QuantizedAttentionCore(bits, qk, v_scale, v)

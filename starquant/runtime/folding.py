@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from starquant.runtime.keeping import Float32Buffers
+from starquant.models.keeping import Float32Buffers
 from starquant.runtime.token_state import BlockAffine, SiteTransform
 from starquant.runtime.transforms import OrthogonalTransform
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError, ConfigError
 from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
 from starquant.kernels.packing import pack, unpack
+from starquant.models.keeping import Float32Buffers
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
-from starquant.runtime.keeping import Float32Buffers
 
 
 class Packed(Float32Buffers):
@@ -39,7 +39,9 @@ class Packed(Float32Buffers):
         self.register_buffer("codes", torch.empty(rows, columns // 2 if self.halved else columns, dtype=torch.uint8))
         self.register_buffer("scale", torch.empty(rows, groups, dtype=torch.float32))
         self.zero: Tensor | None
-        self.register_buffer("zero", None if weight_format.symmetric else torch.empty(rows, groups))
+        self.register_buffer(
+            "zero", None if weight_format.symmetric else torch.empty(rows, groups, dtype=torch.float32)
+        )
 
     @property
     def halved(self) -> bool:
@@ -78,8 +80,9 @@ class Packed(Float32Buffers):
             )
         if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
             raise CheckpointError(f"{name}.scale: got values that are not positive numbers")
-        if self.zero is not None and not bool(torch.isfinite(self.zero).all()):
-            raise CheckpointError(f"{name}.zero: got values that are not numbers")
+        zero = self.zero
+        if zero is not None and not bool(((zero == zero.round()) & (zero >= 0) & (zero <= top)).all()):
+            raise CheckpointError(f"{name}.zero: got values that are no codes, allowed: whole numbers, 0 to {top}")
 
     def extra_repr(self) -> str:
         """Show shape and bits."""

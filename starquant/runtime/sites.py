@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, quantize_tokens
 from starquant.models.layers import Context, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
@@ -50,6 +51,12 @@ class ActivationQuantizer(InputSite):
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)
         return quantized
+
+    def check(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for clip ratios that are not positive."""
+        if self.state_clip is not None and not bool((self.state_clip > 0).all()):
+            got = ", ".join(f"{ratio:g}" for ratio in self.state_clip.tolist())
+            raise CheckpointError(f"{name}.state_clip: got {got}, allowed: above 0")
 
     def extra_repr(self) -> str:
         """Show the format."""

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
+from starquant.models.keeping import Float32Buffers
 from starquant.models.layers import Context
-from starquant.runtime.keeping import Float32Buffers
 
 
 class SiteTransform(nn.Module):
@@ -40,7 +40,7 @@ class SiteTransform(nn.Module):
         return ", ".join(str(step) for step in (self.correction, self.exact, self.gate) if step is not None)
 
 
-class StateGate(nn.Module):
+class StateGate(Float32Buffers):
     """SGAT's 0/1 gate on transformed channels [shared | masked | unmasked].
 
     Masked tokens keep the first two parts, all others the first and the last: one weight serves both (STaR-Quant,
@@ -58,7 +58,10 @@ class StateGate(nn.Module):
         self.register_buffer("keep_SD", self._channels())
 
     def _channels(self) -> Tensor:
-        shared, keep_SD = self.width - self.masked - self.unmasked, torch.ones(2, self.width)  # S: others, masked
+        shared, keep_SD = (
+            self.width - self.masked - self.unmasked,
+            torch.ones(2, self.width, dtype=torch.float32),
+        )  # S: others, masked
         keep_SD[0, shared : shared + self.masked] = 0.0
         keep_SD[1, shared + self.masked :] = 0.0
         return keep_SD

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from starquant.kernels import Kronecker
+from starquant.models.keeping import Float32Buffers
 from starquant.models.layers import Context
 from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_pair, hadamard_signs
-from starquant.runtime.keeping import Float32Buffers
 from starquant.runtime.rewriting import across_heads
 
 

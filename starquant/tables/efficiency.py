@@ -29,6 +29,8 @@ def read(folder: Path) -> pd.DataFrame:
     Raises:
         RecordError: no measurement, a damaged one.
     """
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder; benchmarks/efficiency.py --device cuda --out makes one")
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         try:

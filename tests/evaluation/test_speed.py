@@ -15,7 +15,7 @@ from starquant.errors import RecordError
 from starquant.evaluation import lm as lm_module
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
-from starquant.models.loading import compiled_blocks
+from starquant.models.graphs import compiled_blocks
 from starquant.pipeline import execute
 from starquant.protocol import LLaDASamplerSpec, TaskProtocol
 from starquant.speed import SpeedSpec

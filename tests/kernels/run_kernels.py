@@ -140,6 +140,8 @@ def check_rows() -> None:
 
 
 if __name__ == "__main__":
+    if DEVICE != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"error: {DEVICE}: there is no GPU here")
     check_linear()
     check_quantize()
     check_affine()

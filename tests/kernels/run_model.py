@@ -63,6 +63,8 @@ def check(family: str, variant: str, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
+    if DEVICE != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"error: {DEVICE}: there is no GPU here")
     for variant in ("w4a4", "w4a4-shared", "w4a4-quarot", "w4a4-plain", "w8a8"):
         check("llada", variant, torch.float32)
     check("dream", "w4a4", torch.float32)

@@ -193,6 +193,29 @@ def test_a_cast_leaves_scales_and_transforms_alone(small: Path) -> None:
     assert logits(loaded, ids_of(loaded)).isfinite().all() and loaded.trunk().embedding.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["star_quant", "dllmquant_plus_plus"])
+def test_half_precision_is_exact_too(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Clip ratios, gates and static scales of V keep float32 in a model of 16 bits."""
+    method, bits = method_named(name, *FOUR)
+    models = [fresh("llada_gqa").to(dtype) for _ in range(2)]
+    for model, packed in zip(models, (False, True), strict=True):
+        method.apply(model, fitted_once(name, "llada_gqa"), bits, packed=packed)
+    export(models[1], make_record(spec()), weights_folder(0), tmp_path / "p")
+    for loaded in (load_model(tmp_path / "p"), AutoModel.from_pretrained(tmp_path / "p")):
+        assert torch.equal(logits(loaded, ids_of(loaded)), logits(models[0], ids_of(loaded)))
+        assert {b.dtype for b in loaded.buffers()} == {torch.uint8, torch.float32}
+    kinds = {header["dtype"] for header in _header(tmp_path / "p" / "model.safetensors").values()}
+    assert kinds == {"U8", "F32", {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        found: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    found.pop("__metadata__", None)
+    return found
+
+
 def test_half_precision_and_shards(tmp_path: Path) -> None:
     method, bits = method_named("quarot", *FOUR)
     models = [fresh("llada_gqa").to(torch.bfloat16) for _ in range(2)]
@@ -290,6 +313,7 @@ def _transform(**parts: Any) -> Any:
     )
 
 
+FIRST = "model.transformer.blocks.0.q_proj.codes"
 FAULTS: dict[str, tuple[Any, str]] = {
     "newer": (
         lambda config, _: config["quantization_config"].update(version=2),
@@ -353,6 +377,34 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda config, _: _first(config["quantization_config"]["modules"], "site").update(transform={"kind": "magic"}),
         r"quantization_config.modules: .*: transform kind: got 'magic', allowed: hadamard, .*",
     ),
+    "codes of another dtype": (
+        lambda _, tensors: tensors.update({FIRST: tensors[FIRST].float()}),
+        r"1 parameters are of another dtype: .*q_proj.codes is stored as F32, allowed: U8",
+    ),
+    "clip ratio of a state": (
+        lambda _, tensors: tensors["model.transformer.blocks.0.qkv_input.state_clip"].fill_(-1.0),
+        r"qkv_input.state_clip: got -1, -1, allowed: above 0",
+    ),
+    "a transform that is no number": (
+        lambda _, tensors: next(t for name, t in tensors.items() if name.endswith("matrix_CNGG")).fill_(torch.inf),
+        r"matrix_CNGG holds values that are not finite",
+    ),
+    "keys of another version": (
+        lambda config, _: config["quantization_config"].update(order="new"),
+        r"quantization_config: unknown: order",
+    ),
+    "modules that are no object": (
+        lambda config, _: config["quantization_config"].update(modules=[]),
+        r"quantization_config.modules: got '\[\]', allowed: an object",
+    ),
+    "no quantization config": (
+        lambda config, _: config.update(quantization_config=None),
+        r"parameters are missing: .*q_proj.weight",
+    ),
+    "a dtype that weights cannot have": (
+        lambda config, _: config.update(dtype="int8"),
+        r"dtype: got 'int8', allowed: float32, bfloat16, float16",
+    ),
     "missing codes": (
         lambda _, tensors: tensors.pop("model.transformer.blocks.0.q_proj.codes"),
         r"1 parameters are missing: model.transformer.blocks.0.q_proj.codes",
@@ -366,6 +418,8 @@ def test_damage_is_named(fault: str, small: Path, tmp_path: Path) -> None:
     folder = damaged(small, tmp_path, change)
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
+    if fault == "a dtype that weights cannot have":  # transformers reads it first
+        return
     if fault != "other method":  # which is another plug-in's
         with pytest.raises(CheckpointError, match=message.removeprefix("config.json: ")):
             AutoModel.from_pretrained(folder)
@@ -432,6 +486,11 @@ def test_a_run_exports_what_it_scored(tmp_path: Path) -> None:
     assert sum(isinstance(module, PackedLinear) for module in loaded.modules()) == 7 * loaded.config.num_hidden_layers
     assert "| testbed_facts | acc (none) | 100.00 | 2 |" in (tmp_path / "out" / "README.md").read_text()
     assert main([str(tmp_path / "out"), "the city of ada is", "--length", "8"]) == 0
+    weights = tmp_path / "out" / "model.safetensors"
+    weights.rename(tmp_path / "kept")
+    with pytest.raises(CheckpointError, match=r"out: .*safetensors"):  # not taken for an export
+        execute(run)
+    (tmp_path / "kept").rename(weights)
     stamp = (tmp_path / "out" / "config.json").stat().st_mtime_ns
     assert execute(run).reused and (tmp_path / "out" / "config.json").stat().st_mtime_ns == stamp  # it is this run's
     with pytest.raises(ConfigError, match=r"^export\.dir: .*out: is there already"):
@@ -450,6 +509,24 @@ def test_the_card_tells_what_it_is(small: Path) -> None:
     card = (small / "README.md").read_text()
     assert card.startswith("# packed\n") and "AutoModel.from_pretrained" in card and "rtn, w4a4" in card
     assert (small / "tokenizer.json").exists()
+
+
+def test_a_zero_point_that_is_no_code_is_named(tmp_path: Path) -> None:
+    method, bits = method_named("rtn", "bits=w4a16", "bits.weights.symmetric=false")
+    packed = fresh("llada_gqa")
+    method.apply(packed, method.fit(packed, bits), bits, packed=True)
+    export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
+    name = "model.transformer.blocks.0.k_proj.zero"
+    folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name].fill_(0.5))
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: got values that are no codes, allowed: whole numbers, 0 to 15"
+    ):
+        load_model(folder)
+
+
+def test_a_folder_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert spec("export.dir='~/packed'").export.dir == str(tmp_path / "packed")
 
 
 def test_packing_is_undone_by_unpacking() -> None:
