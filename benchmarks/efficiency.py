@@ -1,8 +1,8 @@
 """Latency, tokens/s, memory and parts of 8B-shaped models: bf16 against W4A4, W8A8, W4A16 (the paper's table 4).
 
 Weights and codes are random (`packed_models.py` says what stands where). Every forward is timed launched by Python
-(eager), replayed as a CUDA graph, and replayed after torch.compile has fused what lies between the products; a
-precision's milliseconds are the least of these, for bf16 and the quantized models alike.
+(eager), replayed as a CUDA graph, and replayed after torch.compile has fused what lies between the products; the table
+takes the least of these, for bf16 and the quantized models alike.
 
     python benchmarks/efficiency.py --device cuda --out results/published/efficiency/NAME.json     8B shapes
     python benchmarks/efficiency.py --shape small                                                  a CPU: does it run?
@@ -24,7 +24,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -156,87 +155,72 @@ def bound_ms(count: dict[str, float], ceiling: dict[str, float], integer: bool) 
     )
 
 
-def timed(
-    model: MaskedDiffusionModel, forward: Callable[[], object], given: argparse.Namespace
-) -> dict[str, float | str]:
-    """Return milliseconds by launch, or why a launch does not work; and their least."""
-    found: dict[str, float | str] = {}
-    work: Callable[[], object] | None
-    for launch in given.launches:
-        try:
-            with compiled_blocks(model) if launch == "compiled" else nullcontext():
-                work = forward if launch == "eager" or given.device == "cpu" else capture(forward)
-                found[f"{launch}_ms"] = clock(work, given.device)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # another launch may work
-            found[f"{launch}_error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
-            print(f"  {launch}: {found[f'{launch}_error']}", file=sys.stderr)
-        finally:
-            work = None  # a graph holds the memory that it was captured with
-            if given.device != "cpu":
-                torch.cuda.empty_cache()
-    return found | {"ms": min(value for value in found.values() if isinstance(value, float))}
-
-
 def forward_row(
-    model: MaskedDiffusionModel, same: dict[str, Any], given: argparse.Namespace, ceiling: dict[str, float]
+    model: MaskedDiffusionModel, row: dict[str, Any], given: argparse.Namespace, ceiling: dict[str, float]
 ) -> dict[str, Any]:
-    """Measure the forward of a batch and length."""
-    rows, length = same["batch"], same["tokens"]
-    ids = torch.randint(0, VOCABULARY - 10, (rows, length), device=given.device)
+    """Measure the forward of a batch and length under one launch."""
+    rows, length, device = row["batch"], row["tokens"], given.device
+    ids = torch.randint(0, VOCABULARY - 10, (rows, length), device=device)
     ids[:, -PREDICTED:] = int(model.config.mask_token_id)
     positions = (ids == model.mask_token_id).nonzero(as_tuple=True)
     forward = functools.partial(model, input_ids=ids, logit_positions=positions)
-    with PeakMemory(given.device) as peak:
+    with PeakMemory(device) as peak:
         forward()
-    found = same | timed(model, forward, given) | {"activation_mib": peak.mib}
-    count = counted(model, rows, length)
-    bound = bound_ms(count, ceiling, VARIANTS[same["precision"]].inputs < 16)
-    found |= {"tokens_per_s": 1000 * rows * length / found["ms"], "roofline_ms": bound}
-    split = parts(model, forward, given.device) if rows == given.batches[0] else None
-    return found | {"of_roofline": bound / found["ms"], "parts_ms": split} | count
+    work = forward if row["launch"] == "eager" or device == "cpu" else capture(forward)
+    took, count = clock(work, device), counted(model, rows, length)
+    bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
+    told = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
+    split = parts(model, forward, device) if row["launch"] == "eager" and rows == given.batches[0] else None
+    return told | {"roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 
 
-def generation_row(model: MaskedDiffusionModel, same: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+def generation_row(model: MaskedDiffusionModel, row: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """Measure an answer end to end: a token a step, in blocks of 32 where the family has them."""
-    size = ANSWER if given.shape == "8b" else PREDICTED
-    sampler: Any = DreamSampler(size, size) if same["model"] == "dream" else LLaDASampler(size, size, PREDICTED)
+    size = row["tokens"]
+    sampler: Any = DreamSampler(size, size) if row["model"] == "dream" else LLaDASampler(size, size, PREDICTED)
     prompt = torch.randint(0, VOCABULARY - 10, (1, size))
-    found: dict[str, float] = {}
-    for launch in given.launches if given.device != "cpu" else ("eager",):
-        try:
-            with compiled_blocks(model, launch == "compiled"), replayed(model, launch != "eager"):
-                generate(model, prompt, sampler)
-                began = time.perf_counter()
-                generate(model, prompt, sampler)
-                found[f"{launch}_ms"] = 1000 * (time.perf_counter() - began)
-        except Exception as error:
-            print(f"  {launch}: {error}", file=sys.stderr)
-    took = min(found.values())
-    return same | found | {"tokens": size, "ms": took, "tokens_per_s": 1000 * size / took}
+    with replayed(model, row["launch"] != "eager" and given.device != "cpu"):
+        generate(model, prompt, sampler)
+        began = time.perf_counter()
+        generate(model, prompt, sampler)
+        took = 1000 * (time.perf_counter() - began)
+    return {"ms": took, "tokens_per_s": 1000 * size / took}
+
+
+def rows_of(family: str, precision: str, launch: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return what is to be measured of a model under a launch: a row a batch and length, and one of generation."""
+    size = ANSWER if given.shape == "8b" else PREDICTED
+    cases = [("forward", b, n) for n, b in itertools.product(given.lengths, given.batches)]
+    cases += [("generation", 1, size)] if given.generation else []
+    same = {"model": family, "shape": given.shape, "precision": precision, "ends": given.ends, "launch": launch}
+    return [same | {"kind": kind, "batch": batch, "tokens": tokens} for kind, batch, tokens in cases]
 
 
 @torch.inference_mode()
 def measure(family: str, precision: str, given: argparse.Namespace, file: Results) -> Iterator[dict[str, Any]]:
-    """Yield one row a batch and length, and one for generation; none that the file holds."""
-    same = {"model": family, "shape": given.shape, "precision": precision, "ends": given.ends}
-    todo = [{"kind": "forward", "batch": b, "tokens": n} for b, n in itertools.product(given.batches, given.lengths)]
-    todo.append({"kind": "generation", "batch": 1, "tokens": ANSWER if given.shape == "8b" else PREDICTED})
-    todo = [same | row for row in todo if not file.holds(same | row)]
-    if not todo:
+    """Yield rows that the file does not hold; blocks are compiled once for all shapes."""
+    todo = {launch: rows_of(family, precision, launch, given) for launch in given.launches}
+    todo = {launch: [row for row in rows if not file.holds(row)] for launch, rows in todo.items()}
+    if not any(todo.values()):
         return
     model = build(family, given.shape, precision, given.device, given.ends)
-    resident = {"resident_bytes": stored(model), "packed_bytes": sum(stored(m) for m in model.modules() if _packed(m))}
-    for row in todo:
-        try:
-            if row["kind"] == "forward":
-                yield resident | forward_row(model, row, given, file.ceilings)
-            else:
-                yield resident | generation_row(model, row, given)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            print(f"  {row['batch']} x {row['tokens']}: not enough memory", file=sys.stderr)
+    size = {"resident_bytes": stored(model), "packed_bytes": sum(stored(m) for m in model.modules() if _packed(m))}
+    for launch, rows in todo.items():
+        with compiled_blocks(model, launch == "compiled" and bool(rows)):
+            for row in rows:
+                try:
+                    told = (
+                        forward_row(model, row, given, file.ceilings)
+                        if row["kind"] == "forward"
+                        else generation_row(model, row, given)
+                    )
+                except Exception as error:  # another launch, another size may work
+                    reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+                    print(f"  {launch} {row['batch']} x {row['tokens']}: {reason}", file=sys.stderr)
+                else:
+                    yield row | size | told
+                if given.device != "cpu":
+                    torch.cuda.empty_cache()  # a graph held the memory that it was captured with
 
 
 def _packed(module: nn.Module) -> bool:
@@ -252,7 +236,7 @@ class Results:
         ceilings: of the device.
     """
 
-    KEYS = ("model", "shape", "precision", "ends", "kind", "batch", "tokens")
+    KEYS = ("model", "shape", "precision", "ends", "launch", "kind", "batch", "tokens")
 
     def __init__(self, path: Path | None, device: str, ceilings: dict[str, float]) -> None:
         self.path, self.device, self.ceilings = path, device, ceilings
@@ -272,7 +256,7 @@ class Results:
         self.rows.append(row)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            record = {"schema_version": 2, "device": self.device, "torch": torch.__version__}
+            record = {"schema_version": 3, "device": self.device, "torch": torch.__version__}
             record |= {"triton": has_triton(), "ceilings": self.ceilings, "rows": self.rows}
             work = self.path.with_name(self.path.name + ".part")
             work.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -290,6 +274,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
     parser.add_argument("--launches", nargs="+", choices=LAUNCHES, help="default: all on a GPU, eager on a CPU")
     parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
+    parser.add_argument("--no-generation", dest="generation", action="store_false", help="forwards only")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     given = parser.parse_args()
     given.launches = given.launches or (LAUNCHES if given.device != "cpu" else ("eager",))
@@ -303,10 +288,11 @@ def main() -> None:
         for row in measure(family, precision, given, file):
             file.add(row)
             told = f"{row['ms']:9.2f} ms {row['tokens_per_s']:10.0f} tokens/s {row['resident_bytes'] / 2**30:6.2f} GiB"
-            by = " ".join(f"{launch} {row[f'{launch}_ms']:.2f}" for launch in LAUNCHES if f"{launch}_ms" in row)
             of = f" {row['of_roofline']:.2f} of the roofline {row['parts_ms'] or ''}" if "of_roofline" in row else ""
-            what = f"{family} {precision:11s} {row['kind']:10s} {row['batch']:3d} x {row['tokens']:5d}"
-            print(what, told, f"({by})", of, flush=True)
+            what = (
+                f"{family} {precision:13s} {row['launch']:8s} {row['kind']:10s} {row['batch']:3d} x {row['tokens']:5d}"
+            )
+            print(what, told + of, flush=True)
 
 
 if __name__ == "__main__":

@@ -26,4 +26,4 @@ def test_the_benchmark_runs_where_only_torch_and_transformers_are() -> None:
     run = [sys.executable, "-c", CODE]
     done = subprocess.run(run, capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "llada w4a4        forward" in done.stdout
+    assert "llada w4a4          eager    forward" in done.stdout
