@@ -9,11 +9,11 @@ kept, beside what the rule would have taken. Products that the file holds for th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -49,10 +49,12 @@ class Product:
 
 def products() -> list[Product]:
     """Return the products of both published shapes, and the heads (8 bits, 16-bit activations)."""
-    shapes = [(4096, 4096), (12288, 4096), (4096, 12288), (3584, 3584), (512, 3584), (18944, 3584), (3584, 18944)]
-    kinds = [(4, True), (8, True), (4, False)]
-    found = [Product(o, k, bits, integer) for (o, k), (bits, integer) in itertools.product(shapes, kinds)]
-    return [*found, Product(126464, 4096, 8, False), Product(152064, 3584, 8, False)]
+    joined = [(12288, 4096), (24576, 4096), (4608, 3584), (37888, 3584)]  # q, k, v; gate, up: one product each
+    alone = [(4096, 4096), (4096, 12288), (3584, 3584), (3584, 18944)]
+    integers = [Product(o, k, bits, True) for bits in (4, 8) for o, k in (*alone, *joined)]
+    apart = [(12288, 4096), (512, 3584), (18944, 3584)]
+    mixed = [Product(o, k, 4, False) for o, k in (*alone, *apart)]
+    return [*integers, *mixed, Product(126464, 4096, 8, False), Product(152064, 3584, 8, False)]
 
 
 def candidates(rows: int, product: Product) -> Iterator[Tile]:
@@ -60,11 +62,13 @@ def candidates(rows: int, product: Product) -> Iterator[Tile]:
     most = 256 if product.integer else 128
     tokens = [m for m in (16, 32, 64, 128, 256) if min(rows, most) // 4 < m <= min(max(16, rows), most)]
     steps = (64, 128) if product.integer else (32, 64)
-    for m, o, j, stages, split in itertools.product(tokens, (64, 128), steps, (3, 4), (1, 2, 4, 8)):
+    for m, o, j, stages, split in itertools.product(tokens, (64, 128, 256), steps, (2, 3, 4), (1, 2, 4, 8)):
         bytes_a_step = (1 if product.integer else 2) * m * j * (2 if product.bits <= 4 else 1) + o * j
         programs = -(-rows // m) * -(-product.outputs // o) * split
-        if bytes_a_step * stages <= 200 * 1024 and (
-            split == 1 or (programs <= 600 and product.columns // split >= 4 * j)
+        if (
+            m * o <= 128 * 256
+            and bytes_a_step * stages <= 200 * 1024
+            and (split == 1 or (programs <= 600 and product.columns // split >= 4 * j))
         ):
             yield Tile(m, o, j, split, 8 if m * o >= 128 * 128 else 4, stages)
 
@@ -79,40 +83,58 @@ def operands(rows: int, product: Product, copies: int) -> tuple[Tensor, Tensor, 
     return x, torch.rand(rows, 1, device="cuda"), weights, torch.rand(product.outputs, device="cuda")
 
 
-def multiply(product: Product, x: Tensor, token: Tensor, weight: Tensor, channel: Tensor, tile: Tile | None) -> None:
-    """Run one product."""
+def multiply(product: Product, x: Tensor, token: Tensor, weight: Tensor, channel: Tensor, tile: Tile | None) -> Tensor:
+    """Return one product."""
     from starquant.kernels.triton_linear import linear, linear_16
 
     if product.integer:
-        linear(x, token, weight, channel, product.bits, None, torch.bfloat16, tile)
-    else:
-        linear_16(x, weight, channel, product.bits, None, tile)
+        return linear(x, token, weight, channel, product.bits, None, torch.bfloat16, tile)
+    return linear_16(x, weight, channel, product.bits, None, tile)
 
 
-def compile_one(rows: int, product: Product, tile: Tile) -> None:
+def compile_one(case: tuple[int, Product, Tile]) -> None:
     """Fill Triton's cache; what does not compile is found out when it is measured."""
-    try:
+    rows, product, tile = case
+    with contextlib.suppress(Exception):
         x, token, weights, channel = operands(rows, product, 1)
         multiply(product, x, token, weights[0], channel, tile)
         torch.cuda.synchronize()
-    except Exception as error:
-        print(f"  {tile}: {type(error).__name__}", file=sys.stderr)
 
 
-def microseconds(rows: int, product: Product, tile: Tile | None) -> float:
-    """Return the time of one product on weights that lie in no cache; infinite where it does not run."""
-    copies = max(4, min(64, COLD // (product.outputs * product.columns)))
+def compile_all(cases: list[tuple[int, Product, Tile]], processes: int) -> None:
+    """Compile in several processes every kernel that will be measured: one product of each kind and tile."""
+    kinds: dict[tuple[object, ...], tuple[int, Product, Tile]] = {}
+    for rows, product, tile in cases:
+        even = product.columns % (tile.j * tile.split) == 0
+        shape = tile.m, tile.o, tile.j, tile.split > 1, tile.warps, tile.stages
+        kinds[(product.bits, product.integer, even, *shape)] = rows, product, tile
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        done = pool.map(compile_one, kinds.values())
+        list(tqdm(done, "compile", total=len(kinds), unit="kernel"))
+
+
+def microseconds(rows: int, product: Product, tiles: list[Tile]) -> dict[Tile, float]:
+    """Return the time of one product by tile, on weights that lie in no cache.
+
+    Tiles that do not run, or give other numbers than the first, are left out.
+    """
+    copies = max(4, min(256, COLD // (product.outputs * product.columns)))
     x, token, weights, channel = operands(rows, product, copies)
+    expected, found = multiply(product, x, token, weights[0], channel, tiles[0]).float(), dict[Tile, float]()
 
-    def work() -> None:
+    def work(tile: Tile) -> None:
         for weight in weights:
             multiply(product, x, token, weight, channel, tile)
 
-    try:
-        return 1000 * clock(capture(work), "cuda", 0.02) / copies
-    except Exception as error:
-        print(f"  {tile}: {type(error).__name__}", file=sys.stderr)
-        return float("inf")
+    for tile in tiles:
+        try:
+            apart = (multiply(product, x, token, weights[0], channel, tile).float() - expected).norm() / expected.norm()
+            if float(apart) > (0.0 if product.integer else 1e-2):
+                raise ValueError(f"{float(apart):.1e} from {tiles[0]}")
+            found[tile] = 1000 * clock(capture(functools.partial(work, tile)), "cuda", 0.02) / copies
+        except Exception as error:
+            tqdm.write(f"  {tile}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}")
+    return found
 
 
 def main() -> None:
@@ -120,6 +142,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("starquant/kernels/tiles.json"))
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 8], help="of weights")
+    parser.add_argument("--widths", nargs="+", type=int, default=[3584, 4096, 12288, 18944], help="inputs of products")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that compile")
     given = parser.parse_args()
     if not torch.cuda.is_available():
@@ -127,20 +151,24 @@ def main() -> None:
     properties = torch.cuda.get_device_properties(0)
     stored = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     found = stored.setdefault(properties.name, {})
-    todo = [(rows, p) for p, rows in itertools.product(products(), given.rows) if _name(rows, p) not in found]
-    context = get_context("spawn")
-    with ProcessPoolExecutor(given.processes, mp_context=context) as pool, tqdm(todo, unit="product") as bar:
-        for rows, product in bar:
-            tiles = list(candidates(rows, product))
-            list(pool.map(functools.partial(compile_one, rows, product), tiles))
-            times = {tile: microseconds(rows, product, tile) for tile in tiles}
-            best = min(times, key=lambda tile: times[tile])
-            usual = rule(rows, product.outputs, product.columns, product.integer, properties.multi_processor_count)
-            bar.write(f"{_name(rows, product)}: {times[best]:.1f} us, rule {microseconds(rows, product, usual):.1f} us")
-            found[_name(rows, product)] = asdict(best)
-            work = given.out.with_name(given.out.name + ".part")
-            work.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(work, given.out)
+    wanted = [p for p in products() if p.bits in given.bits and p.width in given.widths]
+    todo = [(rows, p) for rows, p in itertools.product(given.rows, wanted) if _name(rows, p) not in found]
+    processors = properties.multi_processor_count
+    tiles = {
+        (rows, p): [rule(rows, p.outputs, p.columns, p.integer, processors), *candidates(rows, p)] for rows, p in todo
+    }
+    compile_all([(*case, tile) for case, several in tiles.items() for tile in several], given.processes)
+    for rows, product in tqdm(todo, unit="product"):
+        several = tiles[rows, product]
+        times = microseconds(rows, product, several)
+        if not times:
+            continue
+        best, usual = min(times, key=lambda tile: times[tile]), times.get(several[0], float("nan"))
+        tqdm.write(f"{_name(rows, product)}: {times[best]:.1f} us, rule {usual:.1f} us; {best}")
+        found[_name(rows, product)] = asdict(best)
+        work = given.out.with_name(given.out.name + ".part")
+        work.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(work, given.out)
 
 
 def _name(rows: int, product: Product) -> str:

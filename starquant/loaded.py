@@ -28,6 +28,7 @@ class Loaded:
     device: str
     tokenizer: PreTrainedTokenizerBase
     texts: Texts
+    packed: bool = False
     seconds: float = 0.0
     model: MaskedDiffusionModel | None = field(default=None)
 
@@ -39,15 +40,12 @@ class Loaded:
             StarquantError: a method that does not fit the model, text that cannot be used.
         """
         checkpoint, family = check_checkpoint(folder)
-        if "quantization_config" in checkpoint.config and not spec.is_baseline:
-            raise ConfigError(
-                f"model.path: {folder}: is packed already; allowed: method=none, or the full-precision model"
-            )
         tokenizer = load_tokenizer(folder)
         with torch.device("meta"):
             skeleton = family.model(make_config(checkpoint, family))
         METHODS.load(spec.method.name)(spec.method).check(skeleton, spec.bits)
-        return cls(folder, spec, device, tokenizer, read_texts(spec, tokenizer, skeleton))
+        packed = "quantization_config" in checkpoint.config
+        return cls(folder, spec, device, tokenizer, read_texts(spec, tokenizer, skeleton), packed)
 
     def get(self) -> MaskedDiffusionModel:
         """Return the model, read when first asked for."""
@@ -74,7 +72,9 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
         folder = weights_folder(spec.model.seed)
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
-    check_checkpoint(folder)
+    checkpoint, _ = check_checkpoint(folder)
+    if "quantization_config" in checkpoint.config and not spec.is_baseline:
+        raise ConfigError(f"model.path: {folder}: is packed already; allowed: method=none, or the full-precision model")
     model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})
     tasks = spec.tasks
     if tasks.data_dir is not None:

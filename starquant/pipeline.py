@@ -114,7 +114,10 @@ class _Run:
     @functools.cached_property
     def loaded(self) -> Loaded:
         """All that is read, judged as soon as anything has to be computed."""
-        return Loaded.prepare(self.folder, self.spec, self.device)
+        found = Loaded.prepare(self.folder, self.spec, self.device)
+        if found.packed:
+            self.say(f"note: {self.folder} is packed: scored as it is, where tables say full precision")
+        return found
 
     def stages(self) -> Result:
         self.together.by_first(self.store.prepare)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -92,8 +92,10 @@ class IntegerTokens:
         codes: int8 [..., K].
         scale: float32 [..., 1].
         dtype: of the activations, and of what comes out of a linear.
+        products: of linears that are multiplied as one, once the first of them has asked.
     """
 
     codes: Tensor
     scale: Tensor
     dtype: torch.dtype
+    products: list[Tensor] = field(default_factory=list)

@@ -15,6 +15,7 @@ from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.runtime.attention import OPERANDS, QuantizedAttentionCore
+from starquant.runtime.joined import Joined
 from starquant.runtime.packed import Packed, PackedEmbedding, PackedLinear
 from starquant.runtime.plain import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
 from starquant.runtime.sites import ActivationQuantizer, Where
@@ -163,5 +164,8 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
                 packed = all(isinstance(linear, PackedLinear) and linear.takes_integers for linear in readers)
                 able = packed and module.format.symmetric and module.format.bits <= 8
                 module.integers = where if able else "never"
+                joined = Joined.of(readers) if able and where != "never" else None
+                for linear in readers if packed else ():
+                    linear.joined = joined
                 count += able
     return count

@@ -148,6 +148,7 @@ class PackedLinear(Packed):
         self, in_features: int, out_features: int, weight_format: QuantFormat, bias: torch.dtype | None = None
     ) -> None:
         super().__init__(out_features, in_features, weight_format)
+        self.joined: Any = None  # with those that read the same integers (`runtime.joined`)
         self.bias = None if bias is None else nn.Parameter(torch.empty(out_features, dtype=bias), requires_grad=False)
 
     @property
@@ -178,6 +179,8 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor | IntegerTokens) -> Tensor:
         """Return x W^T + b, [..., O]."""
         if isinstance(x, IntegerTokens):
+            if self.joined is not None:
+                return self.joined.product(x, self)
             return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
         if self.takes_integers and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
             return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)

@@ -23,9 +23,10 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.models.roles import Site
+from starquant.models.roles import Role, Site
 from starquant.pipeline import execute
-from starquant.runtime import sites
+from starquant.runtime import joined, sites
+from starquant.runtime import packed as packed_room
 from starquant.runtime.description import describe, use_integers
 from starquant.runtime.folding import folded
 from starquant.runtime.packed import PackedLinear
@@ -148,6 +149,36 @@ def test_the_integer_path_gives_the_same_up_to_rounding(name: str, tmp_path: Pat
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
     use_integers(loaded, "never")
     assert torch.equal(logits(loaded, ids_of(loaded)), expected)
+
+
+@pytest.mark.parametrize(("architecture", "name"), [("llada_gqa", "star_quant"), ("dream_gqa", "rtn")])
+def test_linears_of_one_site_are_multiplied_as_one(
+    architecture: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = exported(name, architecture, tmp_path)
+    loaded, alone = load_model(folder), load_model(folder)
+    use_integers(loaded), use_integers(alone)
+    for linear in alone.modules():
+        if isinstance(linear, PackedLinear):
+            linear.joined = None
+    before = {key: value.clone() for key, value in loaded.state_dict().items()}
+    count: list[int] = []
+    for room in (joined, packed_room):
+        whole = room.integer_linear
+        monkeypatch.setattr(room, "integer_linear", lambda *given, whole=whole: count.append(1) or whole(*given))
+    expected = logits(alone, ids_of(alone))
+    assert len(count) == 7 * alone.config.num_hidden_layers
+    count.clear()
+    for _ in range(2):
+        assert torch.equal(logits(loaded, ids_of(loaded)), expected)
+    assert len(count) == 2 * 4 * loaded.config.num_hidden_layers
+    state = loaded.state_dict()
+    assert state.keys() == before.keys() and all(torch.equal(state[key], before[key]) for key in state)
+    attention = loaded.block_sites(loaded.trunk().blocks[0]).linears
+    q, k = attention[Role.Q], attention[Role.K]
+    assert q.codes.untyped_storage().data_ptr() == k.codes.untyped_storage().data_ptr()  # kept once
+    loaded.to(torch.bfloat16)
+    assert logits(loaded, ids_of(loaded)).isfinite().all()
 
 
 @pytest.mark.parametrize("architecture", ["llada_gqa", "dream_gqa"])
