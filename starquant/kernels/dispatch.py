@@ -62,7 +62,7 @@ def quantize_tokens(
     clip_M1 = None if clip is None else clip.expand(*x.shape[:-1], 1).reshape(-1, 1).float()
     affine, kronecker, gate = before.affine, before.kronecker, before.gate
     given = (
-        None if affine is None else affine.matrix_NGG,
+        None if affine is None else affine.columns_GK,
         None if affine is None else affine.shift_NG,
         None if kronecker is None else kronecker.a_MM,
         None if kronecker is None else kronecker.b_NN,
@@ -104,7 +104,7 @@ def _quantize(
     bits: int,
     clip_M1: Tensor | None,
     clip_ratio: float,
-    matrix_NGG: Tensor | None,
+    columns_GK: Tensor | None,
     shift_NG: Tensor | None,
     a_MM: Tensor | None,
     b_NN: Tensor | None,
@@ -113,7 +113,7 @@ def _quantize(
     d_m: int,
     d_u: int,
 ) -> tuple[Tensor, Tensor]:
-    affine = None if matrix_NGG is None or shift_NG is None else Affine(matrix_NGG, shift_NG)
+    affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
     before = Before(affine, kronecker, None if masked_M is None else Gate(masked_M, d_m, d_u))
     check_device(x_MK.device)

@@ -25,21 +25,28 @@ class Gate:
 
 @dataclass(frozen=True)
 class Affine:
-    """TAC's map of every run of G channels, z M^T + d, in front of everything else.
+    """TAC's map of every run of G channels, z M^T + d.
 
     Attributes:
-        matrix_NGG: M of each run, float32.
-        shift_NG: d likewise.
+        columns_GK: column j of M for every channel, float32: what neighbouring threads read lies side by side.
+        shift_NG: d of each of the N runs.
     """
 
-    matrix_NGG: Tensor
+    columns_GK: Tensor
     shift_NG: Tensor
+
+    @classmethod
+    def of(cls, matrix_NGG: Tensor, shift_NG: Tensor) -> Affine:
+        """Return the map of M and d of each run."""
+        size = matrix_NGG.shape[-1]
+        return cls(matrix_NGG.permute(2, 0, 1).reshape(size, -1).contiguous(), shift_NG.contiguous())
 
     def apply(self, x_MK: Tensor) -> Tensor:
         """Return the mapped rows, float32."""
         blocks, size = self.shift_NG.shape
         z_NMG = x_MK.float().view(-1, blocks, size).transpose(0, 1)
-        return torch.baddbmm(self.shift_NG[:, None], z_NMG, self.matrix_NGG.mT).transpose(0, 1).flatten(1)
+        transposed_NGG = self.columns_GK.view(size, blocks, size).transpose(0, 1)
+        return torch.baddbmm(self.shift_NG[:, None], z_NMG, transposed_NGG).transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True)

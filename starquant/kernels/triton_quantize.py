@@ -38,12 +38,12 @@ def codes_of(x, scale, qmax):
 
 
 @triton.jit
-def _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, GROUP: tl.constexpr):
+def _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP: tl.constexpr):
     """Channel k becomes the sum over j of M[k, j] x[first of its run + j], plus d[k]; rounded to x's dtype."""
     first = (column // GROUP) * GROUP
     total = tl.load(shift_ptr + column, mask=mask, other=0.0)
     for j in range(GROUP):
-        weight = tl.load(matrix_ptr + column * GROUP + j, mask=mask, other=0.0)
+        weight = tl.load(matrix_ptr + j * width + column, mask=mask, other=0.0)
         total += weight * tl.load(x_ptr + start + first + j, mask=mask, other=0.0).to(tl.float32)
     return total.to(x_ptr.dtype.element_ty)
 
@@ -55,7 +55,7 @@ def _map_rows(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     start, mask = row.to(tl.int64) * width, (row < rows) & (column < width)
-    y = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, GROUP)
+    y = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP)
     tl.store(y_ptr + start + column, y, mask=mask)
 
 
@@ -86,7 +86,7 @@ def _quantize_rows(
     mask = here[:, None] & (column < width)
     start = row.to(tl.int64)[:, None] * width  # many tokens of a wide layer pass 2^31
     if GROUP > 0:
-        x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, GROUP).to(tl.float32)
+        x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP).to(tl.float32)
     else:
         x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
     if HAS_GATE:
@@ -104,7 +104,7 @@ def map_rows(x_MK: Tensor, affine: Affine) -> Tensor:
     y_MK = torch.empty_like(x_MK)
     per = rows_a_program(rows, 8)
     grid = (triton.cdiv(rows, per), triton.cdiv(width, block))
-    matrix, shift = affine.matrix_NGG.contiguous(), affine.shift_NG.contiguous()
+    matrix, shift = affine.columns_GK.contiguous(), affine.shift_NG.contiguous()
     size = affine.shift_NG.shape[1]
     _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, GROUP=size, ROWS=per, BLOCK=block)
     return y_MK
@@ -154,7 +154,7 @@ def quantize_rows(
         scale,
         clip_M1.contiguous() if clip_M1 is not None else scale,
         scale if gate is None else gate.masked.to(torch.int8).contiguous(),
-        scale if affine is None else affine.matrix_NGG.contiguous(),
+        scale if affine is None else affine.columns_GK.contiguous(),
         scale if affine is None else affine.shift_NG.contiguous(),
         rows,
         width,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from starquant.kernels import Affine, Before, Gate
+from starquant.kernels import Before, Gate
 from starquant.models.layers import Context
 from starquant.runtime.folding import folded
 from starquant.runtime.token_state import BlockAffine, SiteTransform, StateGate
@@ -20,7 +20,7 @@ def split(transform: nn.Module | None, x_BLD: Tensor, context: Context) -> tuple
     correction, exact, gate = transform.correction, transform.exact, transform.gate
     affine = kronecker = None
     if isinstance(correction, BlockAffine) and len(correction.shift_CNG) == 1 and _taken(exact):
-        affine = Affine(correction.matrix_CNGG[0], correction.shift_CNG[0])
+        affine = correction.affine()
     elif (both := folded(transform)) is not None:
         x_BLD, exact = both(x_BLD), None
     elif correction is not None:

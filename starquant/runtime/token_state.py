@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
+from starquant.kernels import Affine
 from starquant.models.keeping import Float32Buffers
 from starquant.models.layers import Context
 
@@ -93,6 +94,14 @@ class BlockAffine(Float32Buffers):
         super().__init__()
         self.register_buffer("matrix_CNGG", matrix_CNGG.float())
         self.register_buffer("shift_CNG", shift_CNG.float())
+        self._kept: Affine | None = None
+
+    def affine(self) -> Affine:
+        """Return the one map that there is (C = 1) as kernels take it, kept beside the module."""
+        matrix_NGG, shift_NG = self.matrix_CNGG[0], self.shift_CNG[0]
+        if self._kept is None or self._kept.columns_GK.device != matrix_NGG.device:
+            self._kept = torch.compiler.disable(_outside)(matrix_NGG, shift_NG)
+        return self._kept
 
     def forward(self, z_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return the corrected attention output."""
@@ -112,6 +121,11 @@ class BlockAffine(Float32Buffers):
     def __str__(self) -> str:
         conditions, _, g = self.shift_CNG.shape
         return f"affine blocks of {g}" + (f", {conditions} conditions" if conditions > 1 else "")
+
+
+def _outside(matrix_NGG: Tensor, shift_NG: Tensor) -> Affine:
+    with torch.inference_mode(False):  # what is kept must serve other passes too
+        return Affine.of(matrix_NGG, shift_NG.clone())
 
 
 def bin_of_context(context: Context, bins: int) -> Tensor:

@@ -79,7 +79,7 @@ def check_affine() -> None:
         x = torch.randn(7, width, generator=generator).to(DEVICE, dtype)
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         shift = 0.1 * torch.randn(width // size, size, generator=generator)
-        affine = Affine(matrix.to(DEVICE), shift.to(DEVICE))
+        affine = Affine.of(matrix.to(DEVICE), shift.to(DEVICE))
         before = Before(affine, gate=Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
         codes, scale = quantize_rows(x, 4, before=before)
         expected = reference.quantize_rows(x, 4, before=before)
@@ -106,7 +106,7 @@ def check_transform() -> None:
             near(codes, scale, expected, 0.01, 1e-5)
         size = next(g for g in (8, 4, 3) if width % g == 0)
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
-        affine = Affine(matrix.to(DEVICE), 0.1 * torch.randn(width // size, size, generator=generator).to(DEVICE))
+        affine = Affine.of(matrix.to(DEVICE), 0.1 * torch.randn(width // size, size, generator=generator).to(DEVICE))
         before = Before(affine, kronecker, Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, 2))
         clip = torch.linspace(0.5, 1.0, 7, device=DEVICE)[:, None]
         # Rounded after each step: an edge is crossed more often. The interpreter gets bfloat16 wrong.
@@ -130,7 +130,7 @@ def near(
 def check_rows() -> None:
     """Several rows a program, the last program not full."""
     x = torch.randn(530, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    affine = Affine(torch.eye(8).repeat(4, 1, 1).to(DEVICE), torch.full((4, 8), 0.25, device=DEVICE))
+    affine = Affine.of(torch.eye(8).repeat(4, 1, 1).to(DEVICE), torch.full((4, 8), 0.25, device=DEVICE))
     assert rows_a_program(530, 8) == 4
     assert torch.equal(map_rows(x, affine), x + 0.25)
     clip = torch.linspace(0.5, 1.0, 530, device=DEVICE)[:, None]
