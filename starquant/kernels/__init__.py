@@ -4,14 +4,14 @@ Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
 """
 
 from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton
-from starquant.kernels.tokens import Affine, Before, Gate, IntegerTokens, Kronecker
+from starquant.kernels.tokens import Affine, Before, IntegerTokens, Kronecker, TokenStates
 
 __all__ = [
     "Affine",
     "Before",
-    "Gate",
     "IntegerTokens",
     "Kronecker",
+    "TokenStates",
     "integer_linear",
     "mixed_linear",
     "quantize_tokens",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from starquant.errors import DeviceError
 from starquant.kernels import reference
-from starquant.kernels.tokens import NOTHING, Affine, Before, Gate, IntegerTokens, Kronecker
+from starquant.kernels.tokens import NOTHING, Affine, Before, IntegerTokens, Kronecker, TokenStates
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
 NEEDED = (8, 0)
@@ -54,25 +54,22 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def quantize_tokens(
-    x: Tensor, bits: int, clip: Tensor | None = None, clip_ratio: float = 1.0, before: Before = NOTHING
-) -> IntegerTokens:
-    """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits; `clip` is [..., 1]."""
-    rows_MK = x.reshape(-1, x.shape[-1])
-    clip_M1 = None if clip is None else clip.expand(*x.shape[:-1], 1).reshape(-1, 1).float()
-    affine, kronecker, gate = before.affine, before.kronecker, before.gate
+def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0, before: Before = NOTHING) -> IntegerTokens:
+    """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits."""
+    affine, kronecker, states = before.affine, before.kronecker, before.states
     given = (
         None if affine is None else affine.columns_GK,
         None if affine is None else affine.shift_NG,
         None if kronecker is None else kronecker.a_MM,
         None if kronecker is None else kronecker.b_NN,
         1.0 if kronecker is None else kronecker.factor,
-        None if gate is None else gate.masked.expand(x.shape[:-1]).reshape(-1),
-        0 if gate is None else gate.d_m,
-        0 if gate is None else gate.d_u,
+        None if states is None else states.masked.expand(x.shape[:-1]).reshape(-1),
+        0 if states is None else states.d_m,
+        0 if states is None else states.d_u,
+        None if states is None else states.clip_S,
     )
     run = _quantize_op if torch.compiler.is_compiling() else _quantize
-    codes, scale = run(rows_MK, bits, clip_M1, clip_ratio, *given)
+    codes, scale = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, *given)
     return IntegerTokens(codes.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
 
 
@@ -102,7 +99,6 @@ def mixed_linear(x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: 
 def _quantize(
     x_MK: Tensor,
     bits: int,
-    clip_M1: Tensor | None,
     clip_ratio: float,
     columns_GK: Tensor | None,
     shift_NG: Tensor | None,
@@ -112,17 +108,18 @@ def _quantize(
     masked_M: Tensor | None,
     d_m: int,
     d_u: int,
+    clip_S: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
-    before = Before(affine, kronecker, None if masked_M is None else Gate(masked_M, d_m, d_u))
+    before = Before(affine, kronecker, None if masked_M is None else TokenStates(masked_M, d_m, d_u, clip_S))
     check_device(x_MK.device)
     if not uses_triton(x_MK):
-        return reference.quantize_rows(x_MK, bits, clip_M1, clip_ratio, before)
+        return reference.quantize_rows(x_MK, bits, clip_ratio, before)
     from starquant.kernels.triton_quantize import quantize_rows
 
     with _on(x_MK):
-        return quantize_rows(x_MK, bits, clip_M1, clip_ratio, before)
+        return quantize_rows(x_MK, bits, clip_ratio, before)
 
 
 def _linear(

@@ -9,18 +9,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Gate:
-    """SGAT's gate on channels [shared | masked only | others only]: what a token's state does not use is zero.
+class TokenStates:
+    """What depends on the state of a token, masked or not.
+
+    Clip ratios, and SGAT's gate on channels [shared | masked only | others only]: what a state does not use is zero.
 
     Attributes:
         masked: which tokens are masked [...].
         d_m: channels of masked tokens only.
         d_u: channels of the others only.
+        clip_S: ratios [2] of masked and of other tokens, on top of the format's; None for none.
     """
 
     masked: Tensor
-    d_m: int
-    d_u: int
+    d_m: int = 0
+    d_u: int = 0
+    clip_S: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,12 @@ class Before:
     Attributes:
         affine: TAC.
         kronecker: an exact transform that linears undo.
-        gate: by token state.
+        states: gate and clip ratios by token state.
     """
 
     affine: Affine | None = None
     kronecker: Kronecker | None = None
-    gate: Gate | None = None
+    states: TokenStates | None = None
 
 
 NOTHING = Before()

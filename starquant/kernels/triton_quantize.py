@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import NOTHING, Affine, Before
+from starquant.kernels.tokens import NOTHING, Affine, Before, TokenStates
 
 ROUND = tl.constexpr(1.5 * 2**23)
 
@@ -89,9 +89,10 @@ def _quantize_rows(
         x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP).to(tl.float32)
     else:
         x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+    is_masked = tl.load(state_ptr + row, mask=here, other=0) != 0 if HAS_GATE or HAS_CLIP else here
     if HAS_GATE:
-        x = gated(x, column, (tl.load(state_ptr + row, mask=here, other=0) != 0)[:, None], shared, masked)
-    clip = tl.load(clip_ptr + row, mask=here, other=1.0) if HAS_CLIP else 1.0
+        x = gated(x, column, is_masked[:, None], shared, masked)
+    clip = tl.where(is_masked, tl.load(clip_ptr), tl.load(clip_ptr + 1)) if HAS_CLIP else 1.0
     scale = scale_of(tl.max(tl.abs(x), 1), tl.sum((x != x).to(tl.int32), 1), clip, per_code, tiny)
     tl.store(codes_ptr + start + column, codes_of(x, scale[:, None], qmax), mask=mask)
     tl.store(scale_ptr + row, scale, mask=here)
@@ -118,56 +119,62 @@ def rows_a_program(rows: int, most: int) -> int:
     return per
 
 
-def quantize_rows(
-    x_MK: Tensor,
-    bits: int,
-    clip_M1: Tensor | None = None,
-    clip_ratio: float = 1.0,
-    before: Before = NOTHING,
-) -> tuple[Tensor, Tensor]:
+def quantize_rows(x_MK: Tensor, bits: int, clip_ratio: float = 1.0, before: Before = NOTHING) -> tuple[Tensor, Tensor]:
     """Return (int8 codes [M, K], float32 scale [M, 1]), as `reference.quantize_rows`.
 
     Args:
         x_MK: activations.
         bits: 2 to 8.
-        clip_M1: ratios that multiply `clip_ratio`, None for none.
         clip_ratio: of the format.
-        before: TAC, a Kronecker transform, and a gate with the state of every row [M].
+        before: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
     """
+    affine, states = before.affine, before.states
     if before.kronecker is not None:
         from starquant.kernels.triton_transform import transform_rows
 
-        if before.affine is not None:
-            x_MK = map_rows(x_MK, before.affine)
-        return transform_rows(x_MK, bits, clip_M1, clip_ratio, before.kronecker, before.gate)
+        if affine is not None:
+            x_MK = map_rows(x_MK, affine)
+        return transform_rows(x_MK, bits, clip_ratio, before.kronecker, states)
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
-    qmax = (1 << (bits - 1)) - 1
-    gate, affine = before.gate, before.affine
-    masked, unmasked = (0, 0) if gate is None else (gate.d_m, gate.d_u)
     per = 1 if affine is None else rows_a_program(rows, 4)
+    clip, state, gate, flags = of_states(states, width, scale)
     _quantize_rows[(triton.cdiv(rows, per),)](
         x_MK,
         codes,
         scale,
-        clip_M1.contiguous() if clip_M1 is not None else scale,
-        scale if gate is None else gate.masked.to(torch.int8).contiguous(),
+        clip,
+        state,
         scale if affine is None else affine.columns_GK.contiguous(),
         scale if affine is None else affine.shift_NG.contiguous(),
         rows,
         width,
-        width - masked - unmasked,
-        masked,
-        float(qmax),
-        clip_ratio / qmax,
-        torch.finfo(torch.float32).tiny,
-        HAS_CLIP=clip_M1 is not None,
-        HAS_GATE=gate is not None,
+        *gate,
+        *grid_of(bits, clip_ratio),
         GROUP=0 if affine is None else affine.shift_NG.shape[1],
         ROWS=per,
         BLOCK=triton.next_power_of_2(width),
         num_warps=16 if width * per > 8192 else 8 if width * per > 2048 else 4,
+        **flags,
     )
     return codes, scale
+
+
+def of_states(
+    states: TokenStates | None, width: int, nothing: Tensor
+) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, bool]]:
+    """Return what kernels take of token states: clip ratios, states, (shared, masked) channels, what there is of it."""
+    if states is None:
+        return nothing, nothing, (width, 0), {"HAS_CLIP": False, "HAS_GATE": False}
+    clip = states.clip_S
+    flags = {"HAS_CLIP": clip is not None, "HAS_GATE": states.d_m + states.d_u > 0}
+    channels = width - states.d_m - states.d_u, states.d_m
+    return nothing if clip is None else clip.contiguous(), states.masked.contiguous(), channels, flags
+
+
+def grid_of(bits: int, clip_ratio: float) -> tuple[float, float, float]:
+    """Return what kernels take of the grid: its largest code, the scale of the largest magnitude, the least scale."""
+    qmax = (1 << (bits - 1)) - 1
+    return float(qmax), clip_ratio / qmax, torch.finfo(torch.float32).tiny

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import Gate, Kronecker
-from starquant.kernels.triton_quantize import codes_of, gated, scale_of
+from starquant.kernels.tokens import Kronecker, TokenStates
+from starquant.kernels.triton_quantize import codes_of, gated, grid_of, of_states, scale_of
 
 
 @triton.jit
@@ -65,16 +65,17 @@ def _transform_rows(
         y = tl.dot(left, t, y, input_precision=PRECISION)
     y = (y * factor).to(x_ptr.dtype.element_ty).to(tl.float32)
     channel, inside = i[:, None] * b + c[None, :], (i < a)[:, None] & (c < b)[None, :]
+    is_masked = tl.load(state_ptr + row) != 0 if HAS_GATE or HAS_CLIP else row >= 0
     if HAS_GATE:
-        y = gated(y, channel, tl.load(state_ptr + row) != 0, shared, masked)
-    clip = tl.load(clip_ptr + row) if HAS_CLIP else 1.0
+        y = gated(y, channel, is_masked, shared, masked)
+    clip = tl.where(is_masked, tl.load(clip_ptr), tl.load(clip_ptr + 1)) if HAS_CLIP else 1.0
     scale = scale_of(tl.max(tl.abs(y)), tl.sum((y != y).to(tl.int32)), clip, per_code, tiny)
     tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes_of(y, scale, qmax), mask=inside)
     tl.store(scale_ptr + row, scale)
 
 
 def transform_rows(
-    x_MK: Tensor, bits: int, clip_M1: Tensor | None, clip_ratio: float, kronecker: Kronecker, gate: Gate | None
+    x_MK: Tensor, bits: int, clip_ratio: float, kronecker: Kronecker, states: TokenStates | None
 ) -> tuple[Tensor, Tensor]:
     """Return (int8 codes [M, K], float32 scale [M, 1]) of transformed rows; arguments as `quantize_rows`."""
     x_MK = x_MK.contiguous()
@@ -82,29 +83,24 @@ def transform_rows(
     codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
     a = len(kronecker.a_MM)
-    qmax, b = (1 << (bits - 1)) - 1, width // a
-    masked, unmasked = (0, 0) if gate is None else (gate.d_m, gate.d_u)
+    clip, state, gate, flags = of_states(states, width, scale)
     _transform_rows[(rows,)](
         x_MK,
         kronecker.a_MM.contiguous(),
         scale if kronecker.b_NN is None else kronecker.b_NN.contiguous(),
         codes,
         scale,
-        clip_M1.contiguous() if clip_M1 is not None else scale,
-        scale if gate is None else gate.masked.to(torch.int8).contiguous(),
+        clip,
+        state,
         a,
-        b,
-        width - masked - unmasked,
-        masked,
+        width // a,
+        *gate,
         kronecker.factor,
-        float(qmax),
-        clip_ratio / qmax,
-        torch.finfo(torch.float32).tiny,
+        *grid_of(bits, clip_ratio),
         HAS_B=kronecker.b_NN is not None,
-        HAS_CLIP=clip_M1 is not None,
-        HAS_GATE=gate is not None,
         PRECISION="ieee" if x_MK.dtype == torch.float32 else "tf32",
-        **shape_of(a, b),
+        **flags,
+        **shape_of(a, width // a),
     )
     return codes, scale
 

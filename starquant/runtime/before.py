@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from starquant.kernels import Before, Gate
+from starquant.kernels import Before, TokenStates
 from starquant.models.layers import Context
 from starquant.runtime.folding import folded
 from starquant.runtime.token_state import BlockAffine, SiteTransform, StateGate
@@ -13,8 +13,8 @@ from starquant.runtime.transforms import HadamardTransform, HeadsHadamard, Krone
 _KRONECKER = (HadamardTransform, HeadsHadamard, KroneckerTransform)
 
 
-def split(transform: nn.Module | None, x_BLD: Tensor, context: Context) -> tuple[Tensor, Before]:
-    """Do what no kernel does, and return the result with what is left: TAC, a Kronecker transform, a gate, in order."""
+def split(transform: nn.Module | None, clip_S: Tensor | None, x_BLD: Tensor, context: Context) -> tuple[Tensor, Before]:
+    """Do what no kernel does; return the result with what is left: TAC, a Kronecker transform, gate and clip ratios."""
     if not isinstance(transform, SiteTransform):
         transform = SiteTransform(transform)
     correction, exact, gate = transform.correction, transform.exact, transform.gate
@@ -29,9 +29,13 @@ def split(transform: nn.Module | None, x_BLD: Tensor, context: Context) -> tuple
         kronecker = exact.kronecker(x_BLD.device)
     elif exact is not None:
         x_BLD = exact(x_BLD, context)
-    if not isinstance(gate, StateGate):
-        return x_BLD if gate is None else gate(x_BLD, context), Before(affine, kronecker)
-    return x_BLD, Before(affine, kronecker, Gate(context.masked_BL, gate.masked, gate.unmasked))
+    gated = isinstance(gate, StateGate)
+    if gate is not None and not gated:
+        x_BLD = gate(x_BLD, context)
+    if not gated and clip_S is None:
+        return x_BLD, Before(affine, kronecker)
+    widths = (gate.masked, gate.unmasked) if isinstance(gate, StateGate) else (0, 0)
+    return x_BLD, Before(affine, kronecker, TokenStates(context.masked_BL, *widths, clip_S))
 
 
 def _taken(exact: nn.Module | None) -> bool:

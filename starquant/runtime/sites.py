@@ -36,16 +36,15 @@ class ActivationQuantizer(InputSite):
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
         """Return the transformed input on its grid, as values or as integers."""
-        integers = self.integers == "always" or (self.integers == "on_gpu" and x_BLD.is_cuda)
+        if self.integers == "always" or (self.integers == "on_gpu" and x_BLD.is_cuda):
+            assert context is not None
+            x_BLD, before = split(self.transform, self.state_clip, x_BLD, context)
+            return quantize_tokens(x_BLD, self.format.bits, self.format.clip_ratio, before)
         clip_BL1 = None
         if self.state_clip is not None:
             assert context is not None
             masked, other = self.state_clip.to(x_BLD.device)
             clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
-        if integers:
-            assert context is not None
-            x_BLD, before = split(self.transform, x_BLD, context)
-            return quantize_tokens(x_BLD, self.format.bits, clip_BL1, self.format.clip_ratio, before)
         x_BLD = super().forward(x_BLD, context)
         quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
         if self.meter is not None:

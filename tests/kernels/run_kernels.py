@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from starquant.kernels import Affine, Before, Gate, Kronecker, reference
+from starquant.kernels import Affine, Before, Kronecker, TokenStates, reference
 from starquant.kernels.tiles import Tile
 from starquant.kernels.triton_linear import linear, linear_16
 from starquant.kernels.triton_quantize import map_rows, quantize_rows, rows_a_program
@@ -54,17 +54,18 @@ def check_quantize() -> None:
     for width, bits, dtype in itertools.product((8, 160, 300), (4, 8), (torch.float32, torch.bfloat16)):
         generator = torch.Generator().manual_seed(width)
         x = torch.cat((torch.randn(9, width, generator=generator), torch.zeros(1, width))).to(DEVICE, dtype)
-        clip = torch.linspace(0.5, 1.0, 10, device=DEVICE)[:, None]
-        for ratios, clip_ratio in ((None, 1.0), (clip, 0.9)):
-            codes, scale = quantize_rows(x, bits, ratios, clip_ratio)
-            expected = reference.quantize_rows(x, bits, ratios, clip_ratio)
+        masked = torch.arange(10, device=DEVICE) % 2 == 0
+        clipped = TokenStates(masked, clip_S=torch.tensor([0.5, 0.8], device=DEVICE))
+        for states, clip_ratio in ((None, 1.0), (clipped, 0.9)):
+            codes, scale = quantize_rows(x, bits, clip_ratio, Before(states=states))
+            expected = reference.quantize_rows(x, bits, clip_ratio, Before(states=states))
             assert torch.equal(scale, expected[1]), ("scale", width, bits, dtype)
             assert torch.equal(codes, expected[0]), ("codes", width, bits, dtype)
-        masked, d_m, d_u = torch.arange(10, device=DEVICE) % 2 == 0, width // 4, width // 8
+        d_m, d_u = width // 4, width // 8
         gated = x.clone()
         gated[masked, width - d_u :] = 0
         gated[~masked, width - d_m - d_u : width - d_u] = 0
-        before = Before(gate=Gate(masked, d_m, d_u))
+        before = Before(states=TokenStates(masked, d_m, d_u))
         codes, scale = quantize_rows(x, bits, before=before)
         expected = reference.quantize_rows(gated, bits)
         told = reference.quantize_rows(x, bits, before=before)
@@ -80,7 +81,7 @@ def check_affine() -> None:
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         shift = 0.1 * torch.randn(width // size, size, generator=generator)
         affine = Affine.of(matrix.to(DEVICE), shift.to(DEVICE))
-        before = Before(affine, gate=Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
+        before = Before(affine, states=TokenStates(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
         codes, scale = quantize_rows(x, 4, before=before)
         expected = reference.quantize_rows(x, 4, before=before)
         torch.testing.assert_close(scale, expected[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
@@ -107,14 +108,15 @@ def check_transform() -> None:
         size = next(g for g in (8, 4, 3) if width % g == 0)
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         affine = Affine.of(matrix.to(DEVICE), 0.1 * torch.randn(width // size, size, generator=generator).to(DEVICE))
-        before = Before(affine, kronecker, Gate(torch.arange(7, device=DEVICE) % 2 == 0, size, 2))
-        clip = torch.linspace(0.5, 1.0, 7, device=DEVICE)[:, None]
+        clip_S = torch.tensor([0.7, 0.9], device=DEVICE)
+        states = TokenStates(torch.arange(7, device=DEVICE) % 2 == 0, size, 2, clip_S)
+        before = Before(affine, kronecker, states)
         # Rounded after each step: an edge is crossed more often. The interpreter gets bfloat16 wrong.
         near_by = {torch.float32: (0.01, 1e-5), torch.float16: (0.03, 4e-3)}
         near_by |= {torch.bfloat16: (0.1, 2e-2)} if ON_GPU else {}
         for dtype, (share, rtol) in near_by.items():
-            expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, clip, 0.9, before)
-            found = quantize_rows(x.to(DEVICE, dtype), 4, clip, 0.9, before)
+            expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, 0.9, before)
+            found = quantize_rows(x.to(DEVICE, dtype), 4, 0.9, before)
             near(*found, expected, share, rtol)
 
 
@@ -133,9 +135,9 @@ def check_rows() -> None:
     affine = Affine.of(torch.eye(8).repeat(4, 1, 1).to(DEVICE), torch.full((4, 8), 0.25, device=DEVICE))
     assert rows_a_program(530, 8) == 4
     assert torch.equal(map_rows(x, affine), x + 0.25)
-    clip = torch.linspace(0.5, 1.0, 530, device=DEVICE)[:, None]
-    before = Before(affine, gate=Gate(torch.arange(530, device=DEVICE) % 3 == 0, 4, 4))
-    found, expected = quantize_rows(x, 4, clip, 1.0, before), reference.quantize_rows(x, 4, clip, 1.0, before)
+    clip_S = torch.tensor([0.5, 0.75], device=DEVICE)
+    before = Before(affine, states=TokenStates(torch.arange(530, device=DEVICE) % 3 == 0, 4, 4, clip_S))
+    found, expected = quantize_rows(x, 4, 1.0, before), reference.quantize_rows(x, 4, 1.0, before)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 

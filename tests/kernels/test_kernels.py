@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from starquant.kernels import IntegerTokens, dispatch, integer_linear, quantize_tokens, reference
+from starquant.kernels import Before, IntegerTokens, TokenStates, dispatch, integer_linear, quantize_tokens, reference
 from starquant.kernels.packing import pack
 from starquant.numerics import PerToken, QuantFormat, dequantize, fake_quantize, quantize
 
@@ -55,10 +55,11 @@ def test_a_product_of_integers_is_the_fake_quantized_one(bits: int) -> None:
 def test_token_codes_are_those_of_the_grid(clip_ratio: float) -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.cat((torch.randn(6, 24, generator=generator), torch.zeros(1, 24)))
-    clip = torch.linspace(0.5, 1.0, 7)[:, None]
+    masked, clip_S = torch.arange(7) % 3 == 0, torch.tensor([0.5, 0.75])
+    clip = torch.where(masked, *clip_S)[:, None]
     grid = QuantFormat(4, True, PerToken(), clip_ratio)
     solved = quantize(x, grid, clip=clip)
-    found = quantize_tokens(x, 4, clip, clip_ratio)
+    found = quantize_tokens(x, 4, clip_ratio, Before(states=TokenStates(masked, clip_S=clip_S)))
     assert torch.equal(found.codes, solved.codes.to(torch.int8)) and torch.equal(found.scale, solved.scale)
 
 
