@@ -39,7 +39,7 @@ from starquant.kernels.dispatch import check_device, has_triton
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
-from starquant.runtime.packed import Packed, PackedLinear
+from starquant.runtime.packed import PackedLinear
 
 LENGTHS, BATCHES = (64, 128, 256, 512, 1024, 2048), (1, 4, 16)
 LAUNCHES = ("eager", "graph", "compiled")
@@ -204,7 +204,7 @@ def measure(family: str, precision: str, given: argparse.Namespace, file: Result
     if not any(todo.values()):
         return
     model = build(family, given.shape, precision, given.device, given.ends)
-    size = {"resident_bytes": stored(model), "packed_bytes": sum(stored(m) for m in model.modules() if _packed(m))}
+    size = {"resident_bytes": stored(model)}
     for launch, rows in todo.items():
         with compiled_blocks(model, launch == "compiled" and bool(rows)):
             for row in rows:
@@ -221,10 +221,6 @@ def measure(family: str, precision: str, given: argparse.Namespace, file: Result
                     yield row | size | told
                 if given.device != "cpu":
                     torch.cuda.empty_cache()  # a graph held the memory that it was captured with
-
-
-def _packed(module: nn.Module) -> bool:
-    return isinstance(module, Packed)
 
 
 class Results:

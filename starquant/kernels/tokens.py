@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from starquant.numerics import apply_kronecker
+
 
 @dataclass(frozen=True)
 class TokenStates:
@@ -69,10 +71,10 @@ class Kronecker:
 
     def apply(self, x_MK: Tensor) -> Tensor:
         """Return the transformed rows, float32."""
-        x_MAB = x_MK.float().unflatten(-1, (len(self.a_MM), -1))
-        if self.b_NN is not None:
-            x_MAB = x_MAB @ self.b_NN
-        return (self.a_MM.T @ x_MAB).flatten(-2).mul_(self.factor)
+        x_MK, size = x_MK.float(), len(self.a_MM)
+        if self.b_NN is None:
+            return (self.a_MM.T @ x_MK.unflatten(-1, (size, -1))).flatten(-2).mul_(self.factor)
+        return apply_kronecker(x_MK, self.a_MM, self.b_NN).mul_(self.factor)
 
 
 @dataclass(frozen=True)

@@ -28,42 +28,28 @@ UNPACK_4 = tl.constexpr(
     }"""
 )
 UNPACK_8 = tl.constexpr("xor.b32 $0, $1, 0x80808080;")
-#: The same as bfloat16: 0x4300 | c is 128 + c, from which 136 is subtracted; as float16: 0x6400 | c is 1024 + c.
-UNPACK_4_BF16 = tl.constexpr(
-    """{
+
+
+def _unpack_4_as(kind: str, high: int, one: int, less: int) -> str:
+    """Return PTX that makes four packed bytes eight 16-bit numbers: a byte `high` above c, minus what that adds."""
+    pairs = [(0, "l", 0x4140), (1, "l", 0x4342), (2, "h", 0x4140), (3, "h", 0x4342)]
+    spread = "".join(f"prmt.b32 ${i}, {half}, {high * 0x01010101:#x}, {order:#x};" for i, half, order in pairs)
+    minus = "".join(f"fma.rn.{kind}x2 ${i}, ${i}, one, less;" for i, _, _ in pairs)
+    return f"""{{
     .reg .b32 l, h, one, less;
-    mov.b32 one, 0x3F803F80;
-    mov.b32 less, 0xC308C308;
+    mov.b32 one, {one * 0x00010001:#x};
+    mov.b32 less, {less * 0x00010001:#x};
     and.b32 l, $4, 0x0F0F0F0F;
     shr.u32 h, $4, 4;
     and.b32 h, h, 0x0F0F0F0F;
-    prmt.b32 $0, l, 0x43434343, 0x4140;
-    prmt.b32 $1, l, 0x43434343, 0x4342;
-    prmt.b32 $2, h, 0x43434343, 0x4140;
-    prmt.b32 $3, h, 0x43434343, 0x4342;
-    fma.rn.bf16x2 $0, $0, one, less;
-    fma.rn.bf16x2 $1, $1, one, less;
-    fma.rn.bf16x2 $2, $2, one, less;
-    fma.rn.bf16x2 $3, $3, one, less;
-    }"""
-)
-UNPACK_4_FP16 = tl.constexpr(
-    """{
-    .reg .b32 l, h, less;
-    mov.b32 less, 0x64086408;
-    and.b32 l, $4, 0x0F0F0F0F;
-    shr.u32 h, $4, 4;
-    and.b32 h, h, 0x0F0F0F0F;
-    prmt.b32 $0, l, 0x64646464, 0x4140;
-    prmt.b32 $1, l, 0x64646464, 0x4342;
-    prmt.b32 $2, h, 0x64646464, 0x4140;
-    prmt.b32 $3, h, 0x64646464, 0x4342;
-    sub.rn.f16x2 $0, $0, less;
-    sub.rn.f16x2 $1, $1, less;
-    sub.rn.f16x2 $2, $2, less;
-    sub.rn.f16x2 $3, $3, less;
-    }"""
-)
+    {spread}
+    {minus}
+    }}"""
+
+
+#: The same as 16-bit numbers: 0x4300 | c is 128 + c in bfloat16, 0x6400 | c is 1024 + c in float16.
+UNPACK_4_BF16 = tl.constexpr(_unpack_4_as("bf16", 0x43, 0x3F80, 0xC308))
+UNPACK_4_FP16 = tl.constexpr(_unpack_4_as("f16", 0x64, 0x3C00, 0xE408))
 
 #: Tiles of tokens that are multiplied with one tile of the weight before the next is read.
 GROUP = tl.constexpr(8)

@@ -5,32 +5,30 @@ z M^T + d followed by P is z (M^T P) + d P: one dense map instead of two, the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from starquant.models.keeping import Float32Buffers
 from starquant.runtime.token_state import BlockAffine, SiteTransform
 from starquant.runtime.transforms import OrthogonalTransform
 
 
-class DenseAffine(Float32Buffers):
+@dataclass(frozen=True)
+class DenseAffine:
     """x A + b in float32; the linears behind it hold what undoes P."""
 
-    def __init__(self, matrix_DD: Tensor, shift_D: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("matrix_DD", matrix_DD)
-        self.register_buffer("shift_D", shift_D)
+    matrix_DD: Tensor
+    shift_D: Tensor
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
+    def __call__(self, x_BLD: Tensor) -> Tensor:
         """Return x A + b, [..., D]."""
         rows = x_BLD.float().flatten(0, -2)
         return torch.addmm(self.shift_D, rows, self.matrix_DD).view(x_BLD.shape).to(x_BLD.dtype)
 
 
 @torch.no_grad()
-def folded(transform: SiteTransform) -> Callable[[Tensor], Tensor] | None:
+def folded(transform: SiteTransform) -> DenseAffine | None:
     """Return correction and exact transform as one map; None where they do not fold.
 
     It is made once and kept beside the transform, whose own tensors stay what they are.
@@ -42,13 +40,12 @@ def folded(transform: SiteTransform) -> Callable[[Tensor], Tensor] | None:
         or len(correction.shift_CNG) != 1
     ):
         return None
-    kept = transform.__dict__.get("_folded")
+    kept: DenseAffine | None = transform.folded
     if kept is None or kept.matrix_DD.device != exact.matrix_DD.device:
         with torch.inference_mode(False):
             blocks_NGG, p_DD = correction.matrix_CNGG[0].double(), exact.matrix_DD.double()
             before = torch.block_diag(*(block.T for block in blocks_NGG))
             shift = correction.shift_CNG[0].double().flatten() @ p_DD
             kept = DenseAffine((before @ p_DD).float(), shift.float())
-        transform.__dict__["_folded"] = kept  # no submodule: it is not saved
-    found: DenseAffine = kept
-    return found
+        transform.folded = kept
+    return kept

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starquant.errors import CheckpointError, ConfigError
+from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
 from starquant.kernels.packing import pack, unpack
 from starquant.models.keeping import Float32Buffers
@@ -32,8 +32,6 @@ class Packed(Float32Buffers):
     def __init__(self, rows: int, columns: int, weight_format: QuantFormat) -> None:
         super().__init__()
         self.rows, self.columns, self.weight_format = rows, columns, weight_format
-        if self.halved and columns % 2:
-            raise ConfigError(f"packing: got {columns} inputs, allowed: an even number")
         granularity = weight_format.granularity
         groups = columns // granularity.size if isinstance(granularity, PerGroup) else 1
         self.register_buffer("codes", torch.empty(rows, columns // 2 if self.halved else columns, dtype=torch.uint8))

@@ -5,6 +5,8 @@ Shape suffixes: B batch, L sequence, D width, C conditions, N channel blocks, G 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ class SiteTransform(nn.Module):
     ) -> None:
         super().__init__()
         self.correction, self.exact, self.gate = correction, exact, gate
+        self.folded: Any = None  # correction and exact transform as one map, once made (`runtime.folding`)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return what is quantized."""
@@ -59,10 +62,8 @@ class StateGate(Float32Buffers):
         self.register_buffer("keep_SD", self._channels())
 
     def _channels(self) -> Tensor:
-        shared, keep_SD = (
-            self.width - self.masked - self.unmasked,
-            torch.ones(2, self.width, dtype=torch.float32),
-        )  # S: others, masked
+        shared = self.width - self.masked - self.unmasked
+        keep_SD = torch.ones(2, self.width, dtype=torch.float32)  # S: other tokens, masked
         keep_SD[0, shared : shared + self.masked] = 0.0
         keep_SD[1, shared + self.masked :] = 0.0
         return keep_SD

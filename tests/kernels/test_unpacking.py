@@ -63,12 +63,10 @@ def executed(ptx: str, inputs: int, outputs: int) -> list[int]:
         elif operation == "prmt.b32":
             pool = [(a[0] | a[1] << 32) >> 8 * i & 255 for i in range(8)]
             found = sum(pool[a[2] >> 4 * i & 7] << 8 * i for i in range(4))
-        elif operation == "fma.rn.bf16x2":
-            x, y, z = (halves(n, torch.bfloat16).double() for n in a)
-            found = joined((x * y + z).bfloat16())
-        elif operation == "sub.rn.f16x2":
-            x, y = (halves(n, torch.float16).double() for n in a)
-            found = joined((x - y).half())
+        elif operation in ("fma.rn.bf16x2", "fma.rn.f16x2"):
+            dtype = torch.bfloat16 if "bf16" in operation else torch.float16
+            x, y, z = (halves(n, dtype).double() for n in a)
+            found = joined((x * y + z).to(dtype))
         else:
             raise AssertionError(f"unknown instruction: {line}")
         registers[target] = found & 0xFFFFFFFF

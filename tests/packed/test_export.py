@@ -473,11 +473,16 @@ def test_gates_that_are_not_those_of_their_widths_are_named(small: Path, tmp_pat
         load_model(folder)
 
 
-def test_codes_beyond_the_grid_are_named(tmp_path: Path) -> None:
-    method, bits = method_named("rtn", "bits=w4a4", "bits.weights.bits=3")
+def rounded(folder: Path, *settings: str) -> None:
+    """Export what round to nearest makes."""
+    method, bits = method_named("rtn", *settings)
     packed = fresh("llada_gqa")
     method.apply(packed, method.fit(packed, bits), bits, packed=True)
-    export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
+    export(packed, make_record(spec()), weights_folder(0), folder)
+
+
+def test_codes_beyond_the_grid_are_named(tmp_path: Path) -> None:
+    rounded(tmp_path / "p", "bits=w4a4", "bits.weights.bits=3")
     name = "model.transformer.blocks.0.k_proj.codes"
     folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name].fill_(255))
     with pytest.raises(CheckpointError, match=rf"{name}: got torch.uint8 up to 15, allowed: uint8 up to 7"):
@@ -543,10 +548,7 @@ def test_the_card_tells_what_it_is(small: Path) -> None:
 
 
 def test_a_zero_point_that_is_no_code_is_named(tmp_path: Path) -> None:
-    method, bits = method_named("rtn", "bits=w4a16", "bits.weights.symmetric=false")
-    packed = fresh("llada_gqa")
-    method.apply(packed, method.fit(packed, bits), bits, packed=True)
-    export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
+    rounded(tmp_path / "p", "bits=w4a16", "bits.weights.symmetric=false")
     name = "model.transformer.blocks.0.k_proj.zero"
     folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name].fill_(0.5))
     with pytest.raises(
