@@ -23,12 +23,12 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from starquant.composing import CONF, Cell, Plan, plan, sweepable
+from starquant.sweeps.cells import CONF, Cell, Plan, plan, sweepable
 from starquant.errors import StarquantError
-from starquant.preflight import check_paths, check_results
-from starquant.processes import launched_rank
-from starquant.records.cells import CellEntry, CellLog
-from starquant.watching import SweepBar, summary
+from starquant.runs.preflight import check_paths, check_results
+from starquant.session.processes import launched_rank
+from starquant.sweeps.cell_log import CellEntry, CellLog
+from starquant.sweeps.progress import SweepBar, summary
 
 #: Names the process that started a sweep, to its workers on this machine.
 PARENT = "STARQUANT_SWEEP_PID"
@@ -69,8 +69,8 @@ def end_with_parent() -> None:
 def _run(this: Cell) -> CellEntry:
     """Run a cell and print its report; returns what became of it."""
     check_paths(this.spec)  # before torch is imported
-    from starquant.pipeline import execute
-    from starquant.tables.report import render
+    from starquant.runs.execute import execute
+    from starquant.reports.run_table import render
 
     results = Path(this.spec.paths.results)
     result = execute(this.spec, progress=os.environ.get("TQDM_DISABLE") != "1")
@@ -134,7 +134,7 @@ def main() -> None:
         check_results(planned.cells[0].spec)
         failed = launch(planned, arguments)
         if planned.experiment is not None and not failed and not launched_rank():
-            from starquant.tables.experiments import after_sweep
+            from starquant.reports.experiments import after_sweep
 
             after_sweep(planned.experiment, Path(planned.cells[0].spec.paths.results))
     except StarquantError as error:

@@ -6,7 +6,7 @@ takes the least of these, for bf16 and the quantized models alike.
 
     python benchmarks/efficiency.py --device cuda --out results/published/efficiency/NAME.json     8B shapes
     python benchmarks/efficiency.py --shape small                                                  a CPU: does it run?
-    python -m starquant.tables.efficiency results/published/efficiency                             the table
+    python -m starquant.reports.efficiency results/published/efficiency                             the table
 
 Rows that the file holds already are not measured again: stop it whenever you like. Nothing but torch, transformers and
 this package is needed (Triton for the kernels).
@@ -37,9 +37,9 @@ from starquant.diffusion import LLaDASampler, generate
 from starquant.diffusion.samplers import DreamSampler
 from starquant.kernels.dispatch import check_device, has_triton
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.graphs import capture, compiled_blocks, replayed
+from starquant.models.cuda_graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
-from starquant.runtime.packed import PackedLinear
+from starquant.quantized.packed_linear import PackedLinear
 
 LENGTHS, BATCHES = (64, 128, 256, 512, 1024, 2048), (1, 4, 16)
 LAUNCHES = ("eager", "graph", "compiled")

@@ -44,7 +44,7 @@ from starquant.diffusion import (
     generate_many,
 )
 from starquant.diffusion.masking import seeded_generator
-from starquant.diffusion.patterns import NOISES
+from starquant.diffusion.noise import NOISES
 from starquant.diffusion.samplers import DenoisingState
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel

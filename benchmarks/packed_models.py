@@ -22,7 +22,7 @@ from evaluation import model_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import kronecker_sizes
-from starquant.runtime.description import rebuild, use_integers
+from starquant.packed.description import rebuild, use_integers
 
 TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from measure import machine
 
-from starquant.tables.definitions import FULL, TABLES
+from starquant.reports.definitions import FULL, TABLES
 
 SOURCE = Path(__file__).resolve().parents[1] / "results" / "published" / "testbed_methods"
 ITEMS = 512
@@ -82,7 +82,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in records.glob("*.json")) / 1e6
         for _ in range(3):
             began = time.perf_counter()
-            command = [sys.executable, "-m", "starquant.tables", *TABLES, "--records", folder, "--out", folder]
+            command = [sys.executable, "-m", "starquant.reports", *TABLES, "--records", folder, "--out", folder]
             subprocess.run(command, check=True, capture_output=True)
             print(f"{len(TABLES)} tables from {count} records ({size:.0f} MB): {time.perf_counter() - began:.2f} s")
 

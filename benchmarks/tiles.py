@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from starquant.kernels.tiles import Tile, key, rule
-from starquant.models.graphs import capture
+from starquant.models.cuda_graphs import capture
 
 ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 COLD = 200 * 2**20  # bytes of weights in turn: several times what a cache holds
@@ -85,7 +85,7 @@ def operands(rows: int, product: Product, copies: int) -> tuple[Tensor, Tensor, 
 
 def multiply(product: Product, x: Tensor, token: Tensor, weight: Tensor, channel: Tensor, tile: Tile | None) -> Tensor:
     """Return one product."""
-    from starquant.kernels.triton_linear import linear, linear_16
+    from starquant.kernels.triton.linear import linear, linear_16
 
     if product.integer:
         return linear(x, token, weight, channel, product.bits, None, torch.bfloat16, tile)

@@ -9,4 +9,4 @@ from starquant.following import when_imported
 
 __version__ = "0.1.0"
 
-when_imported("transformers", then="starquant.plugin")
+when_imported("transformers", then="starquant.packed.plugin")

@@ -15,7 +15,7 @@ def without(name, path=None, target=None):
     return None if name.split('.')[0] in {ABSENT!r} else found(name, path, target)
 importlib.machinery.PathFinder.find_spec = staticmethod(without)
 sys.path[:0] = ['benchmarks']
-import starquant.plugin, starquant.generate, starquant.diffusion, starquant.runtime.description, starquant.kernels
+import starquant.packed.plugin, starquant.packed.completion, starquant.diffusion, starquant.packed.description, starquant.kernels
 import efficiency
 sys.argv = 'efficiency --shape small --families llada --precisions w4a4 --lengths 64 --batches 1 '.split()
 efficiency.main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from starquant.sources import SourceSpec
+from starquant.config.calibration import SourceSpec
 
 WINDOW = 12  # consecutive words that two texts share only when one was made from the other
 SHORTEST = 5  # words; a shorter document says nothing about where it came from

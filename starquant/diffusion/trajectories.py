@@ -12,7 +12,7 @@ from starquant.diffusion.generation import generate
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DreamSampler, LLaDASampler
 from starquant.errors import ConfigError
-from starquant.protocol import SamplerSpec
+from starquant.config.protocol import SamplerSpec
 
 _SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {"llada": LLaDASampler, "dream": DreamSampler}
 

@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_model
 
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer
-from starquant.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
+from starquant.config.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
 from starquant.testbed.shipped import weights_folder
 
 

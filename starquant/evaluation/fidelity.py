@@ -39,7 +39,7 @@ from starquant.evaluation.trajectory_metrics import (
     summarize,
 )
 from starquant.models.base import MaskedDiffusionModel
-from starquant.records.record import Score
+from starquant.store.record import Score
 
 __all__ = ["Fidelity", "Reference", "measure", "take_reference"]
 

@@ -15,9 +15,9 @@ import lm_eval
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
 from starquant.evaluation.suites import task_manager
-from starquant.preflight import check_consent
-from starquant.records.record import Score
-from starquant.spec import ModelSpec, TasksSpec
+from starquant.runs.preflight import check_consent
+from starquant.store.record import Score
+from starquant.config.run import ModelSpec, TasksSpec
 
 _UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"}
 _NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}

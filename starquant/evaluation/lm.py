@@ -24,16 +24,16 @@ from starquant.diffusion import (
     generate_approximately,
     generate_many,
 )
-from starquant.diffusion.continuous import Settled
+from starquant.diffusion.continuous_batching import Settled
 from starquant.diffusion.generation import end_of_text
-from starquant.diffusion.patterns import NOISES
+from starquant.diffusion.noise import NOISES
 from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
-from starquant.processes import ALONE, Processes
-from starquant.protocol import TaskProtocol
-from starquant.speed import SpeedSpec
+from starquant.session.processes import ALONE, Processes
+from starquant.config.protocol import TaskProtocol
+from starquant.config.speed import SpeedSpec
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from starquant.errors import ConfigError, nearest
 from starquant.evaluation import offline
-from starquant.spec import TasksSpec
+from starquant.config.run import TasksSpec
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 

@@ -78,7 +78,7 @@ def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int,
 
     Args:
         x: codes [..., K] and token scales.
-        codes: as `runtime.packed` stores them.
+        codes: as `quantized.packed_linear` stores them.
         scale_O1: float32, one a channel.
         bits: of the weight.
         bias_O: None for none.
@@ -116,7 +116,7 @@ def _quantize(
     check_device(x_MK.device)
     if not uses_triton(x_MK):
         return reference.quantize_rows(x_MK, bits, clip_ratio, before)
-    from starquant.kernels.triton_quantize import quantize_rows
+    from starquant.kernels.triton.quantize import quantize_rows
 
     with _on(x_MK):
         return quantize_rows(x_MK, bits, clip_ratio, before)
@@ -134,14 +134,14 @@ def _linear(
     if not uses_triton(x_MK):
         sums_MO = reference.accumulate(x_MK, reference.weight_codes(codes, bits))
         return reference.scaled(sums_MO, x_scale_M1, scale_O1[:, 0], bias_O, dtype)
-    from starquant.kernels.triton_linear import linear
+    from starquant.kernels.triton.linear import linear
 
     with _on(x_MK):
         return linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype)
 
 
 def _mixed(x_MK: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
-    from starquant.kernels.triton_linear import linear_16
+    from starquant.kernels.triton.linear import linear_16
 
     with _on(x_MK):
         return linear_16(x_MK, codes, scale_O1[:, 0], bits, bias_O)

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-from starquant.protocol import Count
+from starquant.config.protocol import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from starquant.calibration.engine import BlockVisit
-    from starquant.calibration.statistics import SiteStatistics
+    from starquant.calibration.walk import BlockVisit
+    from starquant.calibration.site_statistics import SiteStatistics
     from starquant.models.roles import BlockSites, Site
 
 
@@ -55,7 +55,7 @@ class AWQ(BlockwiseMethod[AWQOptions]):
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return a scale [D] for every site and a clip ratio for every row of the clipped linears."""
-        from starquant.calibration.statistics import Collect
+        from starquant.calibration.site_statistics import Collect
         from starquant.models.roles import Site
 
         if bits.weights.bits == 16:
@@ -104,7 +104,7 @@ class AWQ(BlockwiseMethod[AWQOptions]):
     ) -> Tensors:
         from starquant.models.roles import Role
         from starquant.numerics import output_clip
-        from starquant.runtime.install import weight_format
+        from starquant.quantized.install import weight_format
 
         hessian_DD = statistics.second_moment().mean
         found: Tensors = {}
@@ -123,7 +123,7 @@ class AWQ(BlockwiseMethod[AWQOptions]):
 def _output_error(weight_OD: Tensor, scale_D: Tensor, hessian_DD: Tensor, bits: BitsSpec) -> float:
     """Return E||x (Q(W s) / s - W)^T||^2 = tr(dW H dW^T)."""
     from starquant.numerics import fake_quantize
-    from starquant.runtime.install import weight_format
+    from starquant.quantized.install import weight_format
 
     scale = scale_D.to(weight_OD.device)
     scaled = (weight_OD.double() * scale).to(weight_OD)

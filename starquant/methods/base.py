@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.methods.fitted import Fitted
-from starquant.spec import MethodOptions
+from starquant.config.run import MethodOptions
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates
     from starquant.models.base import MaskedDiffusionModel
-    from starquant.records.manifest import ManifestEntry
+    from starquant.store.manifest import ManifestEntry
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 
@@ -97,5 +97,5 @@ class Method(ABC, Generic[OptionsT]):
             fitted: by `fit`.
             bits: as in `fit`.
             progress: show a progress bar.
-            packed: keep weights as codes (`runtime.packed`) instead of the values they stand for.
+            packed: keep weights as codes (`quantized.packed_linear`) instead of the values they stand for.
         """

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from starquant.bits import BitsSpec, weights_only
+from starquant.config.bits import BitsSpec, weights_only
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
-from starquant.spec import MethodOptions
+from starquant.config.run import MethodOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from starquant.calibration.batches import CalibrationStates
-    from starquant.calibration.engine import BlockVisit
+    from starquant.calibration.walk import BlockVisit
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites
-    from starquant.records.manifest import ManifestEntry
+    from starquant.store.manifest import ManifestEntry
 
 Tensors = dict[str, "Tensor"]
 
@@ -103,7 +103,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
     def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge group sizes and the head's bits."""
-        from starquant.runtime.install import check_fit
+        from starquant.quantized.install import check_fit
 
         check_fit(model, self.effective(bits))
 
@@ -136,9 +136,9 @@ class BlockwiseMethod(Method[BlockwiseT]):
         fitted: Fitted,
         progress: bool,
     ) -> None:
-        from starquant.calibration.engine import walk
-        from starquant.runtime.install import quantize_block
-        from starquant.runtime.rewriting import rounded_once
+        from starquant.calibration.walk import walk
+        from starquant.quantized.install import quantize_block
+        from starquant.quantized.rewriting import rounded_once
 
         fed = bits if states.inputs == "quantized" else weights_only(bits)
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
@@ -158,7 +158,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 quantize_block(model, visit.block, visit.index, fed, solve)
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
-        from starquant.runtime.rewriting import rounded_once
+        from starquant.quantized.rewriting import rounded_once
 
         tensors = self.learn(visit, bits, fitted)
         with rounded_once(visit.block):
@@ -181,8 +181,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
             ConfigError: a method has been applied to the model already.
             RecordError: nothing was fitted for a block, or no codes for a linear that was to be solved.
         """
-        from starquant.runtime.install import install
-        from starquant.runtime.rewriting import rounded_once
+        from starquant.quantized.install import install
+        from starquant.quantized.rewriting import rounded_once
 
         if model.quantized:
             raise ConfigError("apply: a method has been applied to this model already; load it again")

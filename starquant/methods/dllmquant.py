@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
-from starquant.protocol import Spec
-from starquant.sources import TMAS_SHARES, CalibrationSpec, StatesSpec
+from starquant.config.protocol import Spec
+from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, StatesSpec
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates
-    from starquant.calibration.engine import BlockVisit
+    from starquant.calibration.walk import BlockVisit
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites
 
@@ -32,7 +32,7 @@ class DLLMQuantOptions(Spec):
 
     Attributes:
         tmas: calibrate on trajectory states, in shares of 0.3, 0.2, 0.2, 0.3 from mask ratios 0 to 1; else on
-            `calibration.states` as they are.
+            `calibration.masked_states` as they are.
         cgq: weight tokens in second moments.
         cgq_unmasked: m of unmasked tokens; that of masked ones is 1.
         ia_aq: static scales for V; without effect where `bits.attention.v` is 16.
@@ -68,7 +68,7 @@ class DLLMQuantAdditions(BlockwiseMethod[Any]):
 
     def observed(self, model: MaskedDiffusionModel, states: CalibrationStates) -> CalibrationStates:
         """Return states with CGQ's token weights, m + sqrt(conf)."""
-        from starquant.calibration.states import add_certainty
+        from starquant.calibration.masked_states import add_certainty
 
         if not self.options.cgq:
             return states
@@ -82,7 +82,7 @@ class DLLMQuantAdditions(BlockwiseMethod[Any]):
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
         """Rewrite as the method behind, and hand V's scales to the attention, where there are some."""
         from starquant.models.roles import Role
-        from starquant.runtime import scale_values
+        from starquant.quantized import scale_values
 
         super().rewrite(sites, tensors)
         if V_SCALE in tensors:
@@ -93,10 +93,10 @@ def value_scales(
     visit: BlockVisit, bits: BitsSpec, options: DLLMQuantOptions, fitted: Fitted, scales: Tensors
 ) -> Tensors:
     """Return IA-AQ's scales of V [K, E], in the units V has once the block is rewritten."""
-    from starquant.calibration.values import search_value_scales
+    from starquant.calibration.value_scales import search_value_scales
     from starquant.methods.scaling import scale_names
     from starquant.models.roles import Site
-    from starquant.runtime import OPERANDS
+    from starquant.quantized import OPERANDS
 
     if not options.ia_aq or bits.attention.v == 16:
         if options.ia_aq and visit.index == 0:

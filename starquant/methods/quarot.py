@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.solvers import WeightSolverOptions
-from starquant.protocol import Ratio, Seed
+from starquant.config.protocol import Ratio, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +102,7 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         from starquant.errors import ConfigError
         from starquant.models.roles import Role
         from starquant.numerics import has_hadamard
-        from starquant.runtime.install import is_tied
+        from starquant.quantized.install import is_tied
 
         super().check(model, bits)
         if self.options.residual_rotation != "none" and is_tied(model):
@@ -138,7 +138,7 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         import torch
 
         from starquant.numerics import Rotation
-        from starquant.runtime import rewriting
+        from starquant.quantized import rewriting
 
         rotation = Rotation.from_tensors(ends)
         if rotation is None:
@@ -159,7 +159,8 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         """Fold gains and rotations into a block; rotate queries and keys."""
         from starquant.models.roles import Role
         from starquant.numerics import Rotation
-        from starquant.runtime import HadamardTransform, rewriting, transform_queries_and_keys
+        from starquant.quantized import HadamardTransform, transform_queries_and_keys
+        from starquant.quantized import rewriting
 
         rotation = Rotation.from_tensors(ends)
         if rotation is not None:
@@ -180,7 +181,8 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         """Put the online Hadamards at the sites behind no norm."""
         from starquant.models.roles import Role, Site
         from starquant.numerics import has_hadamard
-        from starquant.runtime import HadamardTransform, HeadsHadamard, rewriting
+        from starquant.quantized import HadamardTransform, HeadsHadamard
+        from starquant.quantized import rewriting
 
         attention = sites.attention
         if self.options.out_hadamard and has_hadamard(attention.n_heads):

@@ -43,7 +43,7 @@ def group_channels(sites: BlockSites, site: Site, values_D: Tensor, reduce: str)
 def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
     """Divide each scaled site's producer by its scale and multiply its linears, in place."""
     from starquant.models.roles import Site
-    from starquant.runtime import rewriting
+    from starquant.quantized import rewriting
 
     for site in Site:
         scale_D = tensors.get(scale_names(site))

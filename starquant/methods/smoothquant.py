@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-from starquant.protocol import Count
+from starquant.config.protocol import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from starquant.calibration.engine import BlockVisit
+    from starquant.calibration.walk import BlockVisit
     from starquant.models.roles import BlockSites
 
 SiteName = Literal["qkv_input", "out_input", "gate_up_input", "down_input"]
@@ -57,7 +57,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return the scale of every smoothed site, [D]."""
-        from starquant.calibration.statistics import Collect
+        from starquant.calibration.site_statistics import Collect
         from starquant.models.roles import Site
 
         wanted = [Site(name) for name in self.options.sites]
@@ -103,7 +103,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
     ) -> float:
         """Return the squared output error of a site with quantized weights and activations."""
         from starquant.numerics import fake_quantize
-        from starquant.runtime.install import activation_format, weight_format
+        from starquant.quantized.install import activation_format, weight_format
 
         rows_ND = rows_ND.float()
         scale_D = self._scale(visit, site, absmax_D, weights, alpha).to(rows_ND)

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted, block_part
-from starquant.protocol import Count, Spec
+from starquant.config.protocol import Count, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from starquant.calibration.engine import BlockVisit
+    from starquant.calibration.walk import BlockVisit
     from starquant.models.roles import LinearInfo, Site
     from starquant.numerics import QuantFormat, Quantized
-    from starquant.runtime.install import WeightSolver
+    from starquant.quantized.install import WeightSolver
 
 
 class WeightSolverOptions(Spec):
@@ -75,10 +75,10 @@ def solve_sites(
     weighted: bool = False,
 ) -> dict[str, Tensor]:
     """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed."""
-    from starquant.calibration.statistics import Collect
+    from starquant.calibration.site_statistics import Collect
     from starquant.models.roles import Site
     from starquant.numerics import gptq
-    from starquant.runtime.install import quantize_attention, quantize_linear, weight_format
+    from starquant.quantized.install import quantize_attention, quantize_linear, weight_format
 
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
     collected = visit.collect(plan, sites)
@@ -144,6 +144,6 @@ def solver_of(tensors: dict[str, Tensor], bits: BitsSpec, options: WeightSolverO
 
 def _clip(weight: Tensor, bits: BitsSpec, options: WeightSolverOptions) -> Tensor | None:
     from starquant.numerics import mse_clip
-    from starquant.runtime.install import weight_format
+    from starquant.quantized.install import weight_format
 
     return mse_clip(weight, weight_format(bits.weights)) if options.mse_clip else None

@@ -39,7 +39,7 @@ class MaskedDiffusionModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = []
     #: Position whose hidden state predicts position i is i + logit_offset (Dream: -1, LLaDA: 0).
     logit_offset: ClassVar[int] = 0
-    #: Name of the mask noise the family's likelihood is defined over (`diffusion.patterns.NOISES`).
+    #: Name of the mask noise the family's likelihood is defined over (`diffusion.noise.NOISES`).
     likelihood_noise: ClassVar[str] = "llada"
     #: Whether its evaluation puts a beginning-of-text token in front of every prompt.
     prepend_bos: ClassVar[bool] = False
@@ -49,7 +49,7 @@ class MaskedDiffusionModel(PreTrainedModel):
     #: Maps the residual stream back to the checkpoint's basis; set by methods that rotate it.
     to_original_basis: Callable[[Tensor], Tensor] | None = None
 
-    #: Runs the blocks of unpadded passes in place of `run_blocks` (`models.graphs`); None for nothing.
+    #: Runs the blocks of unpadded passes in place of `run_blocks` (`models.cuda_graphs`); None for nothing.
     replayed_blocks: Callable[[Tensor], Tensor] | None = None
 
     #: Set once a method has been applied: what lies in memory is then more than its parameters say.
@@ -198,7 +198,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         """
         if self.quantized:
             raise ConfigError(
-                "save_pretrained: this model is quantized; export it (`starquant.export`), or copy its folder"
+                "save_pretrained: this model is quantized; export it (`starquant.packed.export`), or copy its folder"
             )
         super().save_pretrained(*args, **kwargs)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starquant.models.keeping import Float32Buffers
+from starquant.models.buffers import Float32Buffers
 
 
 class InputSite(Float32Buffers):

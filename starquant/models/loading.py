@@ -15,8 +15,8 @@ from transformers.utils import logging as transformers_logging
 from starquant.errors import CheckpointError, ConfigError, nearest
 from starquant.models.base import MaskedDiffusionModel, parameter_shapes
 from starquant.models.checkpoint import Checkpoint, expect_parameters, inspect, read_json
-from starquant.models.families import FAMILIES, Family
-from starquant.models.offload import hollow_model
+from starquant.models.family import FAMILIES, Family
+from starquant.models.blocks_on_disk import hollow_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -96,7 +96,7 @@ def load_model(
         device: where the whole model goes (default: cpu).
         device_map: as in transformers, instead of `device`: "auto" or module name -> device.
         revision: branch, tag or commit of a hub id.
-        blocks_on_disk: keep the blocks on disk and read each one while it runs (`models.offload`).
+        blocks_on_disk: keep the blocks on disk and read each one while it runs (`models.blocks_on_disk`).
 
     Returns:
         The model in evaluation mode; `model(input_ids).logits` is [B, L, V].

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from starquant.spec import RunSpec, TrackerSpec
+from starquant.config.run import RunSpec, TrackerSpec
 
 
 class Tracker(Protocol):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from starquant.errors import RecordError
-from starquant.records.files import write_atomically
-from starquant.records.record import RunRecord
-from starquant.records.store import read_record
-from starquant.tables.items import items_folder
+from starquant.store.files import write_atomically
+from starquant.store.record import RunRecord
+from starquant.store.records import read_record
+from starquant.store.items import items_folder
 from starquant.tracking.tracker import marker_of
 
 CURVES = ("hidden_mse", "kl")
@@ -65,7 +65,7 @@ def _log_fidelity(run: Any, path: Path) -> None:
     """Log fidelity along the denoising steps, as numbers and as a figure; nothing where it was not measured."""
     import wandb
 
-    from starquant.tables.figures import by_step, trajectory
+    from starquant.reports.figures import by_step, trajectory
 
     if not (items_folder(path) / "fidelity.jsonl").exists():
         return

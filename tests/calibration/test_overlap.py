@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration.overlap import dataset_overlap, item_overlap
-from starquant.calibration.sources import read_segments
-from starquant.sources import SourceSpec
+from starquant.calibration.segments import read_segments
+from starquant.config.calibration import SourceSpec
 
 TASKS = ["winogrande", "gsm8k", "gsm8k_cot", "testbed_facts", "testbed_programs", "mmlu", "gsm8kx"]
 

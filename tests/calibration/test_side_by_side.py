@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.engine import BlockVisit, Pair, walk
+from starquant.calibration.walk import BlockVisit, Pair, walk
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role, Site
-from starquant.runtime.install import install, quantize_block, round_to_nearest
-from tests.calibration.test_engine import ARCHITECTURES, FOUR, fresh, hooks_of, partly_masked
+from starquant.quantized.install import install, quantize_block, round_to_nearest
+from tests.calibration.test_walk import ARCHITECTURES, FOUR, fresh, hooks_of, partly_masked
 
 
 @pytest.fixture(params=ARCHITECTURES)

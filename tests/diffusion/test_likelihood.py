@@ -20,7 +20,7 @@ from starquant.diffusion import (
     ScoreRequest,
     predictor,
 )
-from starquant.diffusion.patterns import mask_patterns
+from starquant.diffusion.noise import mask_patterns
 from starquant.models import load_model
 from tests.conftest import GOLDEN, golden_arrays
 

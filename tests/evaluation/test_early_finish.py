@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models.base import MaskedDiffusionModel
-from starquant.protocol import LLaDASamplerSpec, TaskProtocol
+from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
 from starquant.testbed.items import Split, rng_for
 from starquant.testbed.programs import random_task
 

@@ -24,10 +24,10 @@ from starquant.evaluation.trajectory_metrics import (
 )
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.runtime.install import install
+from starquant.quantized.install import install
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
-from tests.test_spec import spec
+from tests.config.test_run import spec
 
 PROMPTS = [[7, 8, 9], [11, 12, 13, 14, 15, 16], [42], [5, 5, 5, 6]]
 STATE_METRICS = list(METRICS)[:6]

@@ -15,8 +15,8 @@ from starquant.errors import ConfigError, ConsentError
 from starquant.evaluation.harness import Evaluation, evaluate, parse_scores
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.testbed_tasks import items as all_items
-from starquant.protocol import LLaDASamplerSpec, TaskProtocol
-from starquant.spec import ModelSpec, TasksSpec
+from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
+from starquant.config.run import ModelSpec, TasksSpec
 from starquant.testbed.items import Split
 
 METRICS = {

@@ -16,7 +16,7 @@ from starquant.diffusion import MaskPredictor
 from starquant.errors import ConfigError
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model
-from starquant.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
+from starquant.config.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

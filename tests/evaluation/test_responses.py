@@ -15,7 +15,7 @@ from torch import Tensor
 from starquant.diffusion import MaskPredictor
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
-from starquant.protocol import LLaDASamplerSpec, TaskProtocol
+from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
 
 ANSWERS = {"a": -1.1, "b": "", "c": 1 / 3, "d": 'two\nlines, "quotes" and größe \u2028', "e": -math.inf, "f": 1e-300}
 

@@ -10,23 +10,23 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest, Shortcuts, generate_approximately
-from starquant.diffusion.patterns import NOISES
+from starquant.diffusion.noise import NOISES
 from starquant.errors import RecordError
 from starquant.evaluation import lm as lm_module
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
-from starquant.models.graphs import compiled_blocks
-from starquant.pipeline import execute
-from starquant.protocol import LLaDASamplerSpec, TaskProtocol
-from starquant.speed import SpeedSpec
-from starquant.tables.across_seeds import read_rows
-from starquant.tables.assembly import assemble
-from starquant.tables.definitions import TABLES
-from starquant.tables.frame import scores_frame
-from starquant.tables.report import render
-from starquant.tables.selection import read_runs
-from starquant.tables.writing import markdown
-from tests.test_spec import spec
+from starquant.models.cuda_graphs import compiled_blocks
+from starquant.runs.execute import execute
+from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
+from starquant.config.speed import SpeedSpec
+from starquant.reports.across_seeds import read_rows
+from starquant.reports.assembly import assemble
+from starquant.reports.definitions import TABLES
+from starquant.reports.frame import scores_frame
+from starquant.reports.run_table import render
+from starquant.reports.selection import read_runs
+from starquant.reports.writing import markdown
+from tests.config.test_run import spec
 
 LONG = [(f"describe {person} by city job pet :", " city oslo job baker pet cat") for person in ("ada", "ben", "eva")]
 SHORT = [("what is the city of ada ?", " oslo")]

@@ -11,9 +11,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from starquant.kernels.tiles import rule
-from starquant.kernels.triton_linear import _finish, _linear
-from starquant.kernels.triton_quantize import _map_rows, _quantize_rows
-from starquant.kernels.triton_transform import _transform_rows, shape_of
+from starquant.kernels.triton.linear import _finish, _linear
+from starquant.kernels.triton.quantize import _map_rows, _quantize_rows
+from starquant.kernels.triton.transform import _transform_rows, shape_of
 
 #: Shared memory of a block, KB: the least of what capability 8.6 and 8.9 have.
 SHARED = 99 * 1024

@@ -9,8 +9,8 @@ import torch
 
 from starquant.kernels import Affine, Before, Kronecker, TokenStates, reference
 from starquant.kernels.tiles import Tile
-from starquant.kernels.triton_linear import linear, linear_16
-from starquant.kernels.triton_quantize import map_rows, quantize_rows, rows_a_program
+from starquant.kernels.triton.linear import linear, linear_16
+from starquant.kernels.triton.quantize import map_rows, quantize_rows, rows_a_program
 
 #: Tokens, outputs and bytes that end within a tile; inputs split unevenly.
 TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 32, 4, 4, 2))

@@ -15,8 +15,8 @@ from packed_models import VARIANTS, described
 from starquant.kernels import dispatch
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.runtime.description import rebuild, use_integers
-from starquant.runtime.token_state import StateGate
+from starquant.packed.description import rebuild, use_integers
+from starquant.quantized.state_transforms import StateGate
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 

@@ -2,7 +2,7 @@
 
 Those that other tests hold off already:
 1. a filter on `ff_out` spares the down projections: tests/models/test_roles.py
-   (test_llada_down_projections_survive_their_shared_name_with_the_head), tests/runtime/test_install.py
+   (test_llada_down_projections_survive_their_shared_name_with_the_head), tests/quantized/test_install.py
    (test_down_projections_are_quantized_and_the_head_is_not), and for every method
    tests/methods/test_contract.py (test_exactly_the_declared_linears_are_touched);
 3. guidance ignored in likelihood: tests/diffusion/test_likelihood.py
@@ -10,8 +10,8 @@ Those that other tests hold off already:
    (test_a_one_token_score_is_the_models_log_probability);
 4. scores that change with the batch size: tests/diffusion/test_likelihood.py
    (test_score_depends_on_neither_batch_nor_order), tests/evaluation/test_lm.py
-   (test_scores_do_not_depend_on_batch_or_order), tests/test_pipeline.py (test_scores_do_not_depend_on_the_batch_size);
-7. grouped heads: tests/runtime/test_rewriting.py (test_rotated_value_heads_are_undone_behind_the_attention),
+   (test_scores_do_not_depend_on_batch_or_order), tests/runs/test_execute.py (test_scores_do_not_depend_on_the_batch_size);
+7. grouped heads: tests/quantized/test_rewriting.py (test_rotated_value_heads_are_undone_behind_the_attention),
    tests/methods/test_quarot.py, test_smoothquant.py and test_awq.py on models with grouped-query attention;
 10. sizes and sides of Hadamard matrices: tests/numerics/test_hadamard.py, tests/methods/test_quarot.py, and below.
 """
@@ -30,18 +30,18 @@ from torch import Tensor, nn
 import starquant.evaluation.lm as lm_module
 from starquant.diffusion import LLaDASampler, MaskPredictor
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
-from starquant.diffusion.patterns import NOISES
+from starquant.diffusion.noise import NOISES
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import apply_hadamard
-from starquant.protocol import TaskProtocol
+from starquant.config.protocol import TaskProtocol
 from tests.conftest import FAMILIES, GOLDEN
 from tests.methods.test_contract import logits, method_named
-from tests.test_rooms import PACKAGE
-from tests.test_spec import spec
+from tests.test_layers import PACKAGE
+from tests.config.test_run import spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 500, 500, 9, 10]])
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from starquant.spec import METHODS
-from starquant.tables import definitions
+from starquant.config.run import METHODS
+from starquant.reports import definitions
 from tests.conftest import REPOSITORY
 from tests.methods.test_contract import fresh, logits, states_of, trajectory
-from tests.test_spec import spec
+from tests.config.test_run import spec
 
 DOCUMENT = (REPOSITORY / "docs" / "adding-a-method.md").read_text()
 

@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.engine import BlockVisit
+from starquant.calibration.walk import BlockVisit
 from starquant.errors import ConfigError
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import ROLES, Site
 from starquant.numerics import gptq, mse_clip
-from starquant.runtime import ActivationQuantizer, FakeQuantLinear
-from starquant.runtime.install import weight_format
+from starquant.quantized import ActivationQuantizer, FakeQuantLinear
+from starquant.quantized.install import weight_format
 from tests.methods.test_awq import fresh_tiny, lost, tiny_states
 from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
 from tests.methods.test_smoothquant import inputs_of, rounded
-from tests.test_spec import spec
+from tests.config.test_run import spec
 
 
 @pytest.fixture(scope="module")

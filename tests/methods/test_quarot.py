@@ -18,10 +18,10 @@ from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
 from starquant.numerics import sqnr_db
-from starquant.records.manifest import ManifestEntry
-from starquant.runtime import ActivationQuantizer, HadamardTransform
+from starquant.store.manifest import ManifestEntry
+from starquant.quantized import ActivationQuantizer, HadamardTransform
 from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of
-from tests.test_spec import spec
+from tests.config.test_run import spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 150, 15, 16]])
 #: Order -> order of its Paley core; the rest is a power of two. Feed-forward sizes of the golden models (in small,

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import starquant.methods.star_transforms as star_transforms
+import starquant.methods.star_quant.site_transforms as star_transforms
 from starquant.errors import ConfigError
-from starquant.methods.base_transform import Group, Transform, TransformOptions, learn, output_errors
+from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, learn, output_errors
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel

@@ -23,10 +23,10 @@ def test_weights_are_solved_on_gated_inputs(monkeypatch: pytest.MonkeyPatch, inp
     solve = solvers.solve_sites
 
     def spy(visit, sites, *rest):
-        from starquant.calibration.statistics import Collect
+        from starquant.calibration.site_statistics import Collect
 
         found = visit.collect(Collect(moments=False, second_moment="state"), sites)[sites[0]]
-        from starquant.calibration.statistics import TokenState
+        from starquant.calibration.site_statistics import TokenState
 
         seen.append(found.second_moment(TokenState.MASKED).mean.diagonal())
         return solve(visit, sites, *rest)

@@ -16,16 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.bits import BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates
 from starquant.errors import ConfigError
-from starquant.methods import solvers, tac
+from starquant.methods import solvers
+from starquant.methods.star_quant.method import tac
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.roles import Site
-from starquant.runtime.install import install
+from starquant.quantized.install import install
 from tests.methods.test_contract import fresh, logits, method_named, states_of
 
 #: Nothing but TAC: no rotation, gate or clip, so that the quantized block is the one `install` makes.

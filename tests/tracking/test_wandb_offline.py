@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from starquant.records.record import RunRecord
-from starquant.records.store import RecordStore, read_record
-from starquant.spec import TrackerSpec
+from starquant.store.record import RunRecord
+from starquant.store.records import RecordStore, read_record
+from starquant.config.run import TrackerSpec
 from starquant.tracking import NullTracker, make_tracker
 from starquant.tracking.tracker import WandbTracker, marker_of
 from tests.conftest import REPOSITORY
-from tests.records.test_store import make_record
-from tests.test_paired import fidelity_rows, items_of
-from tests.test_spec import spec
+from tests.store.test_records import make_record
+from tests.reports.test_paired import fidelity_rows, items_of
+from tests.config.test_run import spec
 from tests.tracking.wandb_files import OfflineRun, offline_runs
 
 PROJECT, GROUPS = "quant", ("testbed", "table5_w8a8", "testbed")
@@ -208,7 +208,7 @@ def test_without_a_tracker_nothing_is_imported_or_written(tmp_path: Path) -> Non
     path = write(tmp_path, {}, "bits=w4a4")
     assert isinstance(make_tracker(spec(f"paths.results={tmp_path}")), NullTracker)
     code = (
-        "import json, sys; from pathlib import Path; from starquant.spec import RunSpec; "
+        "import json, sys; from pathlib import Path; from starquant.config.run import RunSpec; "
         "from starquant.tracking import make_tracker; "
         "tracker = make_tracker(RunSpec.from_config(json.loads(Path(sys.argv[1]).read_text())['spec'])); "
         "tracker.publish(Path(sys.argv[1])); tracker.close(); sys.exit('wandb' in sys.modules)"

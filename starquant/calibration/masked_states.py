@@ -1,0 +1,262 @@
+"""Segments -> partly masked states, as a masked-diffusion model meets them.
+
+Shape suffixes: B rows of a batch, L sequence, S states of a trajectory, N selected positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
+from starquant.calibration.segments import prompts_of
+from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor
+from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.sampling import log_probability
+from starquant.diffusion.trajectories import Trajectory, record_trajectory
+from starquant.errors import ConfigError, DataError
+from starquant.models.base import MaskedDiffusionModel
+from starquant.config.calibration import CalibrationSpec
+
+
+@dataclass(frozen=True)
+class _State:
+    """One row [L] without padding."""
+
+    ids: Tensor
+    ratio: float
+
+
+def make_states(
+    segments: Sequence[Segment],
+    spec: CalibrationSpec,
+    model: MaskedDiffusionModel,
+    sampler: LLaDASampler | DreamSampler,
+    *,
+    batch_size: int = 16,
+    report: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> CalibrationStates:
+    """Return the states of `spec.states`, rows of similar length together, padded on the right.
+
+    "clean" gives every segment once, unmasked. "uniform" and "trajectory" give `per_segment` states a segment,
+    drawn from `spec.seed` and the segment's own tokens, so that they do not depend on the batch size.
+
+    Args:
+        segments: what `read_segments` returns.
+        spec: of the calibration.
+        model: at full precision; only "trajectory" runs it, and it is not changed.
+        sampler: of the trajectories.
+        batch_size: rows of a batch, also while trajectories are recorded.
+        report: plain data to put in front of the states' report (source, fingerprint).
+        progress: show a progress bar while trajectories are recorded.
+
+    Raises:
+        ConfigError: more states a segment than the trajectory has steps; an answer that fills the context.
+        DataError: [MASK] in a segment; a mask-ratio bucket with fewer states than `shares` asks for.
+    """
+    mask_id = model.mask_token_id
+    if any(mask_id in segment.ids for segment in segments):
+        raise DataError(f"calibration.source: the text holds the model's mask token (id {mask_id})")
+    if spec.states.sampler == "clean":
+        states = [_State(torch.tensor(segment.ids), 0.0) for segment in segments]
+    elif spec.states.sampler == "uniform":
+        states = _uniform(segments, spec, mask_id)
+    else:
+        states = _from_trajectories(segments, spec, model, sampler, batch_size, progress)
+    batches = _batches(states, batch_size, int(model.config.eos_token_id))
+    made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs)
+    return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made)})
+
+
+def _strata(segments: int, per_segment: int, seed: int) -> list[list[int]]:
+    """Deal the strata 0 .. segments * per_segment - 1 out, each once; a segment's lie `segments` apart."""
+    order = list(range(segments))
+    random.Random(seed).shuffle(order)
+    return [[first + segments * state for state in range(per_segment)] for first in order]
+
+
+def _uniform(segments: Sequence[Segment], spec: CalibrationSpec, mask_id: int) -> list[_State]:
+    low, high, per_segment = spec.states.min_ratio, spec.states.max_ratio, spec.states.per_segment
+    strata = _strata(len(segments), per_segment, spec.seed)
+    states = []
+    for segment, own in zip(segments, strata, strict=True):
+        generator = seeded_generator(spec.seed, "calibration", segment.ids)
+        maskable = len(segment.ids) - segment.prompt_length
+        for stratum in own:
+            u = float(torch.rand((), generator=generator, dtype=torch.float64))
+            ratio = low + (high - low) * (stratum + u) / (len(segments) * per_segment)
+            count = round(ratio * maskable)
+            ids = torch.tensor(segment.ids)
+            ids[segment.prompt_length + torch.randperm(maskable, generator=generator)[:count]] = mask_id
+            states.append(_State(ids, count / max(1, maskable)))
+    return states
+
+
+def _from_trajectories(
+    segments: Sequence[Segment],
+    spec: CalibrationSpec,
+    model: MaskedDiffusionModel,
+    sampler: LLaDASampler | DreamSampler,
+    batch_size: int,
+    progress: bool,
+) -> list[_State]:
+    if spec.states.per_segment > sampler.steps:
+        raise ConfigError(
+            f"calibration.states.per_segment: got {spec.states.per_segment}, allowed: at most the trajectory's "
+            f"{sampler.steps} steps"
+        )
+    prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length))
+    pad = int(model.config.eos_token_id)
+    recorded: dict[int, list[_State]] = {}
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    chunks = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    for chunk in tqdm(chunks, desc="calibration trajectories", unit="batch", disable=not progress, leave=False):
+        ids_BP, visible_BP = _padded([prompts[i] for i in chunk], pad, left=True)
+        trajectory = record_trajectory(model, ids_BP, sampler, attention_mask=visible_BP, seed=spec.seed)
+        recorded |= zip(chunk, _rows(trajectory), strict=True)
+    trajectories = [recorded[i] for i in range(len(prompts))]
+    chosen = _evenly(trajectories, spec) if spec.states.shares is None else _by_shares(trajectories, spec)
+    return [trajectories[i][step] for i, step in chosen]
+
+
+def _rows(trajectory: Trajectory) -> Iterator[list[_State]]:
+    """Yield each row's states, from fully masked to the final one."""
+    answer_SBG = trajectory.ids_SBL[:, :, trajectory.prompt_length :]
+    masked_SB = (answer_SBG == trajectory.mask_id).sum(2)
+    for row, masked_S in enumerate(masked_SB.T.tolist()):
+        ids_SL = trajectory.ids_SBL[
+            :, row, trajectory.visible_BL[row]
+        ].int()  # half the memory: all are kept for a while
+        yield [_State(ids, masked / answer_SBG.shape[2]) for ids, masked in zip(ids_SL, masked_S, strict=True)]
+
+
+def _evenly(trajectories: Sequence[Sequence[_State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
+    """Spread the states over the steps, all trajectories together running from the first state to the final one."""
+    per_segment = spec.states.per_segment
+    last = len(trajectories[0]) - 1
+    scale = last / max(1, len(trajectories) * per_segment - 1)
+    strata = _strata(len(trajectories), per_segment, spec.seed)
+    return [(i, math.floor(stratum * scale + 0.5)) for i, own in enumerate(strata) for stratum in own]
+
+
+def _by_shares(trajectories: Sequence[Sequence[_State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
+    """Draw exactly the shares' numbers from each bucket, from the trajectories with the fewest draws so far."""
+    shares = spec.states.shares or ()
+    rng = random.Random(spec.seed)
+    unused: list[list[list[int]]] = []  # bucket -> trajectory -> steps
+    buckets = [
+        bin_of(torch.tensor([s.ratio for s in t], dtype=torch.float64), len(shares)).tolist() for t in trajectories
+    ]
+    for bucket in range(len(shares)):
+        unused.append([[step for step, k in enumerate(steps) if k == bucket] for steps in buckets])
+    drawn = [0] * len(trajectories)
+    chosen = []
+    for bucket, count in enumerate(shared_counts(shares, len(trajectories) * spec.states.per_segment)):
+        available = sum(map(len, unused[bucket]))
+        if count > available:
+            width = 1 / len(shares)
+            raise DataError(
+                f"calibration.states.shares: {count} states are asked for with mask ratios from {bucket * width:g} "
+                f"to {(bucket + 1) * width:g}, the recorded trajectories have {available} there"
+            )
+        for _ in range(count):
+            fewest = min(drawn[i] for i, steps in enumerate(unused[bucket]) if steps)
+            i = rng.choice([i for i, steps in enumerate(unused[bucket]) if steps and drawn[i] == fewest])
+            steps = unused[bucket][i]
+            chosen.append((i, steps.pop(rng.randrange(len(steps)))))
+            drawn[i] += 1
+    return sorted(chosen)
+
+
+def shared_counts(shares: Sequence[float], total: int) -> list[int]:
+    """Return whole numbers in proportion to the shares that add up to `total` (largest remainders)."""
+    exact = [share / sum(shares) * total for share in shares]
+    counts = [math.floor(x + 1e-9) for x in exact]
+    order = sorted(range(len(shares)), key=lambda k: counts[k] - exact[k])
+    for k in order[: total - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+def _padded(rows: Sequence[Sequence[int] | Tensor], pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Return ids [B, L] and where they are no padding, [B, L]."""
+    width = max(map(len, rows))
+    ids_BL = torch.full((len(rows), width), pad, dtype=torch.long)
+    visible_BL = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        columns = slice(width - len(row), width) if left else slice(len(row))
+        ids_BL[i, columns] = torch.as_tensor(row).long()
+        visible_BL[i, columns] = True
+    return ids_BL, visible_BL
+
+
+def _batches(states: Sequence[_State], batch_size: int, pad: int) -> list[StateBatch]:
+    by_length = sorted(states, key=lambda state: len(state.ids))
+    batches = []
+    for begin in range(0, len(by_length), batch_size):
+        rows = by_length[begin : begin + batch_size]
+        ids_BL, visible_BL = _padded([state.ids for state in rows], pad)
+        ratio_B = torch.tensor([state.ratio for state in rows], dtype=torch.float64)  # bins are told apart to 1e-9
+        batches.append(StateBatch(ids_BL, visible_BL, ratio_B))
+    return batches
+
+
+def _counts(states: CalibrationStates) -> dict[str, Any]:
+    total = torch.zeros(3, states.bins, dtype=torch.long)  # states, masked tokens, unmasked tokens
+    for batch in states.batches:
+        masked_BL = (batch.ids_BL == states.mask_id) & batch.visible_BL
+        unmasked_BL = (batch.ids_BL != states.mask_id) & batch.visible_BL
+        counts_3B = torch.stack((torch.ones(len(batch.ids_BL)), masked_BL.sum(1), unmasked_BL.sum(1))).long()
+        total.index_add_(1, bin_of(batch.ratio_B, states.bins), counts_3B)
+    rows, masked, unmasked = total.tolist()
+    return {
+        "states": sum(rows),
+        "states_per_bin": rows,
+        "masked_tokens": masked,
+        "unmasked_tokens": unmasked,
+        "empty_bins": [k for k, count in enumerate(rows) if count == 0],
+    }
+
+
+@torch.no_grad()
+def add_certainty(
+    states: CalibrationStates, model: MaskedDiffusionModel, masked: float = 1.0, unmasked: float = 0.7
+) -> CalibrationStates:
+    """Weight every token by m + sqrt(c), c the model's largest probability there (CGQ, arXiv 2508.14090).
+
+    Args:
+        states: made by `make_states`.
+        model: at full precision; not changed.
+        masked: m of masked tokens.
+        unmasked: m of the others.
+
+    Returns:
+        The same states with float32 weights; padding weighs 0.
+    """
+    predict = MaskPredictor(model)
+    batches = []
+    for batch in states.batches:
+        kind_BL = torch.where(batch.ids_BL == states.mask_id, masked, unmasked)
+        certainty_BL = _certainty(predict, batch.ids_BL, batch.visible_BL)
+        weight_BL = torch.where(batch.visible_BL, kind_BL + certainty_BL.sqrt(), 0.0)
+        batches.append(replace(batch, weight_BL=weight_BL))
+    return replace(states, batches=batches)
+
+
+def _certainty(predict: MaskPredictor, ids_BL: Tensor, visible_BL: Tensor) -> Tensor:
+    """Return the largest probability at every visible position; 0 on padding."""
+    certainty_BL = torch.zeros(ids_BL.shape)
+    rows, columns = visible_BL.nonzero(as_tuple=True)
+    ids_BL, visible_BL = ids_BL.to(predict.device), visible_BL.to(predict.device)
+    at = rows.to(predict.device), columns.to(predict.device)
+    top = [log_probability(l_NV, l_NV.argmax(1)) for _, l_NV in predict.chunks(ids_BL, at, visible_BL=visible_BL)]
+    certainty_BL[rows, columns] = torch.cat(top).exp().cpu()
+    return certainty_BL

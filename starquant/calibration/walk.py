@@ -1,0 +1,216 @@
+"""Walk a model block by block over all calibration states, one block resident at a time.
+
+What is kept between blocks is the hidden states in front of the next one. A visitor gets a copy of each block to
+rewrite, observe and quantize; the model itself is never changed.
+Shape suffixes: B batch, L sequence, D model width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.calibration.site_statistics import Collect, SiteStatistics
+from starquant.errors import DataError
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import Context
+from starquant.models.blocks_on_disk import resident_block
+from starquant.models.roles import BlockSites, LinearInfo, Site
+
+
+@dataclass
+class _Item:
+    """One batch on its way through the model."""
+
+    batch: StateBatch
+    context: Context
+    masked_BL: Tensor
+    hidden_BLD: Tensor
+    exact_BLD: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one batch gives at a site of the exact and of the quantized block, [B, L, D] each."""
+
+    context: Context
+    visible_BL: Tensor
+    exact_BLD: Tensor
+    quantized_BLD: Tensor
+
+
+class BlockVisit:
+    """One block during a walk.
+
+    Attributes:
+        index: of the block.
+        block: a copy of it, free to be changed in place; gone once the walk goes on.
+        feeds_quantized: whether the next block is fed what `block` computes once the visitor is done with it;
+            otherwise what it computed when it was first observed.
+        exact: the block as `keep_exact` found it, which is fed what the exact blocks before it gave; None before.
+    """
+
+    def __init__(
+        self,
+        model: MaskedDiffusionModel,
+        index: int,
+        items: list[_Item],
+        states: CalibrationStates,
+        progress: bool,
+    ) -> None:
+        self.model, self.index, self.states = model, index, states
+        self.block = resident_block(model, index)
+        self.feeds_quantized = states.inputs != "full_precision"
+        self._items, self._progress = items, progress
+        self._outputs: list[Tensor] | None = None
+        self.exact: nn.Module | None = None
+
+    def keep_exact(self) -> None:
+        """Keep a copy of the block as it stands, to be compared with later (`side_by_side`).
+
+        A visitor that wants it must say so at every block.
+        """
+        self.exact = copy.deepcopy(self.block)
+
+    def side_by_side(self, other: nn.Module, site: Site, receive: Callable[[Pair], None]) -> None:
+        """Run the exact block on exact hidden states beside `other` on those that this walk feeds.
+
+        Args:
+            other: a copy of the block, quantized as far as the site.
+            site: whose input (in front of its transform) is looked at.
+            receive: called with each batch.
+        """
+        assert self.exact is not None, "keep_exact comes first"
+        sides = (self.exact, other)
+        caught: dict[int, Tensor] = {}
+        handles = [
+            self.model.block_sites(block)
+            .inputs[site]
+            .register_forward_pre_hook(lambda _, given, side=side: caught.__setitem__(side, given[0]))
+            for side, block in enumerate(sides)
+        ]
+        try:
+            for item in self._items:
+                exact_BLD = item.hidden_BLD if item.exact_BLD is None else item.exact_BLD
+                self.exact(exact_BLD, item.context)
+                other(item.hidden_BLD, item.context)
+                receive(Pair(item.context, item.batch.visible_BL.to(caught[0].device), caught[0], caught[1]))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def sites(self) -> BlockSites:
+        """The block's linears by role, its sites, attention and norms, as they stand now."""
+        return self.model.block_sites(self.block)
+
+    @property
+    def linears(self) -> dict[str, LinearInfo]:
+        """The block's linears by qualified name, as they stand now."""
+        return self.model.block_linears(self.block, self.index)
+
+    @property
+    def name(self) -> str:
+        """Qualified name of the block."""
+        return self.model.block_name(self.index)
+
+    def observe(self, hooks: Callable[[StateBatch, Tensor], ExitStack] | None = None) -> None:
+        """Run the block over all states.
+
+        Args:
+            hooks: called before each batch with it and its masked positions [B, L]; the hooks it has registered
+                are removed after the batch.
+        """
+        outputs = []
+        label = f"calibrate block {self.index}"
+        for item in tqdm(self._items, desc=label, unit="batch", disable=not self._progress, leave=False):
+            with hooks(item.batch, item.masked_BL) if hooks is not None else ExitStack():
+                out = self.block(item.hidden_BLD, item.context)
+            if not self.feeds_quantized and self._outputs is None:
+                outputs.append(out)
+        if outputs:
+            self._outputs = outputs
+
+    def collect(self, collect: Collect, sites: Iterable[Site] = tuple(Site)) -> dict[Site, SiteStatistics]:
+        """Run the block over all states and return statistics of what its sites give to their linears.
+
+        Raises:
+            DataError: activations that are not finite; no states.
+        """
+        modules = self.sites.inputs
+        found = {
+            site: SiteStatistics(f"{self.name} {site.value}", collect, self.states.bins, seed=self.index)
+            for site in sites
+        }
+
+        def hooks(batch: StateBatch, masked_BL: Tensor) -> ExitStack:
+            stack = ExitStack()
+            for site, statistics in found.items():
+                handle = modules[site].register_forward_hook(
+                    lambda _, __, out, s=statistics: s.update(out, batch, masked_BL)
+                )
+                stack.callback(handle.remove)
+            return stack
+
+        self.observe(hooks)
+        return found
+
+    def advance(self) -> None:
+        """Put what this block gives in front of the next one."""
+        if self.feeds_quantized and self.exact is not None:
+            for item in self._items:
+                exact_BLD = item.hidden_BLD if item.exact_BLD is None else item.exact_BLD
+                item.exact_BLD = self.exact(exact_BLD, item.context)
+        if self._outputs is not None:
+            for item, out in zip(self._items, self._outputs, strict=True):
+                item.hidden_BLD = out
+            return
+        for item in self._items:
+            item.hidden_BLD = self.block(item.hidden_BLD, item.context)
+
+
+@torch.no_grad()
+def walk(
+    model: MaskedDiffusionModel,
+    states: CalibrationStates,
+    embed: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> Iterator[BlockVisit]:
+    """Visit the blocks in order.
+
+    Args:
+        model: at full precision, in memory or with its blocks on disk.
+        states: what the model is run on.
+        embed: maps the embedding [B, L, D] to the basis that the visitor rewrites blocks to.
+        progress: show a bar over the states of each block.
+
+    Raises:
+        DataError: no states.
+    """
+    if not states.batches:
+        raise DataError("calibration: got no states, allowed: at least one segment (calibration.source.segments)")
+    items = [_start(model, batch, embed, states.mask_id) for batch in states.batches]
+    for index in range(len(model.trunk().blocks)):
+        visit = BlockVisit(model, index, items, states, progress)
+        yield visit
+        visit.advance()
+        visit.exact = None
+        del visit.block  # the caller still holds the visit while the next block is copied
+
+
+def _start(
+    model: MaskedDiffusionModel, batch: StateBatch, embed: Callable[[Tensor], Tensor] | None, mask_id: int
+) -> _Item:
+    ids_BL, trunk = batch.ids_BL.to(model.device), model.trunk()
+    padded = not bool(batch.visible_BL.all())
+    visible = batch.visible_BL.to(model.device) if padded else None
+    hidden_BLD = nn.functional.embedding(ids_BL, trunk.embedding.weight)
+    context = Context.build(trunk.rotary, ids_BL, visible, None, mask_id)
+    return _Item(batch, context, ids_BL == mask_id, hidden_BLD if embed is None else embed(hidden_BLD))

@@ -1,0 +1,1 @@
+"""What a run is asked to be: validated plain data. No torch."""

@@ -1,0 +1,62 @@
+"""Bit-widths and grids of everything that can be quantized. Plain validated data, no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from starquant.config.protocol import Count, Ratio, Spec
+
+Bits = Literal[2, 3, 4, 8, 16]
+
+
+class WeightSpec(Spec):
+    """How weights are quantized: per output channel, or per group of `group_size` inputs."""
+
+    bits: Bits
+    symmetric: bool = True
+    group_size: Count | None = None
+    clip_ratio: Ratio = 1.0
+
+
+class ActivationSpec(Spec):
+    """How inputs of linears are quantized: dynamically, one scale a token."""
+
+    bits: Bits
+    symmetric: bool = True
+    clip_ratio: Ratio = 1.0
+
+
+class AttentionSpec(Spec):
+    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values."""
+
+    q: Bits = 16
+    k: Bits = 16
+    p: Bits = 16
+    v: Bits = 16
+
+
+class BitsSpec(Spec):
+    """Bit-widths of everything that can be quantized; 16 leaves it at full precision."""
+
+    name: str
+    weights: WeightSpec
+    activations: ActivationSpec
+    attention: AttentionSpec = AttentionSpec()
+    embedding: Bits = 16
+    head: Bits = 16
+
+    @property
+    def full_precision(self) -> bool:
+        """Whether nothing is quantized."""
+        attention = self.attention
+        widths = (self.weights.bits, self.activations.bits, self.embedding, self.head)
+        return {*widths, attention.q, attention.k, attention.p, attention.v} == {16}
+
+
+def weights_only(bits: BitsSpec) -> BitsSpec:
+    """Return the same with activations and attention operands at full precision."""
+    activations = bits.activations.model_copy(update={"bits": 16})
+    return bits.model_copy(update={"activations": activations, "attention": AttentionSpec()})
+
+
+FULL_PRECISION = BitsSpec(name="w16a16", weights=WeightSpec(bits=16), activations=ActivationSpec(bits=16))

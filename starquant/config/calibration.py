@@ -1,0 +1,113 @@
+"""Which text calibration and fidelity states are made of, and how it is masked. Plain validated data, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from starquant.config.protocol import Count, Seed, Spec
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class SourceSpec(Spec):
+    """Text, cut into segments of at most `length` tokens.
+
+    Attributes:
+        kind: "winogrande" and "gsm8k" (hub, or `path`), "text" (a .txt or .jsonl file), "testbed" (generated).
+        path: local file to read instead of the hub; needed for "text".
+        split: of the data set; "text" has none and ignores it.
+        segments: number of segments.
+        length: tokens a segment.
+    """
+
+    kind: Literal["winogrande", "gsm8k", "text", "testbed"]
+    path: str | None = None
+    split: Literal["train", "validation", "test"] = "train"
+    segments: Count
+    length: Count
+
+    @model_validator(mode="after")
+    def _text_needs_a_file(self) -> SourceSpec:
+        if self.kind == "text" and self.path is None:
+            raise ValueError("path: a source of kind 'text' needs a .txt or .jsonl file")
+        return self
+
+
+class StatesSpec(Spec):
+    """How segments become partly masked states.
+
+    Attributes:
+        sampler: "clean" leaves the text as it is (what autoregressive methods calibrate on); "uniform" masks a
+            ratio t ~ U(min_ratio, max_ratio) of each segment's maskable tokens, stratified over the segments;
+            "trajectory" takes states of real denoising trajectories of the full-precision model.
+        min_ratio: smallest mask ratio of "uniform".
+        max_ratio: largest mask ratio of "uniform".
+        per_segment: states made of one segment.
+        shares: of "trajectory": share of the states from each of as many equally wide mask-ratio buckets, low
+            ratios first (TMAS, arXiv 2508.14090); null takes steps evenly spread along the trajectory.
+    """
+
+    sampler: Literal["clean", "uniform", "trajectory"]
+    min_ratio: Share = 0.0
+    max_ratio: Share = 1.0
+    per_segment: Count = 1
+    shares: tuple[Share, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StatesSpec:
+        if self.min_ratio > self.max_ratio:
+            raise ValueError(f"min_ratio: got {self.min_ratio}, allowed: at most max_ratio = {self.max_ratio}")
+        if self.shares is not None and (not self.shares or abs(sum(self.shares) - 1.0) > 1e-6):
+            raise ValueError(f"shares: got {list(self.shares)}, allowed: numbers that add up to 1")
+        if self.shares is not None and self.sampler != "trajectory":
+            raise ValueError(f"shares: belong to sampler 'trajectory', got '{self.sampler}'")
+        return self
+
+
+#: TMAS as a public reading of arXiv 2508.14090 gives it: four mask-ratio buckets, the extremes weighted more.
+TMAS_SHARES = (0.3, 0.2, 0.2, 0.3)
+
+
+class CalibrationSpec(Spec):
+    """What calibration sees.
+
+    Attributes:
+        name: of the preset.
+        source: the text; null for none.
+        states: how it is masked.
+        inputs: what each block is fed: the output of the full-precision blocks before it, of those with quantized
+            weights (as the official GPTQ and QuaRot do), or of the quantized ones.
+        bins: equally wide mask-ratio bins that statistics are kept for.
+        seed: of segments, masks and trajectories.
+        fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
+    """
+
+    name: str
+    source: SourceSpec | None = None
+    states: StatesSpec = StatesSpec(sampler="uniform")
+    inputs: Literal["full_precision", "quantized_weights", "quantized"] = "full_precision"
+    bins: Count = 4
+    seed: Seed = 0
+    fingerprint: str | None = None
+
+
+class FidelitySpec(Spec):
+    """How closely a quantized model follows full precision on held-out denoising trajectories.
+
+    Attributes:
+        name: of the preset.
+        source: prompts that no calibration reads; null measures nothing.
+        bins: equally wide mask-ratio bins that metrics are reported for.
+        positions: masked positions measured a state; of more, evenly spaced ones stand for all.
+        resamples: bootstrap resamples of the prompts, for confidence intervals.
+        fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
+    """
+
+    name: str
+    source: SourceSpec | None = None
+    bins: Count = 4
+    positions: Count = 64
+    resamples: Annotated[int, Field(ge=2, le=1_000_000)] = 2000
+    fingerprint: str | None = None

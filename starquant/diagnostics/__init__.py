@@ -1,1 +1,0 @@
-"""What activations look like: statistics that explain methods, written as JSON and drawn by `tables.figures`."""

@@ -1,0 +1,135 @@
+"""Activations of masked and unmasked tokens at every site (STaR-Quant's figure 1).
+
+    python run.py experiment=figure1_activations model=tiny        the report and its figures
+    python run.py stage=inspect model=llada                        the report alone
+
+For each block, site and token state: a histogram, the outlier channels, and how much of the state's energy lies in the
+directions of least energy of either state: what a gate of that many channels would cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starquant.calibration.batches import CalibrationStates
+from starquant.calibration.walk import walk
+from starquant.calibration.site_statistics import Collect, SiteStatistics, TokenState
+from starquant.models.base import MaskedDiffusionModel
+
+SCHEMA_VERSION = 1
+ROWS, BINS, OUTLIERS = 512, 81, 8
+HALF_RANGE = 8.0  # of the histogram, in root mean squares of the state; the outermost bins hold what lies beyond
+GATE_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
+WIDEST = 4096  # second moments of wider sites are left out: [D, D] in float64, twice
+
+
+@dataclass(frozen=True)
+class StateReport:
+    """One token state at one site.
+
+    Attributes:
+        tokens: that were seen.
+        rms: root mean square over tokens and channels.
+        absmax: largest magnitude.
+        kurtosis: of the sampled values; 3 for a Gaussian.
+        outliers: channels of largest magnitude, with their ratio to the median channel's.
+        channel_absmax: largest magnitude of every channel.
+        density: of values in root mean squares, over [-HALF_RANGE, HALF_RANGE].
+        idle_energy: share of the state's energy in the k directions of least energy, of its own and of the other
+            state's tokens, by k / D; None for sites that are too wide.
+    """
+
+    tokens: int
+    rms: float
+    absmax: float
+    kurtosis: float
+    outliers: list[dict[str, float]]
+    channel_absmax: list[float]
+    density: list[float]
+    idle_energy: list[dict[str, float]] | None
+
+
+def measure(model: MaskedDiffusionModel, states: CalibrationStates, progress: bool = False) -> list[dict[str, Any]]:
+    """Return one row a block and site: its width and a report of each token state.
+
+    Raises:
+        DataError: activations that are not finite, states without masked or without unmasked tokens.
+    """
+    rows = []
+    for visit in walk(model, states, progress=progress):
+        for site, linears in {site: visit.sites.readers(site) for site in visit.sites.inputs}.items():
+            width = next(iter(linears.values())).in_features
+            plan = Collect(rows=ROWS, second_moment="state" if width <= WIDEST else None)
+            found = visit.collect(plan, (site,))[site]
+            rows.append(
+                {"block": visit.index, "site": site.value, "width": width}
+                | {state.value: asdict(_report(found, state)) for state in TokenState}
+            )
+    return rows
+
+
+def _report(statistics: SiteStatistics, state: TokenState) -> StateReport:
+    moments, rows_ND = statistics.moments(state), statistics.rows(state).double()
+    rms = float(moments.rms.square().mean().sqrt())
+    absmax_D = moments.absmax.double().cpu()
+    typical = absmax_D.median().clamp_min(1e-30)
+    top = absmax_D.topk(min(OUTLIERS, len(absmax_D)))
+    centred = rows_ND - rows_ND.mean()
+    kurtosis = centred.pow(4).mean() / centred.square().mean().square().clamp_min(1e-60)
+    scaled = (rows_ND / max(rms, 1e-30)).clamp(-HALF_RANGE, HALF_RANGE).cpu()
+    counts = torch.histc(scaled, BINS, -HALF_RANGE, HALF_RANGE)
+    return StateReport(
+        tokens=moments.count,
+        rms=rms,
+        absmax=float(absmax_D.max()),
+        kurtosis=float(kurtosis),
+        outliers=[{"channel": c, "ratio": float(v / typical)} for v, c in zip(*map(Tensor.tolist, top), strict=True)],
+        channel_absmax=[float(f"{x:.4g}") for x in absmax_D.tolist()],
+        density=[float(f"{x:.4g}") for x in (counts / counts.sum() * BINS / (2 * HALF_RANGE)).tolist()],
+        idle_energy=None if statistics.collect.second_moment is None else _idle_energy(statistics, state),
+    )
+
+
+def _idle_energy(statistics: SiteStatistics, state: TokenState) -> list[dict[str, float]]:
+    """Return shares of a state's energy in the bottom eigenvectors of its own and of the other state's moment."""
+    own_DD = statistics.second_moment(state).mean
+    other = next(s for s in TokenState if s is not state)
+    bases = {"own": own_DD, "other": statistics.second_moment(other).mean}
+    energies = {}
+    for name, moment in bases.items():
+        vectors = torch.linalg.eigh(moment)[1]  # ascending
+        energies[name] = ((vectors.T @ own_DD) * vectors.T).sum(1).cumsum(0) / own_DD.trace()
+    width = len(own_DD)
+    return [
+        {"share_of_channels": share}
+        | {name: float(e[max(1, round(share * width)) - 1]) for name, e in energies.items()}
+        for share in GATE_SHARES
+    ]
+
+
+def report(
+    model: MaskedDiffusionModel, states: CalibrationStates, identity: dict[str, Any], progress: bool = False
+) -> dict[str, Any]:
+    """Return the whole report as plain data.
+
+    Args:
+        model: at full precision.
+        states: that it sees, of masked and of unmasked tokens.
+        identity: what it is of, kept in the report.
+        progress: show progress bars.
+
+    Raises:
+        DataError: as `measure`.
+    """
+    return {
+        "kind": "activations",
+        "schema_version": SCHEMA_VERSION,
+        "half_range": HALF_RANGE,
+        **identity,
+        "states": states.report,
+        "rows": measure(model, states, progress),
+    }

@@ -1,0 +1,180 @@
+"""Triton: what stands in front of a linear in one pass: TAC, SGAT's gate, clip ratio, per-token quantization.
+
+A program takes a few rows: they are read, mapped by TAC's blocks, gated by their tokens' states, and written as int8
+codes with one scale a row. TAC's maps are larger than a row: several rows a program share what is read of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from starquant.kernels.tokens import NOTHING, Affine, Before, TokenStates
+
+ROUND = tl.constexpr(1.5 * 2**23)
+
+
+@triton.jit
+def gated(x, channel, is_masked, shared, masked):
+    """Zero what a token's state does not use; channels are [shared | masked only | others only]."""
+    of_masked = (channel >= shared) & (channel < shared + masked)
+    of_others = channel >= shared + masked
+    return tl.where((is_masked & of_others) | ((is_masked == 0) & of_masked), 0.0, x)
+
+
+@triton.jit
+def scale_of(largest, strange, clip, per_code, tiny):
+    """Return a token's scale; `strange` counts what is no number, which maxima drop."""
+    return tl.where(strange > 0, float("nan"), tl.maximum(largest * per_code * clip, tiny))
+
+
+@triton.jit
+def codes_of(x, scale, qmax):
+    """Round to the nearest code, halves to even."""
+    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
+    return ((codes + ROUND) - ROUND).to(tl.int8)
+
+
+@triton.jit
+def _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP: tl.constexpr):
+    """Channel k becomes the sum over j of M[k, j] x[first of its run + j], plus d[k]; rounded to x's dtype."""
+    first = (column // GROUP) * GROUP
+    total = tl.load(shift_ptr + column, mask=mask, other=0.0)
+    for j in range(GROUP):
+        weight = tl.load(matrix_ptr + j * width + column, mask=mask, other=0.0)
+        total += weight * tl.load(x_ptr + start + first + j, mask=mask, other=0.0).to(tl.float32)
+    return total.to(x_ptr.dtype.element_ty)
+
+
+@triton.jit
+def _map_rows(
+    x_ptr, matrix_ptr, shift_ptr, y_ptr, rows, width, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    start, mask = row.to(tl.int64) * width, (row < rows) & (column < width)
+    y = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP)
+    tl.store(y_ptr + start + column, y, mask=mask)
+
+
+@triton.jit
+def _quantize_rows(
+    x_ptr,
+    codes_ptr,
+    scale_ptr,
+    clip_ptr,
+    state_ptr,
+    matrix_ptr,
+    shift_ptr,
+    rows,
+    width,
+    shared,
+    masked,
+    qmax,
+    per_code,
+    tiny,
+    HAS_CLIP: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
+    here = row < rows
+    mask = here[:, None] & (column < width)
+    start = row.to(tl.int64)[:, None] * width  # many tokens of a wide layer pass 2^31
+    if GROUP > 0:
+        x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP).to(tl.float32)
+    else:
+        x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+    is_masked = tl.load(state_ptr + row, mask=here, other=0) != 0 if HAS_GATE or HAS_CLIP else here
+    if HAS_GATE:
+        x = gated(x, column, is_masked[:, None], shared, masked)
+    clip = tl.where(is_masked, tl.load(clip_ptr), tl.load(clip_ptr + 1)) if HAS_CLIP else 1.0
+    scale = scale_of(tl.max(tl.abs(x), 1), tl.sum((x != x).to(tl.int32), 1), clip, per_code, tiny)
+    tl.store(codes_ptr + start + column, codes_of(x, scale[:, None], qmax), mask=mask)
+    tl.store(scale_ptr + row, scale, mask=here)
+
+
+def map_rows(x_MK: Tensor, affine: Affine) -> Tensor:
+    """Return TAC's map of every row, in the rows' dtype; as `Affine.apply`."""
+    x_MK = x_MK.contiguous()
+    (rows, width), block = x_MK.shape, 512
+    y_MK = torch.empty_like(x_MK)
+    per = rows_a_program(rows, 8)
+    grid = (triton.cdiv(rows, per), triton.cdiv(width, block))
+    matrix, shift = affine.columns_GK.contiguous(), affine.shift_NG.contiguous()
+    size = affine.shift_NG.shape[1]
+    _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, GROUP=size, ROWS=per, BLOCK=block)
+    return y_MK
+
+
+def rows_a_program(rows: int, most: int) -> int:
+    """Return how many rows share what a program reads of TAC: more where enough programs are left."""
+    per = 1
+    while per < most and rows >= 256 * per:
+        per *= 2
+    return per
+
+
+def quantize_rows(x_MK: Tensor, bits: int, clip_ratio: float = 1.0, before: Before = NOTHING) -> tuple[Tensor, Tensor]:
+    """Return (int8 codes [M, K], float32 scale [M, 1]), as `reference.quantize_rows`.
+
+    Args:
+        x_MK: activations.
+        bits: 2 to 8.
+        clip_ratio: of the format.
+        before: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
+    """
+    affine, states = before.affine, before.states
+    if before.kronecker is not None:
+        from starquant.kernels.triton.transform import transform_rows
+
+        if affine is not None:
+            x_MK = map_rows(x_MK, affine)
+        return transform_rows(x_MK, bits, clip_ratio, before.kronecker, states)
+    x_MK = x_MK.contiguous()
+    rows, width = x_MK.shape
+    codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+    per = 1 if affine is None else rows_a_program(rows, 4)
+    clip, state, gate, flags = of_states(states, width, scale)
+    _quantize_rows[(triton.cdiv(rows, per),)](
+        x_MK,
+        codes,
+        scale,
+        clip,
+        state,
+        scale if affine is None else affine.columns_GK.contiguous(),
+        scale if affine is None else affine.shift_NG.contiguous(),
+        rows,
+        width,
+        *gate,
+        *grid_of(bits, clip_ratio),
+        GROUP=0 if affine is None else affine.shift_NG.shape[1],
+        ROWS=per,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=16 if width * per > 8192 else 8 if width * per > 2048 else 4,
+        **flags,
+    )
+    return codes, scale
+
+
+def of_states(
+    states: TokenStates | None, width: int, nothing: Tensor
+) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, bool]]:
+    """Return what kernels take of token states: clip ratios, states, (shared, masked) channels, what there is of it."""
+    if states is None:
+        return nothing, nothing, (width, 0), {"HAS_CLIP": False, "HAS_GATE": False}
+    clip = states.clip_S
+    flags = {"HAS_CLIP": clip is not None, "HAS_GATE": states.d_m + states.d_u > 0}
+    channels = width - states.d_m - states.d_u, states.d_m
+    return nothing if clip is None else clip.contiguous(), states.masked.contiguous(), channels, flags
+
+
+def grid_of(bits: int, clip_ratio: float) -> tuple[float, float, float]:
+    """Return what kernels take of the grid: its largest code, the scale of the largest magnitude, the least scale."""
+    qmax = (1 << (bits - 1)) - 1
+    return float(qmax), clip_ratio / qmax, torch.finfo(torch.float32).tiny

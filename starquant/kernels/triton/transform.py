@@ -1,0 +1,114 @@
+"""Triton: an online transform x (A (x) B) of a row, its gate and its per-token quantization in one pass.
+
+Hadamard transforms (A and B of signs) and learned Kronecker P alike. A program holds one row as a tile [a, b],
+multiplies it from both sides on tensor cores, and writes int8 codes and one scale; nothing between goes through memory.
+Rows of 16 bits are multiplied in TF32 (11 bits, against the 8 of bfloat16 that results are rounded to), others in
+float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from starquant.kernels.tokens import Kronecker, TokenStates
+from starquant.kernels.triton.quantize import codes_of, gated, grid_of, of_states, scale_of
+
+
+@triton.jit
+def _transform_rows(
+    x_ptr,
+    a_ptr,
+    b_ptr,
+    codes_ptr,
+    scale_ptr,
+    clip_ptr,
+    state_ptr,
+    a,
+    b,
+    shared,
+    masked,
+    factor,
+    qmax,
+    per_code,
+    tiny,
+    HAS_B: tl.constexpr,
+    HAS_CLIP: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    STEP_A: tl.constexpr,
+    STEP_B: tl.constexpr,
+):
+    row = tl.program_id(0)
+    i, c = tl.arange(0, A), tl.arange(0, B)
+    x_at = x_ptr + row.to(tl.int64) * (a * b)
+    y = tl.zeros((A, B), dtype=tl.float32)
+    for first in range(0, a, STEP_A):  # y[i, c] += A[k, i] (x B)[k, c]
+        k = first + tl.arange(0, STEP_A)
+        if HAS_B:
+            t = tl.zeros((STEP_A, B), dtype=tl.float32)
+            for start in range(0, b, STEP_B):
+                n = start + tl.arange(0, STEP_B)
+                x = tl.load(x_at + k[:, None] * b + n[None, :], mask=(k < a)[:, None] & (n < b)[None, :], other=0.0)
+                right = tl.load(
+                    b_ptr + n[:, None] * b + c[None, :], mask=(n < b)[:, None] & (c < b)[None, :], other=0.0
+                )
+                t = tl.dot(x.to(tl.float32), right, t, input_precision=PRECISION)
+        else:
+            t = tl.load(x_at + k[:, None] * b + c[None, :], mask=(k < a)[:, None] & (c < b)[None, :], other=0.0)
+            t = t.to(tl.float32)
+        left = tl.load(a_ptr + k[None, :] * a + i[:, None], mask=(k < a)[None, :] & (i < a)[:, None], other=0.0)
+        y = tl.dot(left, t, y, input_precision=PRECISION)
+    y = (y * factor).to(x_ptr.dtype.element_ty).to(tl.float32)
+    channel, inside = i[:, None] * b + c[None, :], (i < a)[:, None] & (c < b)[None, :]
+    is_masked = tl.load(state_ptr + row) != 0 if HAS_GATE or HAS_CLIP else row >= 0
+    if HAS_GATE:
+        y = gated(y, channel, is_masked, shared, masked)
+    clip = tl.where(is_masked, tl.load(clip_ptr), tl.load(clip_ptr + 1)) if HAS_CLIP else 1.0
+    scale = scale_of(tl.max(tl.abs(y)), tl.sum((y != y).to(tl.int32)), clip, per_code, tiny)
+    tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes_of(y, scale, qmax), mask=inside)
+    tl.store(scale_ptr + row, scale)
+
+
+def transform_rows(
+    x_MK: Tensor, bits: int, clip_ratio: float, kronecker: Kronecker, states: TokenStates | None
+) -> tuple[Tensor, Tensor]:
+    """Return (int8 codes [M, K], float32 scale [M, 1]) of transformed rows; arguments as `quantize_rows`."""
+    x_MK = x_MK.contiguous()
+    rows, width = x_MK.shape
+    codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
+    scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+    a = len(kronecker.a_MM)
+    clip, state, gate, flags = of_states(states, width, scale)
+    _transform_rows[(rows,)](
+        x_MK,
+        kronecker.a_MM.contiguous(),
+        scale if kronecker.b_NN is None else kronecker.b_NN.contiguous(),
+        codes,
+        scale,
+        clip,
+        state,
+        a,
+        width // a,
+        *gate,
+        kronecker.factor,
+        *grid_of(bits, clip_ratio),
+        HAS_B=kronecker.b_NN is not None,
+        PRECISION="ieee" if x_MK.dtype == torch.float32 else "tf32",
+        **flags,
+        **shape_of(a, width // a),
+    )
+    return codes, scale
+
+
+def shape_of(a: int, b: int) -> dict[str, int]:
+    """Return the launch settings of a row [a, b]: its tile in registers, the factors in steps through shared memory."""
+    tile_a, tile_b = (max(16, triton.next_power_of_2(n)) for n in (a, b))
+    size = tile_a * tile_b
+    warps = 4 if size <= 4096 else 8 if size <= 16384 else 16
+    step_a, step_b = min(tile_a, 64 if size <= 4096 else 32), min(tile_b, 64 if size <= 16384 else 32)
+    return {"A": tile_a, "B": tile_b, "STEP_A": step_a, "STEP_B": step_b, "num_warps": warps, "num_stages": 2}

@@ -1,0 +1,107 @@
+"""SGAT, State-Guided Activation Transformation (STaR-Quant, arXiv 2606.04945): two activation spaces, one weight.
+
+Transformed channels are [shared | masked | unmasked], d = d_sh + d_m + d_u. Masked tokens have the last d_u at zero,
+all others the d_m in front of them; the weight side is one static matrix. Directions in which a state has (almost) no
+energy cost it nothing, and free a little of its range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from starquant.config.protocol import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from starquant.models.roles import Site
+
+Share = Annotated[float, Field(ge=0.0, le=0.45)]
+FREEACT = 1 / 32
+
+
+class SiteShares(Spec):
+    """A share of the channels of each site."""
+
+    qkv_input: Share = FREEACT
+    out_input: Share = FREEACT
+    gate_up_input: Share = FREEACT
+    down_input: Share = FREEACT
+
+
+class SGATOptions(Spec):
+    """Which channels belong to one token state only.
+
+    Attributes:
+        enabled: off gates nothing.
+        masked: d_m as a share of each site's width, rounded to whole channels.
+        unmasked: d_u likewise.
+        first_attention: gate the first block's attention input too, where all masked tokens share one vector.
+        keep: "always", or "if_better": a site keeps its gate only if the error of the group's output is smaller with
+            it than with the same P ungated, on rows that P was not learned on.
+    """
+
+    enabled: bool = True
+    masked: SiteShares = SiteShares()
+    unmasked: SiteShares = SiteShares()
+    first_attention: bool = False
+    keep: Literal["always", "if_better"] = "always"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Channels of one state only at one site, and why these."""
+
+    masked: int
+    unmasked: int
+    why: str
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Return (d_m, d_u)."""
+        return self.masked, self.unmasked
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything is gated."""
+        return self.masked + self.unmasked > 0
+
+
+def gate_of(options: SGATOptions, site: Site, block: int, width: int) -> Gate:
+    """Return the gate that a site is asked to have."""
+    from starquant.models.roles import Site
+
+    if not options.enabled:
+        return Gate(0, 0, "off")
+    if site is Site.QKV and block == 0 and not options.first_attention:
+        return Gate(0, 0, "first attention input: all masked tokens share one vector")
+    masked, unmasked = (round(getattr(shares, site.value) * width) for shares in (options.masked, options.unmasked))
+    return Gate(masked, unmasked, "asked")
+
+
+def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -> Tensor:
+    """Return P = [U_sh, U_m, U_u], orthogonal [D, D] in float64, from second moments of both token states.
+
+    U_u, which masked tokens do without, spans the d_u directions of least energy of masked tokens; U_m the d_m of least
+    energy of the others in what is left; U_sh is the basis of the rest that is nearest the coordinate axes, so that a
+    rotation that has levelled them stays level. (The paper does not say; the order had the smallest local error.)
+
+    Args:
+        masked_DD: E[x x^T] of masked tokens.
+        unmasked_DD: of the others.
+        gate: (d_m, d_u).
+    """
+    import torch
+
+    d_m, d_u = gate
+    masked_DD, unmasked_DD = masked_DD.double(), unmasked_DD.double()
+    width = len(masked_DD)
+    _, vectors = torch.linalg.eigh(masked_DD)  # ascending
+    u_DU, rest_DR = vectors[:, :d_u], vectors[:, d_u:]
+    _, inner = torch.linalg.eigh(rest_DR.T @ unmasked_DD @ rest_DR)
+    m_DM, rest_DS = rest_DR @ inner[:, :d_m], rest_DR @ inner[:, d_m:]
+    left, _, right = torch.linalg.svd(rest_DS.T @ torch.eye(width, dtype=torch.float64)[:, : width - d_m - d_u])
+    return torch.cat((rest_DS @ (left @ right), m_DM, u_DU), 1)

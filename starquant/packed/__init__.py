@@ -1,0 +1,1 @@
+"""Packed checkpoints: written, described, read by transformers, completed from."""

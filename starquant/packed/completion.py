@@ -1,0 +1,90 @@
+"""Complete a prompt with any checkpoint folder, packed or not: `python -m starquant.packed.completion DIR "prompt"`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from starquant.errors import CheckpointError, ConfigError, StarquantError
+
+
+def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[str, Any]) -> str:
+    """Return the text that follows a prompt, cut at end-of-text.
+
+    Args:
+        folder: of a LLaDA or Dream checkpoint.
+        prompt: text.
+        device: torch device.
+        seed: of sampling.
+        settings: length, steps (None: one a token), block_length (None: the whole; LLaDA only), temperature, graphs.
+
+    Raises:
+        StarquantError: a checkpoint that cannot be used, settings that do not go together.
+    """
+    import torch
+
+    from starquant.diffusion import DreamSampler, LLaDASampler, generate
+    from starquant.diffusion.generation import end_of_text
+    from starquant.models import load_model, load_tokenizer
+    from starquant.models.cuda_graphs import replayed
+
+    for name in ("length", "steps", "block_length"):
+        if settings[name] is not None and settings[name] < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: got {settings[name]}, allowed: 1 or more")
+    if settings["graphs"] and not device.startswith("cuda"):
+        raise ConfigError(f"--graphs: got --device {device}, allowed: a GPU")
+    if not 0.0 <= settings["temperature"] < math.inf:
+        raise ConfigError(f"--temperature: got {settings['temperature']}, allowed: 0 or more")
+    model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
+    if type(model.config.eos_token_id) is not int:
+        raise CheckpointError(
+            f"{folder}/config.json: eos_token_id is {model.config.eos_token_id!r}; needed: where an answer ends"
+        )
+    length, temperature = settings["length"], settings["temperature"]
+    steps = length if settings["steps"] is None else settings["steps"]
+    sampler: LLaDASampler | DreamSampler
+    if model.likelihood_noise == "dream":
+        if settings["block_length"] is not None:
+            raise ConfigError("--block-length: Dream fills the whole answer at once; allowed with LLaDA only")
+        sampler = DreamSampler(steps, length, temperature=temperature)
+    else:
+        sampler = LLaDASampler(steps, length, settings["block_length"] or length, temperature)
+    if length >= model.config.context_length:
+        raise ConfigError(f"--length: got {length}, allowed: below the model's {model.config.context_length}")
+    ids = tokenizer(prompt.encode(errors="replace").decode(), add_special_tokens=False)["input_ids"]
+    if model.prepend_bos and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
+    if not ids or len(ids) + length > model.config.context_length:
+        allowed = model.config.context_length - length
+        raise ConfigError(f"prompt: got {len(ids)} tokens, allowed: 1 to {allowed} beside an answer of {length}")
+    with replayed(model, settings["graphs"]):
+        answer = generate(model, torch.tensor([ids]), sampler, seed=seed)[0, len(ids) :].tolist()
+    return str(tokenizer.decode(answer[: end_of_text(model.config, answer)], skip_special_tokens=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a completion; returns 2 after bad input."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.packed.completion", description=__doc__)
+    parser.add_argument("folder", help="checkpoint folder, or hub id")
+    parser.add_argument("prompt")
+    parser.add_argument("--length", type=int, default=64, help="tokens of the answer (default 64)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: one a token)")
+    parser.add_argument("--block-length", type=int, help="LLaDA: tokens of a block (default: the whole answer)")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--graphs", action="store_true", help="replay passes as CUDA graphs")
+    given = vars(parser.parse_args(arguments))
+    try:
+        print(completion(given["folder"], given["prompt"], given["device"], given["seed"], given))
+    except StarquantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

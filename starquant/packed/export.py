@@ -1,0 +1,121 @@
+"""A quantized model as a folder that `from_pretrained` loads: packed weights, transforms, tokenizer, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+
+from starquant.errors import ConfigError
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.checkpoint import CONFIG
+from starquant.packed.plugin import METHOD, VERSION
+from starquant.runs.preflight import check_target
+from starquant.store.record import RunRecord
+from starquant.packed.description import describe
+from starquant.quantized.install import is_tied
+from starquant.reports.run_table import describe as bits_in_words
+
+#: Files of a checkpoint folder that a tokenizer may need.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+
+
+def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target: Path, shard_size: str = "5GB") -> int:
+    """Write a packed model; the folder appears last and whole.
+
+    Args:
+        model: quantized with `packed`.
+        record: of the run, for the model card.
+        source: checkpoint folder, whose tokenizer is copied.
+        target: new folder.
+        shard_size: of a safetensors file, at most.
+
+    Returns:
+        Bytes of the weight files.
+
+    Raises:
+        ConfigError: the target is there already, or cannot be written.
+    """
+    check_target(target)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
+        (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")
+        for name in TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(source / name, work / name)
+        size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
+        (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
+        for path in work.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
+        work.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        work.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"export.dir: {target}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return size
+
+
+def _tensors(model: MaskedDiffusionModel) -> dict[str, torch.Tensor]:
+    """Return the state dict with every tensor in memory of its own; a tied head is left out."""
+    trunk = model.trunk()
+    tied = trunk.head is not None and is_tied(model)
+    names = {module: name for name, module in model.named_modules()}
+    left_out = {f"{names[trunk.head]}.weight"} if tied and trunk.head is not None else set()
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        if tensor.data_ptr() in seen or not tensor.is_contiguous():
+            state[name] = tensor.clone(memory_format=torch.contiguous_format)
+        seen.add(tensor.data_ptr())
+    return state
+
+
+def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
+    spec = record.spec
+    made_by = {"method": spec["method"], "record": record.digest, "model": spec["model"]["path"], "seed": spec["seed"]}
+    packed = {"quant_method": METHOD, "version": VERSION, "bits": spec["bits"], "modules": describe(model)}
+    dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine
+    plain = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
+    plain["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")  # of what is not packed
+    return plain | {"quantization_config": packed | {"made_by": made_by}}
+
+
+def _card(record: RunRecord, name: str, size: int) -> str:
+    spec = record.spec
+    rows = [
+        f"| {score.task} | {score.metric} ({score.filter}) | {100 * score.value:.2f} | {score.n} |"
+        for score in record.scores
+        if score.task in spec["tasks"]["names"] and score.unit == "fraction"
+    ]
+    base = spec["model"]["path"] or f"starquant's embedded model {spec['model']['seed']}"
+    how = f"{spec['method']['name']}, {bits_in_words(spec['bits'])}"
+    sha, device = record.provenance.get("git_sha"), record.provenance.get("device_name")
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            f"{base}, quantized by starquant: {how}; {size / 1e6:,.1f} MB.",
+            "",
+            "```python",
+            "import starquant",
+            "from transformers import AutoModel",
+            f'model = AutoModel.from_pretrained("{name}")',
+            "```",
+            "",
+            f'`python -m starquant.packed.completion {name} "..."` prints a completion.',
+            "",
+            *(["| task | metric | % | items |", "|---|---|---|---|", *rows, ""] if rows else []),
+            f"Record {record.digest}, code {sha[:12] if sha else 'not under git'}, device {device}.",
+            "",
+        ]
+    )

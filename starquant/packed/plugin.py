@@ -1,0 +1,109 @@
+"""What transformers must know of this package: the model families, and how packed checkpoints are loaded.
+
+Imported right after transformers, perhaps while `starquant.models` is being imported: what is heavy is imported later.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from starquant.errors import CheckpointError
+
+METHOD, VERSION = "starquant", 1
+
+
+class PackedConfig(QuantizationConfigMixin):
+    """What `quantization_config` holds.
+
+    Attributes:
+        version: of the format.
+        bits: of weights, activations, attention, embedding and head.
+        modules: what stands at each place (`packed.description`).
+        made_by: method, options, seeds and code that it came from; nothing of it is read.
+
+    Raises:
+        CheckpointError: another version, or keys missing.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        version = given.get("version")
+        if type(version) is not int or version != VERSION:  # true and 1.0 equal 1
+            newer = isinstance(version, int) and version > VERSION
+            told = "; a later starquant wrote it" if newer else ""
+            raise CheckpointError(f"quantization_config.version: got {version!r}, this version reads {VERSION}{told}")
+        for key in ("bits", "modules"):
+            if key not in given:
+                raise CheckpointError(f"quantization_config.{key}: missing")
+            if not isinstance(given[key], dict):
+                raise CheckpointError(f"quantization_config.{key}: got {str(given[key])[:40]!r}, allowed: an object")
+        if unknown := sorted(set(given) - {"quant_method", "version", "bits", "modules", "made_by"}):
+            raise CheckpointError(f"quantization_config: unknown: {', '.join(unknown)[:200]}")
+        self.quant_method = METHOD
+        self.version, self.bits, self.modules = version, given["bits"], given["modules"]
+        self.made_by = given.get("made_by", {})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **more: Any) -> Any:
+        """Return the configuration, as transformers asks for it."""
+        config = cls(**config_dict)
+        return (config, more) if return_unused_kwargs else config
+
+
+class PackedQuantizer(HfQuantizer):
+    """Puts packed linears, transforms and quantizers in place before the weights are read."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from starquant.models.loading import check_checkpoint
+        from starquant.packed.description import rebuild
+
+        files = kwargs.get("checkpoint_files")
+        if files:  # transformers would fill what is missing with noise
+            check_checkpoint(Path(files[0]).parent)
+        with torch.device("meta"):
+            rebuild(model, self.quantization_config.modules)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from starquant.kernels.dispatch import check_device
+        from starquant.models.loading import check_finite
+        from starquant.packed.description import use_integers
+        from starquant.quantized.packed_linear import Packed
+        from starquant.quantized.activation_quantizer import ActivationQuantizer
+        from starquant.quantized.state_transforms import StateGate
+
+        for name, module in model.named_modules():
+            if isinstance(module, Packed | StateGate | ActivationQuantizer):
+                module.check(name)
+        check_finite(model)
+        check_device(model.device)
+        use_integers(model, "on_gpu")
+        return model
+
+    def is_serializable(self) -> bool:
+        """Say that `starquant.packed.export` is how such a model is saved."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Codes have no gradients."""
+        return False
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(PackedConfig)
+    register_quantizer(METHOD)(PackedQuantizer)
+if "starquant.models" not in sys.modules:  # it registers the families itself
+    import starquant.models  # noqa: F401

@@ -1,0 +1,144 @@
+"""Online transforms as plain data and back, every number judged before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from starquant.numerics import has_hadamard
+from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
+from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
+
+Plain = dict[str, Any]
+
+_DESCRIBE: dict[type[nn.Module], Callable[[Any], Plain]] = {
+    HadamardTransform: lambda t: {"kind": "hadamard", "width": t.width},
+    HeadsHadamard: lambda t: {"kind": "heads_hadamard", "heads": t.heads},
+    OrthogonalTransform: lambda t: {"kind": "orthogonal", "width": len(t.matrix_DD)},
+    KroneckerTransform: lambda t: {"kind": "kronecker", "a": len(t.a_MM), "b": len(t.b_NN)},
+    StateGate: lambda t: {"kind": "state_gate", "width": t.width, "masked": t.masked, "unmasked": t.unmasked},
+    BlockAffine: lambda t: {"kind": "block_affine", "shape": list(t.shift_CNG.shape)},
+    SiteTransform: lambda t: {
+        "kind": "site_transform",
+        **{part: transform_data(getattr(t, part)) for part in ("exact", "correction", "gate")},
+    },
+}
+
+
+def transform_data(transform: nn.Module | None) -> Plain | None:
+    """Return a transform as plain data; raises KeyError for one that is not known here."""
+    return None if transform is None else _DESCRIBE[type(transform)](transform)
+
+
+def make_transform(data: object, width: int, head_dim: int | None = None) -> nn.Module | None:
+    """Return the transform of plain data, its buffers unset.
+
+    Args:
+        data: None for no transform.
+        width: channels that it will be given.
+        head_dim: that blocks of an affine map must divide; None for none.
+
+    Raises:
+        ValueError: data that is not what `transform_data` writes, or does not fit.
+    """
+    if data is None:
+        return None
+    given = fields(data)
+    if given["kind"] not in _MAKE:
+        raise ValueError(f"transform kind: got {given['kind']!r}, allowed: {', '.join(_MAKE)}")
+    keys, make = _MAKE[str(given["kind"])]
+    expect_keys(given, keys)
+    return make(given, width, head_dim)
+
+
+def _hadamard(data: Plain, width: int, _: int | None) -> nn.Module:
+    found = whole(data, "width", width, width)
+    if not has_hadamard(found):
+        raise ValueError(f"width: got {found}, for which no Hadamard matrix is known here")
+    return HadamardTransform(found)
+
+
+def _heads(data: Plain, width: int, _: int | None) -> nn.Module:
+    heads = whole(data, "heads", 1, width)
+    if width % heads or not has_hadamard(heads):
+        raise ValueError(f"heads: got {heads}, allowed: orders of Hadamard matrices that divide {width}")
+    return HeadsHadamard(heads)
+
+
+def _kronecker(data: Plain, width: int, _: int | None) -> nn.Module:
+    a, b = whole(data, "a", 1, width), whole(data, "b", 1, width)
+    if a * b != width:
+        raise ValueError(f"a, b: got {a} x {b}, allowed: a product of {width}")
+    return KroneckerTransform(torch.empty(a, a), torch.empty(b, b))
+
+
+def _dense(data: Plain, width: int, _: int | None) -> nn.Module:
+    size = whole(data, "width", width, width)
+    return OrthogonalTransform(torch.empty(size, size))
+
+
+def _gate(data: Plain, width: int, _: int | None) -> nn.Module:
+    found, masked = whole(data, "width", width, width), whole(data, "masked", 0, width)
+    return StateGate(found, masked, whole(data, "unmasked", 0, width - masked))
+
+
+def _affine(data: Plain, width: int, head_dim: int | None) -> nn.Module:
+    shape = data["shape"]
+    if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
+        raise ValueError(f"shape: got {shape!r}, allowed: conditions, blocks, g")
+    conditions, blocks, size = shape
+    if blocks * size != width or (head_dim is not None and head_dim % size):
+        within = "" if head_dim is None else f", g a divisor of head_dim {head_dim}"
+        raise ValueError(f"shape: got {blocks} blocks of g = {size}, allowed: {width} channels in all{within}")
+    return BlockAffine(torch.empty(conditions, blocks, size, size), torch.empty(conditions, blocks, size))
+
+
+def _site(data: Plain, width: int, head_dim: int | None) -> nn.Module:
+    return SiteTransform(*(make_transform(data[part], width, head_dim) for part in ("exact", "correction", "gate")))
+
+
+_MAKE: dict[str, tuple[tuple[str, ...], Callable[[Plain, int, int | None], nn.Module]]] = {
+    "hadamard": (("width",), _hadamard),
+    "heads_hadamard": (("heads",), _heads),
+    "orthogonal": (("width",), _dense),
+    "kronecker": (("a", "b"), _kronecker),
+    "state_gate": (("width", "masked", "unmasked"), _gate),
+    "block_affine": (("shape",), _affine),
+    "site_transform": (("exact", "correction", "gate"), _site),
+}
+
+
+def fields(data: object) -> Plain:
+    """Return data that has a kind; raises ValueError for any other."""
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        raise ValueError(f"got {str(data)[:60]}, allowed: an object with a kind")
+    return data
+
+
+def expect_keys(data: Plain, keys: tuple[str, ...]) -> None:
+    """Raise ValueError unless data has these keys, and no others beside its kind."""
+    found, wanted = set(data) - {"kind"}, set(keys)
+    if found != wanted:
+        missing, unknown = sorted(wanted - found), sorted(found - wanted)
+        told = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+        raise ValueError(f"{data['kind']}: keys {'; '.join(told)}")
+
+
+def whole(data: Plain, key: str, low: int, high: int) -> int:
+    """Return a whole number within bounds; raises ValueError for anything else, true and 1.0 included."""
+    found = data[key]
+    if type(found) is not int or not low <= found <= high:
+        allowed = str(low) if low == high else f"{low} to {high}"
+        raise ValueError(f"{key}: got {str(found)[:20]}, allowed: {allowed}")
+    return found
+
+
+def flag(data: Plain, key: str) -> bool:
+    """Return true or false; raises ValueError for anything else."""
+    found = data[key]
+    if not isinstance(found, bool):
+        raise ValueError(f"{key}: got {str(found)[:20]!r}, allowed: true, false")
+    return found

@@ -1,0 +1,34 @@
+"""Quantized modules and exact rewritings.
+
+`install` (the one mutation that installs them by a run's bits) and `probe` are imported by their names: what loads a
+packed checkpoint does without a run's description.
+"""
+
+from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.fake_quant_linear import FakeQuantLinear
+from starquant.quantized.attention_transforms import scale_values, transform_queries_and_keys, transform_values
+from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
+from starquant.quantized.transforms import (
+    HadamardTransform,
+    HeadsHadamard,
+    KroneckerTransform,
+    OrthogonalTransform,
+)
+
+__all__ = [
+    "OPERANDS",
+    "ActivationQuantizer",
+    "BlockAffine",
+    "FakeQuantLinear",
+    "HadamardTransform",
+    "HeadsHadamard",
+    "KroneckerTransform",
+    "OrthogonalTransform",
+    "QuantizedAttentionCore",
+    "SiteTransform",
+    "StateGate",
+    "scale_values",
+    "transform_queries_and_keys",
+    "transform_values",
+]

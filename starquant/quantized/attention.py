@@ -1,0 +1,94 @@
+"""Attention whose operands Q, K, P = softmax(QK^T / sqrt(E)) and V each have their own bits.
+
+Q, K and V have one scale a token and head; P has one a query and head, on an unsigned grid (it is never negative).
+V may have static scales instead, one a head and channel, shared by all tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from starquant.models.buffers import Float32Buffers
+from starquant.models.layers import AttentionCore
+from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
+
+OPERANDS = ("q", "k", "p", "v")
+FULL = dict.fromkeys(OPERANDS, 16)
+
+
+def operand_format(operand: str, bits: int) -> QuantFormat:
+    """Return the grid of one operand: symmetric for q, k, v; unsigned for the probabilities p."""
+    return QuantFormat(bits, symmetric=operand != "p", granularity=PerToken())
+
+
+def quantize_statically(v_BKLE: Tensor, scale_KE: Tensor, fmt: QuantFormat) -> Tensor:
+    """Round V to a symmetric grid with one scale a head and channel: s clamp(round(v / s), qmin, qmax)."""
+    scale = scale_KE[:, None].to(device=v_BKLE.device, dtype=torch.float32)
+    codes = torch.round(v_BKLE.float() / scale).clamp_(fmt.qmin, fmt.qmax)
+    return codes.mul_(scale).to(v_BKLE.dtype)
+
+
+class QuantizedAttentionCore(Float32Buffers, AttentionCore):
+    """Scaled dot-product attention on quantized operands.
+
+    Args:
+        bits: bits of "q", "k", "p", "v"; 16 leaves an operand alone.
+        qk_transform: orthogonal transform of queries and keys after the rotary embedding, which leaves their
+            products unchanged; None for none.
+        v_scale_KE: static scales of V; None for one a token, computed on the fly.
+        v_transform: maps the concatenated value heads [B, L, K*E] in front of everything else; None for nothing.
+    """
+
+    def __init__(
+        self,
+        bits: dict[str, int],
+        qk_transform: nn.Module | None = None,
+        v_scale_KE: Tensor | None = None,
+        v_transform: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.formats = {name: operand_format(name, bits[name]) for name in OPERANDS}
+        self.qk_transform, self.v_transform = qk_transform, v_transform
+        self.v_scale_KE: Tensor | None
+        self.register_buffer("v_scale_KE", v_scale_KE)
+        self.meters: dict[str, SqnrMeter] | None = None
+
+    def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
+        """Return [B, H, L, E], as `AttentionCore`."""
+        if self.qk_transform is not None:
+            q_BHLE, k_BKLE = self.qk_transform(q_BHLE), self.qk_transform(k_BKLE)
+        if self.v_transform is not None:
+            heads = v_BKLE.shape[1]
+            v_BKLE = self.v_transform(v_BKLE.transpose(1, 2).flatten(2)).unflatten(2, (heads, -1)).transpose(1, 2)
+        q, k, v = self._quantize("q", q_BHLE), self._quantize("k", k_BKLE), self._quantize("v", v_BKLE)
+        if not self.formats["p"].quantizes:
+            return super().forward(q, k, v, mask)
+        groups = q.shape[1] // k.shape[1]
+        p_BHLL = self._quantize("p", probabilities(q, k, mask))
+        return p_BHLL.to(v.dtype) @ v.repeat_interleave(groups, dim=1)
+
+    def _quantize(self, name: str, x: Tensor) -> Tensor:
+        fmt = self.formats[name]
+        if name == "v" and self.v_scale_KE is not None and fmt.quantizes:
+            quantized = quantize_statically(x, self.v_scale_KE, fmt)
+        else:
+            quantized = fake_quantize(x, fmt)
+        if self.meters is not None and fmt.quantizes:
+            self.meters[name].update(x, quantized)
+        return quantized
+
+    def extra_repr(self) -> str:
+        """Show the bits."""
+        return ", ".join(f"{name}={fmt.bits}" for name, fmt in self.formats.items())
+
+
+def probabilities(q_BHLE: Tensor, k_BKLE: Tensor, mask: Tensor | None) -> Tensor:
+    """Return softmax(QK^T / sqrt(E)) in float32, [B, H, L, L]; K may have fewer heads than Q."""
+    k_BHLE = k_BKLE.repeat_interleave(q_BHLE.shape[1] // k_BKLE.shape[1], dim=1)
+    scores_BHLL = (q_BHLE @ k_BHLE.transpose(-1, -2)).float() / math.sqrt(q_BHLE.shape[-1])
+    if mask is not None:
+        scores_BHLL = scores_BHLL.masked_fill(~mask, -torch.inf)
+    return scores_BHLL.softmax(-1)

@@ -1,0 +1,226 @@
+"""Install quantized modules in a model: the only place where a model is changed.
+
+What was done is returned as a manifest: every linear and operand with its role and bits, or why it was left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
+from starquant.errors import CheckpointError, ConfigError
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import InputSite
+from starquant.models.roles import LinearInfo
+from starquant.numerics import (
+    PerChannel,
+    PerGroup,
+    PerToken,
+    QuantFormat,
+    Quantized,
+    dequantize,
+    quantize,
+    sqnr_db,
+)
+from starquant.store.manifest import ManifestEntry
+from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.fake_quant_linear import FakeQuantLinear
+from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
+from starquant.quantized.attention_transforms import kept
+from starquant.quantized.activation_quantizer import ActivationQuantizer
+
+#: Computes the quantized weight of one linear.
+WeightSolver = Callable[[LinearInfo, QuantFormat], Quantized]
+
+
+def round_to_nearest(info: LinearInfo, weight_format: QuantFormat) -> Quantized:
+    """Return the weight rounded to the nearest point of its grid."""
+    return quantize(info.module.weight.data, weight_format)
+
+
+def weight_format(spec: WeightSpec) -> QuantFormat:
+    """Return the grid of the weights."""
+    granularity = PerChannel() if spec.group_size is None else PerGroup(spec.group_size)
+    return QuantFormat(spec.bits, spec.symmetric, granularity, spec.clip_ratio)
+
+
+def activation_format(spec: ActivationSpec) -> QuantFormat:
+    """Return the grid of the inputs of linears."""
+    return QuantFormat(spec.bits, spec.symmetric, PerToken(), spec.clip_ratio)
+
+
+def install(
+    model: MaskedDiffusionModel,
+    bits: BitsSpec,
+    solve: WeightSolver = round_to_nearest,
+    progress: bool = False,
+    packed: bool = False,
+) -> list[ManifestEntry]:
+    """Quantize a model in place and return the manifest, in the order of the forward pass.
+
+    Args:
+        model: full-precision model; its declared linears are the ones that are touched, no others. Transforms
+            that stand at its sites and attention already are kept.
+        bits: bit-widths of everything.
+        solve: computes the quantized weight of one linear.
+        progress: show a progress bar over the blocks.
+        packed: keep weights as codes, 4-bit ones two a byte, instead of the values they stand for. A tied embedding
+            stays values.
+
+    Raises:
+        ConfigError: a model that is quantized already, a group size that does not divide, a tied head asked for bits
+            of its own.
+        CheckpointError: non-finite weights, named.
+    """
+    if model.quantized:
+        raise ConfigError("install: a method has been applied to this model already; load it again")
+    model.quantized = not bits.full_precision or _transformed(model)
+    check_fit(model, bits)
+    entries, operands = [_embedding(model, bits, packed)], []
+    blocks = model.trunk().blocks
+    for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
+        linears = model.block_linears(block, index).values()
+        entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
+        operands += quantize_attention(model, block, index, bits.attention)
+    return [*entries, *operands, _head(model, bits, packed)]
+
+
+def quantize_block(
+    model: MaskedDiffusionModel, block: nn.Module, index: int, bits: BitsSpec, solve: WeightSolver
+) -> None:
+    """Quantize a copy of one block in place, as `install` does with the block itself."""
+    for info in model.block_linears(block, index).values():
+        quantize_linear(model, block, info, bits, solve)
+    quantize_attention(model, block, index, bits.attention)
+
+
+def check_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+    """Raise ConfigError when a group size does not divide, or a tied head is asked for bits of its own."""
+    if is_tied(model) and bits.head != bits.embedding:
+        raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
+    linears, spec = model.linears(), bits.weights
+    for info in linears.values():
+        if spec.bits < 16 and spec.group_size is not None and info.module.in_features % spec.group_size:
+            raise ConfigError(
+                f"bits.weights.group_size: got {spec.group_size}, which does not divide the "
+                f"{info.module.in_features} inputs of {info.name}"
+            )
+
+
+def quantize_linear(
+    model: MaskedDiffusionModel,
+    block: nn.Module,
+    info: LinearInfo,
+    bits: BitsSpec,
+    solve: WeightSolver | None,
+    packed: bool = False,
+) -> ManifestEntry:
+    """Quantize one linear of a block (or of a copy of it) and the site it reads; returns its manifest entry.
+
+    `solve` None leaves the weight, which lies on its grid already.
+    """
+    weights, inputs = weight_format(bits.weights), activation_format(bits.activations)
+    prefix = model.block_name(info.block) + "."
+    path, site_path = info.name.removeprefix(prefix), info.site.removeprefix(prefix)
+    site = block.get_submodule(site_path)
+    transform = site.transform
+    sqnr, reason = None, None
+    if weights.quantizes and solve is not None:
+        original = info.module.weight.data
+        if not bool(torch.isfinite(original).all()):
+            raise CheckpointError(f"{info.name}.weight: holds values that are not finite")
+        quantized = solve(info, weights)
+        sqnr = sqnr_db(original, dequantize(quantized, original.dtype))
+        kind = PackedLinear if packed else FakeQuantLinear
+        block.set_submodule(path, kind.from_linear(info.module, quantized, weights))
+    if inputs.quantizes:
+        block.set_submodule(site_path, ActivationQuantizer(inputs, transform, site.state_clip))
+    if not (weights.quantizes or inputs.quantizes):
+        reason = "bits.weights.bits = bits.activations.bits = 16"
+    return ManifestEntry(
+        name=info.name,
+        kind="linear",
+        role=info.role.value,
+        block=info.block,
+        weight_bits=weights.bits,
+        activation_bits=inputs.bits,
+        site=info.site,
+        weight_sqnr_db=sqnr,
+        transform=None if transform is None else str(transform),
+        reason=reason,
+    )
+
+
+def quantize_attention(
+    model: MaskedDiffusionModel, block: nn.Module, index: int, spec: AttentionSpec
+) -> list[ManifestEntry]:
+    """Quantize the attention operands of a block (or of a copy of it); returns their manifest entries."""
+    bits = {name: getattr(spec, name) for name in OPERANDS}
+    attention = model.block_sites(block).attention
+    handed = kept(attention.core)
+    transforms = {"q": handed["qk_transform"], "k": handed["qk_transform"], "v": handed["v_transform"], "p": None}
+    if min(bits.values()) < 16:
+        attention.core = QuantizedAttentionCore(bits, **handed)
+    name = next(name for name, module in block.named_modules() if module is attention)
+    return [
+        ManifestEntry(
+            name=f"{model.block_name(index)}.{name}.{operand}",
+            kind="operand",
+            role=operand,
+            block=index,
+            activation_bits=bits[operand],
+            transform=None if transforms[operand] is None else str(transforms[operand]),
+            reason=None if bits[operand] < 16 else f"bits.attention.{operand} = 16",
+        )
+        for operand in OPERANDS
+    ]
+
+
+def _embedding(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
+    return _table(model, model.trunk().embedding, "embedding", bits.embedding, packed and not is_tied(model))
+
+
+def _transformed(model: MaskedDiffusionModel) -> bool:
+    """Whether a method has left something that is no parameter."""
+    return model.to_original_basis is not None or any(
+        isinstance(module, InputSite) and module.transform is not None for module in model.modules()
+    )
+
+
+def is_tied(model: MaskedDiffusionModel) -> bool:
+    """Whether the head is the embedding: left out (LLaDA), or sharing its weight (Dream)."""
+    trunk = model.trunk()
+    table = getattr(trunk.embedding, "weight", None)  # a packed one has none, and is never tied
+    return trunk.head is None or (table is not None and getattr(trunk.head, "weight", None) is table)
+
+
+def _head(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
+    head = model.trunk().head
+    if head is None or is_tied(model):
+        reason = "tied to the embedding" if bits.embedding < 16 else "bits.head = 16"
+        return ManifestEntry(name="head", kind="head", role="head", weight_bits=bits.embedding, reason=reason)
+    return _table(model, head, "head", bits.head, packed)
+
+
+def _table(
+    model: MaskedDiffusionModel, module: nn.Embedding | nn.Linear, role: str, width: int, packed: bool
+) -> ManifestEntry:
+    """Quantize embedding or head, one scale a vocabulary row."""
+    name = {m: n for n, m in model.named_modules()}[module]
+    if width == 16:
+        return ManifestEntry(name=name, kind=role, role=role, weight_bits=16, reason=f"bits.{role} = 16")
+    grid, original = QuantFormat(width, True, PerChannel()), module.weight.data
+    codes = quantize(original, grid)
+    values = dequantize(codes, original.dtype)
+    sqnr = sqnr_db(original, values)
+    if not packed:
+        original.copy_(values)
+    elif isinstance(module, nn.Embedding):
+        model.set_submodule(name, PackedEmbedding.from_embedding(module, codes, grid))
+    else:
+        model.set_submodule(name, PackedLinear.from_linear(module, codes, grid))
+    return ManifestEntry(name=name, kind=role, role=role, weight_bits=width, weight_sqnr_db=sqnr)

@@ -1,0 +1,185 @@
+"""Weights kept as integer codes, 4-bit ones two a byte.
+
+A row's byte j holds code j in its low half and code j + in/2 in its high half, so that a kernel multiplies both
+halves of a tile without interleaving. Codes are stored from 0; the grid's smallest code is added when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from starquant.errors import CheckpointError
+from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
+from starquant.kernels.packing import pack, unpack
+from starquant.models.buffers import Float32Buffers
+from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
+
+
+class Packed(Float32Buffers):
+    """Codes [O, I / 2] or [O, I], scales [O, groups], and zero points where asymmetric.
+
+    Args:
+        rows: O, channels or words.
+        columns: I, numbers of a row.
+        weight_format: grid of the weight.
+    """
+
+    def __init__(self, rows: int, columns: int, weight_format: QuantFormat) -> None:
+        super().__init__()
+        self.rows, self.columns, self.weight_format = rows, columns, weight_format
+        granularity = weight_format.granularity
+        groups = columns // granularity.size if isinstance(granularity, PerGroup) else 1
+        self.register_buffer("codes", torch.empty(rows, columns // 2 if self.halved else columns, dtype=torch.uint8))
+        self.register_buffer("scale", torch.empty(rows, groups, dtype=torch.float32))
+        self.zero: Tensor | None
+        self.register_buffer(
+            "zero", None if weight_format.symmetric else torch.empty(rows, groups, dtype=torch.float32)
+        )
+
+    @property
+    def halved(self) -> bool:
+        """Whether two codes share a byte."""
+        return self.weight_format.bits <= 4
+
+    def keep(self, quantized: Quantized) -> None:
+        """Take the codes of a weight [O, I]."""
+        codes = (quantized.codes - quantized.qmin).reshape(self.rows, self.columns).to(torch.uint8)
+        self.codes = pack(codes) if self.halved else codes
+        self.scale = quantized.scale.reshape(self.rows, -1).float()
+        self.zero = None if quantized.zero is None else quantized.zero.reshape(self.rows, -1).float()
+
+    def quantized(self, rows: Tensor | None = None) -> Quantized:
+        """Return the codes as they were solved; of these rows, or of all."""
+        codes, scale, zero = (t if rows is None or t is None else t[rows] for t in (self.codes, self.scale, self.zero))
+        assert codes is not None and scale is not None
+        codes = (unpack(codes) if self.halved else codes).to(torch.int16) + self.weight_format.qmin
+        shape = codes.shape
+        if isinstance(self.weight_format.granularity, PerGroup):
+            codes = codes.unflatten(-1, (scale.shape[-1], -1))
+            scale, zero = scale[..., None], None if zero is None else zero[..., None]
+        return Quantized(codes, scale, zero, shape, self.weight_format.qmin)
+
+    def check(self, name: str) -> None:
+        """Judge what was read.
+
+        Raises:
+            CheckpointError: codes that are not on the grid, scales that are not positive.
+        """
+        codes = unpack(self.codes) if self.halved else self.codes
+        top = (1 << self.weight_format.bits) - 1
+        if self.codes.dtype != torch.uint8 or int(codes.max()) > top:
+            raise CheckpointError(
+                f"{name}.codes: got {self.codes.dtype} up to {int(codes.max())}, allowed: uint8 up to {top}"
+            )
+        if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
+            raise CheckpointError(f"{name}.scale: got values that are not positive numbers")
+        zero = self.zero
+        if zero is not None and not bool(((zero == zero.round()) & (zero >= 0) & (zero <= top)).all()):
+            raise CheckpointError(f"{name}.zero: got values that are no codes, allowed: whole numbers, 0 to {top}")
+
+    def extra_repr(self) -> str:
+        """Show shape and bits."""
+        return f"{self.columns}, {self.rows}, {self.weight_format.bits} bits"
+
+
+class PackedEmbedding(Packed):
+    """An embedding whose rows are codes; a row is turned to numbers when it is looked up.
+
+    Args:
+        words: rows.
+        width: of a row.
+        weight_format: one scale a row.
+        dtype: of what is looked up; follows the model when it is cast.
+    """
+
+    def __init__(self, words: int, width: int, weight_format: QuantFormat, dtype: torch.dtype) -> None:
+        super().__init__(words, width, weight_format)
+        self.dtype = dtype
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows."""
+        return self.rows
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width."""
+        return self.columns
+
+    @classmethod
+    def from_embedding(
+        cls, embedding: nn.Embedding, quantized: Quantized, weight_format: QuantFormat
+    ) -> PackedEmbedding:
+        """Take the codes of an embedding's table."""
+        with torch.device("meta"):
+            new = cls(embedding.num_embeddings, embedding.embedding_dim, weight_format, embedding.weight.dtype)
+        new.keep(quantized)
+        return new.train(embedding.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        return super()._apply(fn, recurse)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows of ids, [..., width]."""
+        return dequantize(self.quantized(ids), self.dtype)
+
+
+class PackedLinear(Packed):
+    """A linear whose weight is packed.
+
+    It reads quantized values, as a fake-quantized linear does and with its numbers, or integer tokens (`kernels`).
+
+    Args:
+        in_features: inputs.
+        out_features: outputs.
+        weight_format: grid of the weight.
+        bias: dtype of the bias, None for none.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, weight_format: QuantFormat, bias: torch.dtype | None = None
+    ) -> None:
+        super().__init__(out_features, in_features, weight_format)
+        self.joined: Any = None  # with those that read the same integers (`quantized.joined_linears`)
+        self.bias = None if bias is None else nn.Parameter(torch.empty(out_features, dtype=bias), requires_grad=False)
+
+    @property
+    def in_features(self) -> int:
+        """Inputs."""
+        return self.columns
+
+    @property
+    def out_features(self) -> int:
+        """Outputs."""
+        return self.rows
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, quantized: Quantized, weight_format: QuantFormat) -> PackedLinear:
+        """Take the codes of a linear's weight, and its bias."""
+        bias = None if linear.bias is None else linear.bias.dtype
+        with torch.device("meta"):
+            new = cls(linear.in_features, linear.out_features, weight_format, bias)
+        new.keep(quantized)
+        new.bias = linear.bias
+        return new.train(linear.training)
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the integer path knows its grid: one scale a row, symmetric."""
+        return self.weight_format.symmetric and isinstance(self.weight_format.granularity, PerChannel)
+
+    def forward(self, x: Tensor | IntegerTokens) -> Tensor:
+        """Return x W^T + b, [..., O]."""
+        if isinstance(x, IntegerTokens):
+            if self.joined is not None:
+                return self.joined.product(x, self)
+            return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
+        if self.takes_integers and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
+            return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
+        return F.linear(x, dequantize(self.quantized(), x.dtype), self.bias)

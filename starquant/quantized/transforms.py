@@ -1,0 +1,110 @@
+"""Transforms of activations that run online.
+
+Each is called with what it transforms and the forward pass's context, which only those conditional on token states
+(`token_state`) read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from starquant.kernels import Kronecker
+from starquant.models.buffers import Float32Buffers
+from starquant.models.layers import Context
+from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_pair, hadamard_signs
+from starquant.quantized.rewriting import across_heads
+
+
+class _Signs(nn.Module):
+    """A transform whose matrices follow from its size; kernels are handed them, kept beside the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: Kronecker | None = None
+
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return the same as a Kronecker product."""
+        if self._kept is None or self._kept.a_MM.device != device:
+            self._kept = torch.compiler.disable(self._signs)(device)
+        return self._kept
+
+    def _signs(self, device: torch.device) -> Kronecker:
+        raise NotImplementedError
+
+
+class HeadsHadamard(_Signs):
+    """x (H (x) I): mix the channels of equal index of all heads; the output projection holds W (H (x) I)."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def _signs(self, device: torch.device) -> Kronecker:
+        return Kronecker(hadamard_signs(self.heads, device), None, 1.0 / math.sqrt(self.heads))
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return the mixed heads, [..., heads * E]."""
+        return across_heads(x, self.heads)
+
+    def __str__(self) -> str:
+        return f"hadamard across {self.heads} heads"
+
+
+class HadamardTransform(_Signs):
+    """x H of the last dimension; the linears behind it hold W H (QuaRot, arXiv 2404.00456)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def _signs(self, device: torch.device) -> Kronecker:
+        return Kronecker(*hadamard_pair(self.width, device), 1.0 / math.sqrt(self.width))
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return x H, [..., width]."""
+        return apply_hadamard(x)
+
+    def extra_repr(self) -> str:
+        """Show the width."""
+        return str(self.width)
+
+    def __str__(self) -> str:
+        return f"hadamard {self.width}"
+
+
+class OrthogonalTransform(Float32Buffers):
+    """x P with a dense orthogonal P [width, width], in float32; the linears behind it hold W P."""
+
+    def __init__(self, matrix_DD: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix_DD", matrix_DD.float())
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return x P, [..., width]."""
+        return (x.float() @ self.matrix_DD).to(x.dtype)
+
+    def __str__(self) -> str:
+        return f"orthogonal {len(self.matrix_DD)}"
+
+
+class KroneckerTransform(Float32Buffers):
+    """x (A (x) B) with orthogonal A and B, in float32; the linears behind it hold W (A (x) B)."""
+
+    def __init__(self, a_MM: Tensor, b_NN: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a_MM", a_MM.float())
+        self.register_buffer("b_NN", b_NN.float())
+
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return what kernels take."""
+        return Kronecker(self.a_MM, self.b_NN)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return x (A (x) B), [..., M * N]."""
+        return apply_kronecker(x.float(), self.a_MM, self.b_NN).to(x.dtype)
+
+    def __str__(self) -> str:
+        return f"kronecker {len(self.a_MM)} x {len(self.b_NN)}"

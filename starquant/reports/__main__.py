@@ -1,0 +1,57 @@
+"""Tables and figures of the paper's experiments, from records.
+
+python -m starquant.reports table1_main                            of results/, to results/tables/
+python -m starquant.reports figure3_trajectory --records results/published/figure3_trajectory --out OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from starquant.errors import ConfigError, StarquantError
+from starquant.reports.experiments import NAMES, build
+from starquant.reports.selection import ALLOWED, without_collection
+
+
+def condition(text: str) -> tuple[str, Any]:
+    """Return the key and value of KEY=VALUE; the value is YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--where: got '{text}', allowed: KEY=VALUE, such as method.tac.block_size=16")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--where: got '{text}', whose value is not YAML") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write what is asked for and print the paths; returns 2 after bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m starquant.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="+", help=f"any of {', '.join(NAMES)}")
+    parser.add_argument("--records", type=Path, default=Path("results"), help="results folder (default: results)")
+    parser.add_argument("--out", type=Path, help="where tables/ and figures/ are written (default: the results folder)")
+    allowed = "; ".join(f"{name}: {what}" for name, what in ALLOWED.items())
+    parser.add_argument("--allow", nargs="+", default=[], choices=ALLOWED, help=allowed)
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")
+    given = parser.parse_args(arguments)
+    try:
+        where = dict(condition(text) for text in given.where)
+        with without_collection():
+            paths = [build(name, given.records, given.out or given.records, given.allow, where) for name in given.name]
+        print("\n".join(str(path) for built in paths for path in built))
+    except (StarquantError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

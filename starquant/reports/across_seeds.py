@@ -1,0 +1,225 @@
+"""Methods over independently trained models and rotation seeds: means, and paired differences to one of them.
+
+    python -m starquant.reports.across_seeds results/published/testbed_methods --against quarot
+
+A row is a method at a bit-width; its runs differ by `model.seed` and `method.rotation_seed`. Runs of two methods are
+paired by both seeds and by item; a method without rotation is paired with every rotation seed of the other. Intervals
+are 95 % bootstrap intervals over rotation seeds and items, the same draw for all models, which count alike and are not
+resampled. A row with one rotation seed has no noise of rotations in its interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from starquant.errors import RecordError, StarquantError
+from starquant.reports import selection
+from starquant.statistics.bootstrap import crossed_bootstrap
+from starquant.reports.comparison import markdown
+from starquant.store.items import items_folder, trajectories_of
+from starquant.reports.run_table import FIDELITY
+
+FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
+Column = tuple[str, str]
+#: (model seed, rotation seed), None where the method has none.
+Run = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class Items:
+    """One number an item, and a digest that says which items."""
+
+    digest: str
+    values: NDArray[np.float64]
+
+
+@dataclass
+class Row:
+    """All runs of one method at one bit-width: values of each (task, metric), indexed by item."""
+
+    label: tuple[str, ...]
+    runs: dict[Run, dict[Column, Items]] = field(default_factory=dict)
+    trajectories: dict[Run, dict[str, Any]] = field(default_factory=dict)
+
+    def columns(self) -> list[Column]:
+        """Return the (task, metric) pairs that every run has."""
+        per_run = [list(values) for values in self.runs.values()]
+        return [column for column in per_run[0] if all(column in values for values in per_run)]
+
+    def values(self, column: Column) -> list[NDArray[np.float64]]:
+        """Return [runs, items] of each model."""
+        runs = sorted_runs(self.runs)
+        return [self._stack([run for run in runs if run[0] == m], column)[1] for m in models(self.runs)]
+
+    def minus(self, other: Row, column: Column) -> list[NDArray[np.float64]]:
+        """Return differences [pairs, items] of each model that both have, paired by seeds and items.
+
+        Raises:
+            RecordError: no common model, items that differ, fidelity of other trajectories.
+        """
+        found = []
+        for model in models(self.runs):
+            ours, theirs = ([r for r in sorted_runs(row.runs) if r[0] == model] for row in (self, other))
+            pairs = [(a, b) for a in ours for b in theirs if _match(a, b)]
+            if pairs:
+                ours_are, left = self._stack([a for a, _ in pairs], column)
+                theirs_are, right = other._stack([b for _, b in pairs], column)
+                alike = column[0] != FIDELITY or all(self.trajectories[a] == other.trajectories[b] for a, b in pairs)
+                if not alike or ours_are != theirs_are:
+                    raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
+                found.append(left - right)
+        if not found:
+            raise RecordError(f"{' '.join(self.label)} and {' '.join(other.label)}: no runs of the same seeds")
+        return found
+
+    def _stack(self, runs: Sequence[Run], column: Column) -> tuple[str, NDArray[np.float64]]:
+        """Return which items they are, and their values [runs, items]."""
+        found = [self.runs[run][column] for run in runs]
+        if any(one.digest != found[0].digest for one in found[1:]):
+            raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ between its runs")
+        return found[0].digest, np.stack([one.values for one in found])
+
+
+def _match(a: Run, b: Run) -> bool:
+    return None in (a[1], b[1]) or a[1] == b[1]
+
+
+def models(runs: dict[Run, Any]) -> list[int | None]:
+    """Return the model seeds, in order."""
+    return sorted({run[0] for run in runs}, key=lambda seed: -1 if seed is None else seed)
+
+
+def sorted_runs(runs: dict[Run, Any]) -> list[Run]:
+    """Return runs in the order of their seeds."""
+    return sorted(runs, key=lambda run: tuple(-1 if seed is None else seed for seed in run))
+
+
+def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
+    """Read all records below a folder.
+
+    Args:
+        folder: of records with their items beside them.
+        by: dotted configuration keys that tell rows apart, beside bits and method.
+
+    Raises:
+        RecordError: damaged records or items, two records of the same row and seeds.
+    """
+    rows: dict[tuple[str, ...], Row] = {}
+    found = selection.read_runs(folder)
+    if not found:
+        raise RecordError(f"{folder}: holds no record")
+    selection.one_speed({read.path: read.record.spec for read in found})
+    for read in found:
+        label = tuple(str(v) if (v := read.get(key)) is not None else "" for key in (*by, "bits.name", "method.name"))
+        row = rows.setdefault(label, Row(label))
+        run = (read.get("model.seed"), read.get("method.rotation_seed"))
+        if run in row.runs:
+            raise RecordError(
+                f"{read.path}: a second record of {' '.join(label)}, model seed {run[0]}, rotation seed {run[1]}; give "
+                "a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
+            )
+        row.runs[run], row.trajectories[run] = _values(read), trajectories_of(read.record.spec)
+    return list(rows.values())
+
+
+def _values(run: selection.Run) -> dict[Column, Items]:
+    found: dict[Column, Items] = {}
+    names = [*run.get("tasks.names")]
+    if any(score.task == FIDELITY for score in run.record.scores):
+        names.append(FIDELITY)
+    columns = run.items if names else {}
+    for task in names:
+        if task not in columns:
+            raise RecordError(f"{items_folder(run.path)}: holds no items of {task}")
+        keys = [key.rpartition(",") for key in columns[task].values]
+        for metric, _, filter_name in keys:
+            if task != FIDELITY or metric in FIDELITY_METRICS:
+                several = sum(name == metric for name, _, _ in keys) > 1
+                values = np.asarray(columns[task].values[f"{metric},{filter_name}"], dtype=np.float64)
+                found[task, f"{metric} ({filter_name})" if several else metric] = Items(columns[task].items, values)
+    return found
+
+
+def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
+    """Return cells as text: "mean (standard error)", or "difference [low, high]" to the method named.
+
+    Fractions are in percent (differences in points), KL in nats, hidden_mse as it is.
+
+    Raises:
+        RecordError: no such method.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row.columns()))
+    names = [row.label[-1] for row in rows]
+    if against is not None and against not in names:
+        raise RecordError(f"--against: got '{against}', allowed: {', '.join(dict.fromkeys(names))}")
+    lines = []
+    for row in rows if against is None else [r for r in rows if r.label[-2] in _bits_of(rows, against)]:
+        other = next((r for r in rows if r.label[-2:] == (row.label[-2], against)), None)
+        other = next((r for r in rows if r.label == (*row.label[:-1], against)), other)  # the nearest one first
+        cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1]}
+        cells["runs" if against is None else "pairs"] = _count(row, other if against else None)
+        for column in columns:
+            name = column[1] if column[0] == FIDELITY else f"{column[0].removeprefix('testbed_')} {column[1]}"
+            cells[name] = _cell(row, other, column, against is not None)
+        lines.append(cells)
+    return pd.DataFrame(lines)
+
+
+def _bits_of(rows: Sequence[Row], method: str) -> set[str]:
+    return {row.label[-2] for row in rows if row.label[-1] == method}
+
+
+def _count(row: Row, other: Row | None) -> int:
+    """Return the number of runs, or of pairs with another method's."""
+    if other is None:
+        return len(row.runs)
+    return sum(a[0] == b[0] and _match(a, b) for a in row.runs for b in other.runs)
+
+
+def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
+    if column not in row.columns():
+        return ""
+    if difference and (other is None or other is row or column not in other.columns()):
+        return ""
+    try:
+        interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.values(column))
+    except ValueError as error:
+        raise RecordError(f"{' '.join(row.label)}: {column[0]} {column[1]}: {error}") from None
+    percent = column[1] not in ("kl", "hidden_mse")
+    scale, digits = (100.0, ".1f") if percent else (1.0, ".3g")
+    mean, stderr, low, high = (scale * x for x in (interval.mean, interval.stderr, interval.low, interval.high))
+    if difference:
+        return f"{mean:+{digits}} [{low:+{digits}}, {high:+{digits}}]"
+    return f"{mean:{digits}} ({stderr:{digits if percent else '.1g'}})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a Markdown table; returns 2 after bad input."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.reports.across_seeds", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of records, NAME.json, with NAME.items beside them")
+    parser.add_argument("--against", help="method that the others are compared with, pair by pair")
+    parser.add_argument(
+        "--by", action="append", default=[], help="dotted key that tells rows apart, e.g. method.tac.block_size"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        if not given.folder.is_dir():
+            raise RecordError(f"{given.folder}: no such folder of records")
+        print(markdown(table(read_rows(given.folder, given.by), given.against)))
+    except StarquantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""A paper's table from runs: a section a model, a row a method, our figures and the paper's side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from starquant.errors import RecordError
+from starquant.store.record import Score
+from starquant.statistics.bootstrap import resampled_means
+from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
+from starquant.store.items import trajectories_of
+from starquant.reports.selection import Run, one_a_seed, refuse_mixture
+
+Values = NDArray[np.float64]
+Runs = dict[tuple[Any, ...], Run]
+PAPER_MARK = " (paper)"
+AVERAGE, WHOLE = "average", "full precision"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure in the unit it is shown in, its standard error, and a 95 % interval; None where there is none."""
+
+    value: float
+    stderr: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One model's part of a table.
+
+    Attributes:
+        model: its name.
+        columns: in order; those of the paper end in " (paper)".
+        rows: (label, number of runs, cells by column); a cell that is not there is empty.
+        limit: items a task, where tasks were cut.
+        approximations: of its runs' evaluation.
+    """
+
+    model: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, int, dict[str, Estimate]], ...]
+    limit: int | None = None
+    approximations: tuple[str, ...] = ()
+
+
+def to(label: str) -> str:
+    """Return the name of the column of differences of averages to a row."""
+    return f"average, to {label}"
+
+
+def assemble(definition: Definition, runs: Sequence[Run], allow: Sequence[str] = ()) -> list[Section]:
+    """Return a table's sections: models that were run, then those of which only the paper has figures.
+
+    Raises:
+        RecordError: runs that do not go together, two runs of one row and seeds, damaged items.
+    """
+    chosen = [run for run in runs if any(run.matches(row.where) for row in definition.rows)]
+    paper = None if definition.paper is None else pd.read_csv(definition.paper)
+    names = sorted({str(run.get("model.name")) for run in chosen})
+    if paper is not None:
+        names += [name for name, called in PAPER_MODELS.items() if name not in names and called in set(paper["model"])]
+    sections = []
+    for name in names:
+        own = [run for run in chosen if run.get("model.name") == name]
+        own = [run for run in own if run.get("tasks.names")] or own  # figure 3's runs score no task
+        settings = _quantized_settings(own)
+        rows = {row.label: one_a_seed(f"{name}: {row.label}", _of_row(row, own, settings)) for row in definition.rows}
+        refuse_mixture([run for found in rows.values() for run in found.values()], allow)
+        sections.append(_section(definition, name, rows, paper))
+    return sections
+
+
+def _quantized_settings(runs: Sequence[Run]) -> set[tuple[Any, ...]]:
+    """Return the task sets of the quantized runs: full precision may have been scored on others as well."""
+    return {_scored(run) for run in runs if not run.matches(FULL)}
+
+
+def _scored(run: Run) -> tuple[Any, ...]:
+    return (tuple(run.get("tasks.names")), run.get("tasks.limit"), run.get("seed"), run.get("model.dtype"))
+
+
+def _of_row(row: RowOf, runs: Sequence[Run], settings: set[tuple[Any, ...]]) -> list[Run]:
+    found = [run for run in runs if run.matches(row.where)]
+    return [run for run in found if not settings or _scored(run) in settings]
+
+
+def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: pd.DataFrame | None) -> Section:
+    tasks = list(
+        dict.fromkeys(task for runs in rows.values() for run in runs.values() for task in run.get("tasks.names"))
+    )
+    ours_run = bool(tasks)
+    tasks = tasks or list(NINE if paper is not None and "gsm8k" in paper else ())
+    whole = next((rows[row.label] for row in definition.rows if row.where == FULL), {})
+    reference = rows.get(definition.against or "", {})
+    called = PAPER_MODELS.get(model)
+    of_paper = None if paper is None or called is None else paper[paper["model"] == called]
+    found = []
+    for row in definition.rows:
+        cells = _ours(rows[row.label], tasks, {WHOLE: whole, definition.against or "": reference})
+        if of_paper is not None:
+            cells |= _papers(row, of_paper)
+        found.append((row.label, len(rows[row.label]), cells))
+    seen = {column for _, _, cells in found for column in cells}
+    order = [*tasks, AVERAGE, to(WHOLE), to(definition.against or ""), "KL"]
+    kept = [column for column in order if column in seen or (column in (*tasks, AVERAGE) and not ours_run)]
+    columns = []
+    for column in kept:
+        columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
+    columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
+    first = next((run for runs in rows.values() for run in runs.values()), None)
+    shortcuts = () if first is None else tuple(first.speed.approximations)
+    limit = None if first is None else first.get("tasks.limit")
+    return Section(called or model, tuple(columns), tuple(found), limit, shortcuts)
+
+
+def _ours(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:
+    """Return the cells of a row: tasks, their average, its differences to other rows, KL."""
+    if not runs:
+        return {}
+    cells: dict[str, Estimate] = {}
+    resampled: list[Values] = []
+    for index, task in enumerate(tasks):
+        known = _scores(runs, task, *PRIMARY.get(task, (None, None)))
+        if len(known) == len(runs):
+            resampled.append(100 * _means(list(runs.values()), task, index))
+            single = known[0][1].stderr if len(known) == 1 else None
+            spread = float(resampled[-1].std(ddof=1)) if single is None else 100 * single
+            cells[task] = Estimate(100 * _mean_over_models(known), spread)
+    if tasks and all(task in cells for task in tasks):
+        average = float(np.mean([cells[task].value for task in tasks]))
+        cells[AVERAGE] = Estimate(average, float(np.mean(resampled, axis=0).std(ddof=1)))
+        for name, other in others.items():
+            pairs = _pairs(runs, other)
+            if pairs and not all(a is b for a, b in pairs):
+                cells[to(name)] = _difference(pairs, tasks)
+    return cells | _kl(runs)
+
+
+def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
+    """Return runs of equal seeds; one without rotation goes with every rotation of the other."""
+
+    rotations: dict[tuple[Any, Any], list[tuple[Any, ...]]] = {}
+    for model, rotation, seed in other:
+        rotations.setdefault((model, seed), []).append((model, rotation, seed))
+    return [
+        (run, other[theirs])
+        for (model, rotation, seed), run in runs.items()
+        for theirs in rotations.get((model, seed), ())
+        if rotation == theirs[1] or None in (rotation, theirs[1])
+    ]
+
+
+def _values(run: Run, task: str) -> tuple[str, Values]:
+    """Return which items they are, and a task's primary metric for each."""
+    if task not in run.arrays:
+        run.arrays[task] = _read_values(run, task)
+    found: tuple[str, Values] = run.arrays[task]
+    return found
+
+
+def _read_values(run: Run, task: str) -> tuple[str, Values]:
+    metric, filter_name = PRIMARY.get(task, (None, None))
+    score = run.score(task, metric, filter_name)
+    if score is None:
+        raise RecordError(f"{run.path}: has no score of {task}")
+    digests, values = [], []
+    for leaf in run.leaves(task):
+        columns = run.items[leaf]
+        key = f"{score.metric},{score.filter}"
+        if key not in columns.values:
+            raise RecordError(f"{run.path}: its items of {leaf} have no {score.metric} ({score.filter})")
+        digests.append(columns.items)
+        values += columns.values[key]
+    if not values:
+        raise RecordError(f"{run.path}: has no items of {task}")
+    return " ".join(digests), np.asarray(values, dtype=np.float64)
+
+
+def _by_model(pairs: Sequence[tuple[Any, Values]]) -> list[Values]:
+    """Return [runs, items] of each model seed."""
+    models: dict[Any, list[Values]] = {}
+    for seed, values in pairs:
+        models.setdefault(seed, []).append(values)
+    return [np.stack(values) for values in models.values()]
+
+
+def _scores(runs: Runs, task: str, metric: str | None, filter_name: str | None) -> list[tuple[Run, Score]]:
+    """Return the runs that have a score, with it."""
+    scores = [(run, run.score(task, metric, filter_name)) for run in runs.values()]
+    return [(run, score) for run, score in scores if score is not None]
+
+
+def _mean_over_models(scores: Sequence[tuple[Run, Score]]) -> float:
+    """Return the mean over models, which count alike, of means over their runs."""
+    pairs = [(run.get("model.seed"), np.asarray(score.value)) for run, score in scores]
+    return float(np.mean([values.mean() for values in _by_model(pairs)]))
+
+
+def _means(runs: Sequence[Run], task: str, index: int) -> Values:
+    """Return resampled means of a task over models, runs and items."""
+    items = [_values(run, task) for run in runs]
+    for run, (digest, _) in zip(runs, items, strict=True):
+        if digest != items[0][0]:
+            raise RecordError(f"{runs[0].path.name} and {run.path.name}: their items of {task} differ")
+    pairs = [(run.get("model.seed"), values) for run, (_, values) in zip(runs, items, strict=True)]
+    return resampled_means(_by_model(pairs), task=index)
+
+
+def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estimate:
+    """Return the difference of averages, paired by seeds and items; every task has draws of items of its own."""
+    observed, resampled = [], []
+    for index, task in enumerate(tasks):
+        differences = []
+        for a, b in pairs:
+            (ours_are, ours), (theirs_are, theirs) = _values(a, task), _values(b, task)
+            if ours_are != theirs_are:
+                raise RecordError(f"{a.path.name} and {b.path.name}: their items of {task} differ")
+            differences.append((a.get("model.seed"), 100 * (ours - theirs)))
+        stacked = _by_model(differences)
+        observed.append(float(np.mean([values.mean() for values in stacked])))
+        resampled.append(resampled_means(stacked, task=index))
+    means = np.mean(resampled, axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Estimate(float(np.mean(observed)), float(means.std(ddof=1)), float(low), float(high))
+
+
+def _kl(runs: Runs) -> dict[str, Estimate]:
+    """Return the mean KL of fidelity, where every run has one, of the same trajectories for each model."""
+    known = _scores(runs, "fidelity", "kl", "all")
+    followed = {str((run.get("model.seed"), trajectories_of(run.record.spec))) for run in runs.values()}
+    if len(known) < len(runs) or len(followed) > len({run.get("model.seed") for run in runs.values()}):
+        return {}
+    pairs = []
+    for run in runs.values():
+        columns = run.items.get("fidelity")
+        if columns is None or "kl,none" not in columns.values:
+            raise RecordError(f"{run.path}: its items of fidelity have no kl")
+        pairs.append((run.get("model.seed"), np.asarray(columns.values["kl,none"], dtype=np.float64)))
+    return {"KL": Estimate(_mean_over_models(known), float(resampled_means(_by_model(pairs)).std(ddof=1)))}
+
+
+def _papers(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:
+    """Return the paper's figures of a row, by column, marked as the paper's."""
+    if row.paper is None:
+        return {}
+    chosen = paper
+    for column, value in row.paper.items():
+        if column in chosen:
+            chosen = chosen[chosen[column] == value]
+    if len(chosen) != 1:
+        return {}
+    line = chosen.iloc[0]
+    cells = {
+        task + PAPER_MARK: Estimate(float(line[column]))
+        for task, column in PAPER_TASKS.items()
+        if column in line and not pd.isna(line[column])
+    }
+    cells[AVERAGE + PAPER_MARK] = Estimate(float(line["avg"]))
+    whole = paper[(paper[[name for name in ("method", "variant") if name in paper]] == "FP16").any(axis=1)]
+    if len(whole) == 1 and row.where != FULL:
+        drop = float(line["avg"]) - float(whole.iloc[0]["avg"])
+        cells[to(WHOLE) + PAPER_MARK] = Estimate(drop)
+    return cells

@@ -1,0 +1,82 @@
+"""One Markdown table of many records: a row a method and bit-width, a column a task or fidelity metric.
+
+`python -m starquant.reports.comparison results/records` prints it; standard errors in parentheses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from starquant.errors import RecordError
+from starquant.reports.frame import scores_frame
+from starquant.reports.run_table import FIDELITY
+
+ROW = ["model", "bits", "method", "seed"]
+FIDELITY_COLUMNS = ("kl", "top1_agreement", "commit_flips", "hidden_mse")
+
+
+def comparison(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return cells as text, "value (stderr)": fractions in percent, nats and relative errors as they are.
+
+    Args:
+        frame: of `scores_frame`; subjects of groups and mask-ratio bins are left out.
+
+    Raises:
+        RecordError: two records of the same row, which only a digest tells apart.
+    """
+    repeated = frame.groupby(ROW)["digest"].nunique()
+    if (repeated > 1).any():
+        row = ", ".join(map(str, repeated[repeated > 1].index[0]))
+        raise RecordError(
+            f"{row}: several records share this row; give a folder with one of each, "
+            "or compare seeds with starquant.reports.across_seeds"
+        )
+    fidelity = (frame["task"] == FIDELITY) & (frame["filter"] == "all") & frame["metric"].isin(FIDELITY_COLUMNS)
+    chosen = frame[fidelity | ((frame["task"] != FIDELITY) & frame["requested"])]
+    names = chosen["task"].str.removeprefix("testbed_") + " " + chosen["metric"]
+    names = names.where(chosen["task"] != FIDELITY, chosen["metric"])
+    cells = chosen.assign(column=names, cell=[_cell(row) for row in chosen.itertuples()])
+    table = cells.pivot_table(index=ROW, columns="column", values="cell", aggfunc="first", sort=False)
+    return table[list(dict.fromkeys(names))].fillna("").reset_index()
+
+
+def _cell(row: object) -> str:
+    value, stderr, unit = (getattr(row, name) for name in ("value", "stderr", "unit"))
+    if unit == "fraction":
+        return f"{100 * value:.1f}" + ("" if pd.isna(stderr) else f" ({100 * stderr:.1f})")
+    return f"{value:.3g}" + ("" if pd.isna(stderr) else f" ({stderr:.1g})")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a GitHub table; columns that say the same in every row are left out."""
+    constant = [name for name in ("model", "seed") if name in table and table[name].nunique() == 1]
+    table = table.drop(columns=constant)
+    lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.reports.comparison", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of records")
+    folder = parser.parse_args(arguments).folder
+    try:
+        if not folder.is_dir():
+            raise RecordError(f"{folder}: no such folder of records")
+        frame = scores_frame(folder)
+        if frame.empty:
+            raise RecordError(f"{folder}: holds no record")
+        print(markdown(comparison(frame)))
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

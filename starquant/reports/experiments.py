@@ -1,0 +1,169 @@
+"""From records to what an experiment shows: its table in three formats, or its figure in two."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from starquant.errors import ConfigError, RecordError
+from starquant.store.records import record_paths
+from starquant.reports.assembly import Section, assemble
+from starquant.reports.definitions import FIGURES, FULL, TABLES, TRAJECTORIES
+from starquant.store.items import trajectories_of
+from starquant.reports.selection import Run, one_a_seed, read_runs, refuse_mixture
+from starquant.reports.writing import grid, write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = (*TABLES, *FIGURES)
+
+
+def table(name: str, records: Path, allow: Sequence[str] = (), where: dict[str, Any] | None = None) -> list[Section]:
+    """Return the sections of a table.
+
+    Args:
+        name: of the experiment.
+        records: folder of records.
+        allow: what `selection.ALLOWED` names.
+        where: dotted configuration keys and values that records must have, beside those of the table.
+
+    Raises:
+        ConfigError: no such table.
+        RecordError: no record of it, damaged ones, ones that do not go together.
+    """
+    if name not in TABLES:
+        raise ConfigError(f"got '{name}', allowed: {', '.join(TABLES)}")
+    return assemble(TABLES[name], _chosen(records, where), allow)
+
+
+#: What full precision does not have: these keys choose among the other runs only.
+QUANTIZED_ONLY = ("bits", "method", "calibration", "fidelity")
+
+
+def frames(name: str, records: Path, allow: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """Return a table as text, one data frame for each model; raises as `table`."""
+    found = {}
+    for section in table(name, records, allow):
+        header, *lines = grid(section)
+        found[section.model] = pd.DataFrame(lines, columns=header).set_index("")
+    return found
+
+
+def trajectory_figure(records: Path, allow: Sequence[str] = (), where: dict[str, Any] | None = None) -> Figure:
+    """Return figure 3 drawn from records; raises RecordError where there are none, or they do not go together."""
+    from starquant.reports import figures
+
+    lines = _lines(records, allow, where)
+    return figures.trajectory([(label, run.path) for label, run in lines])
+
+
+def _lines(records: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[tuple[str, Run]]:
+    """Return figure 3's runs with the labels of their lines; raises as `trajectory_figure`."""
+    runs = [run for run in _chosen(records, where) if run.get("fidelity.source") is not None]
+    lines: list[tuple[str, Run]] = []
+    for row in TRAJECTORIES.rows:
+        own = [run for run in runs if run.matches(row.where)]
+        own = [run for run in own if not run.get("tasks.names")] or own  # the tables' runs follow trajectories as well
+        lines += [(row.label, run) for run in one_a_seed(row.label, own).values()]
+    if not lines:
+        raise RecordError(f"{records}: holds no record of {TRAJECTORIES.name}")
+    models = sorted({str(run.get("model.name")) for _, run in lines})
+    if len(models) > 1:
+        raise RecordError(f"{records}: holds records of {', '.join(models)}; choose by --where model.name={models[0]}")
+    refuse_mixture([run for _, run in lines], allow)
+    followed: dict[Any, tuple[dict[str, Any], Run]] = {}
+    for _, run in lines:
+        before, first = followed.setdefault(run.get("model.seed"), (trajectories_of(run.record.spec), run))
+        if before != trajectories_of(run.record.spec):
+            raise RecordError(f"{first.path.name} and {run.path.name}: follow other trajectories; choose by --where")
+    return lines
+
+
+def reports(records: Path) -> list[dict[str, Any]]:
+    """Return the reports of activations below a results folder; raises RecordError where there are none."""
+    from starquant.reports.figures import read_report
+
+    paths = sorted((records / "activations").glob("*.json"))
+    if not paths:
+        raise RecordError(f"{records / 'activations'}: holds no report; run experiment=figure1_activations")
+    return [read_report(path) for path in paths]
+
+
+def _written(records: Path) -> tuple[tuple[str, int], ...]:
+    """Return what tells whether records have changed since they were read."""
+    return tuple((path.name, path.stat().st_mtime_ns) for path in record_paths(records))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_once(records: Path, written: tuple[tuple[str, int], ...]) -> list[Run]:
+    return read_runs(records)
+
+
+def _chosen(records: Path, where: dict[str, Any] | None) -> list[Run]:
+    where, runs = where or {}, _read_once(records, _written(records))
+    if runs and not any(run.matches(where) for run in runs):
+        wanted = ", ".join(f"{key}={value}" for key, value in where.items())
+        raise RecordError(f"{records}: no record has {wanted} (--where)")
+    shared = {key: value for key, value in where.items() if key.split(".")[0] not in QUANTIZED_ONLY}
+    return [run for run in runs if run.matches(shared if run.matches(FULL) else where)]
+
+
+def build(
+    name: str,
+    results: Path,
+    out: Path,
+    allow: Sequence[str] = (),
+    where: dict[str, Any] | None = None,
+) -> list[Path]:
+    """Write a table or figure; returns the paths.
+
+    Raises:
+        ConfigError: no such table or figure.
+        RecordError: as `table`.
+    """
+    if name not in NAMES:
+        raise ConfigError(f"got '{name}', allowed: {', '.join(NAMES)}")
+    if name in TABLES:
+        sections = table(name, results, allow, where)
+        if not any(runs for section in sections for _, runs, _ in section.rows):
+            raise RecordError(f"{results}: holds no record of {name}")
+        return write(TABLES[name], sections, out / "tables")
+    return _figure(name, results, out / "figures", allow, where)
+
+
+def _figure(name: str, results: Path, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
+    from starquant.reports import figures
+
+    if name == TRAJECTORIES.name:
+        drawn = [(name, trajectory_figure(results, allow, where))]
+    else:
+        drawn = [
+            (f"{name}-{report['name']}-{site}", figures.activations(report, site))
+            for report in reports(results)
+            for site in dict.fromkeys(row["site"] for row in report["rows"])
+        ]
+    out.mkdir(parents=True, exist_ok=True)
+    return [path for stem, figure in drawn for path in figures.save(figure, out / stem)]
+
+
+def after_sweep(name: str, results: Path) -> None:
+    """Build what an experiment shows once its cells are there, and print where it lies."""
+    if name not in NAMES:
+        return
+    try:
+        paths = build(name, results, results)
+    except RecordError as error:
+        print(
+            f"note: {name} was not built: {error} (python -m starquant.reports {name} --records {results})",
+            file=sys.stderr,
+        )
+        return
+    if name in TABLES:
+        print("\n" + paths[0].read_text(encoding="utf-8"))
+    print("\n".join(f"wrote {path}" for path in paths), flush=True)

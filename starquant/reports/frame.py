@@ -1,0 +1,67 @@
+"""Records as a pandas DataFrame: one row a score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from starquant.errors import RecordError
+from starquant.store.records import read_record, record_paths
+from starquant.reports.selection import one_speed
+
+COLUMNS = (
+    *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
+    *("task", "requested", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n"),
+    *("task_version", "num_fewshot"),
+)
+
+
+def scores_frame(folder: Path) -> pd.DataFrame:
+    """Return every score of every record below `folder`, in the order of the file names.
+
+    Raises:
+        RecordError: a record is damaged, approximate evaluations among exact ones; the message names them.
+    """
+    rows, specs = [], {}
+    for path in record_paths(folder):
+        record = read_record(path)
+        specs[path] = record.spec
+        spec, source = record.spec, record.provenance
+        run = {
+            "model": spec["model"]["name"],
+            "bits": spec["bits"]["name"],
+            "method": spec["method"]["name"],
+            "seed": spec["seed"],
+            "limit": spec["tasks"]["limit"],
+            "digest": record.digest,
+            "git_sha": source.get("git_sha"),
+            "git_dirty": source.get("git_dirty"),
+            "device": source.get("device_name"),
+            "record": path.name,
+        }
+        names = spec["tasks"]["names"]
+        rows += [
+            run | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
+            for score in record.scores
+        ]
+    one_speed(specs)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def pivot(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a (model, bits, method, seed) and one column a (task, metric, filter); fractions in percent.
+
+    Raises:
+        RecordError: several records of one row, which only other settings tell apart (`across_seeds` compares seeds).
+    """
+    row = ["model", "bits", "method", "seed"]
+    repeated = frame[frame.duplicated([*row, "task", "metric", "filter"])]
+    if len(repeated):
+        name = ", ".join(map(str, repeated[row].iloc[0]))
+        raise RecordError(f"{name}: several records share this row; see starquant.reports.across_seeds")
+    scale = frame["unit"].map({"fraction": 100.0}).fillna(1.0)
+    table = frame.assign(value=scale * frame["value"]).pivot_table(
+        index=row, columns=["task", "metric", "filter"], values="value", sort=False
+    )
+    return table.round(4)

@@ -1,0 +1,83 @@
+"""Copy records with no more of their items than tables need: small enough to be committed.
+
+    python -m starquant.reports.publish results/records results/published/NAME
+
+Records are copied as they are. Of items, numbers stay with what pairs them (`columns.json`); texts go. Fidelity is
+averaged over each prompt's steps; `--steps` keeps these too (for figures along the trajectory).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from starquant.errors import ConfigError, RecordError, StarquantError
+from starquant.store.columns import keep_columns, read_columns
+from starquant.store.records import read_record, record_paths
+from starquant.store.items import items_folder, read_raw
+from starquant.reports.run_table import FIDELITY
+
+FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
+
+
+def publish(source: Path, target: Path, steps: bool = False) -> int:
+    """Copy every record below `source` into `target`; returns how many.
+
+    Raises:
+        RecordError: no record, a damaged one, or a name that `target` has already.
+    """
+    paths = list(record_paths(source))
+    if not paths:
+        raise RecordError(f"{source}: holds no record")
+    names: set[str] = set()
+    for path in paths:
+        record = read_record(path)
+        if (target / path.name).exists() or path.name in names:
+            raise RecordError(f"{target / path.name}: is there already; give a new folder")
+        if record.scores and not items_folder(path).is_dir():
+            raise RecordError(f"{items_folder(path)}: the record's items are missing")
+        names.add(path.name)
+    for path in paths:
+        out = items_folder(target / path.name)
+        out.mkdir(parents=True, exist_ok=True)
+        columns = read_columns(items_folder(path)) if items_folder(path).is_dir() else {}
+        kept = {task: numbers.model_dump() for task, numbers in columns.items()}
+        keep_columns(out, kept)
+        if steps and FIDELITY in kept:
+            rows = "".join(json.dumps(row) + "\n" for row in _steps(read_raw(path, FIDELITY)))
+            (out / f"{FIDELITY}.jsonl").write_text(rows, encoding="utf-8")
+        shutil.copyfile(path, target / path.name)  # last: a record stands for finished items
+    return len(paths)
+
+
+def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row.get("step") is not None:
+            same = {"prompt": row["prompt"], "doc_hash": row.get("doc_hash", "")[:12], "step": row["step"]}
+            yield same | {m: float(f"{row[m]:.6g}") for m in FIDELITY_METRICS if m in row}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 2 after bad input."""
+    parser = argparse.ArgumentParser(prog="python -m starquant.reports.publish", description=__doc__)
+    parser.add_argument("source", type=Path, help="folder of records with their items beside them")
+    parser.add_argument("target", type=Path, help="folder to copy them to")
+    parser.add_argument("--steps", action="store_true", help="keep fidelity at every denoising step")
+    given = parser.parse_args(arguments)
+    try:
+        if not given.source.is_dir():
+            raise ConfigError(f"{given.source}: no such folder of records")
+        print(f"{publish(given.source, given.target, given.steps)} records in {given.target}")
+    except (StarquantError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The table a run ends with: each task, full precision, quantized, difference, standard error; then fidelity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starquant.store.record import RunRecord, Score
+from starquant.config.speed import SpeedSpec
+
+HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
+#: What fidelity is called where tasks are.
+FIDELITY = "fidelity"
+
+
+def rows(record: RunRecord, baseline: RunRecord) -> list[tuple[str, ...]]:
+    """Return the table's cells as text; subjects of groups and mask-ratio bins are left to the record.
+
+    Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty.
+    """
+    before = {(s.task, s.metric, s.filter): s for s in baseline.scores if s.task != FIDELITY}
+    requested = record.spec["tasks"]["names"]
+    return [_row(score, before.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)]
+
+
+def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
+    fidelity = [score for score in record.scores if score.task == FIDELITY and score.filter == "all"]
+    return [score for name in requested for score in record.scores if score.task == name] + fidelity
+
+
+def _row(score: Score, before: Score | None) -> tuple[str, ...]:
+    return (
+        score.task,
+        _metric(score),
+        str(score.n),
+        "" if before is None else _number(before.value, before.unit),
+        _number(score.value, score.unit),
+        "" if before is None or score.unit != "fraction" else f"{100 * (score.value - before.value):+.2f}",
+        "" if score.stderr is None else _number(score.stderr, score.unit),
+    )
+
+
+def _metric(score: Score) -> str:
+    if score.task != FIDELITY:
+        return score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
+    return score.metric if score.unit == "fraction" else f"{score.metric} ({score.unit})"
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
+
+
+def describe(bits: dict[str, Any]) -> str:
+    """Return the preset's name, and every width, grouping and clipping that it does not tell."""
+    told = {f"{x}={bits['attention'][x]}" for x in "qkpv" if bits["attention"][x] < 16}
+    told |= {f"{part}={bits[part]}" for part in ("embedding", "head") if bits[part] < 16}
+    told |= {f"group={bits['weights']['group_size']}"} if bits["weights"]["group_size"] else set()
+    for part in ("weights", "activations"):
+        told |= {f"{part} clip={bits[part]['clip_ratio']:g}"} if bits[part]["clip_ratio"] < 1 else set()
+        told |= set() if bits[part]["symmetric"] else {f"{part} asymmetric"}
+    widths = f"w{bits['weights']['bits']}a{bits['activations']['bits']}"
+    name = bits["name"] if bits["name"] == widths else f"{bits['name']} ({widths})"
+    return name + (f" [{', '.join(sorted(told))}]" if told else "")
+
+
+def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
+    """Return the report as text: what was run, the table, and where the record lies."""
+    spec = record.spec
+    title = f"{spec['model']['name']}  {describe(spec['bits'])}  {spec['method']['name']}  seed {spec['seed']}"
+    cells = [HEADER, *rows(record, baseline)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    speed = SpeedSpec.model_validate(spec.get("speed", {}))
+    if speed.approximations:
+        title += f"\napproximate evaluation: {', '.join(speed.approximations)}"
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    seconds = sum(record.timings.seconds.get(stage, 0.0) for stage in ("evaluate", "fidelity"))
+    footer = f"evaluated in {seconds:.1f} s, peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"
+    return "\n".join(["", title, *lines, footer])

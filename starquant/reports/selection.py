@@ -1,0 +1,196 @@
+"""Runs for a table: read from records, chosen by configuration keys, refused where they do not go together."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from starquant.errors import RecordError
+from starquant.store.columns import TaskColumns, read_columns
+from starquant.store.record import RecordHead, Score
+from starquant.store.records import read_head, record_paths
+from starquant.config.speed import SpeedSpec
+from starquant.store.items import items_folder
+
+#: What `--allow` may name, and what it lets through.
+ALLOWED = {
+    "dirty": "records of code that was not committed",
+    "versions": "one task in several versions or few-shot numbers",
+    "protocols": "one task under several protocols",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record with its items."""
+
+    path: Path
+    record: RecordHead
+
+    @cached_property
+    def items(self) -> dict[str, TaskColumns]:
+        """Numbers of every leaf task; raises RecordError when they are missing or damaged."""
+        return read_columns(items_folder(self.path))
+
+    def get(self, dotted: str) -> Any:
+        """Return a value of the specification, None where there is no such key."""
+        here: Any = self.record.spec
+        for key in dotted.split("."):
+            here = here.get(key) if isinstance(here, dict) else None
+        return here
+
+    @property
+    def speed(self) -> SpeedSpec:
+        """The shortcuts of its evaluation; records that do not say have none."""
+        return SpeedSpec.model_validate(self.get("speed") or {})
+
+    def matches(self, where: Mapping[str, Any]) -> bool:
+        """Return whether the specification has these values; of a key it does not have, None."""
+        return all(self.get(key) == value for key, value in where.items())
+
+    def score(self, task: str, metric: str | None, filter_name: str | None) -> Score | None:
+        """Return a task's score, its first one where no metric is named."""
+        for score in self.record.scores:
+            named = metric is None or (score.metric == metric and filter_name in (None, score.filter))
+            if score.task == task and named:
+                return score
+        return None
+
+    @cached_property
+    def arrays(self) -> dict[str, Any]:
+        """What was computed of its items, by task; filled by those who read tables."""
+        return {}
+
+    def leaves(self, task: str) -> list[str]:
+        """Return a task, or the leaf tasks of a group."""
+        return [task] if task in self.items else sorted(name for name in self.items if name.startswith(f"{task}_"))
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Return all runs below a folder, in the order of their names.
+
+    Raises:
+        RecordError: no such folder, a damaged record.
+    """
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder of records")
+    with without_collection():
+        return [Run(path, read_head(path)) for path in record_paths(folder)]
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Suspend the search for cycles, which takes longer than reading where millions of small objects are made."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def one_speed(specs: Mapping[Path, dict[str, Any]]) -> list[str]:
+    """Return the approximations that all runs were evaluated with, in words.
+
+    Raises:
+        RecordError: runs with others, or exact ones among them.
+    """
+    found: dict[str, Path] = {}
+    for path, spec in specs.items():
+        words = SpeedSpec.model_validate(spec.get("speed") or {}).approximations
+        found.setdefault(", ".join(words) or "exact", path)
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        raise RecordError(
+            f"speed (approximations): {one} in {first.name}, {other} in {second.name}; they are never mixed"
+        )
+    return [words for words in found if words != "exact"]
+
+
+def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
+    """Judge the runs of one table.
+
+    Raises:
+        RecordError: dirty records, task versions or protocols that differ, unless allowed; limits or
+                approximations of the evaluation that differ.
+    """
+    if "dirty" not in allow:
+        dirty = [run for run in runs if run.record.provenance.get("git_dirty") is not False]
+        if dirty:
+            raise RecordError(
+                f"{len(dirty)} of {len(runs)} records are of code that was not committed, the first "
+                f"{dirty[0].path.name}; --allow dirty takes them"
+            )
+    one_speed({run.path: run.record.spec for run in runs})
+    seen: dict[tuple[str, str, str], tuple[object, Run]] = {}
+
+    def same(kind: str, model: str, what: str, value: object, run: Run) -> None:
+        before, first = seen.setdefault((kind, model, what), (value, run))
+        if before != value and kind not in allow:
+            way = f"; --allow {kind} mixes them" if kind in ALLOWED else ""
+            raise RecordError(f"{what}: {before} in {first.path.name}, {value} in {run.path.name}{way}")
+
+    for run in runs:
+        model = str(run.get("model.name"))
+        same("limits", model, "tasks.limit", run.get("tasks.limit"), run)
+        for score in run.record.scores:
+            what = f"{score.task} (version, few-shot)"
+            same("versions", model, what, (score.task_version, score.num_fewshot), run)
+        for task in run.get("tasks.names"):
+            same("protocols", model, f"model.protocol.{task}", (run.get("model.protocol") or {}).get(task), run)
+
+
+SEEDS = ("model.seed", "method.rotation_seed", "seed")
+#: Parts of a specification that change no figure.
+INERT = ("paths", "runtime", "debug", "tracker", "reuse", "stage", "experiment", "tasks.allow_code_execution")
+
+
+def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
+    """Return a row's runs by their seeds, in the order of these.
+
+    Raises:
+        RecordError: two runs of the same seeds; the message names the keys that differ.
+    """
+    found: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        seeds = tuple(run.get(key) for key in SEEDS)
+        if seeds in found:
+            other = found[seeds]
+            differ = sorted(
+                key for key in _differences(other.record.spec, run.record.spec) if not key.startswith(INERT)
+            )
+            if {*differ} <= {"tasks.names", "tasks.name"} and not {*other.get("tasks.names")} & {
+                *run.get("tasks.names")
+            }:
+                found[seeds] = _joined(other, run)  # jobs of their own for each task
+                continue
+            told = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
+            raise RecordError(
+                f"{label}: {other.path.name} and {run.path.name} are both its records; they differ in {told}; "
+                "choose by --where KEY=VALUE, or give a folder with one of them"
+            )
+        found[seeds] = run
+    order = sorted(found, key=lambda seeds: [-1 if seed is None else seed for seed in seeds])
+    return {seeds: found[seeds] for seeds in order}
+
+
+def _joined(a: Run, b: Run) -> Run:
+    """Return two runs of different tasks as one; fidelity is the first one's."""
+    tasks = a.get("tasks.names") + b.get("tasks.names")
+    spec = a.record.spec | {"tasks": a.record.spec["tasks"] | {"names": tasks}}
+    scores = a.record.scores + [score for score in b.record.scores if score.task != "fidelity"]
+    both = Run(a.path, a.record.model_copy(update={"spec": spec, "scores": scores}))
+    both.__dict__["items"] = {name: columns for name, columns in b.items.items() if name != "fidelity"} | a.items
+    return both
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for key in {**a, **b} for d in _differences(a.get(key), b.get(key), f"{prefix}{key}.")]
+    return [] if a == b else [prefix[:-1]]

@@ -1,0 +1,103 @@
+"""What can be judged of a run's paths and consent before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from starquant.errors import CheckpointError, ConfigError, ConsentError, DataError, RecordError
+from starquant.config.run import RunSpec, TasksSpec
+from starquant.testbed.shipped import weights_folder
+
+EXECUTES_CODE = ("humaneval",)
+
+
+def check_paths(spec: RunSpec) -> None:
+    """Check that what is named exists and is of the right kind.
+
+    Raises:
+        StarquantError: an embedded model that is not shipped, a checkpoint or data folder that is not there, a
+            results folder that is a file, model-written code without consent.
+    """
+    model, tasks = spec.model, spec.tasks
+    if model.path is None:
+        assert model.seed is not None
+        weights_folder(model.seed)
+    else:
+        path = Path(model.path).expanduser()
+        if path.is_file():
+            raise CheckpointError(f"model.path: {path}: is a file; a checkpoint is a folder")
+        if model.path.startswith(("/", ".", "~")) and not path.exists():
+            raise CheckpointError(f"model.path: {path}: no such checkpoint folder")
+    if tasks.data_dir is not None and not Path(tasks.data_dir).is_dir():
+        raise DataError(f"tasks.data_dir: {tasks.data_dir}: no such folder")
+    if Path(spec.paths.results).is_file():
+        raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
+    check_consent(tasks)
+    check_export(spec)
+
+
+def check_export(spec: RunSpec) -> None:
+    """Judge what is to be exported and where.
+
+    Raises:
+        ConfigError: nothing that could be exported; a target that holds something else, or cannot be written.
+    """
+    if spec.export.dir is None:
+        return
+    if spec.is_baseline or spec.stage in ("calibrate", "inspect"):
+        raise ConfigError(
+            f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
+            "what is exported; allowed: a method other than none, stage=all or evaluate"
+        )
+    if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
+        check_target(Path(spec.export.dir))
+
+
+def check_target(folder: Path) -> None:
+    """Judge where a model is to be written; raises ConfigError when something is there already."""
+    if not folder.name:
+        raise ConfigError(f"export.dir: got '{folder}' (of no name), allowed: a new or empty folder")
+    beside = next((parent for parent in folder.parents if parent.exists()), folder)
+    if not beside.is_dir():
+        raise ConfigError(f"export.dir: {folder}: cannot be written: {beside} is a file")
+    try:
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
+
+
+def exported_from(folder: Path) -> str | None:
+    """Return the digest of the record that a packed checkpoint was exported with; None where it is no such folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        found = config["made_by"]["record"] if config["quant_method"] == "starquant" else None
+        return found if isinstance(found, str) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def check_results(spec: RunSpec) -> None:
+    """Check once, before any cell of a sweep is run, that results can be written.
+
+    Raises:
+        RecordError: they cannot.
+    """
+    from starquant.store.records import RecordStore
+
+    RecordStore(Path(spec.paths.results)).prepare()
+
+
+def check_consent(tasks: TasksSpec) -> None:
+    """Raise ConsentError when a task runs model-written programs and the user has not agreed."""
+    risky = [name for name in tasks.names if name in EXECUTES_CODE]
+    if risky and not tasks.allow_code_execution:
+        raise ConsentError(
+            f"tasks.allow_code_execution: {', '.join(risky)} runs programs that the model writes, in a separate "
+            "process with time, memory and file limits; got false, set tasks.allow_code_execution=true to agree"
+        )

@@ -1,0 +1,1 @@
+"""Where a run happens: device, processes, progress bars, log, tracker."""

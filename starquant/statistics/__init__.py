@@ -1,0 +1,1 @@
+"""Bootstrap intervals of means and of paired differences."""

@@ -1,0 +1,160 @@
+"""Records on disk: one JSON file a run, written atomically, found by digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from starquant.errors import NewerRecordError, RecordError
+from starquant.store.columns import write_columns
+from starquant.store.files import set_aside, write_atomically
+from starquant.store.locks import lock_path
+from starquant.store.record import READABLE_VERSIONS, RecordHead, RunRecord
+from starquant.config.run import RunSpec
+
+RecordT = TypeVar("RecordT", bound=RecordHead)
+
+
+class RecordStore:
+    """The records below one results folder.
+
+    Layout: `records/NAME.json`, `records/NAME.items/TASK.jsonl` beside it (and the numbers of all tasks in
+    `columns.json`), `unfinished/DIGEST/` for answers of runs that have not ended. NAME is
+    model-bits-method-tasks-digest.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.folder = results / "records"
+
+    @staticmethod
+    def name(spec: RunSpec) -> str:
+        """Return the file stem of a run's record."""
+        return f"{spec.model.name}-{spec.bits.name}-{spec.method.name}-{spec.tasks.name}-{spec.digest()}"
+
+    def unfinished(self, digest: str) -> Path:
+        """Return the folder for answers of a run that has not ended."""
+        return self.results / "unfinished" / digest
+
+    def lock(self, digest: str) -> Path:
+        """Return the lock file of a run."""
+        return lock_path(self.results, "record", digest)
+
+    def prepare(self) -> None:
+        """Make the folders, so that a run which cannot be recorded does not start.
+
+        Raises:
+            RecordError: the results folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise RecordError(f"paths.results: {self.results}: cannot be written: {error.strerror}") from error
+
+    def path(self, spec: RunSpec) -> Path:
+        """Return where a run's record is, or will be."""
+        return self.folder / f"{self.name(spec)}.json"
+
+    def find(self, spec: RunSpec) -> RunRecord | None:
+        """Return the record of a run, None when there is none; a damaged one is set aside, with its items.
+
+        Raises:
+            RecordError: a record of a later version, which is not this code's to move.
+        """
+        path = self.path(spec)
+        if not path.exists():
+            return None
+        try:
+            record = read_record(path)
+            if record.digest != spec.digest():
+                raise RecordError(f"{path}: its digest is {record.digest}, its name says {spec.digest()}")
+        except NewerRecordError:
+            raise
+        except RecordError as error:
+            set_aside(path, str(error))
+            return None
+        return record
+
+    def write(
+        self, spec: RunSpec, record: RunRecord, items: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    ) -> Path:
+        """Write a record and its per-item logs; the record appears last and whole, or not at all.
+
+        Raises:
+            RecordError: the folder cannot be written.
+        """
+        path = self.path(spec)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for task, rows in (items or {}).items():
+                lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+                write_atomically(path.with_suffix(".items") / f"{task}.jsonl", lines)
+            if items:
+                write_columns(path.with_suffix(".items"), items)
+            write_atomically(path, json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be written: {error}") from error
+        return path
+
+
+class _Version(BaseModel):
+    schema_version: Any = None
+
+
+def record_paths(folder: Path) -> Iterator[Path]:
+    """Yield the records below a folder, in the order of their names; nothing of what lies beside them.
+
+    Of a results folder, those in its `records/`, never those published below it.
+    """
+    folder = folder / "records" if (folder / "records").is_dir() else folder
+    for root, folders, files in os.walk(folder):
+        beside = {"activations", "published" if root == str(folder) else ""}
+        folders[:] = sorted(name for name in folders if not name.endswith(".items") and name not in beside)
+        yield from (Path(root, name) for name in sorted(files) if name.endswith(".json"))
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record; raises RecordError naming the file when it is damaged or of another schema."""
+    return _read(path, RunRecord)
+
+
+def read_head(path: Path) -> RecordHead:
+    """Read what tables need of a record; raises as `read_record`."""
+    return _read(path, RecordHead)
+
+
+def _read(path: Path, kind: type[RecordT]) -> RecordT:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: not readable as a record ({error})") from None
+    try:
+        record = kind.model_validate_json(text)
+    except ValidationError as error:
+        _judge_version(path, text)
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise RecordError(f"{path}: {where}: {problem['msg']}") from None
+    if record.schema_version not in READABLE_VERSIONS:
+        _judge_version(path, text)
+    return record
+
+
+def _judge_version(path: Path, text: bytes) -> None:
+    try:
+        version = _Version.model_validate_json(text).schema_version
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise RecordError(f"{path}: not readable as a record ({why})") from None
+    if version not in READABLE_VERSIONS:
+        allowed = " and ".join(map(str, READABLE_VERSIONS))
+        kind = NewerRecordError if isinstance(version, int) and version > max(READABLE_VERSIONS) else RecordError
+        raise kind(f"{path}: schema_version is {version!r}, this version reads {allowed}")

@@ -1,0 +1,305 @@
+"""The specification: every field counts or is declared inert, bad values are named, presets are what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from starquant.sweeps.cells import LAUNCHER_EXTRAS
+from starquant.errors import ConfigError
+from starquant.config.run import RunSpec
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+OPTIONS = {group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    """Compose as run.py does, but with the cheapest method unless one is named."""
+    if not any(o.startswith("method=") for o in overrides):
+        overrides = ("method=rtn", *overrides)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
+
+
+def spec(*overrides: str) -> RunSpec:
+    return RunSpec.from_config(compose(*overrides))
+
+
+@pytest.mark.parametrize("choice", [f"{g}={name}" for g, names in OPTIONS.items() for name in names])
+def test_every_option_composes_and_validates(choice: str) -> None:
+    module, extra = LAUNCHER_EXTRAS.get(choice.removeprefix("launcher="), ("json", ""))
+    if find_spec(module) is None:
+        pytest.skip(f"the extra '{extra}' is not installed")
+    needs = ["calibration.source.path=corpus.txt"] if choice == "calibration=text" else []
+    needs += ["model=llada"] if choice.startswith("speed=") else []  # blocks of 32
+    assert len(spec(choice, *needs).digest()) == 16
+
+
+def test_text_needs_a_file() -> None:
+    with pytest.raises(ConfigError, match=r"calibration.source: path: a source of kind 'text' needs a"):
+        spec("calibration=text")
+
+
+@pytest.mark.parametrize("model", OPTIONS["model"])
+def test_every_model_has_a_protocol_for_the_nine_tasks(model: str) -> None:
+    run = spec(f"model={model}", "tasks=paper")
+    assert len(run.tasks.names) == 9
+    for name in run.tasks.names:
+        generates = name in ("humaneval", "gsm8k")
+        assert (run.model.protocol[name].sampler is not None) == generates
+
+
+def test_the_default_is_the_papers_method() -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra.compose("config").method.name == "star_quant"
+
+
+def test_models_bring_their_suite_and_the_command_line_wins() -> None:
+    assert spec("model=llada").tasks.name == "paper"
+    assert spec("model=tiny").tasks.name == "testbed"
+    assert spec("model=tiny", "tasks=paper").tasks.name == "paper"
+
+
+def test_bits_presets_are_what_they_are_called() -> None:
+    for name in OPTIONS["bits"]:
+        run = spec(f"bits={name}")
+        assert name.removesuffix("_softmax_v") == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
+        four = 4 if name.endswith("_softmax_v") else 16
+        assert (run.bits.attention.p, run.bits.attention.v) == (four, four)
+
+
+# What each field is changed to, and whether that is another experiment.
+CHANGES = [
+    ("model.name", "other", True),
+    ("model.path", "some/where", True),
+    ("model.revision", "abc", True),
+    ("model.dtype", "bfloat16", True),
+    ("model.protocol.testbed_facts.mc_num", 17, True),
+    ("model.protocol.testbed_facts.cfg_scale", 0.5, True),
+    ("model.protocol.testbed_facts.num_fewshot", 1, True),
+    ("model.protocol.testbed_arithmetic.sampler.steps", 4, True),
+    ("model.protocol.gsm8k.num_fewshot", 3, False),  # a task that is not scored
+    ("model.fingerprint", "f", True),
+    ("model.trajectory.steps", 4, True),
+    ("calibration.name", "other", True),
+    ("calibration.source.kind", "gsm8k", True),
+    ("calibration.source.path", "other", True),
+    ("calibration.source.split", "test", True),
+    ("calibration.source.segments", 3, True),
+    ("calibration.source.length", 9, True),
+    ("calibration.states.sampler", "clean", True),
+    ("calibration.states.min_ratio", 0.1, True),
+    ("calibration.states.max_ratio", 0.9, True),
+    ("calibration.states.per_segment", 7, True),
+    ("calibration.states", {"sampler": "trajectory", "shares": [0.5, 0.5]}, True),
+    ("calibration.inputs", "quantized", True),
+    ("calibration.bins", 3, True),
+    ("calibration.seed", 3, True),
+    ("calibration.fingerprint", "f", True),
+    ("fidelity.name", "other", True),
+    ("fidelity.source.kind", "gsm8k", True),
+    ("fidelity.source.path", "other", True),
+    ("fidelity.source.split", "validation", True),
+    ("fidelity.source.segments", 3, True),
+    ("fidelity.source.length", 9, True),
+    ("fidelity.bins", 3, True),
+    ("fidelity.positions", 3, True),
+    ("fidelity.resamples", 3, True),
+    ("fidelity.fingerprint", "f", True),
+    ("bits.name", "other", True),
+    ("bits.weights.bits", 8, True),
+    ("bits.weights.symmetric", False, True),
+    ("bits.weights.group_size", 32, True),
+    ("bits.weights.clip_ratio", 0.9, True),
+    ("bits.activations.bits", 8, True),
+    ("bits.activations.symmetric", False, True),
+    ("bits.activations.clip_ratio", 0.9, True),
+    ("bits.attention.q", 4, True),
+    ("bits.attention.k", 4, True),
+    ("bits.attention.p", 4, True),
+    ("bits.attention.v", 4, True),
+    ("bits.embedding", 8, True),
+    ("bits.head", 8, True),
+    ("tasks.name", "other", True),
+    ("tasks.names", ["testbed_facts"], True),
+    ("tasks.limit", 3, True),
+    ("tasks.data_dir", "d", True),
+    ("tasks.data_fingerprint", "f", True),
+    ("tasks.allow_code_execution", True, False),
+    ("speed.name", "other", False),  # of an exact evaluation the name says nothing
+    ("speed.compile", True, True),
+    ("speed.kv_cache", "dual", True),
+    ("speed.confidence_threshold", 0.9, True),
+    ("speed.mc_num", 8, True),
+    ("seed", 1, True),
+    ("tracker", {"name": "wandb"}, False),
+    ("paths.results", "elsewhere", False),
+    ("runtime.device", "cuda", False),
+    ("runtime.batch_size", 1, False),
+    ("runtime.threads", 1, False),
+    ("debug.traceback", True, False),
+    ("debug.verbose", True, False),
+    ("debug.name", "x", False),
+    ("reuse", "any", False),
+    ("stage", "calibrate", False),
+    ("experiment.name", "x", False),
+    ("export.dir", "x", False),
+    ("export.shard_size", "1GB", False),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "counts"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_every_field_changes_the_digest_or_is_inert(path: str, value: Any, counts: bool) -> None:
+    config = compose()
+    before = RunSpec.from_config(config).digest()
+    *parents, leaf = path.split(".")
+    here = config
+    for parent in parents:
+        here = here[parent]
+    here[leaf] = value
+    if path == "model.path":
+        config["model"]["seed"] = None
+    assert (RunSpec.from_config(config).digest() != before) == counts
+
+
+def test_the_table_above_names_every_field() -> None:
+    def leaves(value: Any, prefix: str) -> set[str]:
+        if isinstance(value, dict):
+            return {leaf for key, item in value.items() for leaf in leaves(item, f"{prefix}.{key}" if prefix else key)}
+        return {prefix}
+
+    fields = leaves(spec().model_dump(mode="json"), "")
+    named = {path for path, _, _ in CHANGES}
+    # One example of each protocol and sampler; the tracker as a whole; methods have a test of their own.
+    skip = ("model.protocol.", "model.trajectory.", "tracker.", "method.")
+    assert {f for f in fields if not f.startswith(skip)} - named == {
+        *("model.seed", "calibration.states.shares", "speed.block_length")
+    }
+
+
+def test_shortcuts_are_named_and_judged() -> None:
+    assert spec().speed.approximations == spec("speed=compiled").speed.approximations == []
+    told = spec("speed=dual_cache", "speed.block_length=4", "speed.mc_num=8").speed.approximations
+    assert told == ["dual KV cache", "confidence threshold 0.9", "blocks of 4", "at most 8 draws"]
+    parallel = [spec("speed=parallel", f"speed.block_length={length}").digest() for length in (4, 8)]
+    assert len({*parallel, spec().digest()}) == 3
+
+
+NOT_ALLOWED = {
+    ("speed=dual_cache",): "speed.block_length: got 32, must divide the 8 tokens of testbed_arithmetic's answers",
+    ("speed.block_length=4",): "speed.block_length: is read with kv_cache or confidence_threshold only",
+    ("speed.mc_num=7",): "speed.mc_num: got 7, allowed: an even number (two halves give the standard error)",
+    ("speed.kv_cache=duel",): "speed.kv_cache: got 'duel', allowed: none, prefix, dual. Did you mean 'dual'?",
+    ("speed.kv_cache=dual", "speed.compile=true"): "speed.compile: got true, but kv_cache changes shapes all the time; "
+    "allowed: one of them",
+    ("speed.kv_cache=dual", "+model.protocol.testbed_programs.sampler.remasking=random"): "speed.kv_cache, "
+    "speed.confidence_threshold: model.protocol.testbed_programs.sampler.remasking is 'random', which commits tokens "
+    "by chance; allowed: an exact evaluation, or another sampler",
+    ("runtime.batch_size=0",): "runtime.batch_size: got 0, allowed: auto, or a whole number from 1",
+    ("runtime.batch_size=foo",): "runtime.batch_size: got 'foo', allowed: auto, or a whole number from 1",
+}
+
+
+@pytest.mark.parametrize("given", NOT_ALLOWED)
+def test_speed_that_is_not_allowed_is_one_line(given: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec(*given)
+    assert str(caught.value) == NOT_ALLOWED[given]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("speed.mc_num=16",),  # the protocols draw no more
+        ("speed.mc_num=2", "tasks.names=[testbed_arithmetic]"),
+        ("speed=dual_cache", "tasks.names=[testbed_facts]"),
+        ("speed=parallel", "tasks=fidelity"),
+    ],
+)
+def test_shortcuts_that_change_nothing_are_none(given: tuple[str, ...]) -> None:
+    exact = [word for word in given if word.startswith("tasks")]
+    found, plain = spec(*given).canonical(), spec(*exact).canonical()
+    assert found.digest() == plain.digest() and found.speed.approximations == []
+    assert spec(*given).baseline().digest() == spec(*exact).baseline().digest()
+
+
+def test_digest_ignores_spelling_and_survives_json() -> None:
+    run = spec("+model.protocol.testbed_facts.cfg_scale=0")
+    assert run.digest() == spec("+model.protocol.testbed_facts.cfg_scale=0.0").digest()
+    assert RunSpec.from_config(json.loads(run.model_dump_json())).digest() == run.digest()
+
+
+def test_full_precision_has_one_spelling() -> None:
+    digests = {
+        spec(*o).canonical().digest() for o in (["method=none"], ["bits=w16a16"], ["bits=w16a16", "method=none"])
+    }
+    assert digests == {spec("bits=w4a4").baseline().digest()}
+    assert spec("bits=w4a4").canonical() == spec("bits=w4a4", "calibration=none")
+
+
+def test_calibration_counts_only_for_methods_that_read_it() -> None:
+    few = "calibration.source.segments=3"
+    assert spec("method=rtn", few).canonical() == spec("method=rtn").canonical()
+    assert spec("method=quarot_rtn", few).canonical() == spec("method=quarot_rtn").canonical()
+    assert spec("method=quarot", few).canonical() != spec("method=quarot").canonical()
+    with pytest.raises(ConfigError, match="method 'gptq' needs calibration data, got 'none'"):
+        spec("method=gptq", "calibration=none")
+
+
+def test_tmas_takes_the_place_of_the_states_asked_for() -> None:
+    states = spec("method=dllmquant_plus").canonical().calibration.states
+    assert (states.sampler, states.shares) == ("trajectory", (0.3, 0.2, 0.2, 0.3))
+    assert spec("method=dllmquant_plus", "method.tmas=false").canonical().calibration.states.sampler == "uniform"
+
+
+def test_specifications_are_frozen() -> None:
+    run = spec()
+    with pytest.raises(Exception, match="frozen"):
+        run.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "abc"}, "seed: got 'abc', allowed: valid integer"),
+        ({"seed": -1}, "seed: got -1, allowed: greater than or equal to 0"),
+        ({"seeed": 1}, "seeed: unknown key; allowed: .* Did you mean 'seed'"),
+        ({"method": {"name": "smothquant"}}, "method: got 'smothquant', allowed: awq, .* Did you mean 'smoothquant'"),
+        ({"method": {"name": "rtn", "alpha": 0.5}}, "method.alpha: unknown key"),
+        ({"method": {}}, "method needs a name"),
+        (
+            {"tasks": {"name": "x", "names": ["testbed_facts"] * 2}},
+            "testbed_facts is named more than once",
+        ),
+        ({"tasks": {"name": "x", "names": []}, "fidelity": {"name": "none"}}, r"tasks.names: got \[\]"),
+        ({"calibration": {"name": "none", "samples": 3}}, "calibration.samples: unknown key"),
+    ],
+)
+def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunSpec.from_config(compose() | change)
+
+
+def test_several_problems_are_all_reported() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunSpec.from_config(compose() | {"seed": "abc", "reuse": "maybe"})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_validation_needs_neither_torch_nor_hydra() -> None:
+    code = (
+        "import json, sys; from starquant.config.run import RunSpec; "
+        "RunSpec.from_config(json.loads(sys.argv[1])).canonical().digest(); "
+        "bad = {'torch', 'transformers', 'hydra', 'wandb', 'lm_eval', 'pandas', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(compose())], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

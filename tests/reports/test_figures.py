@@ -1,0 +1,92 @@
+"""Figures are drawn from records and reports, and bad input is one clear error."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.evaluation.activations import measure
+from starquant.models.base import MaskedDiffusionModel
+from starquant.runs.execute import execute
+from starquant.reports.figures import main, trajectory
+from tests.reports.test_paired import fidelity_rows, write
+from tests.config.test_run import spec
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("results")
+    run = spec("method=star_quant", "stage=inspect", "calibration.source.segments=8", f"paths.results={results}")
+    found = execute(run)
+    assert (found.record, found.reused) == (None, False)
+    assert execute(run).reused
+    return found.path
+
+
+def test_lines_are_means_over_prompts(tmp_path: Path) -> None:
+    path = write(tmp_path, "w4a4", {"fidelity": fidelity_rows([[1.0, 3.0], [3.0, 5.0]])})
+    (line,) = trajectory([("A", path)], "kl").axes[0].lines
+    assert line.get_xydata().tolist() == [[1, 2], [2, 4]]
+    assert line.get_label() == "A"
+
+
+def test_both_figures_are_written_as_png_and_pdf(report: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, "w4a4", {"fidelity": fidelity_rows([[1.0, 3.0], [3.0, 5.0]])})
+    assert main(["trajectory", f"RTN={path}", "--metric", "kl", "--out", str(tmp_path / "three")]) == 0
+    assert main(["activations", str(report), "--site", "down_input", "--out", str(tmp_path / "one")]) == 0
+    assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_bad_input_is_named(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "w4a4", {"fidelity": fidelity_rows([[1.0, 3.0], [3.0, 5.0]])})
+    out = str(tmp_path / "x")
+    assert main(["trajectory", str(path), "--metric", "colour", "--out", out]) == 2
+    assert main(["activations", str(report), "--site", "door", "--out", out]) == 2
+    assert main(["activations", str(path), "--out", out]) == 2
+    assert main(["trajectory", str(path), "--out", str(tmp_path / "no" / "x")]) == 2
+    said = capsys.readouterr().err
+    for part in (
+        "have no colour",
+        "--site: got 'door', allowed: qkv_input",
+        "not a report of",
+        "is no folder",
+    ):
+        assert part in said
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_reports_hold_every_site_and_both_states(report: Path) -> None:
+    rows: list[dict[str, Any]] = json.loads(report.read_text())["rows"]
+    assert [(row["block"], row["site"]) for row in rows][:4] == [
+        (0, site) for site in ("qkv_input", "out_input", "gate_up_input", "down_input")
+    ]
+    assert len(rows) == 16
+    for row in rows:
+        for state in ("masked", "unmasked"):
+            found = row[state]
+            assert len(found["channel_absmax"]) == row["width"]
+            assert max(found["channel_absmax"]) == pytest.approx(found["absmax"], rel=1e-3)
+            assert sum(found["density"]) * 16 / len(found["density"]) == pytest.approx(1, rel=1e-2)
+            own = [step["own"] for step in found["idle_energy"]]
+            assert all(a <= b + 1e-9 for a, b in itertools.pairwise(own))
+            assert all(step["own"] <= step["other"] + 1e-9 for step in found["idle_energy"])
+
+
+def test_masked_rows_of_the_first_attention_input_are_one_vector(tiny: MaskedDiffusionModel) -> None:
+    """So that 31 of 32 directions are idle for them: why that site is not gated."""
+    ids = torch.randint(5, 300, (8, 64))
+    masked = torch.arange(64) % 2 == 0
+    ids = ids.masked_fill(masked, tiny.mask_token_id)
+    batch = StateBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.full((8,), 0.5))
+    first = measure(tiny, CalibrationStates([batch], tiny.mask_token_id))[0]
+    assert first["site"] == "qkv_input"
+    assert first["masked"]["tokens"] == 256
+    assert first["masked"]["idle_energy"][-1]["own"] == pytest.approx(0, abs=1e-9)
+    assert first["unmasked"]["idle_energy"][-1]["own"] > 1e-6

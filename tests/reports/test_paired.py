@@ -1,0 +1,158 @@
+"""Paired comparison of two records' items, and the report's fidelity rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from starquant.errors import RecordError
+from starquant.store.record import Score
+from starquant.store.records import RecordStore, read_record
+from starquant.statistics.bootstrap import paired_bootstrap
+from starquant.reports.paired import compare, main, shared
+from starquant.reports.run_table import rows
+from tests.store.test_records import make_record
+from tests.config.test_run import spec
+
+
+def write(folder: Path, bits: str, items: dict[str, list[dict[str, Any]]], scores: list[Score] | None = None) -> Path:
+    run = spec(f"bits={bits}")
+    record = make_record(run)
+    if scores is not None:
+        record = record.model_copy(update={"scores": record.scores + scores})
+    return RecordStore(folder).write(run, record, items)
+
+
+def items_of(values: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"doc_id": i, "target": 3, "resps": [["x\u2028y"]], "filter": "none", "metrics": ["acc"], "doc_hash": f"h{i}"}
+        | {"acc": value}
+        | more
+        for i, value in enumerate(values)
+    ]
+
+
+def fidelity_rows(values: list[list[float]]) -> list[dict[str, Any]]:
+    """One row a step and, last, the answer's."""
+    found = []
+    for prompt, steps in enumerate(values):
+        same = {"prompt": prompt, "doc_hash": f"p{prompt}"}
+        found += [same | {"step": s, "mask_ratio": 1.0 - s / 9, "kl": kl} for s, kl in enumerate(steps)]
+        found.append(same | {"step": None, "mask_ratio": None, "same_answer": 1.0})
+    return found
+
+
+def test_difference_is_of_pairs(tmp_path: Path) -> None:
+    a, b = [1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]
+    first = write(tmp_path, "w8a8", {"testbed_facts": items_of(a)[::-1]})  # order does not matter
+    second = write(tmp_path, "w4a4", {"testbed_facts": items_of(b)})
+    found = compare(first, second, "testbed_facts", "acc")
+    assert found == paired_bootstrap(a, b)
+    assert (found.mean, found.n) == (0.5, 4)
+    assert compare(second, first, "testbed_facts", "acc").mean == -0.5
+
+
+def test_a_prompts_rows_are_averaged(tmp_path: Path) -> None:
+    a, b = [[1.0, 3.0], [5.0], [2.0]], [[1.0, 1.0], [1.0], [2.0]]
+    first = write(tmp_path, "w4a4", {"fidelity": fidelity_rows(a)})
+    second = write(tmp_path, "w8a8", {"fidelity": fidelity_rows(b)})
+    assert compare(first, second, "fidelity", "kl") == paired_bootstrap([2.0, 5.0, 2.0], [1.0, 1.0, 2.0])
+    assert compare(first, second, "fidelity", "same_answer").across_zero == 1.0
+    assert {(task, metric) for task, metric, _, _ in shared(first, second)} == {
+        ("fidelity", "kl"),
+        ("fidelity", "same_answer"),
+    }
+
+
+def test_filters_are_kept_apart(tmp_path: Path) -> None:
+    both = items_of([1.0, 1.0], filter="strict") + items_of([0.0, 1.0], filter="flexible")
+    first = write(tmp_path, "w8a8", {"gsm8k": both})
+    second = write(tmp_path, "w4a4", {"gsm8k": [row | {"acc": 0.0} for row in both]})
+    assert compare(first, second, "gsm8k", "acc", "strict").mean == 1.0
+    assert compare(first, second, "gsm8k", "acc", "flexible").mean == 0.5
+    with pytest.raises(RecordError, match=r"acc has several filters.* acc \(strict\), acc \(flexible\)"):
+        compare(first, second, "gsm8k", "acc")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (items_of([1.0, 0.0]), "their items of acc differ"),
+        (items_of([1.0, 0.0, 0.0], doc_hash="other"), "their items of acc differ"),
+        ([{"doc_id": i, "exact": 1.0} for i in range(3)], r"acc has no numbers; there are exact \(none\)"),
+        (items_of([1.0, 0.0, float("nan")]), "line 3: acc is nan"),
+        ([{"value": 1.0}], "line 1: has neither doc_id nor prompt"),
+        ([], "line 1: not valid JSON"),
+    ],
+)
+def test_unequal_and_damaged_items_are_refused(tmp_path: Path, other: list[dict[str, Any]], message: str) -> None:
+    first = write(tmp_path, "w8a8", {"testbed_facts": items_of([1.0, 0.0, 1.0])})
+    second = write(tmp_path, "w4a4", {"testbed_facts": other})
+    (second.with_suffix(".items") / "columns.json").unlink()  # as in records of before
+    with pytest.raises(RecordError, match=message):
+        compare(first, second, "testbed_facts", "acc")
+
+
+def test_one_item_and_missing_files_are_refused(tmp_path: Path) -> None:
+    first = write(tmp_path, "w8a8", {"testbed_facts": items_of([1.0])})
+    second = write(tmp_path, "w4a4", {"testbed_facts": items_of([1.0])})
+    with pytest.raises(RecordError, match="needs two or more"):
+        compare(first, second, "testbed_facts", "acc")
+    with pytest.raises(RecordError, match=r"nothing\.jsonl"):
+        compare(first, second, "nothing", "acc")
+
+
+def test_command_line(tmp_path: Path, capsys) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2, 40).astype(float).tolist()
+    first = write(tmp_path, "w8a8", {"testbed_facts": items_of(values)})
+    second = write(tmp_path, "w4a4", {"testbed_facts": items_of([0.0] * 40), "only_here": items_of([1.0, 1.0])})
+    assert main([str(first), str(second)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["task", "metric", "n", "difference", "low", "high", "across", "zero"]
+    assert lines[1].split()[:4] == ["testbed_facts", "acc", "40", f"{np.mean(values):+.4g}"]
+    assert len(lines) == 2
+    first.write_text("{")
+    assert main([str(first), str(second)]) == 2
+    assert str(first) in capsys.readouterr().err
+
+
+def fidelity_score(metric: str, value: float, unit: str, filter_name: str = "all") -> Score:
+    common = {"stderr": value / 10, "n": 5, "higher_is_better": False, "task_version": "1", "num_fewshot": None}
+    return Score(task="fidelity", metric=metric, filter=filter_name, value=value, unit=unit, **common)
+
+
+def test_report_shows_fidelity_by_unit_without_full_precision(tmp_path: Path) -> None:
+    scores = [
+        fidelity_score("kl", 0.0123456, "nats"),
+        fidelity_score("kl", 0.5, "nats", "mask_ratio_0.00_0.25"),
+        fidelity_score("commit_flips", 0.25, "fraction"),
+        fidelity_score("hidden_mse", 1.23456e-6, "relative"),
+    ]
+    record = read_record(write(tmp_path, "w4a4", {}, scores))
+    baseline = read_record(write(tmp_path, "w8a8", {}, scores))
+    assert rows(record, baseline) == [
+        ("testbed_facts", "acc", "8", "50.00", "50.00", "+0.00", "1.00"),
+        ("fidelity", "kl (nats)", "5", "", "0.01235", "", "0.001235"),
+        ("fidelity", "commit_flips", "5", "", "25.00", "", "2.50"),
+        ("fidelity", "hidden_mse (relative)", "5", "", "1.235e-06", "", "1.235e-07"),
+    ]
+
+
+def test_records_of_schema_version_1_are_still_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "w4a4", {})
+    old = json.loads(path.read_text())
+    assert (old["schema_version"], old["calibration"], old["fit_report"]) == (3, None, [])
+    del old["calibration"], old["fit_report"]
+    for score in old["scores"]:
+        del score["ci_low"], score["ci_high"], score["unit"]
+    path.write_text(json.dumps(old | {"schema_version": 1}))
+    found = read_record(path)
+    assert (found.schema_version, found.scores[0].unit, found.scores[0].ci_low) == (1, "fraction", None)
+    path.write_text(json.dumps(old | {"schema_version": 4}))
+    with pytest.raises(RecordError, match="schema_version is 4, this version reads 1 and 2 and 3"):
+        read_record(path)

@@ -1,0 +1,45 @@
+"""Published records give the same tables from far fewer bytes, and nothing is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from starquant.store.items import read_raw
+from starquant.reports.paired import compare
+from starquant.reports.publish import main
+from tests.reports.test_paired import fidelity_rows, items_of, write
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> tuple[Path, Path]:
+    a = {"testbed_facts": items_of([1.0, 0, 1, 1]), "fidelity": fidelity_rows([[1.0, 3.0], [5.0]])}
+    b = {"testbed_facts": items_of([0.0, 0, 1, 0]), "fidelity": fidelity_rows([[0.5, 1.0], [2.0]])}
+    return write(tmp_path / "own", "w8a8", a), write(tmp_path / "own", "w4a4", b)
+
+
+def test_paired_differences_are_the_same(records: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "published"
+    assert main([str(tmp_path / "own"), str(out)]) == 0
+    copies = [out / path.name for path in records]
+    for task, metric in (("testbed_facts", "acc"), ("fidelity", "kl")):
+        assert compare(*copies, task, metric) == compare(*records, task, metric)
+    assert copies[0].read_bytes() == records[0].read_bytes()
+    assert [path.name for path in copies[0].with_suffix(".items").iterdir()] == ["columns.json"]
+
+
+def test_steps_are_kept_where_asked(records: tuple[Path, Path], tmp_path: Path) -> None:
+    assert main([str(tmp_path / "own"), str(tmp_path / "out"), "--steps"]) == 0
+    rows = read_raw(tmp_path / "out" / records[0].name, "fidelity")
+    assert [(row["prompt"], row["step"], row["kl"]) for row in rows] == [(0, 0, 1.0), (0, 1, 3.0), (1, 0, 5.0)]
+
+
+def test_nothing_is_overwritten(records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "published"
+    out.mkdir()
+    (out / records[1].name).write_text("mine")
+    assert main([str(tmp_path / "own"), str(out)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [records[1].name]
+    assert main([str(tmp_path / "nothing"), str(out)]) == 2

@@ -1,0 +1,188 @@
+"""The command line as a user meets it: quick answers, one clear message for every bad input, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import GOLDEN, REPOSITORY
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=ENVIRONMENT, cwd=REPOSITORY)
+
+
+def refused(tmp_path: Path, *arguments: str) -> str:
+    """Run, expect one clear refusal that leaves nothing behind, and return it."""
+    results = tmp_path / "results"
+    done = run(*arguments, f"paths.results={results}")
+    assert done.returncode not in (0, -9), done.stdout
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    left = [path for path in results.rglob("*") if path.is_file()] if results.exists() else []
+    assert {path.parent.name for path in left} <= {"cells", "locks"}
+    told = [json.loads(path.read_text()) for path in results.glob("cells/*.json")]  # what `starquant.sweeps.status` shows
+    assert {one["state"] for one in told} <= {"failed"}
+    assert not told or any(one["error"] in errors[0] for one in told)
+    return errors[0]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("--cfg", "job", "model=llada", "bits=w8a8")])
+def test_help_and_configuration_are_quick(arguments: tuple[str, ...]) -> None:
+    run(*arguments)  # warm the file cache
+    began = time.perf_counter()
+    done = run(*arguments)
+    assert done.returncode == 0
+    assert "Groups" in done.stdout or "bits:" in done.stdout
+    assert time.perf_counter() - began < 6.0  # under 2 s on a quiet machine: benchmarks/startup.py
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("bits=w5a5",),
+            "bits: got 'w5a5', allowed: w16a16, w3a3, w4a16, w4a4, w4a4_softmax_v, w4a8, w8a8. Did",
+        ),
+        (("method=smothquant",), "method: got 'smothquant', allowed: awq, "),
+        (("seed=abc",), "seed: got 'abc', allowed: valid integer"),
+        (("foo=1",), "foo: unknown key"),
+        (("+foo=1",), "foo: unknown key"),
+        (("tasks.limt=3",), "Did you mean 'limit'"),
+        (("bits.weights.bits=5",), "bits.weights.bits: got 5, allowed: 2, 3, 4, 8, 16"),
+        (("bits=w4a4,w8a8",), "add -m to run a sweep"),
+        (("-m", "bits=w4a4,w9a9"), "bits: got 'w9a9'"),
+        (("-m", "seed=1,abc"), "seed: got 'abc'"),
+        (("bits",), "bits: expected key=value"),
+        (("bits=[w4a4",), "error: "),
+        (("model.seed=null",), "give either path"),
+        (("model=llada", "tasks=testbed"), "no protocol for testbed_facts"),
+        (("model.protocol.testbed_programs.sampler.block_length=3",), "must divide gen_length 8"),
+        (("+model.protocol.testbed_programs.cfg_scale=1.0",), "a sampler has its own, sampler.cfg_scale"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_configuration(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(tmp_path, *arguments)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "llada_mha", tmp_path / "checkpoint"))
+
+
+def test_options_of_swept_methods_reach_hydra() -> None:
+    """Hydra composes a sweep with the default method first, which need not have the option."""
+    from run import sweepable
+
+    sweep = ["method=quarot,quarot_rtn", "method.qk_hadamard=true", "bits=w4a4", "bits.head=8", "seed=1,2"]
+    assert sweepable(sweep, True) == [sweep[0], "++method.qk_hadamard=true", *sweep[2:]]
+    assert sweepable(sweep[1:], True) == sweep[1:]
+    assert sweepable(sweep, False) == sweep
+
+
+def test_missing_checkpoint_folder(tmp_path: Path) -> None:
+    message = refused(tmp_path, "model=llada", f"model.path={tmp_path}/nowhere", "tasks.allow_code_execution=true")
+    assert f"{tmp_path}/nowhere: no such checkpoint folder" in message
+
+
+@pytest.mark.slow  # a process of its own; what it says is tested without
+def test_pickled_weights(tmp_path: Path, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]")
+    assert "pytorch_model.bin" in message
+    assert "only safetensors are read" in message
+
+
+@pytest.mark.slow  # a process of its own; what it says is tested without
+def test_another_architecture(tmp_path: Path, checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]")
+    assert "config.json: model_type is 'llama'; allowed: llada, Dream" in message
+
+
+@pytest.mark.slow  # a process of its own; what it says is tested without
+def test_truncated_weights(tmp_path: Path, checkpoint: Path) -> None:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]")
+    assert "model.safetensors: truncated" in message
+
+
+@pytest.mark.slow  # a process of its own; what it says is tested without
+def test_task_file_with_a_missing_field(tmp_path: Path) -> None:
+    file = tmp_path / "data" / "piqa" / "validation.jsonl"
+    file.parent.mkdir(parents=True)
+    good = {"goal": "g", "sol1": "a", "sol2": "b", "label": 0}
+    file.write_text(json.dumps(good) + "\n" + json.dumps({"goal": "g", "sol1": "a", "label": 1}) + "\n")
+    message = refused(tmp_path, "tasks=paper", "tasks.names=[piqa]", f"tasks.data_dir={tmp_path}/data")
+    assert f"{file}, line 2: missing field 'sol2'" in message
+
+
+def test_no_network_for_a_hub_id(tmp_path: Path) -> None:
+    message = refused(tmp_path, "model=llada", "tasks.names=[piqa]", "model.path=nobody/nothing")
+    assert "nobody/nothing: no local folder of that name, and the hub could not be used" in message
+
+
+def test_no_consent_for_model_written_code(tmp_path: Path) -> None:
+    message = refused(tmp_path, "tasks=paper", "tasks.names=[humaneval]")
+    assert "tasks.allow_code_execution: humaneval runs programs that the model writes" in message
+
+
+@pytest.mark.slow  # a process of its own; what it says is tested without
+def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
+    message = refused(
+        tmp_path, "model=llada", f"model.path={checkpoint}", "method=rtn", "tasks.names=[piqa]", "fidelity=none"
+    )
+    assert "no tokenizer" in message
+
+
+@pytest.mark.slow  # a process of its own; what it says is tested without
+def test_unavailable_device_and_unshipped_seed(tmp_path: Path) -> None:
+    assert "runtime.device: 'tpu9'" in refused(tmp_path, "runtime.device=tpu9")
+    assert "model.seed: got 99, allowed: 0, 1, 2 (the embedded models that are shipped)" in refused(
+        tmp_path, "model.seed=99"
+    )
+
+
+def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    done = run(f"paths.results={file}")
+    assert done.returncode == 2  # before anything is run
+    assert f"error: paths.results: {file}: cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert file.read_text() == "mine"
+
+
+def test_one_bad_cell_does_not_stop_a_sweep(tmp_path: Path) -> None:
+    cells = ("-m", "bits.weights.group_size=100,32", "method=rtn")
+    done = run(*cells, "tasks.names=[testbed_facts]", "tasks.limit=8", f"paths.results={tmp_path}")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "bits.weights.group_size: got 100, which does not divide" in done.stderr
+    assert len(list((tmp_path / "records").glob("tiny-w4a4-*.json"))) == 1
+
+
+def test_sweep_computes_full_precision_once(tmp_path: Path) -> None:
+    cells = ("-m", "bits=w16a16,w8a8,w4a4", "method=rtn")
+    done = run(*cells, "tasks.names=[testbed_facts]", "tasks.limit=16", f"paths.results={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("running: tiny-w16a16-none") == 1
+    assert done.stderr.count("reused: ") == 2
+    names = sorted(p.name.split("-testbed")[0] for p in (tmp_path / "records").glob("*.json"))
+    assert names == ["tiny-w16a16-none", "tiny-w4a4-rtn", "tiny-w8a8-rtn"]
+    assert done.stdout.count("testbed_facts") == 3

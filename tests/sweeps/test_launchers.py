@@ -1,0 +1,63 @@
+"""Two real jobs through each launcher, and one run shared by two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from starquant.sweeps.cells import LAUNCHER_EXTRAS
+from tests.conftest import REPOSITORY
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+ENVIRONMENT |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+QUICK = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=9", "fidelity=none", "runtime.threads=1")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, timeout=300, cwd=REPOSITORY)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow), "ray"])
+def test_two_jobs(launcher: str, tmp_path: Path) -> None:
+    """One good and one that fails: the summary and the exit code do not depend on the launcher."""
+    module, extra = LAUNCHER_EXTRAS[launcher]
+    if find_spec(module) is None:
+        pytest.skip(f"the extra '{extra}' is not installed")
+    cells = ("-m", f"launcher={launcher}", "method=rtn", "bits.weights.group_size=null,100")
+    done = run(sys.executable, "run.py", *cells, *QUICK, f"paths.results={tmp_path}")
+    assert done.returncode == 1, done.stderr
+    assert "2 cells: 1 done, 1 failed" in done.stderr
+    assert "failed: tiny:0 w4a4 rtn testbed_facts+testbed_programs: bits.weights.group_size: got 100" in done.stderr
+    assert len(list(tmp_path.glob("records/tiny-w4a4-rtn-*.json"))) == 1
+    sweeps = list(tmp_path.glob("sweeps/*"))
+    assert [path.name.split("-")[0] for path in sweeps] == ["sweep"]  # named by its cells, not by the clock
+
+
+def scores(results: Path, bits: str) -> list[dict[str, Any]]:
+    (path,) = results.glob(f"records/tiny-{bits}-*.json")
+    found: list[dict[str, Any]] = json.loads(path.read_text())["scores"]
+    return found
+
+
+def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
+    """Nine items on two processes: an uneven share, padded by lm-eval; the first one calibrates and writes."""
+    options = ("method=smoothquant", "fidelity=testbed", *(o for o in QUICK if not o.startswith("fidelity")))
+    alone = run(sys.executable, "run.py", *options, f"paths.results={tmp_path / 'one'}")
+    assert alone.returncode == 0, alone.stderr
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    exported = f"export.dir={tmp_path / 'packed'}"
+    both = run(*launch, "run.py", *options, f"paths.results={tmp_path / 'two'}", exported)
+    assert both.returncode == 0, both.stderr
+    assert both.stderr.count("exported: ") == 1 and (tmp_path / "packed" / "model.safetensors").exists()
+    assert both.stderr.count("2 processes share the items of every task") == 1
+    for bits in ("w16a16", "w4a4"):
+        assert scores(tmp_path / "one", bits) == scores(tmp_path / "two", bits)
+    assert both.stderr.count("running: tiny-w4a4-smoothquant") == 1
+    assert both.stdout.count("testbed_programs") == 1

@@ -1,0 +1,298 @@
+"""How a sweep stands and how it ended: the status command, the summary, the bar, run.py's exit code."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import run
+from starquant.sweeps import status
+from starquant.sweeps import progress as watching
+from starquant.sweeps.cells import Cell, Plan, plan
+from starquant.errors import ConfigError
+from starquant.sweeps.cell_log import CellEntry, CellLog
+from starquant.sweeps.status import main
+from starquant.sweeps.progress import SweepBar, summary
+from tests.conftest import REPOSITORY
+
+BITS = ("w3a3", "w4a4", "w4a8", "w8a8")
+
+
+def sweep(results: Path, *bits: str) -> list[str]:
+    return ["-m", f"bits={','.join(bits)}", "method=rtn", f"paths.results={results}"]
+
+
+def planned(arguments: list[str]) -> Plan:
+    return _planned(tuple(arguments))
+
+
+@functools.cache
+def _planned(arguments: tuple[str, ...]) -> Plan:
+    found = plan(arguments)
+    assert found is not None
+    return found
+
+
+def end(results: Path, cell: Cell, state: str, **more: Any) -> None:
+    """Leave a cell as a process would; died: neither an end nor a lock."""
+    with CellLog(results).running(cell.key, cell.name) as outcome:
+        if state == "done":
+            record = results / "records" / f"{cell.key}.json"
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.write_text("{}")
+            more["record"] = record.relative_to(results).as_posix()
+        if state != "died":
+            outcome.append(CellEntry(key=cell.key, name=cell.name, state=state, **more))
+
+
+def entry(name: str, state: str, **more: Any) -> CellEntry:
+    return CellEntry(key=name, name=name, state=state, **more)
+
+
+def test_status_shows_every_cell_and_is_1_until_all_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = sweep(tmp_path, *BITS)
+    three, four, mixed, eight = planned(arguments).cells
+    end(tmp_path, eight, "done")
+    end(tmp_path, mixed, "failed", error="bits: a bad one")
+    end(tmp_path, three, "died")
+    monkeypatch.setattr(status, "plan", planned)  # made once
+    assert main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split(maxsplit=5) for line in lines[:-1]]
+    assert [(row[0], row[2]) for row in rows] == [
+        ("done", "w8a8"),
+        ("failed", "w4a8"),
+        ("died", "w3a3"),
+        ("missing", "w4a4"),
+    ]
+    assert [row[5:] for row in rows] == [[f"records/{eight.key}.json"], ["bits: a bad one"], [], []]
+    assert lines[-1] == "4 cells: 1 done, 1 failed, 1 died, 1 missing"
+    for cell in (three, four, mixed):
+        end(tmp_path, cell, "done")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "4 cells: 4 done"
+    (tmp_path / "records" / f"{four.key}.json").unlink()
+    assert main(arguments) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "4 cells: 3 done, 1 missing"
+
+
+def test_status_shows_what_is_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = sweep(tmp_path, "w4a4", "w8a8")
+    first, _ = planned(arguments).cells
+    with CellLog(tmp_path).running(first.key, first.name):
+        assert main(arguments) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("running  tiny:0 w4a4 rtn testbed")
+    assert "2 cells: 1 running, 1 missing" in out
+
+
+def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["model=tiny", "method=rtn,quarot_rtn", f"paths.results={tmp_path}"]
+    for cell in planned(["experiment=table5_w8a8", *more]).cells:
+        end(tmp_path, cell, "done")
+    assert main(["table5_w8a8", *more]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 cells: 2 done"
+    assert main(["table5_w8a8", "seed=1", *more]) == 1
+    assert not list((tmp_path / "cells").glob("*.lock"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=tiny", "tabel1_main"], "error: experiment: got 'tabel1_main', allowed: figure1_activations, "),
+        (["table5_w8a8", "model=tinny"], "error: model: got 'tinny', allowed: "),
+        (["bits=w8a8,w4a4"], "error: bits: got several values"),
+        (["--cfg", "job"], "error: usage: python -m starquant.sweeps.status "),
+    ],
+)
+def test_status_is_2_after_bad_input(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, f"paths.results={tmp_path}"]) == 2
+    found = capsys.readouterr()
+    assert found.err.startswith(message)
+    assert (found.out, list(tmp_path.iterdir())) == ("", [])
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["table1_main", "-h"]])
+def test_status_says_how_it_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "usage: python -m starquant.sweeps.status EXPERIMENT|-m [KEY=VALUE ...]" in out
+    assert "experiments: figure1_activations, " in out
+    assert "none" not in out.splitlines()[-1]
+
+
+def test_status_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from starquant.sweeps.status import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "-m", "bits=w4a4,w8a8", "method=none", f"paths.results={tmp_path}"]
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+def test_the_summary_counts_and_names_what_did_not_end_well() -> None:
+    found = summary(
+        [
+            entry("a", "missing"),
+            entry("b", "done"),
+            entry("c", "failed", error="bits: got 5"),
+            entry("d", "done", reused=True),
+            entry("e", "died"),
+            entry("f", "running"),
+            entry("g", "failed", error="other"),
+        ]
+    )
+    assert found.splitlines() == [
+        "7 cells: 2 done (1 there already), 2 failed, 1 died, 1 running, 1 missing",
+        "  missing: a",
+        "  failed: c: bits: got 5",
+        "  died: e",
+        "  running: f",
+        "  failed: g: other",
+    ]
+    assert summary([entry("a", "done"), entry("b", "done")]) == "2 cells: 2 done"
+    assert summary([entry("a", "failed", error="x", reused=True)]) == "1 cells: 1 failed\n  failed: a: x"
+
+
+class FakeBar:
+    """A bar that remembers what it was made for and what it showed last."""
+
+    made: list[FakeBar] = []  # noqa: RUF012
+
+    def __init__(self, total: int, **_: object) -> None:
+        self.total, self.n, self.text, self.drawn = total, 0, "", 0
+        FakeBar.made.append(self)
+
+    def __enter__(self) -> FakeBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def set_postfix_str(self, text: str) -> None:
+        self.text, self.drawn = text, self.drawn + 1
+
+    def shown(self) -> tuple[int, str]:
+        """What it shows once it has looked again, twice: the first look may have begun before."""
+        wanted, deadline = self.drawn + 2, time.monotonic() + 20
+        while self.drawn < wanted and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert self.drawn >= wanted
+        return self.n, self.text
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list[FakeBar]:
+    monkeypatch.setattr(watching, "tqdm", FakeBar)
+    monkeypatch.setattr(watching, "POLL_S", 0.005)
+    FakeBar.made = []
+    return FakeBar.made
+
+
+def test_the_bar_counts_only_what_this_sweep_has_changed(tmp_path: Path, bars: list[FakeBar]) -> None:
+    cells = planned(sweep(tmp_path, *BITS)).cells
+    three, four, mixed, eight = cells
+    end(tmp_path, three, "done")
+    end(tmp_path, four, "failed", error="of the last sweep")
+    log = CellLog(tmp_path)
+    with SweepBar(log, cells, enabled=True):
+        while not bars:
+            time.sleep(0.005)
+        (bar,) = bars
+        assert bar.total == 4
+        assert bar.shown() == (0, "")  # both ended before
+        with log.running(mixed.key, mixed.name) as outcome:
+            assert bar.shown() == (0, mixed.name)
+            outcome.append(CellEntry(key=mixed.key, name=mixed.name, state="done"))
+        assert bar.shown() == (1, "")
+        end(tmp_path, eight, "failed", error="x")
+        assert bar.shown() == (2, "1 failed, ")
+        with log.running(four.key, four.name) as outcome:
+            assert bar.shown() == (2, f"1 failed, {four.name}")
+            outcome.append(CellEntry(key=four.key, name=four.name, state="done", reused=True))
+        assert bar.shown() == (3, "1 failed, ")
+    drawn = bar.drawn
+    time.sleep(0.05)
+    assert bar.drawn == drawn  # nobody watches any more
+
+
+def test_a_bar_that_is_not_enabled_looks_at_nothing(bars: list[FakeBar]) -> None:
+    class Unread:
+        def read(self, *_: str) -> CellEntry:
+            raise AssertionError("read")
+
+    with SweepBar(Unread(), [entry("a", "missing")], enabled=False) as bar:  # type: ignore[arg-type]
+        assert bar._thread is None
+        time.sleep(0.03)
+    assert bars == []
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What run.py hands to Hydra."""
+    monkeypatch.setenv("TQDM_DISABLE", os.environ.get("TQDM_DISABLE", "1"))
+    words: list[str] = ["run.py"]
+    monkeypatch.setattr(sys, "argv", words)
+    return words
+
+
+def test_run_sums_up_whatever_the_cells_have_left(
+    tmp_path: Path, launched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = sweep(tmp_path, *BITS)
+    three, four, mixed, _ = planned(arguments).cells
+
+    def hydra() -> None:
+        end(tmp_path, three, "done", reused=True)
+        end(tmp_path, four, "done")
+        end(tmp_path, mixed, "failed", error="bits: a bad one")
+
+    monkeypatch.setattr(run, "cell", hydra)
+    assert run.launch(planned(arguments), arguments) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "4 cells: 2 done (1 there already), 1 failed, 1 missing",
+        "  failed: tiny:0 w4a8 rtn testbed: bits: a bad one",
+        "  missing: tiny:0 w8a8 rtn testbed",
+    ]
+    name = planned(arguments).name
+    assert launched == ["run.py", *arguments, f"hydra.sweep.dir={tmp_path}/sweeps/{name}"]
+
+
+def failing() -> None:
+    raise ConfigError("model: not there")
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "told"),
+    [("done", 0, ""), ("failed", 1, ""), (failing, 2, "error: model: not there"), (interrupted, 130, "interrupted: ")],
+)
+def test_runs_exit_code(
+    state: Any,
+    code: int,
+    told: str,
+    tmp_path: Path,
+    launched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    launched += ["bits=w8a8", "method=rtn", f"paths.results={tmp_path}"]
+    (cell,) = planned(launched[1:]).cells
+    monkeypatch.setattr(run, "cell", state if callable(state) else lambda: end(tmp_path, cell, state))
+    with pytest.raises(SystemExit) as caught:
+        run.main()
+    assert caught.value.code == code
+    err = capsys.readouterr().err
+    assert err.startswith(told)
+    assert bool(err) == bool(told)  # no summary of a single run
