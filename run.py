@@ -23,11 +23,11 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from starquant.sweeps.cells import CONF, Cell, Plan, plan, sweepable
 from starquant.errors import StarquantError
 from starquant.runs.preflight import check_paths, check_results
 from starquant.session.processes import launched_rank
 from starquant.sweeps.cell_log import CellEntry, CellLog
+from starquant.sweeps.cells import CONF, Cell, Plan, plan, sweepable
 from starquant.sweeps.progress import SweepBar, summary
 
 #: Names the process that started a sweep, to its workers on this machine.
@@ -69,8 +69,8 @@ def end_with_parent() -> None:
 def _run(this: Cell) -> CellEntry:
     """Run a cell and print its report; returns what became of it."""
     check_paths(this.spec)  # before torch is imported
-    from starquant.runs.execute import execute
     from starquant.reports.run_table import render
+    from starquant.runs.execute import execute
 
     results = Path(this.spec.paths.results)
     result = execute(this.spec, progress=os.environ.get("TQDM_DISABLE") != "1")

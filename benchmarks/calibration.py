@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from measure import machine
 
-from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
+from starquant.config.run import METHODS
 from starquant.methods.base import Method
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.config.run import METHODS
 
 BITS = BitsSpec(name="w4a4", weights=WeightSpec(bits=4), activations=ActivationSpec(bits=4))
 MASK = 1

@@ -20,11 +20,11 @@ import torch
 from calibration import BITS, model_of, peak_of, random_states
 from measure import alternate, machine
 
+from starquant.config.run import METHODS
 from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import kronecker_sizes
-from starquant.config.run import METHODS
 from starquant.testbed.shipped import weights_folder
 
 

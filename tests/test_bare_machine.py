@@ -15,7 +15,8 @@ def without(name, path=None, target=None):
     return None if name.split('.')[0] in {ABSENT!r} else found(name, path, target)
 importlib.machinery.PathFinder.find_spec = staticmethod(without)
 sys.path[:0] = ['benchmarks']
-import starquant.packed.plugin, starquant.packed.completion, starquant.diffusion, starquant.packed.description, starquant.kernels
+import starquant.packed, starquant.packed.completion, starquant.packed.description
+import starquant.diffusion, starquant.kernels
 import efficiency
 sys.argv = 'efficiency --shape small --families llada --precisions w4a4 --lengths 64 --batches 1 '.split()
 efficiency.main()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starquant.errors import ConfigError, DataError
 from starquant.config.calibration import SourceSpec
+from starquant.errors import ConfigError, DataError
 from starquant.testbed import arithmetic, programs, world
 from starquant.testbed.items import Item, Split, rng_for
 

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
 from starquant.calibration.segments import prompts_of
+from starquant.config.calibration import CalibrationSpec
 from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.sampling import log_probability
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.config.calibration import CalibrationSpec
 
 
 @dataclass(frozen=True)

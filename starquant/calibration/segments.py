@@ -21,8 +21,8 @@ from starquant.calibration.datasets import (
     testbed_items,
     text_field,
 )
-from starquant.errors import ConfigError, DataError
 from starquant.config.calibration import SourceSpec
+from starquant.errors import ConfigError, DataError
 from starquant.testbed.items import Split
 
 __all__ = ["fingerprint", "prompts_of", "read_segments", "source_file"]

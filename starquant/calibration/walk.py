@@ -20,8 +20,8 @@ from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
 from starquant.models.blocks_on_disk import resident_block
+from starquant.models.layers import Context
 from starquant.models.roles import BlockSites, LinearInfo, Site
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from starquant.config.protocol import Count, Ratio, Spec
+from starquant.config.fields import Count, Ratio, Spec
 
 Bits = Literal[2, 3, 4, 8, 16]
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from starquant.config.protocol import Spec
+from starquant.config.fields import Spec
 
 
 def digest_of(identity: dict[str, Any]) -> str:

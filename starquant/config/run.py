@@ -12,16 +12,18 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
-from pydantic.config import JsonDict
 
 from starquant.config.bits import FULL_PRECISION, BitsSpec
-from starquant.errors import ConfigError, nearest
-from starquant.config.messages import explain
-from starquant.config.digest import digest_of, without_inert
-from starquant.config.protocol import Count, SamplerSpec, Seed, Spec, TaskProtocol
-from starquant.registry import Registry
 from starquant.config.calibration import CalibrationSpec, FidelitySpec
+from starquant.config.digest import digest_of, without_inert
+from starquant.config.fields import INERT, Count, Seed, Spec
+from starquant.config.messages import explain
+from starquant.config.model import ModelSpec
+from starquant.config.protocol import TaskProtocol
 from starquant.config.speed import SpeedSpec
+from starquant.config.tasks import TasksSpec
+from starquant.errors import ConfigError, nearest
+from starquant.registry import Registry
 
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
 EVALUATION_VERSION = 1
@@ -47,35 +49,6 @@ METHODS = Registry(
 )
 
 NO_CALIBRATION = CalibrationSpec(name="none")
-_INERT: JsonDict = {"inert": True}
-
-
-class ModelSpec(Spec):
-    """Which checkpoint, in which precision, under which evaluation protocol.
-
-    Attributes:
-        path: hub id or local folder; null for the embedded model of `seed`.
-        trajectory: sampler of the denoising trajectories that calibration and fidelity look at.
-        fingerprint: digest of the checkpoint's content, filled in when it is found; it then stands for `path`.
-    """
-
-    name: str
-    path: str | None = None
-    revision: str | None = None
-    seed: Annotated[int, Field(ge=0)] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    protocol: dict[str, TaskProtocol]
-    trajectory: SamplerSpec
-    fingerprint: str | None = None
-
-    @model_validator(mode="after")
-    def _path_or_seed(self) -> ModelSpec:
-        if (self.path is None) == (self.seed is None):
-            raise ValueError(
-                "give either path (a checkpoint) or seed (the embedded model), the other null; "
-                "for a checkpoint start from model=llada, model=llada_1_5 or model=dream"
-            )
-        return self
 
 
 class MethodOptions(Spec):
@@ -91,25 +64,6 @@ class MethodOptions(Spec):
     def calibration(self, asked: CalibrationSpec) -> CalibrationSpec:
         """Return what the method calibrates on; a method that prescribes its states says so here."""
         return asked
-
-
-class TasksSpec(Spec):
-    """Which tasks are scored.
-
-    Attributes:
-        names: lm-eval task or group names; none to measure fidelity only.
-        limit: items a task (a subject, for groups), null for all.
-        data_dir: folder of JSONL files to read instead of the hub.
-        allow_code_execution: consent to run model-written programs (HumanEval).
-        data_fingerprint: digest of the files in `data_dir`, filled in; it then stands for `data_dir`.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    limit: Count | None = None
-    data_dir: str | None = None
-    allow_code_execution: bool = Field(default=False, json_schema_extra=_INERT)
-    data_fingerprint: str | None = None
 
 
 class TrackerSpec(Spec):
@@ -176,14 +130,14 @@ class RunSpec(Spec):
     fidelity: FidelitySpec = FidelitySpec(name="none")
     speed: SpeedSpec = SpeedSpec()
     seed: Seed = 0
-    tracker: TrackerSpec = Field(json_schema_extra=_INERT)
-    paths: PathsSpec = Field(json_schema_extra=_INERT)
-    runtime: RuntimeSpec = Field(default=RuntimeSpec(), json_schema_extra=_INERT)
-    debug: DebugSpec = Field(json_schema_extra=_INERT)
-    export: ExportSpec = Field(default=ExportSpec(), json_schema_extra=_INERT)
-    reuse: Literal["same_code", "any", "never"] = Field(default="same_code", json_schema_extra=_INERT)
-    stage: Literal["calibrate", "evaluate", "all", "inspect"] = Field(default="all", json_schema_extra=_INERT)
-    experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=_INERT)
+    tracker: TrackerSpec = Field(json_schema_extra=INERT)
+    paths: PathsSpec = Field(json_schema_extra=INERT)
+    runtime: RuntimeSpec = Field(default=RuntimeSpec(), json_schema_extra=INERT)
+    debug: DebugSpec = Field(json_schema_extra=INERT)
+    export: ExportSpec = Field(default=ExportSpec(), json_schema_extra=INERT)
+    reuse: Literal["same_code", "any", "never"] = Field(default="same_code", json_schema_extra=INERT)
+    stage: Literal["calibrate", "evaluate", "all", "inspect"] = Field(default="all", json_schema_extra=INERT)
+    experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=INERT)
 
     BASELINE_METHOD: ClassVar[str] = "none"
 

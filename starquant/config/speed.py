@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starquant.config.protocol import Count, Ratio, Spec, TaskProtocol
+from starquant.config.fields import Count, Ratio, Spec
+from starquant.config.protocol import TaskProtocol
 
 
 class SpeedSpec(Spec):

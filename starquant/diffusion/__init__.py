@@ -5,6 +5,7 @@ R mask patterns of one request, T target tokens.
 """
 
 from starquant.diffusion.batch_size import BatchSize
+from starquant.diffusion.cached_generation import Shortcuts, generate_approximately
 from starquant.diffusion.continuous_batching import generate_many
 from starquant.diffusion.generation import generate
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
@@ -12,7 +13,6 @@ from starquant.diffusion.masking import forward_mask
 from starquant.diffusion.noise import DreamNoise, LLaDANoise, MaskPatterns
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DreamSampler, LLaDASampler
-from starquant.diffusion.cached_generation import Shortcuts, generate_approximately
 
 __all__ = [
     "BatchSize",

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from starquant.diffusion.prefetch import ahead
 from starquant.diffusion.batch_size import BatchSize, in_batches
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.noise import MaskPatterns, Noise, mask_patterns
 from starquant.diffusion.predictor import MaskPredictor
+from starquant.diffusion.prefetch import ahead
 from starquant.diffusion.sampling import log_probability
 
 #: Masked rows that are made before they are run.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from starquant.config.samplers import SamplerSpec
 from starquant.diffusion.generation import generate
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DreamSampler, LLaDASampler
 from starquant.errors import ConfigError
-from starquant.config.protocol import SamplerSpec
 
 _SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {"llada": LLaDASampler, "dream": DreamSampler}
 

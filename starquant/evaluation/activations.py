@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.walk import walk
 from starquant.calibration.site_statistics import Collect, SiteStatistics, TokenState
+from starquant.calibration.walk import walk
 from starquant.models.base import MaskedDiffusionModel
 
 SCHEMA_VERSION = 1

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from lm_eval.api.registry import register_model
 
+from starquant.config.protocol import TaskProtocol
+from starquant.config.samplers import DreamSamplerSpec, LLaDASamplerSpec
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer
-from starquant.config.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
 from starquant.testbed.shipped import weights_folder
 
 

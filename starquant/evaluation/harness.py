@@ -12,12 +12,12 @@ from typing import Any
 
 import lm_eval
 
+from starquant.config.model import ModelSpec
+from starquant.config.tasks import TasksSpec, validate_consent
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
 from starquant.evaluation.suites import task_manager
-from starquant.runs.preflight import check_consent
 from starquant.store.record import Score
-from starquant.config.run import ModelSpec, TasksSpec
 
 _UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"}
 _NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}
@@ -53,7 +53,7 @@ def evaluate(
         ConsentError: a task runs model-written code without consent.
         ConfigError: an unknown task.
     """
-    check_consent(tasks)
+    validate_consent(tasks)
     scores: list[Score] = []
     items: dict[str, list[dict[str, Any]]] = {}
     with _quiet(verbose), task_manager(tasks) as manager:

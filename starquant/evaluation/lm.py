@@ -13,6 +13,8 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from starquant.config.protocol import TaskProtocol
+from starquant.config.speed import SpeedSpec
 from starquant.diffusion import (
     BatchSize,
     DreamSampler,
@@ -32,8 +34,6 @@ from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.base import MaskedDiffusionModel
 from starquant.session.processes import ALONE, Processes
-from starquant.config.protocol import TaskProtocol
-from starquant.config.speed import SpeedSpec
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lm_eval.tasks import TaskManager
 
+from starquant.config.tasks import TasksSpec
 from starquant.errors import ConfigError, nearest
 from starquant.evaluation import offline
-from starquant.config.run import TasksSpec
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from starquant.store.record import Score
 from starquant.statistics.bootstrap import bootstrap
+from starquant.store.record import Score
 
 TASK = "fidelity"
 #: Raised whenever a metric's definition changes.

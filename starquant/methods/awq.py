@@ -13,17 +13,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from starquant.config.bits import BitsSpec
+from starquant.config.fields import Count
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-from starquant.config.protocol import Count
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from starquant.calibration.walk import BlockVisit
     from starquant.calibration.site_statistics import SiteStatistics
+    from starquant.calibration.walk import BlockVisit
     from starquant.models.roles import BlockSites, Site
 
 

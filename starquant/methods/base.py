@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from starquant.config.bits import BitsSpec
-from starquant.methods.fitted import Fitted
 from starquant.config.run import MethodOptions
+from starquant.methods.fitted import Fitted
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates

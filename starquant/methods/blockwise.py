@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from starquant.config.bits import BitsSpec, weights_only
+from starquant.config.run import MethodOptions
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
-from starquant.config.run import MethodOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from starquant.config.bits import BitsSpec
+from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, StatesSpec
+from starquant.config.fields import Spec
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
-from starquant.config.protocol import Spec
-from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, StatesSpec
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from starquant.config.bits import FULL_PRECISION, BitsSpec
+from starquant.config.run import MethodOptions
 from starquant.methods.base import Card, Method
 from starquant.methods.fitted import Fitted
-from starquant.config.run import MethodOptions
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates
@@ -47,7 +47,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""
-        from starquant.quantized.install import install
         from starquant.packed.manifest import packed_manifest
+        from starquant.quantized.install import install
 
         return packed_manifest(model) if model.quantized else install(model, FULL_PRECISION)

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from starquant.config.bits import BitsSpec
+from starquant.config.fields import Ratio, Seed
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.solvers import WeightSolverOptions
-from starquant.config.protocol import Ratio, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,8 +159,7 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         """Fold gains and rotations into a block; rotate queries and keys."""
         from starquant.models.roles import Role
         from starquant.numerics import Rotation
-        from starquant.quantized import HadamardTransform, transform_queries_and_keys
-        from starquant.quantized import rewriting
+        from starquant.quantized import HadamardTransform, rewriting, transform_queries_and_keys
 
         rotation = Rotation.from_tensors(ends)
         if rotation is not None:
@@ -181,8 +180,7 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         """Put the online Hadamards at the sites behind no norm."""
         from starquant.models.roles import Role, Site
         from starquant.numerics import has_hadamard
-        from starquant.quantized import HadamardTransform, HeadsHadamard
-        from starquant.quantized import rewriting
+        from starquant.quantized import HadamardTransform, HeadsHadamard, rewriting
 
         attention = sites.attention
         if self.options.out_hadamard and has_hadamard(attention.n_heads):

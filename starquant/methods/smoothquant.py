@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from starquant.config.bits import BitsSpec
+from starquant.config.fields import Count
 from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-from starquant.config.protocol import Count
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from starquant.config.bits import BitsSpec
+from starquant.config.fields import Count, Spec
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted, block_part
-from starquant.config.protocol import Count, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor

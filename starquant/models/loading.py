@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from starquant.errors import CheckpointError, ConfigError, nearest
 from starquant.models.base import MaskedDiffusionModel, parameter_shapes
+from starquant.models.blocks_on_disk import hollow_model
 from starquant.models.checkpoint import Checkpoint, expect_parameters, inspect, read_json
 from starquant.models.family import FAMILIES, Family
-from starquant.models.blocks_on_disk import hollow_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -1,1 +1,7 @@
-"""Packed checkpoints: written, described, read by transformers, completed from."""
+"""Packed checkpoints: written, described, read by transformers, completed from.
+
+Importing this package lets transformers know the model families and the packed format:
+`import starquant.packed; from transformers import AutoModel; AutoModel.from_pretrained(DIR)`.
+"""
+
+from starquant.packed import plugin as _registers  # noqa: F401

@@ -14,11 +14,11 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
+from starquant.packed.transform_data import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
+from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
 from starquant.quantized.joined_linears import Joined
 from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLinear
-from starquant.packed.transform_data import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
-from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
 
 
 def describe(model: MaskedDiffusionModel) -> Plain:

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import CONFIG
-from starquant.packed.plugin import METHOD, VERSION
-from starquant.runs.preflight import check_target
-from starquant.store.record import RunRecord
 from starquant.packed.description import describe
+from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.install import is_tied
 from starquant.reports.run_table import describe as bits_in_words
+from starquant.runs.preflight import check_target
+from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")

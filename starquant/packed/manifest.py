@@ -6,10 +6,10 @@ from torch import nn
 
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import InputSite
-from starquant.store.manifest import ManifestEntry
+from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed
-from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.store.manifest import ManifestEntry
 
 
 def packed_manifest(model: MaskedDiffusionModel) -> list[ManifestEntry]:

@@ -80,8 +80,8 @@ class PackedQuantizer(HfQuantizer):
         from starquant.kernels.dispatch import check_device
         from starquant.models.loading import check_finite
         from starquant.packed.description import use_integers
-        from starquant.quantized.packed_linear import Packed
         from starquant.quantized.activation_quantizer import ActivationQuantizer
+        from starquant.quantized.packed_linear import Packed
         from starquant.quantized.state_transforms import StateGate
 
         for name, module in model.named_modules():

@@ -4,10 +4,10 @@
 packed checkpoint does without a run's description.
 """
 
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
-from starquant.quantized.fake_quant_linear import FakeQuantLinear
-from starquant.quantized.attention_transforms import scale_values, transform_queries_and_keys, transform_values
 from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.attention_transforms import scale_values, transform_queries_and_keys, transform_values
+from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import (
     HadamardTransform,

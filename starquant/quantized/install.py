@@ -26,12 +26,12 @@ from starquant.numerics import (
     quantize,
     sqnr_db,
 )
-from starquant.store.manifest import ManifestEntry
+from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.attention_transforms import kept
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
-from starquant.quantized.attention_transforms import kept
-from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.store.manifest import ManifestEntry
 
 #: Computes the quantized weight of one linear.
 WeightSolver = Callable[[LinearInfo, QuantFormat], Quantized]

@@ -8,9 +8,9 @@ import torch
 
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import SqnrMeter
-from starquant.store.manifest import ManifestEntry
-from starquant.quantized.attention import QuantizedAttentionCore
 from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.attention import QuantizedAttentionCore
+from starquant.store.manifest import ManifestEntry
 
 PROBE_ROWS, PROBE_LENGTH = 4, 64
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from starquant.errors import RecordError, StarquantError
 from starquant.reports import selection
-from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.reports.comparison import markdown
-from starquant.store.items import items_folder, trajectories_of
 from starquant.reports.run_table import FIDELITY
+from starquant.statistics.bootstrap import crossed_bootstrap
+from starquant.store.items import items_folder, trajectories_of
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
 Column = tuple[str, str]

@@ -11,11 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starquant.errors import RecordError
-from starquant.store.record import Score
-from starquant.statistics.bootstrap import resampled_means
 from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
-from starquant.store.items import trajectories_of
 from starquant.reports.selection import Run, one_a_seed, refuse_mixture
+from starquant.statistics.bootstrap import resampled_means
+from starquant.store.items import trajectories_of
+from starquant.store.record import Score
 
 Values = NDArray[np.float64]
 Runs = dict[tuple[Any, ...], Run]

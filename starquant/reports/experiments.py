@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
-from starquant.store.records import record_paths
 from starquant.reports.assembly import Section, assemble
 from starquant.reports.definitions import FIGURES, FULL, TABLES, TRAJECTORIES
-from starquant.store.items import trajectories_of
 from starquant.reports.selection import Run, one_a_seed, read_runs, refuse_mixture
 from starquant.reports.writing import grid, write
+from starquant.store.items import trajectories_of
+from starquant.store.records import record_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

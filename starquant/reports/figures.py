@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from starquant.errors import ConfigError, RecordError, StarquantError
-from starquant.store.records import read_record
 from starquant.statistics.bootstrap import bootstrap
 from starquant.store.items import read_raw
+from starquant.store.records import read_record
 
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "x")

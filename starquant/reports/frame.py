@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from starquant.errors import RecordError
-from starquant.store.records import read_record, record_paths
 from starquant.reports.selection import one_speed
+from starquant.store.records import read_record, record_paths
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),

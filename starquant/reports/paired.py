@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starquant.errors import RecordError, StarquantError
-from starquant.store.columns import TaskColumns, read_columns
-from starquant.store.records import read_record
-from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
-from starquant.store.items import items_folder, trajectories_of
 from starquant.reports.selection import one_speed
+from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
+from starquant.store.columns import TaskColumns, read_columns
+from starquant.store.items import items_folder, trajectories_of
+from starquant.store.records import read_record
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from starquant.store.record import RunRecord, Score
 from starquant.config.speed import SpeedSpec
+from starquant.store.record import RunRecord, Score
 
 HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
 #: What fidelity is called where tasks are.

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError
 from starquant.store.columns import TaskColumns, read_columns
+from starquant.store.items import items_folder
 from starquant.store.record import RecordHead, Score
 from starquant.store.records import read_head, record_paths
-from starquant.config.speed import SpeedSpec
-from starquant.store.items import items_folder
 
 #: What `--allow` may name, and what it lets through.
 ALLOWED = {

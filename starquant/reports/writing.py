@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.store.files import write_atomically
 from starquant.reports.assembly import PAPER_MARK, Estimate, Section
 from starquant.reports.definitions import Definition
+from starquant.store.files import write_atomically
 
 EMPTY = ""
 

@@ -6,14 +6,14 @@ import shutil
 import time
 from collections.abc import Callable
 
+from starquant.config.run import METHODS, RunSpec
 from starquant.errors import RecordError
-from starquant.runs.inputs import Loaded
 from starquant.methods.fitted import Fitted
+from starquant.runs.inputs import Loaded
+from starquant.runs.stages import Say, calibration_states
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
 from starquant.store.locks import exclusive
-from starquant.config.run import METHODS, RunSpec
-from starquant.runs.stages import Say, calibration_states
 
 
 def ensure_calibrated(

@@ -12,24 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from starquant.runs.calibrate import ensure_calibrated
-from starquant.session.devices import leased
-from starquant.packed.export import export
 from starquant.config.digest import digest_of
-from starquant.runs.inspect import inspect_activations
-from starquant.runs.inputs import Loaded, pin
+from starquant.config.run import METHODS, RunSpec
 from starquant.methods.fitted import Fitted
 from starquant.models.cuda_graphs import compiled_blocks
 from starquant.models.loading import check_checkpoint, check_device
-from starquant.runs.preflight import check_paths, check_target, exported_from
-from starquant.session.processes import Processes, processes
-from starquant.store import provenance
-from starquant.store.artifacts import Artifact, ArtifactStore
-from starquant.store.locks import exclusive
-from starquant.store.record import RunRecord
-from starquant.store.records import RecordStore
+from starquant.packed.export import export
 from starquant.quantized.probe import measure_operands
-from starquant.config.run import METHODS, RunSpec
+from starquant.runs.calibrate import ensure_calibrated
+from starquant.runs.inputs import Loaded, pin
+from starquant.runs.inspect import inspect_activations
+from starquant.runs.preflight import check_paths, check_target, exported_from
 from starquant.runs.stages import (
     OverlapCounter,
     calibration_overlap,
@@ -38,6 +31,13 @@ from starquant.runs.stages import (
     tell_notes,
 )
 from starquant.runs.timing import device_name, timed, timings
+from starquant.session.devices import leased
+from starquant.session.processes import Processes, processes
+from starquant.store import provenance
+from starquant.store.artifacts import Artifact, ArtifactStore
+from starquant.store.locks import exclusive
+from starquant.store.record import RunRecord
+from starquant.store.records import RecordStore
 from starquant.tracking import Tracker, make_tracker
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from starquant.config.run import METHODS, RunSpec
 from starquant.errors import ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
 from starquant.models.loading import check_checkpoint, make_config
-from starquant.config.run import METHODS, RunSpec
 from starquant.runs.stages import Texts, pin_sources, read_texts
 from starquant.testbed.shipped import weights_folder
 

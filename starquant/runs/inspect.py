@@ -6,15 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from starquant.evaluation.activations import report
-from starquant.errors import ConfigError
 from starquant.config.digest import digest_of
+from starquant.config.run import RunSpec
+from starquant.errors import ConfigError
+from starquant.evaluation.activations import report
 from starquant.runs.inputs import Loaded
+from starquant.runs.stages import Say, calibration_states
 from starquant.store import provenance
 from starquant.store.files import set_aside, write_atomically
 from starquant.store.locks import exclusive, lock_path
-from starquant.config.run import RunSpec
-from starquant.runs.stages import Say, calibration_states
 
 
 def inspect_activations(

@@ -6,11 +6,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from starquant.errors import CheckpointError, ConfigError, ConsentError, DataError, RecordError
-from starquant.config.run import RunSpec, TasksSpec
+from starquant.config.run import RunSpec
+from starquant.config.tasks import validate_consent
+from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
 from starquant.testbed.shipped import weights_folder
-
-EXECUTES_CODE = ("humaneval",)
 
 
 def check_paths(spec: RunSpec) -> None:
@@ -34,7 +33,7 @@ def check_paths(spec: RunSpec) -> None:
         raise DataError(f"tasks.data_dir: {tasks.data_dir}: no such folder")
     if Path(spec.paths.results).is_file():
         raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
-    check_consent(tasks)
+    validate_consent(tasks)
     check_export(spec)
 
 
@@ -91,13 +90,3 @@ def check_results(spec: RunSpec) -> None:
     from starquant.store.records import RecordStore
 
     RecordStore(Path(spec.paths.results)).prepare()
-
-
-def check_consent(tasks: TasksSpec) -> None:
-    """Raise ConsentError when a task runs model-written programs and the user has not agreed."""
-    risky = [name for name in tasks.names if name in EXECUTES_CODE]
-    if risky and not tasks.allow_code_execution:
-        raise ConsentError(
-            f"tasks.allow_code_execution: {', '.join(risky)} runs programs that the model writes, in a separate "
-            "process with time, memory and file limits; got false, set tasks.allow_code_execution=true to agree"
-        )

@@ -10,15 +10,15 @@ from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration import segments as sources
 from starquant.calibration.batches import CalibrationStates, Segment
-from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.calibration.masked_states import make_states
+from starquant.calibration.overlap import dataset_overlap, item_overlap
+from starquant.config.calibration import SourceSpec
+from starquant.config.run import RunSpec
 from starquant.diffusion import BatchSize
 from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import ConfigError
 from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
 from starquant.models.base import MaskedDiffusionModel
-from starquant.config.calibration import SourceSpec
-from starquant.config.run import RunSpec
 
 Say = Callable[[str], None]
 

@@ -26,11 +26,8 @@ PACKAGES = (
 
 
 #: What a calibration can depend on, and what a score can: who is told, tables and command lines change neither.
-FITTING = (
-    *("numerics", "models", "diffusion", "calibration", "runtime", "methods"),
-    *("bits.py", "protocol.py", "sources.py", "stages.py", "calibrating.py", "loaded.py", "testbed"),
-)
-SCORING = (*FITTING, "evaluation", "spec.py", "pipeline.py", "processes.py")
+FITTING = ("numerics", "config", "models", "diffusion", "calibration", "quantized", "kernels", "methods", "testbed")
+SCORING = (*FITTING, "packed", "evaluation", "statistics", "runs", "session")
 
 
 @functools.cache

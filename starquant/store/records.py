@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from starquant.config.run import RunSpec
 from starquant.errors import NewerRecordError, RecordError
 from starquant.store.columns import write_columns
 from starquant.store.files import set_aside, write_atomically
 from starquant.store.locks import lock_path
 from starquant.store.record import READABLE_VERSIONS, RecordHead, RunRecord
-from starquant.config.run import RunSpec
 
 RecordT = TypeVar("RecordT", bound=RecordHead)
 

@@ -21,10 +21,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from starquant.errors import ConfigError, nearest
 from starquant.config.run import METHODS, RunSpec
+from starquant.errors import ConfigError, nearest
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 NO_RUN = {"--help", "-h", "--hydra-help", "--version", "--shell-completion", "-sc", "--info", "-i"}
 SHOW = {"--cfg", "-c"}
 MULTIRUN = {"-m", "--multirun"}

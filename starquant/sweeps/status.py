@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.sweeps.cells import CONF, NO_RUN, SHOW, plan
 from starquant.errors import ConfigError, StarquantError, nearest
 from starquant.sweeps.cell_log import CellLog
+from starquant.sweeps.cells import CONF, NO_RUN, SHOW, plan
 from starquant.sweeps.progress import ORDER, summary
 
 USAGE = "usage: python -m starquant.sweeps.status EXPERIMENT|-m [KEY=VALUE ...]"

@@ -12,9 +12,9 @@ from typing import Any
 
 from starquant.errors import RecordError
 from starquant.store.files import write_atomically
+from starquant.store.items import items_folder
 from starquant.store.record import RunRecord
 from starquant.store.records import read_record
-from starquant.store.items import items_folder
 from starquant.tracking.tracker import marker_of
 
 CURVES = ("hidden_mse", "kl")

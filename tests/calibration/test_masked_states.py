@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates, Segment
-from starquant.calibration.segments import prompts_of, read_segments
 from starquant.calibration.masked_states import add_certainty, make_states, shared_counts
+from starquant.calibration.segments import prompts_of, read_segments
+from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, SourceSpec, StatesSpec
 from starquant.diffusion import DreamSampler, LLaDASampler, generate, predictor
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, SourceSpec, StatesSpec
 
 SAMPLER = LLaDASampler(steps=8, gen_length=8, block_length=8)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
-from starquant.calibration.walk import walk
 from starquant.calibration.site_statistics import Collect, SiteStatistics, TokenState
+from starquant.calibration.walk import walk
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site

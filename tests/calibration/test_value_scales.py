@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
-from starquant.calibration.walk import walk
 from starquant.calibration.value_scales import ALPHAS, search_value_scales
+from starquant.calibration.walk import walk
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore

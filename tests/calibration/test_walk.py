@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.calibration.batches import CalibrationStates, StateBatch, bin_of
-from starquant.calibration.walk import BlockVisit, walk
 from starquant.calibration.site_statistics import Collect
+from starquant.calibration.walk import BlockVisit, walk
+from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import DataError
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel

@@ -19,9 +19,9 @@ from starquant.diffusion import (
     batch_size,
     generate_many,
 )
-from starquant.diffusion.prefetch import ahead
 from starquant.diffusion.batch_size import bytes_per_token, in_batches, out_of_memory
 from starquant.diffusion.noise import NOISES
+from starquant.diffusion.prefetch import ahead
 from starquant.errors import ConfigError, DeviceError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.loading import load_model

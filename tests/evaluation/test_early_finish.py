@@ -8,9 +8,10 @@ import pytest
 from lm_eval.api.instance import Instance
 from transformers import PreTrainedTokenizerBase
 
+from starquant.config.protocol import TaskProtocol
+from starquant.config.samplers import LLaDASamplerSpec
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models.base import MaskedDiffusionModel
-from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
 from starquant.testbed.items import Split, rng_for
 from starquant.testbed.programs import random_task
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from starquant.config.model import ModelSpec
+from starquant.config.protocol import TaskProtocol
+from starquant.config.samplers import LLaDASamplerSpec
+from starquant.config.tasks import TasksSpec
 from starquant.errors import ConfigError, ConsentError
 from starquant.evaluation.harness import Evaluation, evaluate, parse_scores
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.testbed_tasks import items as all_items
-from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
-from starquant.config.run import ModelSpec, TasksSpec
 from starquant.testbed.items import Split
 
 METRICS = {

@@ -12,11 +12,12 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
+from starquant.config.protocol import TaskProtocol
+from starquant.config.samplers import DreamSamplerSpec, LLaDASamplerSpec
 from starquant.diffusion import MaskPredictor
 from starquant.errors import ConfigError
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model
-from starquant.config.protocol import DreamSamplerSpec, LLaDASamplerSpec, TaskProtocol
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

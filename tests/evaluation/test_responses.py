@@ -12,10 +12,11 @@ import pytest
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
+from starquant.config.protocol import TaskProtocol
+from starquant.config.samplers import LLaDASamplerSpec
 from starquant.diffusion import MaskPredictor
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
-from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
 
 ANSWERS = {"a": -1.1, "b": "", "c": 1 / 3, "d": 'two\nlines, "quotes" and größe \u2028', "e": -math.inf, "f": 1e-300}
 

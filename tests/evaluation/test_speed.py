@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
+from starquant.config.protocol import TaskProtocol
+from starquant.config.samplers import LLaDASamplerSpec
+from starquant.config.speed import SpeedSpec
 from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest, Shortcuts, generate_approximately
 from starquant.diffusion.noise import NOISES
 from starquant.errors import RecordError
@@ -16,9 +19,6 @@ from starquant.evaluation import lm as lm_module
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
 from starquant.models.cuda_graphs import compiled_blocks
-from starquant.runs.execute import execute
-from starquant.config.protocol import LLaDASamplerSpec, TaskProtocol
-from starquant.config.speed import SpeedSpec
 from starquant.reports.across_seeds import read_rows
 from starquant.reports.assembly import assemble
 from starquant.reports.definitions import TABLES
@@ -26,6 +26,7 @@ from starquant.reports.frame import scores_frame
 from starquant.reports.run_table import render
 from starquant.reports.selection import read_runs
 from starquant.reports.writing import markdown
+from starquant.runs.execute import execute
 from tests.config.test_run import spec
 
 LONG = [(f"describe {person} by city job pet :", " city oslo job baker pet cat") for person in ("ada", "ben", "eva")]

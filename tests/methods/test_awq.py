@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.segments import read_segments
 from starquant.calibration.masked_states import make_states
+from starquant.calibration.segments import read_segments
+from starquant.config.calibration import CalibrationSpec, SourceSpec, StatesSpec
 from starquant.diffusion import LLaDASampler
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Role, Site
-from starquant.config.calibration import CalibrationSpec, SourceSpec, StatesSpec
 from starquant.testbed.shipped import weights_folder
 from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
 from tests.methods.test_smoothquant import dead_channel_fit, inputs_of, rounded, sharing, site_inputs

@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 
-from starquant.config.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.config.bits import BitsSpec
+from starquant.config.fields import Spec
+from starquant.config.run import METHODS, RunSpec
 from starquant.diffusion import DreamSampler, LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.errors import ConfigError, RecordError
@@ -26,11 +28,9 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import sqnr_db
-from starquant.config.protocol import Spec
 from starquant.quantized import FakeQuantLinear
-from starquant.config.run import METHODS, RunSpec
-from tests.conftest import GOLDEN
 from tests.config.test_run import compose, spec
+from tests.conftest import GOLDEN
 
 ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")
 W8A8_FLOOR_DB = 20.0  # the models above are random, which is harder than trained: RTN reaches 25.6 to 29

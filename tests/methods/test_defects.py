@@ -10,7 +10,8 @@ Those that other tests hold off already:
    (test_a_one_token_score_is_the_models_log_probability);
 4. scores that change with the batch size: tests/diffusion/test_likelihood.py
    (test_score_depends_on_neither_batch_nor_order), tests/evaluation/test_lm.py
-   (test_scores_do_not_depend_on_batch_or_order), tests/runs/test_execute.py (test_scores_do_not_depend_on_the_batch_size);
+   (test_scores_do_not_depend_on_batch_or_order), tests/runs/test_execute.py
+   (test_scores_do_not_depend_on_the_batch_size);
 7. grouped heads: tests/quantized/test_rewriting.py (test_rotated_value_heads_are_undone_behind_the_attention),
    tests/methods/test_quarot.py, test_smoothquant.py and test_awq.py on models with grouped-query attention;
 10. sizes and sides of Hadamard matrices: tests/numerics/test_hadamard.py, tests/methods/test_quarot.py, and below.
@@ -28,6 +29,7 @@ from lm_eval.api.instance import Instance
 from torch import Tensor, nn
 
 import starquant.evaluation.lm as lm_module
+from starquant.config.protocol import TaskProtocol
 from starquant.diffusion import LLaDASampler, MaskPredictor
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
 from starquant.diffusion.noise import NOISES
@@ -37,11 +39,10 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import apply_hadamard
-from starquant.config.protocol import TaskProtocol
+from tests.config.test_run import spec
 from tests.conftest import FAMILIES, GOLDEN
 from tests.methods.test_contract import logits, method_named
 from tests.test_layers import PACKAGE
-from tests.config.test_run import spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 500, 500, 9, 10]])
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.config.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.walk import BlockVisit
 from starquant.calibration.site_statistics import SiteStatistics
+from starquant.calibration.walk import BlockVisit
+from starquant.config.bits import BitsSpec
 from starquant.methods.base import Method
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
@@ -22,10 +22,10 @@ from starquant.models.roles import Role, Site
 from starquant.numerics import gptq, mse_clip
 from starquant.quantized import QuantizedAttentionCore
 from starquant.quantized.install import weight_format
+from tests.config.test_run import spec
 from tests.methods.test_awq import GRID, candidate, lost
 from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
 from tests.methods.test_smoothquant import inputs_of, rounded, site_inputs
-from tests.config.test_run import spec
 
 BASES = {"dllmquant_plus": "awq", "dllmquant_plus_plus": "quarot"}
 GQA = [(name, "llada_gqa") for name in BASES]

@@ -12,9 +12,9 @@ import yaml
 
 from starquant.config.run import METHODS
 from starquant.reports import definitions
+from tests.config.test_run import spec
 from tests.conftest import REPOSITORY
 from tests.methods.test_contract import fresh, logits, states_of, trajectory
-from tests.config.test_run import spec
 
 DOCUMENT = (REPOSITORY / "docs" / "adding-a-method.md").read_text()
 

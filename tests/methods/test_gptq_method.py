@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.config.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.walk import BlockVisit
+from starquant.config.bits import BitsSpec
 from starquant.errors import ConfigError
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
@@ -22,10 +22,10 @@ from starquant.models.roles import ROLES, Site
 from starquant.numerics import gptq, mse_clip
 from starquant.quantized import ActivationQuantizer, FakeQuantLinear
 from starquant.quantized.install import weight_format
+from tests.config.test_run import spec
 from tests.methods.test_awq import fresh_tiny, lost, tiny_states
 from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
 from tests.methods.test_smoothquant import inputs_of, rounded
-from tests.config.test_run import spec
 
 
 @pytest.fixture(scope="module")

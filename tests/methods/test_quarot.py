@@ -18,10 +18,10 @@ from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
 from starquant.numerics import sqnr_db
-from starquant.store.manifest import ManifestEntry
 from starquant.quantized import ActivationQuantizer, HadamardTransform
-from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of
+from starquant.store.manifest import ManifestEntry
 from tests.config.test_run import spec
+from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 150, 15, 16]])
 #: Order -> order of its Paley core; the rest is a power of two. Feed-forward sizes of the golden models (in small,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from starquant.errors import ConfigError
-from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, gated, learn
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
+from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, gated, learn
 from starquant.methods.star_quant.sgat import SGATOptions, SiteShares, closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
@@ -23,8 +23,8 @@ from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal
 from starquant.quantized import StateGate
 from starquant.quantized.rewriting import rounded_once
-from tests.methods.test_contract import fresh, logits, method_named, states_of
 from tests.config.test_run import spec
+from tests.methods.test_contract import fresh, logits, method_named, states_of
 
 QUICK = ("bits=w4a4", "method.transform.steps=5", "method.transform.rows=16", "method.weights.mse_clip=false")
 SITES = [site.value for site in Site]

@@ -14,8 +14,8 @@ from starquant.methods.fitted import Fitted, block_part
 from starquant.methods.smoothquant import SmoothQuant
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Site
-from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of, trajectory
 from tests.config.test_run import spec
+from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of, trajectory
 
 ALL_SITES = "method.sites=[qkv_input,out_input,gate_up_input,down_input]"
 FIRST_BLOCK = 0

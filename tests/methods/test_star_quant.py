@@ -16,9 +16,9 @@ from torch import Tensor
 
 import starquant.methods.star_quant.site_transforms as star_transforms
 from starquant.errors import ConfigError
-from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, learn, output_errors
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
+from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, learn, output_errors
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, mse_clip, random_rotation

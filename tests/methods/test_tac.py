@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.config.bits import BitsSpec
 from starquant.calibration.batches import CalibrationStates
+from starquant.config.bits import BitsSpec
 from starquant.errors import ConfigError
 from starquant.methods import solvers
-from starquant.methods.star_quant.method import tac
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
+from starquant.methods.star_quant import tac
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.roles import Site

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
-from starquant.calibration.walk import walk
 from starquant.calibration.site_statistics import Collect, TokenState
+from starquant.calibration.walk import walk
+from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.diffusion import DreamSampler, LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.quantized.install import is_tied, quantize_block, round_to_nearest
 from tests.calibration.test_walk import hooks_of, llada_gqa, partly_masked
 

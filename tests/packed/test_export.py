@@ -14,32 +14,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from starquant.config.run import METHODS
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.testbed_tasks import items
-from starquant.packed.export import export
-from starquant.packed.completion import main
 from starquant.kernels.packing import pack, unpack
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
-from starquant.runs.execute import execute
-from starquant.quantized import joined_linears as joined
-from starquant.quantized import activation_quantizer as sites
-from starquant.quantized import packed_linear as packed_room
+from starquant.packed.completion import main
 from starquant.packed.description import describe, use_integers
+from starquant.packed.export import export
+from starquant.packed.manifest import packed_manifest
+from starquant.quantized import activation_quantizer as sites
+from starquant.quantized import joined_linears as joined
+from starquant.quantized import packed_linear as packed_room
+from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.folding import folded
 from starquant.quantized.packed_linear import PackedLinear
-from starquant.packed.manifest import packed_manifest
-from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.state_transforms import SiteTransform
-from starquant.config.run import METHODS
+from starquant.runs.execute import execute
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
+from tests.config.test_run import spec
 from tests.methods.test_contract import fitted_once, fresh, logits, method_named
 from tests.store.test_records import make_record
-from tests.config.test_run import spec
 
 FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from starquant.config.run import RunSpec
 from starquant.store.record import RunRecord, Score
 from starquant.store.records import RecordStore
-from starquant.config.run import RunSpec
-from tests.store.test_records import make_record
-from tests.reports.test_paired import fidelity_rows
 from tests.config.test_run import compose, spec
+from tests.reports.test_paired import fidelity_rows
+from tests.store.test_records import make_record
 
 FACTS, PROFILES = "testbed_facts", "testbed_profiles"
 Values = Mapping[str, Sequence[float]]

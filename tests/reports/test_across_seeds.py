@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from starquant.errors import RecordError
-from starquant.store.records import RecordStore
 from starquant.reports.across_seeds import main, read_rows, table
 from starquant.statistics.bootstrap import crossed_bootstrap
-from tests.store.test_records import make_record
-from tests.reports.test_paired import fidelity_rows, items_of
+from starquant.store.records import RecordStore
 from tests.config.test_run import spec
+from tests.reports.test_paired import fidelity_rows, items_of
+from tests.store.test_records import make_record
 
 TASK = "testbed_facts"
 

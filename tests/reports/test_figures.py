@@ -13,10 +13,10 @@ import torch
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.evaluation.activations import measure
 from starquant.models.base import MaskedDiffusionModel
-from starquant.runs.execute import execute
 from starquant.reports.figures import main, trajectory
-from tests.reports.test_paired import fidelity_rows, write
+from starquant.runs.execute import execute
 from tests.config.test_run import spec
+from tests.reports.test_paired import fidelity_rows, write
 
 
 @pytest.fixture(scope="module")

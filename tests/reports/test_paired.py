@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from starquant.errors import RecordError
-from starquant.store.record import Score
-from starquant.store.records import RecordStore, read_record
-from starquant.statistics.bootstrap import paired_bootstrap
 from starquant.reports.paired import compare, main, shared
 from starquant.reports.run_table import rows
-from tests.store.test_records import make_record
+from starquant.statistics.bootstrap import paired_bootstrap
+from starquant.store.record import Score
+from starquant.store.records import RecordStore, read_record
 from tests.config.test_run import spec
+from tests.store.test_records import make_record
 
 
 def write(folder: Path, bits: str, items: dict[str, list[dict[str, Any]]], scores: list[Score] | None = None) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from starquant.store.items import read_raw
 from starquant.reports.paired import compare
 from starquant.reports.publish import main
+from starquant.store.items import read_raw
 from tests.reports.test_paired import fidelity_rows, items_of, write
 
 

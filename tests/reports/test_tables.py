@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from starquant.errors import RecordError
-from starquant.store.records import RecordStore
 from starquant.reports.comparison import comparison, main, markdown
 from starquant.reports.frame import pivot, scores_frame
+from starquant.store.records import RecordStore
+from tests.config.test_run import spec
 from tests.conftest import REPOSITORY
 from tests.store.test_records import make_record
-from tests.config.test_run import spec
 
 
 def test_one_row_a_score(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from starquant.reports.run_table import render
 from starquant.runs.execute import Result, execute
 from starquant.store.record import RunRecord
-from starquant.reports.run_table import render
-from tests.conftest import REPOSITORY
 from tests.config.test_run import spec
+from tests.conftest import REPOSITORY
 
 QUICK = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=16")
 

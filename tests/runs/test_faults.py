@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from starquant.errors import RecordError
+from starquant.reports.experiments import build
 from starquant.runs.execute import execute
 from starquant.store.artifacts import ArtifactStore
-from starquant.reports.experiments import build
-from tests.conftest import REPOSITORY
 from tests.config.test_run import spec
+from tests.conftest import REPOSITORY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 RUN = (sys.executable, str(REPOSITORY / "run.py"))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from starquant.session.devices import leased
 from starquant.errors import ConfigError, RecordError
+from starquant.reports.selection import Run, one_a_seed
 from starquant.runs.execute import Result, execute
+from starquant.session.devices import leased
 from starquant.session.processes import ALONE, TOLD, Processes, launched_rank, processes
 from starquant.store.record import RunRecord
-from starquant.reports.selection import Run, one_a_seed
 from tests.config.test_run import spec
 
 METHOD = ("method=star_quant", "method.transform.steps=4", "fidelity=none", "tasks.limit=8")

@@ -13,9 +13,9 @@ import pytest
 from starquant.errors import RecordError
 from starquant.store.columns import FILE, columns_of, read_columns, read_rows, write_columns
 from starquant.store.records import RecordStore
-from tests.store.test_records import make_record
-from tests.reports.test_paired import fidelity_rows, items_of
 from tests.config.test_run import spec
+from tests.reports.test_paired import fidelity_rows, items_of
+from tests.store.test_records import make_record
 
 VALUES = [1.0, 0.0, 1.0, 0.123456789]
 

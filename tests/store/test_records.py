@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from starquant.config.run import RunSpec
 from starquant.errors import RecordError
 from starquant.store.files import write_atomically
 from starquant.store.manifest import ManifestEntry
 from starquant.store.provenance import code_digest, collect
 from starquant.store.record import RunRecord, Score, Timings
 from starquant.store.records import RecordStore, read_record, record_paths
-from starquant.config.run import RunSpec
 from tests.config.test_run import spec
 
 

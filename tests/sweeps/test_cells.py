@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from starquant.errors import ConfigError
 from starquant.sweeps import cells as composing
 from starquant.sweeps.cells import LAUNCHER_EXTRAS, Cell, Plan, plan
-from starquant.errors import ConfigError
 from tests.config.test_run import CONF, OPTIONS, spec
 
 

@@ -32,7 +32,7 @@ def refused(tmp_path: Path, *arguments: str) -> str:
     assert len(errors) == 1, done.stderr
     left = [path for path in results.rglob("*") if path.is_file()] if results.exists() else []
     assert {path.parent.name for path in left} <= {"cells", "locks"}
-    told = [json.loads(path.read_text()) for path in results.glob("cells/*.json")]  # what `starquant.sweeps.status` shows
+    told = [json.loads(path.read_text()) for path in results.glob("cells/*.json")]  # what status shows
     assert {one["state"] for one in told} <= {"failed"}
     assert not told or any(one["error"] in errors[0] for one in told)
     return errors[0]

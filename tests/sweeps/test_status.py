@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 import run
-from starquant.sweeps import status
-from starquant.sweeps import progress as watching
-from starquant.sweeps.cells import Cell, Plan, plan
 from starquant.errors import ConfigError
+from starquant.sweeps import progress as watching
+from starquant.sweeps import status
 from starquant.sweeps.cell_log import CellEntry, CellLog
-from starquant.sweeps.status import main
+from starquant.sweeps.cells import Cell, Plan, plan
 from starquant.sweeps.progress import SweepBar, summary
+from starquant.sweeps.status import main
 from tests.conftest import REPOSITORY
 
 BITS = ("w3a3", "w4a4", "w4a8", "w8a8")

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from starquant.config.run import TrackerSpec
 from starquant.store.record import RunRecord
 from starquant.store.records import RecordStore, read_record
-from starquant.config.run import TrackerSpec
 from starquant.tracking import NullTracker, make_tracker
 from starquant.tracking.tracker import WandbTracker, marker_of
-from tests.conftest import REPOSITORY
-from tests.store.test_records import make_record
-from tests.reports.test_paired import fidelity_rows, items_of
 from tests.config.test_run import spec
+from tests.conftest import REPOSITORY
+from tests.reports.test_paired import fidelity_rows, items_of
+from tests.store.test_records import make_record
 from tests.tracking.wandb_files import OfflineRun, offline_runs
 
 PROJECT, GROUPS = "quant", ("testbed", "table5_w8a8", "testbed")

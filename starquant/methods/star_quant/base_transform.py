@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from starquant.config.fields import Count, Spec
 from starquant.errors import DataError
-from starquant.config.protocol import Count, Spec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from starquant.config.bits import BitsSpec
-from starquant.methods.star_quant.method import tac
 from starquant.methods.base import Card
-from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot, QuaRotOptions
-from starquant.methods.star_quant.sgat import SGATOptions
 from starquant.methods.solvers import WeightSolverOptions
+from starquant.methods.star_quant.base_transform import TransformOptions
+from starquant.methods.star_quant import tac
+from starquant.methods.star_quant.sgat import SGATOptions
 from starquant.methods.star_quant.tac import TACOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from starquant.calibration.batches import CalibrationStates
-    from starquant.calibration.walk import BlockVisit
     from starquant.calibration.site_statistics import SiteStatistics
+    from starquant.calibration.walk import BlockVisit
     from starquant.models.base import MaskedDiffusionModel
     from starquant.models.roles import BlockSites, Site
 
@@ -113,8 +113,8 @@ class STaRQuant(QuaRot):
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         """Fit site after site, each seeing what the sites before it have become."""
-        from starquant.methods.star_quant.method import site_transforms as star_transforms
         from starquant.methods.solvers import solve_sites
+        from starquant.methods.star_quant.method import site_transforms as star_transforms
         from starquant.models.roles import Site
         from starquant.quantized.rewriting import rounded_once
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from starquant.methods.star_quant.base_transform import TransformOptions
-from starquant.methods.star_quant.sgat import SGATOptions
 from starquant.methods.solvers import WeightSolverOptions
+from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.methods.star_quant.method import STaRQuant, STaRQuantOptions
+from starquant.methods.star_quant.sgat import SGATOptions
 from starquant.methods.star_quant.tac import TACOptions
 
 

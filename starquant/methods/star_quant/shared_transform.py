@@ -32,8 +32,8 @@ def fit_shared(
     """
     import torch
 
-    from starquant.calibration.walk import walk
     from starquant.calibration.site_statistics import Collect, TokenState
+    from starquant.calibration.walk import walk
     from starquant.methods.star_quant.base_transform import learn_shared
     from starquant.numerics import Rotation
     from starquant.quantized.rewriting import rounded_once

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from starquant.config.bits import BitsSpec
 from starquant.errors import DataError
-from starquant.methods.star_quant.method import tac
-from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
+from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
+from starquant.methods.star_quant import tac
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from starquant.calibration.walk import BlockVisit
     from starquant.calibration.site_statistics import SiteStatistics
+    from starquant.calibration.walk import BlockVisit
     from starquant.methods.star_quant.method import STaRQuantOptions
     from starquant.models.roles import BlockSites, Site
 
@@ -226,8 +226,7 @@ def rewrite(sites: BlockSites, tensors: Tensors) -> None:
     import torch
 
     from starquant.models.roles import Site
-    from starquant.quantized import KroneckerTransform, OrthogonalTransform
-    from starquant.quantized import rewriting
+    from starquant.quantized import KroneckerTransform, OrthogonalTransform, rewriting
 
     for site in Site:
         readers = list(sites.readers(site).values())

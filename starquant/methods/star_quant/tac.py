@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from starquant.config.protocol import Spec
+from starquant.config.fields import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
