@@ -12,7 +12,7 @@ from starquant.errors import nearest
 
 def explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
     """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'."""
-    location = [part for part in problem["loc"] if part not in ("llada", "dream")]
+    location = problem["loc"]
     path = ".".join(map(str, location))
     kind, message, got = problem["type"], problem["msg"], problem.get("input")
     if kind == "extra_forbidden":

@@ -16,7 +16,7 @@ from starquant.config.digest import digest_of
 from starquant.config.run import METHODS, RunSpec
 from starquant.methods.fitted import Fitted
 from starquant.models.cuda_graphs import compiled_blocks
-from starquant.models.loading import check_checkpoint, check_device
+from starquant.models.loading import validate_checkpoint, validate_device
 from starquant.packed.export import export
 from starquant.quantized.probe import measure_operands
 from starquant.runs.calibrate import ensure_calibrated
@@ -85,7 +85,7 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
     with leased(spec.runtime.device) as device:
         provenance.source()  # as the run starts: what is committed meanwhile is not what ran
         together = processes()
-        check_device(device := together.device(device))
+        validate_device(device := together.device(device))
         if spec.runtime.threads is not None:
             torch.set_num_threads(spec.runtime.threads)
         run = _Run(spec, device, together, progress and together.first)
@@ -146,7 +146,7 @@ class _Run:
         """Whether the model was exported with this run's record; raises ConfigError where anything else was."""
         target = Path(self.spec.export.dir or "")
         if exported_from(target) == self.spec.digest():
-            check_checkpoint(target)  # and it is whole
+            validate_checkpoint(target)  # and it is whole
             return True
         check_target(target)
         return False

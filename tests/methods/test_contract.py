@@ -18,13 +18,13 @@ from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.config.bits import BitsSpec
 from starquant.config.fields import Spec
 from starquant.config.run import METHODS, RunSpec
-from starquant.diffusion import DreamSampler, LLaDASampler
+from starquant.diffusion import LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import Fitted
-from starquant.models import load_model
+from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import sqnr_db
@@ -124,7 +124,7 @@ def logits(model: MaskedDiffusionModel, ids: torch.Tensor) -> torch.Tensor:
 
 def trajectory(model: MaskedDiffusionModel) -> torch.Tensor:
     """States [S, L] of one full-precision trajectory, mask ratios 1 to 0."""
-    kind = {"llada": LLaDASampler, "dream": DreamSampler}[model.likelihood_noise]
+    kind = family_of(model).sampler
     length = {"gen_length": 12, "block_length": 12} if kind is LLaDASampler else {"max_new_tokens": 12}
     found = record_trajectory(model, torch.tensor([[5, 6, 7, 8]]), kind(steps=12, **length))
     assert found.ratio_SB[0] == 1.0

@@ -17,7 +17,7 @@ from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, gated, learn
 from starquant.methods.star_quant.sgat import SGATOptions, SiteShares, closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal

@@ -24,7 +24,6 @@ from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.star_quant import tac
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
 from starquant.models.roles import Site
 from starquant.quantized.install import install
 from tests.methods.test_contract import fresh, logits, method_named, states_of
@@ -143,7 +142,7 @@ def quantized_on_exact_inputs(model: MaskedDiffusionModel, bits: BitsSpec, state
         for batch in states.batches:
             visible = None if bool(batch.visible_BL.all()) else batch.visible_BL
             hidden = model(batch.ids_BL, visible, output_hidden_states=True).hidden_states[1]
-            block(hidden, Context.build(model.trunk().rotary, batch.ids_BL, visible, None, states.mask_id))
+            block(hidden, model.context(batch.ids_BL, visible, None, states.mask_id))
     return found
 
 

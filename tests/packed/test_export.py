@@ -20,7 +20,7 @@ from starquant.evaluation.testbed_tasks import items
 from starquant.kernels.packing import pack, unpack
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
 from starquant.packed.completion import main
