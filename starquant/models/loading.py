@@ -6,8 +6,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import huggingface_hub
 import torch
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -46,7 +46,7 @@ def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

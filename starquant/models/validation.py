@@ -41,7 +41,7 @@ def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> 
     """Compare names, shapes and dtypes of a checkpoint with the architecture; returns the model on the meta device.
 
     Raises:
-        CheckpointError: as `skeleton_of`; missing, unexpected or misshapen parameters, a mask token beyond the embedding.
+        CheckpointError: missing, unexpected or misshapen parameters, a mask id without a row; as `skeleton_of`.
     """
     skeleton = skeleton_of(checkpoint, kind)
     rows, mask_id = skeleton.get_input_embeddings().num_embeddings, skeleton.config.mask_token_id
