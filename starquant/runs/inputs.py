@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
@@ -43,7 +44,7 @@ class Loaded:
         tokenizer = load_tokenizer(folder)
         with torch.device("meta"):
             skeleton = family.model(make_config(checkpoint, family))
-        METHODS.load(spec.method.name)(spec.method).check(skeleton, spec.bits)
+        METHODS.build(spec.method).validate(skeleton, spec.bits)
         packed = "quantization_config" in checkpoint.config
         return cls(folder, spec, device, tokenizer, read_texts(spec, tokenizer, skeleton), packed)
 

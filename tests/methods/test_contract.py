@@ -1,6 +1,6 @@
-"""What every registered method must keep, on LLaDA with MHA, LLaDA with GQA and Dream with GQA.
+"""What every method and variant must keep, on LLaDA with MHA, LLaDA with GQA and Dream with GQA.
 
-A new method is covered by its registry line; nothing here names one.
+A new one is covered by its YAML; nothing here names one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.config.bits import BitsSpec
 from starquant.config.fields import Spec
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.diffusion import DreamSampler, LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.errors import ConfigError, RecordError
@@ -29,7 +30,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import sqnr_db
 from starquant.quantized import FakeQuantLinear
-from tests.config.test_run import compose, spec
+from tests.config.test_run import OPTIONS, compose, spec
 from tests.conftest import GOLDEN
 
 ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")
@@ -84,11 +85,12 @@ QUICK = ("method.transform.steps=4", "method.tac.block_size=16")
 
 
 def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
-    known = METHODS.load(name).Options(name=name).model_dump()
-    given = {override.partition("=")[0] for override in overrides}
-    quick = [o for o in QUICK if o.split(".")[1] in known and o.partition("=")[0] not in given]
+    """The method of a preset in conf/method, with less to learn, and the bits."""
+    options = compose(f"method={name}")["method"]
+    chosen = {override.partition("=")[0] for override in overrides}
+    quick = [o for o in QUICK if o.split(".")[1] in options and o.partition("=")[0] not in chosen]
     run = spec(f"method={name}", *quick, *overrides)
-    return METHODS.load(name)(run.method), run.bits
+    return METHODS.build(run.method), run.bits
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -96,7 +98,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=list(METHODS))
+@pytest.fixture(params=OPTIONS["method"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -275,7 +277,7 @@ def fields_of(options: Spec, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
         inert = isinstance(extra, dict) and bool(extra.get("inert"))
         if isinstance(value, Spec):
             yield from fields_of(value, (*path, key))
-        elif (*path, key) != ("name",):
+        elif (*path, key) not in (("name",), ("algorithm",)):
             yield (*path, key), list(changed(value, field.annotation)), inert
 
 
@@ -301,17 +303,18 @@ def test_every_option_changes_the_digest_or_is_inert(name: str) -> None:
         assert tried or path == ("weights", "name"), f"no other value of {path} is allowed"
 
 
-def test_presets_are_the_defaults(name: str) -> None:
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_presets_are_the_defaults(algorithm: str) -> None:
     """A method built in code and the one its YAML describes are the same."""
-    assert METHODS.load(name).Options(name=name) == RunSpec.from_config(compose(f"method={name}")).method
+    assert METHODS.options(algorithm)(name=algorithm) == spec(f"method={algorithm}").method
 
 
-def test_cards_say_what_is_so(fitted: Any, name: str) -> None:
+def test_options_say_what_is_so(fitted: Any, name: str) -> None:
     method, _, model, learned = fitted
-    assert method.card.reference
+    assert method.options.reference
     before = copy.deepcopy(model.state_dict())
     method.apply(model, learned, spec("bits=w16a16").bits)
-    if not method.card.transforms:  # 16 bits is then taken for full precision
+    if not method.options.transforms:  # 16 bits is then taken for full precision
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from starquant.config.run import METHODS
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.testbed_tasks import items
 from starquant.kernels.packing import pack, unpack
@@ -37,13 +36,13 @@ from starquant.quantized.state_transforms import SiteTransform
 from starquant.runs.execute import execute
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
-from tests.config.test_run import spec
+from tests.config.test_run import OPTIONS, spec
 from tests.methods.test_contract import fitted_once, fresh, logits, method_named
 from tests.store.test_records import make_record
 
 FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])
-QUANTIZING = [name for name in METHODS if name != "none"]
+QUANTIZING = [name for name in OPTIONS["method"] if name != "none"]
 
 
 def ids_of(model: MaskedDiffusionModel) -> torch.Tensor:
