@@ -225,6 +225,14 @@ class RunSpec(Spec):
         try:
             return cls.model_validate_json(json.dumps(config))
         except ValidationError as error:
-            raise ConfigError("\n".join(explain(cls, problem) for problem in error.errors())) from None
+            parts = {"method": _options_class(config)}
+            raise ConfigError("\n".join(explain(cls, problem, parts) for problem in error.errors())) from None
         except TypeError as error:
             raise ConfigError(f"configuration is not plain data: {error}") from None
+
+
+def _options_class(config: Mapping[str, Any]) -> type[MethodOptions]:
+    """Return the class of the method's options, as far as the configuration says which method it is."""
+    method = config.get("method")
+    algorithm = method.get("algorithm") if isinstance(method, Mapping) else None
+    return METHODS.options(algorithm) if isinstance(algorithm, str) and algorithm in METHODS else MethodOptions

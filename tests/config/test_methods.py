@@ -80,6 +80,7 @@ def test_a_variant_that_only_rounds_is_full_precision_at_16_bits(tmp_path: Path)
         ("name: AWQ-coarse", "^method.name: got 'AWQ-coarse', allowed: lower-case letters, digits and underscores$"),
         ("algorithm: awk", "^method.algorithm: got 'awk', allowed: awq, .* Did you mean 'awq'"),
         ("algorithm: null", "^method.algorithm: missing; allowed: awq, "),
+        ("gird: 4", "^method.gird: unknown key; allowed: name, algorithm, weights, scale, .* Did you mean 'grid'"),
         ("grid: 0", "^method.grid: got 0, allowed: greater than or equal to 1$"),
     ],
 )

@@ -48,12 +48,10 @@ def fit_shared(
             gate = planned_gate(options, site, visit.index, width, bits)
             gates.append(gate)
             groups.append(groups_of(visit, site, statistics, bits, options, gate)[0])
-            for total, state in zip(moments, TokenState, strict=True):
-                if closed:
-                    total += statistics.second_moment(state).mean.cpu()
+            for total, state in zip(moments, TokenState, strict=True) if closed else ():
+                total += statistics.second_moment(state).mean.cpu()
     if closed:
-        widest = max(gates, key=lambda gate: sum(gate.widths)).widths
-        learned_DD = closed_form(*moments, widest)
+        learned_DD = closed_form(*moments, max((gate.widths for gate in gates), key=sum))
     elif bits.full_precision:  # there is no error to learn from
         learned_DD = torch.eye(width, dtype=torch.float64)
     else:
