@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
-from tests.config.test_run import CONF, OPTIONS, compose, spec
+from tests.support.specs import CONF, OPTIONS, compose, spec
 
 VARIANTS = {
     "quarot_rtn": "quarot",

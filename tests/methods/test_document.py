@@ -17,9 +17,10 @@ from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.methods.base import Method
 from starquant.reports import definitions
-from tests.config.test_run import CONF, spec
-from tests.conftest import REPOSITORY
-from tests.methods.test_contract import fresh, logits, states_of, trajectory
+from tests.support.models import fresh, logits, trajectory
+from tests.support.paths import REPOSITORY
+from tests.support.specs import CONF, spec
+from tests.support.states import states_of
 
 DOCUMENT = (REPOSITORY / "docs" / "adding-a-method.md").read_text()
 
