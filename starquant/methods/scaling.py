@@ -5,12 +5,10 @@ Shape suffixes: D width of the site, K key/value heads, E head width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from starquant.models.roles import BlockSites, Site
+from starquant.models.roles import BlockSites, Role, Site
+from starquant.quantized import rewriting
 
 
 def scale_names(site: Site) -> str:
@@ -20,8 +18,6 @@ def scale_names(site: Site) -> str:
 
 def producer(sites: BlockSites, site: Site) -> nn.Module:
     """Return the module whose output is what the site sees, up to what commutes with a scale per channel."""
-    from starquant.models.roles import Role, Site
-
     if site in sites.norms:
         return sites.norms[site]
     return sites.linears[{Site.OUT: Role.V, Site.DOWN: Role.UP}[site]]
@@ -29,8 +25,6 @@ def producer(sites: BlockSites, site: Site) -> nn.Module:
 
 def group_channels(sites: BlockSites, site: Site, values_D: Tensor, reduce: str) -> Tensor:
     """Make values equal for channels that the producer cannot tell apart: heads that share one value head (GQA)."""
-    from starquant.models.roles import Site
-
     attention = sites.attention
     groups = attention.n_heads // attention.n_kv_heads
     if site is not Site.OUT or groups == 1:
@@ -42,9 +36,6 @@ def group_channels(sites: BlockSites, site: Site, values_D: Tensor, reduce: str)
 
 def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
     """Divide each scaled site's producer by its scale and multiply its linears, in place."""
-    from starquant.models.roles import Site
-    from starquant.quantized import rewriting
-
     for site in Site:
         scale_D = tensors.get(scale_names(site))
         if scale_D is None:
@@ -61,8 +52,6 @@ def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
 
 def _of_producer(sites: BlockSites, site: Site, scale_D: Tensor) -> Tensor:
     """Return the scale of the producer's own outputs: one a value head where query heads share it."""
-    from starquant.models.roles import Site
-
     attention = sites.attention
     if site is not Site.OUT or attention.n_heads == attention.n_kv_heads:
         return scale_D

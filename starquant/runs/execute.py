@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from starquant.config.digest import digest_of
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.methods.fitted import Fitted
 from starquant.models.cuda_graphs import compiled_blocks
 from starquant.models.loading import validate_checkpoint, validate_device
@@ -162,7 +163,7 @@ class _Run:
             if self.exported():
                 return f"exported already: {target} (remove it to export again)"
             model, fitted = self.loaded.get(), Fitted.load(self.artifacts.path(artifact.digest))
-            method = METHODS.load(self.spec.method.name)(self.spec.method)
+            method = METHODS.build(self.spec.method)
             method.apply(model, fitted, self.spec.bits, self.progress, packed=True)
             size = export(model, record, self.folder, target, asked.shard_size)
             return f"exported: {target}, {size / 1e6:,.1f} MB"
@@ -242,7 +243,7 @@ class _Run:
         if not spec.is_baseline:
             fitted, calibration = self._fitted(spec, seconds)
         with timed(seconds, "quantize"):
-            manifest = METHODS.load(spec.method.name)(spec.method).apply(model, fitted, spec.bits, self.progress)
+            manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, self.progress)
             manifest = measure_operands(model, manifest, spec.seed)
         overlap = OverlapCounter(loaded.texts.calibration if calibration else None, self.say)
         lm = DiffusionLM(

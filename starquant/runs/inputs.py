@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
@@ -42,7 +43,7 @@ class Loaded:
         checkpoint, family = validate_checkpoint(folder)
         tokenizer = load_tokenizer(folder)
         skeleton = skeleton_of(checkpoint, family.model)
-        METHODS.load(spec.method.name)(spec.method).check(skeleton, spec.bits)
+        METHODS.build(spec.method).validate(skeleton, spec.bits)
         packed = "quantization_config" in checkpoint.config
         return cls(folder, spec, device, tokenizer, read_texts(spec, tokenizer, skeleton), packed)
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from starquant.config.methods.star_quant import SGATOptions, SiteShares, TransformOptions
 from starquant.errors import ConfigError
 from starquant.methods.fitted import block_part
-from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, gated, learn
-from starquant.methods.star_quant.sgat import SGATOptions, SiteShares, closed_form, gate_of
+from starquant.methods.star_quant.base_transform import Group, Transform, gated, learn
+from starquant.methods.star_quant.sgat import closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
