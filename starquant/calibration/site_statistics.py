@@ -105,6 +105,11 @@ class SiteStatistics:
                 if kept == "bin":
                     self._add_second((state, k), x_BLD, chosen_BL, weight_BL)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no token has come by."""
+        return not (self._moments or self._second or self._rows)
+
     def _add_second(self, cell: Cell, x_BLD: Tensor, chosen_BL: Tensor, weight_BL: Tensor | None) -> None:
         if bool(chosen_BL.any()):
             weight_N = None if weight_BL is None else weight_BL[chosen_BL]

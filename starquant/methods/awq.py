@@ -22,7 +22,7 @@ from starquant.config.methods.awq import AWQOptions
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-from starquant.models.roles import BlockSites, Role, Site
+from starquant.models.roles import BlockSites, Role, SiteKey
 from starquant.numerics import fake_quantize, output_clip
 from starquant.quantized.install import weight_format
 
@@ -39,7 +39,7 @@ class AWQ(BlockwiseMethod[AWQT]):
         plan = Collect(second_moment="pooled", weighted=self.weighted)
         statistics = visit.collect(plan)
         tensors: Tensors = {}
-        for site in Site:
+        for site in visit.sites.inputs:
             if self.options.scale:
                 tensors[scale_names(site)] = self._search_scale(visit, site, statistics[site], bits, fitted)
             if self.options.clip and self.options.weights.name == "rtn":
@@ -51,7 +51,7 @@ class AWQ(BlockwiseMethod[AWQT]):
         apply_scales(sites, tensors)
 
     def _search_scale(
-        self, visit: BlockVisit, site: Site, statistics: SiteStatistics, bits: BitsSpec, fitted: Fitted
+        self, visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, bits: BitsSpec, fitted: Fitted
     ) -> Tensor:
         """Return the best scale of a site; alpha = 0, no scaling, is among the candidates."""
         magnitude_D = statistics.moments().mean_abs
@@ -74,12 +74,12 @@ class AWQ(BlockwiseMethod[AWQT]):
         return best
 
     def _search_clips(
-        self, visit: BlockVisit, site: Site, statistics: SiteStatistics, scale_D: Tensor | None, bits: BitsSpec
+        self, visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, scale_D: Tensor | None, bits: BitsSpec
     ) -> Tensors:
         hessian_DD = statistics.second_moment().mean
         tensors: Tensors = {}
         for role, linear in visit.sites.readers(site).items():
-            if role in (Role.Q, Role.K):
+            if role.kind in (Role.Q, Role.K):
                 continue
             weight = linear.weight.data
             hessian = hessian_DD

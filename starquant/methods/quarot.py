@@ -75,9 +75,10 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
             "residual_rotation": (options.residual_rotation == "hadamard", model.trunk().embedding.embedding_dim),
             "head_hadamard": (options.head_hadamard, head),
             "qk_hadamard": (options.qk_hadamard, head),
-            "down_hadamard": (options.down_hadamard, sites.linears[Role.DOWN].in_features),
         }
-        for name, (wanted, width) in needed.items():
+        downs = {linear.in_features for linear in sites.of_kind(Role.DOWN).values()}
+        rotations = [*needed.items(), *(("down_hadamard", (options.down_hadamard, width)) for width in sorted(downs))]
+        for name, (wanted, width) in rotations:
             if wanted and not has_hadamard(width):
                 instead = "orthogonal, none" if name == "residual_rotation" else "false"
                 got = "hadamard" if name == "residual_rotation" else "true"
@@ -115,8 +116,8 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
                 readers = list(sites.readers(site).values())
                 rewriting.fold_gain(norm, readers)
                 rewriting.rotate_input(readers, rotation)
-            for role in (Role.OUT, Role.DOWN):
-                rewriting.rotate_output(sites.linears[role], rotation)
+            for linear in (*sites.of_kind(Role.OUT).values(), *sites.of_kind(Role.DOWN).values()):
+                rewriting.rotate_output(linear, rotation)
         attention = sites.attention
         if self.options.head_hadamard:
             rewriting.hadamard_heads_output(sites.linears[Role.V], attention.n_kv_heads)
@@ -131,6 +132,6 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
             rewriting.hadamard_across_heads_input(sites.linears[Role.OUT], attention.n_heads)
             sites.inputs[Site.OUT].transform = HeadsHadamard(attention.n_heads)
         if self.options.down_hadamard:
-            down = sites.linears[Role.DOWN]
-            rewriting.hadamard_input(down)
-            sites.inputs[Site.DOWN].transform = HadamardTransform(down.in_features)
+            for role, down in sites.of_kind(Role.DOWN).items():
+                rewriting.hadamard_input(down)
+                sites.inputs[role.site].transform = HadamardTransform(down.in_features)

@@ -16,7 +16,7 @@ from starquant.config.methods.smoothquant import SmoothQuantOptions
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-from starquant.models.roles import BlockSites, Site
+from starquant.models.roles import BlockSites, SiteKey
 from starquant.numerics import fake_quantize
 from starquant.quantized.install import activation_format, weight_format
 
@@ -28,7 +28,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return the scale of every smoothed site, [D]."""
-        wanted = [Site(name) for name in self.options.sites]
+        wanted = [site for site in visit.sites.inputs if site.kind.value in self.options.sites]
         plan = Collect(rows=self.options.search_rows if self.options.search else 0)
         statistics = visit.collect(plan, wanted)
         scales: Tensors = {}
@@ -51,7 +51,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
         apply_scales(sites, tensors)
 
     @staticmethod
-    def _scale(visit: BlockVisit, site: object, absmax_D: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
+    def _scale(visit: BlockVisit, site: SiteKey, absmax_D: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
         most_D = torch.stack([w.double().abs().amax(0) for w in weights]).amax(0).to(absmax_D.device)
         absmax_D, most_D = (group_channels(visit.sites, site, x, "amax") for x in (absmax_D, most_D))
         scale_D = absmax_D.clamp_min(1e-5) ** alpha / most_D.clamp_min(1e-5) ** (1 - alpha)
@@ -60,7 +60,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
     def _error(
         self,
         visit: BlockVisit,
-        site: object,
+        site: SiteKey,
         absmax_D: Tensor,
         weights: list[Tensor],
         rows_ND: Tensor,

@@ -31,7 +31,7 @@ from starquant.methods.star_quant.site_transforms import (
 )
 from starquant.methods.star_quant.tac import fit_tac, validate_tac
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.roles import BlockSites, Site
+from starquant.models.roles import BlockSites, Site, SiteKey
 from starquant.quantized import FakeQuantLinear
 from starquant.quantized.install import quantize_attention, quantize_linear
 from starquant.quantized.rewriting import rounded_once
@@ -92,8 +92,8 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         tensors: Tensors = {}
         solves = self.options.weights.name == "gptq" and bits.weights.bits < 16
         sequential = visit.feeds_quantized and solves  # sites are quantized as the loop goes on
-        statistics = {} if sequential else self._collect(visit, tuple(Site))
-        for site in Site:
+        statistics = {} if sequential else self._collect(visit, tuple(visit.sites.inputs))
+        for site in tuple(visit.sites.inputs):
             if site is Site.OUT and self.options.tac.enabled and not bits.full_precision:
                 tensors |= fit_tac(visit, self._quantized_attention(visit, tensors, bits), self.options.tac)
                 if sequential:  # the output projection will read corrected outputs
@@ -110,7 +110,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
                     keep_exact_part(visit.sites, site)
         return tensors
 
-    def _collect(self, visit: BlockVisit, sites: Sequence[Site]) -> dict[Site, SiteStatistics]:
+    def _collect(self, visit: BlockVisit, sites: Sequence[SiteKey]) -> dict[SiteKey, SiteStatistics]:
         options = self.options.transform
         closed = options.fit == "closed_form"
         if options.fit == "fixed" and not options.state_clip and self.options.sgat.keep == "always":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from starquant.config.methods.star_quant import SGATOptions
-from starquant.models.roles import Site
+from starquant.models.roles import Site, SiteKey
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Gate:
         return self.masked + self.unmasked > 0
 
 
-def gate_of(options: SGATOptions, site: Site, block: int, width: int) -> Gate:
+def gate_of(options: SGATOptions, site: SiteKey, block: int, width: int) -> Gate:
     """Return the gate that the options put at a site."""
     if not options.enabled:
         return Gate(0, 0, "off")
     if site is Site.QKV and block == 0 and not options.first_attention:
         return Gate(0, 0, "first attention input: all masked tokens share one vector")
-    masked, unmasked = (round(getattr(shares, site.value) * width) for shares in (options.masked, options.unmasked))
+    masked, unmasked = (
+        round(getattr(shares, site.kind.value) * width) for shares in (options.masked, options.unmasked)
+    )
     return Gate(masked, unmasked, "asked")
 
 

@@ -23,7 +23,7 @@ from starquant.methods.fitted import Fitted
 from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
-from starquant.models.roles import BlockSites, Role, Site
+from starquant.models.roles import BlockSites, Role, Site, SiteKey
 from starquant.numerics import hadamard_matrix, has_hadamard, kronecker_sizes
 from starquant.quantized import (
     BlockAffine,
@@ -71,7 +71,7 @@ def validate_transforms(options: STaRQuantOptions, sites: BlockSites) -> None:
 
 def fit_site(
     visit: BlockVisit,
-    site: Site,
+    site: SiteKey,
     statistics: SiteStatistics | None,
     bits: BitsSpec,
     options: STaRQuantOptions,
@@ -87,7 +87,7 @@ def fit_site(
         options: of the method.
         fitted: takes the report.
     """
-    width = next(iter(visit.sites.readers(site).values())).in_features
+    width = visit.sites.width(site)
     gate = planned_gate(options, site, visit.index, width, bits)
     if gate.acts and options.transform.fit == "fixed":
         fitted.note("gates on a fixed rotation drop directions that carry as much as any other", "all blocks")
@@ -136,18 +136,18 @@ def _judged(
     return gate, dict(zip(names, (*at_start, *after), strict=True))
 
 
-def planned_gate(options: STaRQuantOptions, site: Site, block: int, width: int, bits: BitsSpec) -> Gate:
+def planned_gate(options: STaRQuantOptions, site: SiteKey, block: int, width: int, bits: BitsSpec) -> Gate:
     """Return the gate that the options put at a site, none where it cannot act."""
     if bits.activations.bits == 16:
         return Gate(0, 0, "bits.activations.bits = 16")
     transform = options.transform
-    if transform.fit == "closed_form" and transform.structure == "shared" and site.value in ("out_input", "down_input"):
+    if transform.fit == "closed_form" and transform.structure == "shared" and site.kind in (Site.OUT, Site.DOWN):
         return Gate(0, 0, "behind no norm: not part of the shared closed form")
     return gate_of(options.sgat, site, block, width)
 
 
 def groups_of(
-    visit: BlockVisit, site: Site, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
+    visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
 ) -> tuple[Group, Group]:
     """Return the group with rows to learn from, and with rows to be judged on."""
     weights = [linear.weight.data for linear in visit.sites.readers(site).values()]
@@ -162,13 +162,13 @@ def as_it_starts(start: Sequence[Tensor], group: Group) -> Transform:
     return Transform(start).to(group.weights[0].float())
 
 
-def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions, fitted: Fitted) -> tuple[list[Tensor], str]:
+def start_of(sites: BlockSites, site: SiteKey, options: STaRQuantOptions, fitted: Fitted) -> tuple[list[Tensor], str]:
     """Return what a site's matrix starts from, and "dense", "kronecker" or "fixed" (nothing of its own).
 
     Sites behind a norm start from the identity: the residual rotation stands before it. The others start from Hadamard
     matrices, across heads or of the whole width, where these exist.
     """
-    width = next(iter(sites.readers(site).values())).in_features
+    width = sites.width(site)
     transform, eye = options.transform, torch.eye
     if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
         return [], "fixed"
@@ -176,7 +176,7 @@ def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions, fitted: F
     structure = "dense" if closed else transform.structure_of(width)
     sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)
     online = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard, options.down_hadamard)}
-    hadamards = online.get(site, (False, False))
+    hadamards = online.get(site.kind, (False, False))
     factors = [
         hadamard_matrix(n) if wanted and has_hadamard(n) else eye(n, dtype=torch.float64)
         for n, wanted in zip(sizes, hadamards, strict=True)
@@ -186,7 +186,7 @@ def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions, fitted: F
             if wanted and not has_hadamard(n):
                 fitted.note(f"no Hadamard matrix of size {n}: the factor starts from the identity", site.value)
         return factors, structure
-    if site is Site.DOWN and options.down_hadamard and has_hadamard(width):
+    if site.kind is Site.DOWN and options.down_hadamard and has_hadamard(width):
         return [hadamard_matrix(width)], structure
     return [torch.kron(*factors)], structure
 
@@ -217,7 +217,7 @@ def _fit(
 
 def rewrite_sites(sites: BlockSites, tensors: Tensors) -> None:
     """Fold each site's matrix into the linears that read it, and put it there."""
-    for site in Site:
+    for site in sites.inputs:
         readers = list(sites.readers(site).values())
         names = [name for name in (f"{site.value}.factor_{i}" for i in (0, 1)) if name in tensors]
         if not names:
@@ -233,7 +233,7 @@ def compensate_sites(sites: BlockSites, tensors: Tensors, bits: BitsSpec, option
     """Put gates and clip ratios at the sites and TAC behind the attention, each where something is quantized."""
     device = sites.linears[Role.OUT].weight.device
     for site, module in sites.inputs.items():
-        width = next(iter(sites.readers(site).values())).in_features
+        width = sites.width(site)
         gate, clip = tensors.get(f"{site.value}.gate"), tensors.get(f"{site.value}.state_clip")
         placed = module.transform
         exact = placed.exact if isinstance(placed, SiteTransform) else placed
@@ -244,7 +244,7 @@ def compensate_sites(sites: BlockSites, tensors: Tensors, bits: BitsSpec, option
             module.transform = SiteTransform(exact, correction, gating)
 
 
-def keep_exact_part(sites: BlockSites, site: Site) -> None:
+def keep_exact_part(sites: BlockSites, site: SiteKey) -> None:
     """Take gate and correction away from a site again."""
     module = sites.inputs[site]
     if isinstance(module.transform, SiteTransform):
