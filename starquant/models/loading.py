@@ -17,8 +17,11 @@ from starquant.models.base import MaskedDiffusionModel, parameter_shapes
 from starquant.models.blocks_on_disk import hollow_model
 from starquant.models.checkpoint import Checkpoint, expect_parameters, inspect, read_json
 from starquant.models.family import FAMILIES, Family
+from starquant.registry import Registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Packed formats, by `quant_method`: the classes transformers knows once their modules are imported.
+QUANTIZATIONS = Registry("quantization_config.quant_method", {"starquant": "starquant.packed.plugin:PackedConfig"})
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -217,8 +220,10 @@ def prepare_packed(skeleton: MaskedDiffusionModel, checkpoint: Checkpoint) -> No
         return
     path = checkpoint.folder / "config.json"
     method = found.get("quant_method") if isinstance(found, dict) else None
-    if method != "starquant":
-        raise CheckpointError(f"{path}: quantization_config.quant_method is {method!r}; allowed: starquant")
+    if not isinstance(method, str) or method not in QUANTIZATIONS:
+        allowed = ", ".join(QUANTIZATIONS)
+        raise CheckpointError(f"{path}: quantization_config.quant_method is {method!r}; allowed: {allowed}")
+    QUANTIZATIONS.load(method)  # its import registers it
     try:
         AutoHfQuantizer.from_config(dict(found), pre_quantized=True).preprocess_model(skeleton)
     except CheckpointError as error:
