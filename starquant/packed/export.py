@@ -19,7 +19,7 @@ from starquant.models.checkpoint import CONFIG
 from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.install import is_tied
-from starquant.store.files import validate_target
+from starquant.store.exports import validate_target
 from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.

@@ -22,7 +22,7 @@ from starquant.quantized.probe import measure_operands
 from starquant.runs.calibrate import ensure_calibrated
 from starquant.runs.inputs import Loaded, pin
 from starquant.runs.inspect import inspect_activations
-from starquant.runs.preflight import check_paths, exported_from
+from starquant.runs.preflight import check_paths
 from starquant.runs.stages import (
     OverlapCounter,
     calibration_overlap,
@@ -35,7 +35,7 @@ from starquant.session.devices import leased
 from starquant.session.processes import Processes, processes
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
-from starquant.store.files import validate_target
+from starquant.store.exports import exported_from, validate_target
 from starquant.store.locks import exclusive
 from starquant.store.record import RunRecord
 from starquant.store.records import RecordStore

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from starquant.config.run import RunSpec
 from starquant.config.tasks import validate_consent
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
-from starquant.store.files import validate_target
+from starquant.store.exports import exported_from, validate_target
 from starquant.testbed.shipped import weights_folder
 
 
@@ -52,16 +51,6 @@ def check_export(spec: RunSpec) -> None:
         )
     if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
         validate_target(Path(spec.export.dir))
-
-
-def exported_from(folder: Path) -> str | None:
-    """Return the digest of the record that a packed checkpoint was exported with; None where it is no such folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-        found = config["made_by"]["record"] if config["quant_method"] == "starquant" else None
-        return found if isinstance(found, str) else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
 
 
 def check_results(spec: RunSpec) -> None:

@@ -1,4 +1,4 @@
-"""Writing whole files or none, where there is nothing yet, and putting damaged ones out of the way."""
+"""Writing whole files or none, and putting damaged ones out of the way."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-
-from starquant.errors import ConfigError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -37,20 +35,3 @@ def set_aside(path: Path, why: str) -> Path:
         return taken[-1]
     print(f"warning: {why}; set aside as {taken[-1].name} and computed again", file=sys.stderr, flush=True)
     return taken[-1]
-
-
-def validate_target(folder: Path) -> None:
-    """Judge a folder that is to be written; raises ConfigError when something is there, or it cannot be written."""
-    if not folder.name:
-        raise ConfigError(f"export.dir: got '{folder}' (of no name), allowed: a new or empty folder")
-    beside = next((parent for parent in folder.parents if parent.exists()), folder)
-    if not beside.is_dir():
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {beside} is a file")
-    try:
-        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
