@@ -32,6 +32,7 @@ METHODS = Registry(
     "method",
     {
         "none": "starquant.methods.none:FullPrecision",
+        "packed": "starquant.methods.packed:PackedCheckpoint",
         "rtn": "starquant.methods.rtn:RTN",
         "smoothquant": "starquant.methods.smoothquant:SmoothQuant",
         "awq": "starquant.methods.awq:AWQ",
@@ -140,6 +141,8 @@ class RunSpec(Spec):
     experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=INERT)
 
     BASELINE_METHOD: ClassVar[str] = "none"
+    #: Of checkpoints that are quantized already.
+    PACKED_METHOD: ClassVar[str] = "packed"
 
     @field_validator("method", mode="wrap")
     @classmethod
@@ -164,6 +167,8 @@ class RunSpec(Spec):
         self.speed.check(self.protocols)
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
+        if not self.tasks.names and self.is_packed:
+            raise ValueError("tasks.names: got [], but of a packed checkpoint fidelity is not measured")
         rounds_only = not METHODS.load(self.method.name).card.transforms
         if not self.tasks.names and (self.is_baseline or (self.bits.full_precision and rounds_only)):
             raise ValueError("tasks.names: got [], but fidelity compares a quantized model with full precision")
@@ -183,15 +188,30 @@ class RunSpec(Spec):
         """Whether the run is full precision."""
         return self.method.name == self.BASELINE_METHOD
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the run scores a checkpoint that is quantized already: no full precision stands beside it."""
+        return self.method.name == self.PACKED_METHOD
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the run fits a method and applies it."""
+        return not (self.is_baseline or self.is_packed)
+
     def canonical(self) -> RunSpec:
-        """Return the same run in its one spelling: full precision is method `none` at 16 bits, whichever way asked."""
+        """Return the same run in its one spelling.
+
+        Full precision is method `none` at 16 bits, whichever way it is spelled; a packed checkpoint has no fidelity.
+        """
         rounds_only = not METHODS.load(self.method.name).card.transforms
         if self.is_baseline or (self.bits.full_precision and rounds_only):
             return self.baseline()
+        fidelity = FidelitySpec(name="none") if self.is_packed else self.fidelity
         calibration = NO_CALIBRATION
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
-        return self.model_copy(update={"calibration": calibration, "speed": self.speed.applied(self.protocols)})
+        speed = self.speed.applied(self.protocols)
+        return self.model_copy(update={"calibration": calibration, "fidelity": fidelity, "speed": speed})
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""

@@ -46,8 +46,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         progress: bool = False,
         packed: bool = False,
     ) -> list[ManifestEntry]:
-        """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""
-        from starquant.packed.manifest import packed_manifest
+        """Change nothing, whatever `bits` say; raises ConfigError for a model that is quantized already."""
         from starquant.quantized.install import install
 
-        return packed_manifest(model) if model.quantized else install(model, FULL_PRECISION)
+        return install(model, FULL_PRECISION)

@@ -13,12 +13,14 @@ HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "s
 FIDELITY = "fidelity"
 
 
-def rows(record: RunRecord, baseline: RunRecord) -> list[tuple[str, ...]]:
+def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]:
     """Return the table's cells as text; subjects of groups and mask-ratio bins are left to the record.
 
-    Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty.
+    Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty; so is the
+    whole column of a packed checkpoint, which has no baseline.
     """
-    before = {(s.task, s.metric, s.filter): s for s in baseline.scores if s.task != FIDELITY}
+    scores = () if baseline is None else baseline.scores
+    before = {(s.task, s.metric, s.filter): s for s in scores if s.task != FIDELITY}
     requested = record.spec["tasks"]["names"]
     return [_row(score, before.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)]
 
@@ -50,7 +52,7 @@ def _number(value: float, unit: str) -> str:
     return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
 
 
-def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
+def render(record: RunRecord, baseline: RunRecord | None, path: Path) -> str:
     """Return the report as text: what was run, the table, and where the record lies."""
     spec = record.spec
     title = f"{spec['model']['name']}  {in_words(spec['bits'])}  {spec['method']['name']}  seed {spec['seed']}"

@@ -26,12 +26,12 @@ from starquant.models.roles import Role, Site
 from starquant.packed.completion import main
 from starquant.packed.description import describe, use_integers
 from starquant.packed.export import export
-from starquant.packed.manifest import packed_manifest
 from starquant.quantized import activation_quantizer as sites
 from starquant.quantized import joined_linears as joined
 from starquant.quantized import packed_linear as packed_room
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.folding import folded
+from starquant.quantized.manifest import manifest_of
 from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.state_transforms import SiteTransform
 from starquant.runs.execute import execute
@@ -43,7 +43,7 @@ from tests.support.records import make_record
 from tests.support.specs import spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])
-QUANTIZING = [name for name in METHODS if name != "none"]
+QUANTIZING = [name for name in METHODS if name not in ("none", "packed")]
 
 
 def ids_of(model: MaskedDiffusionModel) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_embedding_and_head_are_packed_too(architecture: str, bits: int, tmp_pat
     assert loaded.trunk().embedding.codes.nbytes == loaded.trunk().head.codes.nbytes == words * width * bits // 8
     values = sum(t.nbytes for t in models[0].state_dict().values())
     assert size < 0.5 * values
-    ends_told = [e for e in packed_manifest(loaded) if e.kind in ("embedding", "head")]
+    ends_told = [e for e in manifest_of(loaded) if e.kind in ("embedding", "head")]
     assert [(e.kind, e.weight_bits, e.reason) for e in ends_told] == [("embedding", bits, None), ("head", bits, None)]
 
 
@@ -523,11 +523,6 @@ def test_a_run_exports_what_it_scored(tmp_path: Path) -> None:
     for refused in (("method=none",), ("method=quarot_rtn", "stage=calibrate")):
         with pytest.raises(ConfigError, match=r"^export\.dir: got method=.* stage=.*, but a quantized model"):
             execute(spec(*refused, *given, f"export.dir={tmp_path / 'other'}"))
-    packed = ("model.seed=null", f"model.path={tmp_path / 'out'}")
-    with pytest.raises(ConfigError, match=r"is packed already; allowed: method=none"):
-        execute(spec("method=rtn", *given, *packed))
-    result = execute(spec("method=none", *given, *packed))
-    assert result.record is not None and result.record.scores[0].value == 1.0
 
 
 def test_the_card_tells_what_it_is(small: Path) -> None:
