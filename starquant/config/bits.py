@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from starquant.config.fields import Count, Ratio, Spec
+from starquant.config.messages import explain
+from starquant.errors import CheckpointError
 
 Bits = Literal[2, 3, 4, 8, 16]
 
@@ -57,6 +62,14 @@ def weights_only(bits: BitsSpec) -> BitsSpec:
     """Return the same with activations and attention operands at full precision."""
     activations = bits.activations.model_copy(update={"bits": 16})
     return bits.model_copy(update={"activations": activations, "attention": AttentionSpec()})
+
+
+def bits_of(data: Any, where: str) -> BitsSpec:
+    """Return the bits that a packed checkpoint says it has; raises CheckpointError, led by `where`, for other data."""
+    try:
+        return BitsSpec.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise CheckpointError(f"{where}: {explain(BitsSpec, error.errors()[0])}") from None
 
 
 def in_words(bits: dict[str, Any]) -> str:

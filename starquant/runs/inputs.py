@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from starquant.config.bits import BitsSpec
-from starquant.config.messages import explain
 from starquant.config.run import METHODS, RunSpec
-from starquant.errors import CheckpointError, ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.checkpoint import CONFIG, Checkpoint, fingerprint
+from starquant.models.checkpoint import fingerprint
 from starquant.models.loading import check_checkpoint, make_config
+from starquant.runs.packed import with_bits_of
 from starquant.runs.stages import Texts, pin_sources, read_texts
 from starquant.testbed.shipped import weights_folder
 
@@ -77,34 +73,10 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
     checkpoint, _ = check_checkpoint(folder)
-    spec = _judged(spec, checkpoint)
+    spec = with_bits_of(spec, checkpoint)
     model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})
     tasks = spec.tasks
     if tasks.data_dir is not None:
         data = offline.check_data(Path(tasks.data_dir), tasks.names)
         tasks = tasks.model_copy(update={"data_fingerprint": data})
     return pin_sources(spec.model_copy(update={"model": model, "tasks": tasks})), folder
-
-
-def _judged(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
-    """Return the run with the bits of a packed checkpoint; method `packed` and packed checkpoints belong together.
-
-    Raises:
-        ConfigError: another method on a packed checkpoint, or `packed` on one of full precision.
-        CheckpointError: bits that are none.
-    """
-    if "quantization_config" not in checkpoint.config:
-        if spec.is_packed:
-            raise ConfigError(f"method: got packed, but {checkpoint.folder} is not packed; allowed: any other method")
-        return spec
-    if not spec.is_packed:
-        raise ConfigError(
-            f"model.path: {checkpoint.folder} is quantized already, got method={spec.method.name}; allowed: "
-            "method=packed, which scores it as it is, or the checkpoint at full precision"
-        )
-    try:
-        bits = BitsSpec.model_validate_json(json.dumps(checkpoint.config["quantization_config"]["bits"]))
-    except ValidationError as error:
-        problem = explain(BitsSpec, error.errors()[0])
-        raise CheckpointError(f"{checkpoint.folder / CONFIG}: quantization_config.bits: {problem}") from None
-    return spec.model_copy(update={"bits": bits})
