@@ -69,7 +69,7 @@ def bits_of(data: Any, where: str) -> BitsSpec:
     try:
         return BitsSpec.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise CheckpointError(f"{where}: {explain(BitsSpec, error.errors()[0])}") from None
+        raise CheckpointError(f"{where}: {explain(BitsSpec, error.errors()[0], {})}") from None
 
 
 def in_words(bits: dict[str, Any]) -> str:
