@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import reduce
 from typing import TypeVar
 
@@ -17,16 +16,9 @@ from torch import Tensor
 
 from starquant.calibration.batches import StateBatch, bin_of
 from starquant.errors import DataError
-from starquant.numerics import ChannelMoments, RowSample, SecondMoment
+from starquant.numerics import ChannelMoments, RowSample, SecondMoment, TokenState
 
 Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment, RowSample)
-
-
-class TokenState(str, Enum):
-    """Whether a token is [MASK] in the state at hand."""
-
-    MASKED = "masked"
-    UNMASKED = "unmasked"
 
 
 @dataclass(frozen=True)

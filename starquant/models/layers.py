@@ -9,13 +9,12 @@ Three kinds of parameter-free modules are seams for quantization, replaced (neve
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.buffers import Float32Buffers
+from starquant.numerics import state_indices
 
 
 class InputSite(Float32Buffers):
@@ -140,6 +139,7 @@ class Context:
         rotary: (cos, sin).
         mask: [B, 1, 1, L], True where a key may be seen; None for everywhere.
         masked_BL: True where a token is [MASK].
+        state_BL: the same as indices on the axis of `numerics.TokenState`.
         cache: of a pass over some columns; rotary tables and token states are then theirs, key mask and mask ratio
             those of the whole sequence.
     """
@@ -153,11 +153,7 @@ class Context:
             cos, sin = rotary
             self.rotary = cos[:, :, cache.window], sin[:, :, cache.window]
             self.masked_BL = masked_BL[:, cache.window]
-
-    @functools.cached_property
-    def state_BL(self) -> Tensor:
-        """Token states as indices: 1 where a token is [MASK], else 0."""
-        return self.masked_BL.long()
+        self.state_BL = state_indices(self.masked_BL)
 
     @property
     def mask_ratio_B(self) -> Tensor:

@@ -201,7 +201,7 @@ def test_every_site_has_the_gate_it_was_asked_for() -> None:
                 assert getattr(module.transform, "gate", None) is None
                 continue
             assert tuple(learned.get(block_part(index))[f"{site.value}.gate"].tolist()) == wanted
-            assert (module.transform.gate.masked, module.transform.gate.unmasked) == wanted
+            assert (module.transform.gate.d_m, module.transform.gate.d_u) == wanted
             (row,) = (r for r in learned.report if (r["block"], r["site"]) == (index, site.value))
             assert (row["d_m"], row["d_u"], row["why"]) == (*wanted, "asked")
 
