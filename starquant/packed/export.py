@@ -107,7 +107,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
             f"{base}, quantized by starquant: {how}; {size / 1e6:,.1f} MB.",
             "",
             "```python",
-            "import starquant",
+            "import starquant.packed",
             "from transformers import AutoModel",
             f'model = AutoModel.from_pretrained("{name}")',
             "```",

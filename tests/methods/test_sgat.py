@@ -20,7 +20,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
-from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal
+from starquant.numerics import PerChannel, PerToken, QuantFormat, TokenState, random_orthogonal
 from starquant.quantized import StateGate
 from starquant.quantized.rewriting import rounded_once
 from tests.config.test_run import spec
@@ -138,11 +138,11 @@ def test_gates_on_planted_idle_directions_lose_nothing_with_one_static_weight(ga
     g_m = torch.diag(torch.cat((one(width - d_m - d_u), one(d_m), zero(d_u)))).double()  # the paper's G_m and G_u
     g_u = torch.diag(torch.cat((one(width - d_m - d_u), zero(d_m), one(d_u)))).double()
     folded = weight_OD @ p_DD
-    for state, (x_ND, g_DD) in enumerate(((masked, g_m), (unmasked, g_u))):
+    for state, x_ND, g_DD in ((TokenState.MASKED, masked, g_m), (TokenState.UNMASKED, unmasked, g_u)):
         torch.testing.assert_close(x_ND @ p_DD @ g_DD @ folded.T, x_ND @ weight_OD.T)
         assert torch.equal(gated(x_ND @ p_DD, state, gate), x_ND @ p_DD @ g_DD)
         online = StateGate(width, *gate)(
-            (x_ND @ p_DD)[None], Context((x_ND, x_ND), None, torch.full((1, 40), state == 0))
+            (x_ND @ p_DD)[None], Context((x_ND, x_ND), None, torch.full((1, 40), state is TokenState.MASKED))
         )
         assert torch.equal(online[0], x_ND @ p_DD @ g_DD)
     if d_u:  # and the other state's gate would lose something
@@ -261,7 +261,8 @@ def test_the_gate_takes_part_in_learning() -> None:
     for gate in ((4, 4), (0, 0)):
         group = Group(weights, (masked.float(), unmasked.float()), *four, gate, False)
         p: Transform = learn(group, [random_orthogonal(16, torch.Generator().manual_seed(1))], options).transform
-        lost = [x - gated(p(x), s, (4, 4)) @ p.factors[0].T for s, x in enumerate(group.rows_SND)]
+        rows_of = zip(TokenState, group.rows_SND, strict=True)
+        lost = [x - gated(p(x), state, (4, 4)) @ p.factors[0].T for state, x in rows_of]
         found[gate] = sum(float((x @ weights[0].T).square().sum()) for x in lost)
     assert found[4, 4] < 0.5 * found[0, 0], found
 
