@@ -17,7 +17,8 @@ from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import TokenState
-from tests.calibration.test_walk import ARCHITECTURES, fresh, partly_masked
+from tests.support.models import ARCHITECTURES, fresh
+from tests.support.states import partly_masked
 
 BINS = 4
 CELLS = [(state, k) for state in (None, *TokenState) for k in (None, *range(BINS))]

@@ -27,7 +27,8 @@ from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import TokenState
 from starquant.quantized.install import is_tied, quantize_block, round_to_nearest
-from tests.calibration.test_walk import hooks_of, llada_gqa, partly_masked
+from tests.support.models import hooks_of, llada_gqa
+from tests.support.states import partly_masked
 
 
 @pytest.fixture
