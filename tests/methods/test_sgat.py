@@ -165,7 +165,7 @@ def test_a_model_gated_where_nothing_flows_is_the_model(idle: int, exact: bool) 
     before = logits(model, ids)
     by_hand(method, model, learned)
     gate = model.block_sites(model.trunk().blocks[0]).inputs[Site.QKV].transform.gate
-    assert (gate.masked, gate.unmasked) == (6, 10)
+    assert (gate.d_m, gate.d_u) == (6, 10)
     error = float((logits(model, ids) - before).norm() / before.norm())
     assert error < 1e-4 if exact else error > 1e-2
 
