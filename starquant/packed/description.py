@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
-from starquant.models.roles import Site
+from starquant.models.roles import ExpertRole, Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.packed.transform_data import (
     Data,
@@ -168,11 +168,12 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
     for block in model.trunk().blocks:
         sites = model.block_sites(block)
         for site, module in sites.inputs.items():
-            linears = list(sites.readers(site).values())
-            readers = [linear for linear in linears if isinstance(linear, PackedLinear)]
+            linears = sites.readers(site)
+            readers = [linear for linear in linears.values() if isinstance(linear, PackedLinear)]
+            join = not any(isinstance(key, ExpertRole) for key in linears)  # experts read some of the tokens
             if isinstance(module, ActivationQuantizer) and readers and len(readers) == len(linears):
                 able = module.format.symmetric and module.format.bits <= 8
                 able = able and all(linear.takes_integers for linear in readers)
-                module.use_integers(where if able else "never", readers)
+                module.use_integers(where if able else "never", readers, join)
                 count += able
     return count

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, quantize_tokens
-from starquant.models.layers import Context, InputSite
+from starquant.models.context import Context
+from starquant.models.layers import InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
 from starquant.quantized.joined_linears import JoinedLinears
 from starquant.quantized.packed_linear import PackedLinear
@@ -48,17 +49,18 @@ class ActivationQuantizer(InputSite):
         self.joined: JoinedLinears | None = None
         self._marker = torch.empty(0)  # moved along: on which device this is
 
-    def use_integers(self, where: Where, readers: Sequence[PackedLinear]) -> None:
+    def use_integers(self, where: Where, readers: Sequence[PackedLinear], join: bool = True) -> None:
         """Choose where integers are handed over; weights and transforms must be loaded.
 
         Args:
             where: "never" undoes it.
-            readers: all linears that read the site; they are multiplied as one where they can be.
+            readers: all linears that read the site.
+            join: multiply them as one where they can be: each reads every token.
         """
         self.integers = where
         for linear in readers:
             linear.place = None
-        self.joined = None if where == "never" else JoinedLinears.of(readers)
+        self.joined = JoinedLinears.of(readers) if join and where != "never" else None
         self._marker = torch.empty(0, device=readers[0].codes.device)
         self._prepare()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.quantized.state_transforms import BlockAffine
 from starquant.quantized.transforms import OrthogonalTransform
 

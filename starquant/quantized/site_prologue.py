@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from starquant.kernels import Affine, Kronecker, Prologue, TokenStates
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.quantized.folding import fold
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.kernels import Affine
 from starquant.models.buffers import Float32Buffers
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.numerics import TokenState, gate_channels
 
 

@@ -21,7 +21,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.errors import ConfigError, nearest
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -12,7 +12,7 @@ from starquant.calibration.batches import StateBatch
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.kernels import Prologue, TokenStates, quantize_tokens, reference
 from starquant.methods.star_quant.base_transform import gated
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.numerics import PerToken, QuantFormat, TokenState, gate_channels, state_indices
 from starquant.quantized import ActivationQuantizer, BlockAffine, StateGate
 from starquant.quantized.site_prologue import SitePrologue
@@ -63,10 +63,10 @@ def test_each_state_uses_its_own_channels(place: str, state: TokenState) -> None
 
 def statistics_order(state: TokenState) -> int:
     ids = torch.arange(4)[None]
-    masked_BL = torch.tensor([[True, False, False, False]])
     statistics = SiteStatistics("site", Collect(rows=8), 1)
     batch = StateBatch(ids, torch.ones(1, 4, dtype=torch.bool), torch.tensor([0.25]))
-    statistics.update(torch.tensor([[[0.0], [1.0], [1.0], [1.0]]]), batch, masked_BL)
+    context = Context((ids, ids), None, torch.tensor([[True, False, False, False]]))
+    statistics.update(torch.tensor([[[0.0], [1.0], [1.0], [1.0]]]), batch, context)
     assert statistics.rows().flatten().tolist() == [0.0, 1.0, 1.0, 1.0]  # rows of both come in the order of the axis
     return int(statistics.rows(state)[0])
 

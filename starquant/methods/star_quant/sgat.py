@@ -1,85 +1,48 @@
 """SGAT, State-Guided Activation Transformation (STaR-Quant, arXiv 2606.04945): two activation spaces, one weight.
 
-Transformed channels are [shared | masked | unmasked], d = d_sh + d_m + d_u. Masked tokens have the last d_u at zero,
-all others the d_m in front of them; the weight side is one static matrix. Directions in which a state has (almost) no
-energy cost it nothing, and free a little of its range.
+Transformed channels are [shared | d_m | d_u], d = d_sh + d_m + d_u (`numerics.gate_channels`). Masked tokens have the
+last d_u at zero, all others the d_m in front of them; the weight side is one static matrix. Directions in which a state
+has (almost) no energy cost it nothing, and free a little of its range.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+import torch
+from torch import Tensor
 
-from starquant.config.fields import Spec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.models.roles import Site
-
-Share = Annotated[float, Field(ge=0.0, le=0.45)]
-FREEACT = 1 / 32
-
-
-class SiteShares(Spec):
-    """A share of the channels of each site."""
-
-    qkv_input: Share = FREEACT
-    out_input: Share = FREEACT
-    gate_up_input: Share = FREEACT
-    down_input: Share = FREEACT
-
-
-class SGATOptions(Spec):
-    """Which channels belong to one token state only.
-
-    Attributes:
-        enabled: off gates nothing.
-        masked: d_m as a share of each site's width, rounded to whole channels.
-        unmasked: d_u likewise.
-        first_attention: gate the first block's attention input too, where all masked tokens share one vector.
-        keep: "always", or "if_better": a site keeps its gate only if the error of the group's output is smaller with
-            it than with the same P ungated, on rows that P was not learned on.
-    """
-
-    enabled: bool = True
-    masked: SiteShares = SiteShares()
-    unmasked: SiteShares = SiteShares()
-    first_attention: bool = False
-    keep: Literal["always", "if_better"] = "always"
+from starquant.config.methods.star_quant import SGATOptions
+from starquant.models.roles import Site, SiteKey
 
 
 @dataclass(frozen=True)
 class Gate:
     """Channels of one state only at one site, and why these."""
 
-    masked: int
-    unmasked: int
+    d_m: int
+    d_u: int
     why: str
 
     @property
     def widths(self) -> tuple[int, int]:
         """Return (d_m, d_u)."""
-        return self.masked, self.unmasked
+        return self.d_m, self.d_u
 
     @property
     def acts(self) -> bool:
         """Whether anything is gated."""
-        return self.masked + self.unmasked > 0
+        return self.d_m + self.d_u > 0
 
 
-def gate_of(options: SGATOptions, site: Site, block: int, width: int) -> Gate:
-    """Return the gate that a site is asked to have."""
-    from starquant.models.roles import Site
-
+def gate_of(options: SGATOptions, site: SiteKey, block: int, width: int) -> Gate:
+    """Return the gate that the options put at a site."""
     if not options.enabled:
         return Gate(0, 0, "off")
     if site is Site.QKV and block == 0 and not options.first_attention:
         return Gate(0, 0, "first attention input: all masked tokens share one vector")
-    masked, unmasked = (round(getattr(shares, site.value) * width) for shares in (options.masked, options.unmasked))
-    return Gate(masked, unmasked, "asked")
+    d_m, d_u = (round(getattr(shares, site.kind.value) * width) for shares in (options.masked, options.unmasked))
+    return Gate(d_m, d_u, "asked")
 
 
 def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -> Tensor:
@@ -94,8 +57,6 @@ def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -
         unmasked_DD: of the others.
         gate: (d_m, d_u).
     """
-    import torch
-
     d_m, d_u = gate
     masked_DD, unmasked_DD = masked_DD.double(), unmasked_DD.double()
     width = len(masked_DD)
