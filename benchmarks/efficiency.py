@@ -35,7 +35,7 @@ from torch import nn
 
 from starquant.diffusion import LLaDASampler, generate
 from starquant.diffusion.samplers import DreamSampler
-from starquant.kernels.dispatch import check_device, has_triton
+from starquant.kernels.dispatch import HAS_TRITON, require_tensor_cores
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.cuda_graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
@@ -253,7 +253,7 @@ class Results:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             record = {"schema_version": 3, "device": self.device, "torch": torch.__version__}
-            record |= {"triton": has_triton(), "ceilings": self.ceilings, "rows": self.rows}
+            record |= {"triton": HAS_TRITON, "ceilings": self.ceilings, "rows": self.rows}
             work = self.path.with_name(self.path.name + ".part")
             work.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             os.replace(work, self.path)
@@ -276,10 +276,10 @@ def main() -> None:
     given.launches = given.launches or (LAUNCHES if given.device != "cpu" else ("eager",))
     if given.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: --device {given.device}: there is no GPU here")
-    check_device(torch.device(given.device))
+    require_tensor_cores(torch.device(given.device))
     name = torch.cuda.get_device_name(given.device) if given.device != "cpu" else platform.processor() or "cpu"
     file = Results(given.out, name, ceilings(given.device))
-    print(f"{name}, torch {torch.__version__}, triton {'yes' if has_triton() else 'no'}; {file.ceilings}", flush=True)
+    print(f"{name}, torch {torch.__version__}, triton {'yes' if HAS_TRITON else 'no'}; {file.ceilings}", flush=True)
     for family, precision in itertools.product(given.families, given.precisions):
         for row in measure(family, precision, given, file):
             file.add(row)

@@ -99,7 +99,7 @@ def transform_at(site: Site, width: int, heads: int, variant: Variant) -> dict[s
     cut, found = round(GATE * width), dict[str, Any]({"kind": "site_transform"})
     found |= dict.fromkeys(("exact", "correction", "gate"))
     if variant.gates:
-        found["gate"] = {"kind": "state_gate", "width": width, "masked": cut, "unmasked": cut}
+        found["gate"] = {"kind": "state_gate", "width": width, "d_m": cut, "d_u": cut}
     if variant.tac and site is Site.OUT:
         found["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
     behind_norm = site in (Site.QKV, Site.GATE_UP)

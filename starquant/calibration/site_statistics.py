@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import reduce
 from typing import TypeVar
 
@@ -18,16 +17,9 @@ from torch import Tensor
 from starquant.calibration.batches import StateBatch, bin_of
 from starquant.errors import DataError
 from starquant.models.context import Context
-from starquant.numerics import ChannelMoments, RowSample, SecondMoment
+from starquant.numerics import ChannelMoments, RowSample, SecondMoment, TokenState
 
 Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment, RowSample)
-
-
-class TokenState(str, Enum):
-    """Whether a token is [MASK] in the state at hand."""
-
-    MASKED = "masked"
-    UNMASKED = "unmasked"
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class SiteStatistics:
         if kept == "pooled":
             self._add_second(POOLED, x_BLD, visible_BL, weight_BL)
         for state in TokenState:
-            here_BL = visible_BL & (context.masked_BL if state is TokenState.MASKED else ~context.masked_BL)
+            here_BL = visible_BL & (context.state_BL == state.axis)
             if not bool(here_BL.any()):
                 continue
             if kept == "state":

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.site_statistics import Collect, SiteStatistics, TokenState
+from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
 from starquant.models.base import MaskedDiffusionModel
+from starquant.numerics import TokenState
 
 SCHEMA_VERSION = 1
 ROWS, BINS, OUTLIERS = 512, 81, 8

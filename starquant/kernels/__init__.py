@@ -4,13 +4,13 @@ Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
 """
 
 from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton
-from starquant.kernels.tokens import Affine, Before, IntegerTokens, Kronecker, TokenStates
+from starquant.kernels.tokens import Affine, IntegerTokens, Kronecker, Prologue, TokenStates
 
 __all__ = [
     "Affine",
-    "Before",
     "IntegerTokens",
     "Kronecker",
+    "Prologue",
     "TokenStates",
     "integer_linear",
     "mixed_linear",

@@ -1,11 +1,11 @@
 """Which implementation runs: Triton where the tensors are on a GPU and Triton is there, else the reference.
 
-torch.compile sees each as one operation of its own (`starquant::...`), whose inside it leaves alone.
+torch.compile sees each as one operation of its own (`starquant::...`), whose inside it leaves alone. Triton is an extra
+that may be absent: its kernels are imported where one is launched.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -15,21 +15,16 @@ from torch import Tensor
 
 from starquant.errors import DeviceError
 from starquant.kernels import reference
-from starquant.kernels.tokens import NOTHING, Affine, Before, IntegerTokens, Kronecker, TokenStates
+from starquant.kernels.tokens import NO_PROLOGUE, Affine, IntegerTokens, Kronecker, Prologue, TokenStates
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
 NEEDED = (8, 0)
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Return whether Triton can be imported."""
-    return find_spec("triton") is not None
+HAS_TRITON = find_spec("triton") is not None
 
 
 def uses_triton(x: Tensor) -> bool:
     """Return whether kernels run for a tensor: on a GPU, or in Triton's interpreter (TRITON_INTERPRET=1)."""
-    return has_triton() and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+    return HAS_TRITON and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:
@@ -37,39 +32,38 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-@functools.cache
-def check_device(device: torch.device) -> None:
-    """Judge a device before a model runs its integer path there.
+def require_tensor_cores(device: torch.device) -> None:
+    """Refuse a GPU on which a model cannot run its integer path; other devices pass.
 
     Raises:
         DeviceError: a GPU without the tensor cores that the kernels use.
     """
     if device.type != "cuda":
         return
-    found = torch.cuda.get_device_capability(device)
-    if found < NEEDED:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < NEEDED:
         raise DeviceError(
-            f"{torch.cuda.get_device_name(device)}: compute capability {found[0]}.{found[1]} has no int8 tensor cores "
-            f"that the integer path can use; needed: {NEEDED[0]}.{NEEDED[1]}"
+            f"{torch.cuda.get_device_name(device)}: compute capability {capability[0]}.{capability[1]} has no int8 "
+            f"tensor cores that the integer path can use; needed: {NEEDED[0]}.{NEEDED[1]}"
         )
 
 
-def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0, before: Before = NOTHING) -> IntegerTokens:
-    """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits."""
-    affine, kronecker, states = before.affine, before.kronecker, before.states
-    given = (
+def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE) -> IntegerTokens:
+    """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits, behind a prologue."""
+    affine, kronecker, states = prologue.affine, prologue.kronecker, prologue.states
+    flat = (
         None if affine is None else affine.columns_GK,
         None if affine is None else affine.shift_NG,
         None if kronecker is None else kronecker.a_MM,
         None if kronecker is None else kronecker.b_NN,
         1.0 if kronecker is None else kronecker.factor,
-        None if states is None else states.masked.expand(x.shape[:-1]).reshape(-1),
+        None if states is None else states.state.expand(x.shape[:-1]).reshape(-1),
         0 if states is None else states.d_m,
         0 if states is None else states.d_u,
         None if states is None else states.clip_S,
     )
     run = _quantize_op if torch.compiler.is_compiling() else _quantize
-    codes, scale = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, *given)
+    codes, scale = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, *flat)
     return IntegerTokens(codes.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
 
 
@@ -105,21 +99,21 @@ def _quantize(
     a_MM: Tensor | None,
     b_NN: Tensor | None,
     factor: float,
-    masked_M: Tensor | None,
+    state_M: Tensor | None,
     d_m: int,
     d_u: int,
     clip_S: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
-    before = Before(affine, kronecker, None if masked_M is None else TokenStates(masked_M, d_m, d_u, clip_S))
-    check_device(x_MK.device)
+    prologue = Prologue(affine, kronecker, None if state_M is None else TokenStates(state_M, d_m, d_u, clip_S))
+    require_tensor_cores(x_MK.device)
     if not uses_triton(x_MK):
-        return reference.quantize_rows(x_MK, bits, clip_ratio, before)
+        return reference.quantize_rows(x_MK, bits, clip_ratio, prologue)
     from starquant.kernels.triton.quantize import quantize_rows
 
     with _on(x_MK):
-        return quantize_rows(x_MK, bits, clip_ratio, before)
+        return quantize_rows(x_MK, bits, clip_ratio, prologue)
 
 
 def _linear(

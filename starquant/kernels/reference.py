@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from starquant.kernels.packing import unpack
-from starquant.kernels.tokens import NOTHING, Before
+from starquant.kernels.tokens import NO_PROLOGUE, Prologue
+from starquant.numerics import gate_channels
 
 
 def weight_codes(codes: Tensor, bits: int) -> Tensor:
@@ -32,20 +33,20 @@ def scaled(sums_MO: Tensor, x_scale_M1: Tensor, w_scale_O: Tensor, bias_O: Tenso
     return (y if bias_O is None else y + bias_O.float()).to(dtype)
 
 
-def quantize_rows(x_MK: Tensor, bits: int, clip_ratio: float = 1.0, before: Before = NOTHING) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x_MK: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE
+) -> tuple[Tensor, Tensor]:
     """Return (int8 codes, float32 scale [M, 1]) of rows, on `numerics.rounding`'s symmetric per-token grid."""
-    qmax, width, states = (1 << (bits - 1)) - 1, x_MK.shape[-1], before.states
-    for step in (before.affine, before.kronecker):
+    qmax, width, states = (1 << (bits - 1)) - 1, x_MK.shape[-1], prologue.states
+    for step in (prologue.affine, prologue.kronecker):
         if step is not None:
             x_MK = step.apply(x_MK).to(x_MK.dtype)
     x_MK = x_MK.float()
     if states is not None and states.d_m + states.d_u:
-        channel_K, start = torch.arange(width, device=x_MK.device), width - states.d_m - states.d_u
-        of_masked_K = (channel_K >= start) & (channel_K < start + states.d_m)
-        of_others_K = channel_K >= start + states.d_m
-        x_MK = x_MK.masked_fill(torch.where(states.masked[:, None], of_others_K, of_masked_K), 0.0)
+        keep_SK = gate_channels(width, states.d_m, states.d_u, x_MK.device)
+        x_MK = x_MK.masked_fill(keep_SK[states.state] == 0, 0.0)  # not a product: what is no number is dropped too
     scale_M1 = x_MK.abs().amax(-1, keepdim=True) * (clip_ratio / qmax)
     if states is not None and states.clip_S is not None:
-        scale_M1 = scale_M1 * torch.where(states.masked, states.clip_S[0], states.clip_S[1])[:, None]
+        scale_M1 = scale_M1 * states.clip_S[states.state][:, None]
     scale_M1 = scale_M1.clamp_min(torch.finfo(torch.float32).tiny)
     return torch.round(x_MK / scale_M1).clamp_(-qmax - 1, qmax).to(torch.int8), scale_M1

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-MEASURED = Path(__file__).with_name("tiles.json")
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class Tile:
 def tile(rows: int, outputs: int, columns: int, integer: bool, device: torch.device) -> Tile:
     """Return the settings of a product of [rows, K] with a weight of `columns` bytes a row."""
     name, processors = _gpu(device)
-    found = _measured().get(name, {}).get(key(rows, outputs, columns, integer))
-    return rule(rows, outputs, columns, integer, processors) if found is None else found
+    measured = MEASURED.get(name, {}).get(key(rows, outputs, columns, integer))
+    return rule(rows, outputs, columns, integer, processors) if measured is None else measured
 
 
 def key(rows: int, outputs: int, columns: int, integer: bool) -> str:
@@ -70,17 +67,20 @@ def rule(rows: int, outputs: int, columns: int, integer: bool, processors: int) 
     return Tile(m, o, j, split, warps, stages)
 
 
-@functools.cache
 def _gpu(device: torch.device) -> tuple[str, int]:
     if device.type != "cuda":
         return device.type, 1
-    found = torch.cuda.get_device_properties(device)
-    return found.name, found.multi_processor_count
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.name, gpu.multi_processor_count
 
 
-@functools.cache
-def _measured() -> dict[str, dict[str, Tile]]:
-    if not MEASURED.exists():
+def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:
+    """Return measured settings by GPU and product; none where there is no such file."""
+    if not path.exists():
         return {}
-    stored = json.loads(MEASURED.read_text(encoding="utf-8"))
-    return {gpu: {name: Tile(**settings) for name, settings in found.items()} for gpu, found in stored.items()}
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {gpu: {name: Tile(**settings) for name, settings in tiles.items()} for gpu, tiles in stored.items()}
+
+
+#: What was measured, read once.
+MEASURED = read_tiles(Path(__file__).with_name("tiles.json"))

@@ -1,8 +1,9 @@
-"""Activations as integers: codes and one scale a token."""
+"""Activations as integers, codes and one scale a token, and what the kernel that makes them runs in front."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,16 @@ from starquant.numerics import apply_kronecker
 
 @dataclass(frozen=True)
 class TokenStates:
-    """What depends on the state of a token, masked or not.
-
-    Clip ratios, and SGAT's gate on channels [shared | masked only | others only]: what a state does not use is zero.
+    """What depends on the state of a token: clip ratios, and SGAT's gate (`numerics.gate_channels`).
 
     Attributes:
-        masked: which tokens are masked [...].
+        state: of every token, an index on the axis of `numerics.TokenState`, integers [...].
         d_m: channels of masked tokens only.
-        d_u: channels of the others only.
-        clip_S: ratios [2] of masked and of other tokens, on top of the format's; None for none.
+        d_u: channels of unmasked tokens only.
+        clip_S: ratios [2] of each state, on top of the format's; None for none.
     """
 
-    masked: Tensor
+    state: Tensor
     d_m: int = 0
     d_u: int = 0
     clip_S: Tensor | None = None
@@ -78,8 +77,8 @@ class Kronecker:
 
 
 @dataclass(frozen=True)
-class Before:
-    """What happens to a row before it is quantized, in this order; None for nothing.
+class Prologue:
+    """What runs on a row in front of its quantization, inside the kernel, in this order; None for nothing.
 
     The results of each are rounded to the activations' dtype, as without kernels.
 
@@ -94,7 +93,7 @@ class Before:
     states: TokenStates | None = None
 
 
-NOTHING = Before()
+NO_PROLOGUE = Prologue()
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,16 @@ class IntegerTokens:
         codes: int8 [..., K].
         scale: float32 [..., 1].
         dtype: of the activations, and of what comes out of a linear.
-        products: of linears that are multiplied as one, once the first of them has asked.
+        products: of the linears that the site multiplies as one, [..., O] each, in their order; empty where each
+            linear multiplies by itself.
     """
 
     codes: Tensor
     scale: Tensor
     dtype: torch.dtype
-    products: list[Tensor] = field(default_factory=list)
+    products: tuple[Tensor, ...] = ()
+
+    def __getitem__(self, rows: Any) -> IntegerTokens:
+        """Return some tokens, by an index of their leading dimensions (experts of a mixture read theirs)."""
+        products = tuple([product[rows] for product in self.products])
+        return IntegerTokens(self.codes[rows], self.scale[rows], self.dtype, products)

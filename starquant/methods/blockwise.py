@@ -21,7 +21,7 @@ from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.solvers import solve_block, stored_weights
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites
-from starquant.quantized.install import check_fit, install, quantize_block
+from starquant.quantized.install import install, quantize_block, validate_fit
 from starquant.quantized.rewriting import rounded_once
 from starquant.store.manifest import ManifestEntry
 
@@ -88,7 +88,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
     def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge group sizes and the head's bits."""
-        check_fit(model, self.effective(bits))
+        validate_fit(model, self.effective(bits))
 
     def fit(
         self,

@@ -22,7 +22,7 @@ from starquant.methods.quarot import QuaRot
 from starquant.methods.scaling import scale_names
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Role, Site
-from starquant.quantized import OPERANDS, scale_values
+from starquant.quantized import OPERANDS, set_static_value_scales
 
 V_SCALE = "v.scale"
 
@@ -50,7 +50,7 @@ class DLLMQuantAdditions(BlockwiseMethod[Any]):
         """Rewrite as the method behind, and hand V's scales to the attention, where there are some."""
         super().rewrite(sites, tensors)
         if V_SCALE in tensors:
-            scale_values(sites.attention, tensors[V_SCALE].to(sites.linears[Role.V].weight.device))
+            set_static_value_scales(sites.attention, tensors[V_SCALE].to(sites.linears[Role.V].weight.device))
 
 
 def value_scales(

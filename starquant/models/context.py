@@ -6,10 +6,10 @@ an expert is given.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
+
+from starquant.numerics import state_indices
 
 
 class KeyValueCache:
@@ -44,6 +44,7 @@ class Context:
         rotary: (cos, sin).
         mask: boolean, broadcasts to [B, H, W, L]: True where a query (row) may see a key (column); None for everywhere.
         masked_BL: True where a token is [MASK].
+        state_BL: the same as indices on the axis of `numerics.TokenState`.
         cache: of a pass over some columns; rotary tables, the mask's rows and token states are then theirs, the mask
             ratio is that of the whole sequence.
         tokens_N: in what an expert is given (`routed`), the places of its tokens among all B * L; None for all.
@@ -66,6 +67,7 @@ class Context:
             self.masked_BL = masked_BL[:, cache.window]
             if mask is not None and mask.shape[-2] > 1:
                 self.mask = mask[:, :, cache.window]
+        self.state_BL = state_indices(self.masked_BL)
 
     def routed(self, tokens_N: Tensor) -> Context:
         """Return the context of the tokens that an expert is given, as one row [1, N].
@@ -80,11 +82,6 @@ class Context:
     def of_tokens(self, x_BL: Tensor) -> Tensor:
         """Return what belongs to this context's tokens of something given for all of the pass: [B, L], or [1, N]."""
         return x_BL if self.tokens_N is None else x_BL.flatten()[self.tokens_N][None]
-
-    @functools.cached_property
-    def state_BL(self) -> Tensor:
-        """Token states as indices: 1 where a token is [MASK], else 0."""
-        return self.masked_BL.long()
 
     @property
     def mask_ratio_B(self) -> Tensor:

@@ -19,6 +19,7 @@ from starquant.numerics.orthogonal import apply_kronecker, cayley, kronecker_siz
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
 from starquant.numerics.straight_through import straight_through
+from starquant.numerics.token_states import TokenState, gate_channels, state_indices
 
 __all__ = [
     "ChannelMoments",
@@ -34,11 +35,13 @@ __all__ = [
     "RowSample",
     "SecondMoment",
     "SqnrMeter",
+    "TokenState",
     "apply_hadamard",
     "apply_kronecker",
     "cayley",
     "dequantize",
     "fake_quantize",
+    "gate_channels",
     "gptq",
     "hadamard_matrix",
     "hadamard_pair",
@@ -54,5 +57,6 @@ __all__ = [
     "random_signs",
     "ridge_least_squares",
     "sqnr_db",
+    "state_indices",
     "straight_through",
 ]

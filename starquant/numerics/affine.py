@@ -128,7 +128,7 @@ def _damped(covariance: Tensor, damping: float) -> Tensor:
 
 def _power(matrix: Tensor, exponent: float) -> Tensor:
     """Return a power of symmetric positive definite matrices."""
-    values, vectors = torch.linalg.eigh(matrix)
-    floor = values[..., -1:] * torch.finfo(values.dtype).eps
-    power: Tensor = (vectors * values.clamp_min(floor).pow(exponent)[..., None, :]) @ vectors.mT
+    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    floor = eigenvalues[..., -1:] * torch.finfo(eigenvalues.dtype).eps
+    power: Tensor = (vectors * eigenvalues.clamp_min(floor).pow(exponent)[..., None, :]) @ vectors.mT
     return power

@@ -41,9 +41,9 @@ def _search(
     clip = torch.ones(best.shape, device=weight_OI.device)
     for i in range(1, round(max_shrink * grid)):
         ratio = torch.full_like(clip, 1.0 - i / grid)
-        found = error(fake_quantize(runs.flatten(1), fmt, clip=ratio).view_as(runs) - runs)[..., None]
-        better = found < best
-        best = torch.where(better, found, best)
+        loss = error(fake_quantize(runs.flatten(1), fmt, clip=ratio).view_as(runs) - runs)[..., None]
+        better = loss < best
+        best = torch.where(better, loss, best)
         clip = torch.where(better, ratio, clip)
     return clip
 
@@ -61,11 +61,11 @@ def mse_clip(
     """
     _must_quantize(fmt)
     rows = max(1, CHUNK // max(1, weight_OI.shape[1]))
-    found = [
+    clips = [
         _search(part_OI, fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
         for part_OI in weight_OI.split(rows)
     ]
-    return torch.cat(found)
+    return torch.cat(clips)
 
 
 def output_clip(

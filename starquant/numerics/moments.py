@@ -175,13 +175,13 @@ class RowSample:
         keys = torch.rand(len(x_ND), generator=self._generator, dtype=torch.float64)
         self.seen += len(x_ND)
         held = len(self._keys)
-        kept = torch.cat((self._keys, keys)).argsort(stable=True)[: self.capacity].sort().values
-        new = x_ND[(kept[kept >= held] - held).to(x_ND.device)]
-        self._keys = torch.cat((self._keys, keys))[kept]
+        chosen = torch.cat((self._keys, keys)).argsort(stable=True)[: self.capacity].sort().values
+        new = x_ND[(chosen[chosen >= held] - held).to(x_ND.device)]
+        self._keys = torch.cat((self._keys, keys))[chosen]
         if self._rows_ND is None:
             self._rows_ND = new
         elif len(new):
-            old = kept[kept < held].to(self._rows_ND.device)
+            old = chosen[chosen < held].to(self._rows_ND.device)
             self._rows_ND = torch.cat((self._rows_ND[old], new.to(self._rows_ND)))
 
     @property

@@ -141,9 +141,9 @@ def fake_quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) ->
         return x
     runs = grouped(x, fmt)
     scale, zero = grid_of(runs, fmt, clip)
-    values = torch.round(runs / scale)
+    rounded = torch.round(runs / scale)
     if zero is not None:
-        values = values.add_(zero).clamp_(fmt.qmin, fmt.qmax).sub_(zero)
+        rounded = rounded.add_(zero).clamp_(fmt.qmin, fmt.qmax).sub_(zero)
     elif fmt.clip_ratio < 1.0 or clip is not None:  # unclipped, the largest magnitude is qmax already
-        values = values.clamp_(fmt.qmin, fmt.qmax)
-    return values.mul_(scale).reshape(x.shape).to(x.dtype)
+        rounded = rounded.clamp_(fmt.qmin, fmt.qmax)
+    return rounded.mul_(scale).reshape(x.shape).to(x.dtype)

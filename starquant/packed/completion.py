@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--graphs", action="store_true", help="replay passes as CUDA graphs")
-    given = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(arguments))
     try:
-        print(completion(given["folder"], given["prompt"], given["device"], given["seed"], given))
+        print(completion(options["folder"], options["prompt"], options["device"], options["seed"], options))
     except StarquantError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

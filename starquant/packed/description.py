@@ -1,7 +1,7 @@
 """What was put into a model, as plain data, and back: modules without their tensors.
 
 Tensors are the modules' buffers and travel under their names. `describe(model)` and `rebuild(model, described)` are
-inverse to each other; nothing of how a method found anything is needed to rebuild it.
+inverse to each other; nothing of how a method arrived at them is needed to rebuild them.
 """
 
 from __future__ import annotations
@@ -12,53 +12,60 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
-from starquant.models.roles import Site
+from starquant.models.roles import ExpertRole, Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
-from starquant.packed.transform_data import Plain, expect_keys, fields, flag, make_transform, transform_data, whole
+from starquant.packed.transform_data import (
+    Data,
+    fields,
+    flag,
+    make_transform,
+    transform_data,
+    validate_keys,
+    whole,
+)
 from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
-from starquant.quantized.joined_linears import Joined
 from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLinear
 
 
-def describe(model: MaskedDiffusionModel) -> Plain:
+def describe(model: MaskedDiffusionModel) -> Data:
     """Return every module that a method has put in, by name."""
-    found: Plain = {}
+    described: Data = {}
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            found[name] = {"kind": "packed_linear", **_grid(module), "bias": module.bias is not None}
+            described[name] = {"kind": "packed_linear", **_grid(module), "bias": module.bias is not None}
         elif isinstance(module, PackedEmbedding):
-            found[name] = {"kind": "packed_embedding", **_grid(module)}
+            described[name] = {"kind": "packed_embedding", **_grid(module)}
         elif isinstance(module, ActivationQuantizer) or (
             isinstance(module, InputSite) and module.transform is not None
         ):
             clip, transform = module.state_clip is not None, transform_data(module.transform)
-            found[name] = {"kind": "site", "grid": _token_grid(module), "state_clip": clip, "transform": transform}
+            described[name] = {"kind": "site", "grid": _token_grid(module), "state_clip": clip, "transform": transform}
         elif isinstance(module, QuantizedAttentionCore):
             shape = None if module.v_scale_KE is None else list(module.v_scale_KE.shape)
-            found[name] = {
+            described[name] = {
                 "kind": "attention",
                 "bits": {operand: module.formats[operand].bits for operand in OPERANDS},
                 "qk_transform": transform_data(module.qk_transform),
                 "v_transform": transform_data(module.v_transform),
                 "v_scale": shape,
             }
-    return found
+    return described
 
 
-def _grid(module: Packed) -> Plain:
+def _grid(module: Packed) -> Data:
     fmt = module.weight_format
     size = fmt.granularity.size if isinstance(fmt.granularity, PerGroup) else None
     return {"bits": fmt.bits, "symmetric": fmt.symmetric, "group_size": size}
 
 
-def _token_grid(site: InputSite) -> Plain | None:
+def _token_grid(site: InputSite) -> Data | None:
     if not isinstance(site, ActivationQuantizer):
         return None
     return {"bits": site.format.bits, "symmetric": site.format.symmetric, "clip_ratio": site.format.clip_ratio}
 
 
-def rebuild(model: MaskedDiffusionModel, described: Plain) -> None:
+def rebuild(model: MaskedDiffusionModel, described: Data) -> None:
     """Put described modules into a model as its configuration makes it; their buffers are on its device, unset.
 
     Raises:
@@ -79,43 +86,45 @@ def rebuild(model: MaskedDiffusionModel, described: Plain) -> None:
 
 def _inputs(model: MaskedDiffusionModel) -> dict[str, tuple[int, int | None]]:
     """Return the channels of every input site, and the head width of those behind an attention."""
-    found: dict[str, tuple[int, int | None]] = {}
+    inputs: dict[str, tuple[int, int | None]] = {}
     for info in model.linears().values():
         attention = model.block_sites(model.trunk().blocks[info.block]).attention
-        found[info.site] = info.module.in_features, attention.head_dim if info.role.site is Site.OUT else None
-    return found
+        inputs[info.site] = info.module.in_features, attention.head_dim if info.role.site is Site.OUT else None
+    return inputs
 
 
 def _module(
-    data: Plain, name: str, modules: dict[str, nn.Module], inputs: dict[str, tuple[int, int | None]]
+    data: Data, name: str, modules: dict[str, nn.Module], inputs: dict[str, tuple[int, int | None]]
 ) -> nn.Module:
-    before = modules[name]
-    if data["kind"] == "packed_linear" and isinstance(before, nn.Linear):
-        expect_keys(data, ("bits", "symmetric", "group_size", "bias"))
-        dtype = before.weight.dtype if flag(data, "bias") else None
-        return PackedLinear(before.in_features, before.out_features, _weight_format(data, before.in_features), dtype)
-    if data["kind"] == "packed_embedding" and isinstance(before, nn.Embedding):
-        expect_keys(data, ("bits", "symmetric", "group_size"))
-        fmt = _weight_format(data, before.embedding_dim)
-        return PackedEmbedding(before.num_embeddings, before.embedding_dim, fmt, before.weight.dtype)
-    if data["kind"] == "site" and isinstance(before, InputSite):
+    original = modules[name]
+    if data["kind"] == "packed_linear" and isinstance(original, nn.Linear):
+        validate_keys(data, ("bits", "symmetric", "group_size", "bias"))
+        dtype = original.weight.dtype if flag(data, "bias") else None
+        return PackedLinear(
+            original.in_features, original.out_features, _weight_format(data, original.in_features), dtype
+        )
+    if data["kind"] == "packed_embedding" and isinstance(original, nn.Embedding):
+        validate_keys(data, ("bits", "symmetric", "group_size"))
+        fmt = _weight_format(data, original.embedding_dim)
+        return PackedEmbedding(original.num_embeddings, original.embedding_dim, fmt, original.weight.dtype)
+    if data["kind"] == "site" and isinstance(original, InputSite):
         return _site(data, *inputs[name])
-    if data["kind"] == "attention" and isinstance(before, AttentionCore):
+    if data["kind"] == "attention" and isinstance(original, AttentionCore):
         attention = modules[name.rpartition(".")[0]]
         assert isinstance(attention, RotaryAttention)
         return _attention(data, attention)
-    raise ValueError(f"got kind {data['kind'][:40]!r} for {type(before).__name__}")
+    raise ValueError(f"got kind {data['kind'][:40]!r} for {type(original).__name__}")
 
 
-def _weight_format(data: Plain, columns: int) -> QuantFormat:
+def _weight_format(data: Data, columns: int) -> QuantFormat:
     bits, size = whole(data, "bits", 2, 8), data["group_size"]
     if size is not None and columns % whole(data, "group_size", 1, columns):
         raise ValueError(f"group_size {size} does not divide {columns} inputs")
     return QuantFormat(bits, flag(data, "symmetric"), PerChannel() if size is None else PerGroup(size))
 
 
-def _site(data: Plain, width: int, head_dim: int | None) -> InputSite:
-    expect_keys(data, ("grid", "state_clip", "transform"))
+def _site(data: Data, width: int, head_dim: int | None) -> InputSite:
+    validate_keys(data, ("grid", "state_clip", "transform"))
     clip = torch.empty(2, dtype=torch.float32) if flag(data, "state_clip") else None
     transform = make_transform(data["transform"], width, head_dim)
     grid = data["grid"]
@@ -123,7 +132,7 @@ def _site(data: Plain, width: int, head_dim: int | None) -> InputSite:
         return InputSite(transform, clip)
     if not isinstance(grid, dict):
         raise ValueError(f"grid: got {str(grid)[:60]}, allowed: an object, null")
-    expect_keys({"kind": "grid", **grid}, ("bits", "symmetric", "clip_ratio"))
+    validate_keys({"kind": "grid", **grid}, ("bits", "symmetric", "clip_ratio"))
     ratio = grid["clip_ratio"]
     if type(ratio) not in (int, float) or not 0.0 < ratio <= 1.0:
         raise ValueError(f"clip_ratio: got {str(ratio)[:20]}, allowed: above 0, at most 1")
@@ -131,8 +140,8 @@ def _site(data: Plain, width: int, head_dim: int | None) -> InputSite:
     return ActivationQuantizer(QuantFormat(bits, flag(grid, "symmetric"), PerToken(), ratio), transform, clip)
 
 
-def _attention(data: Plain, attention: RotaryAttention) -> QuantizedAttentionCore:
-    expect_keys(data, ("bits", "qk_transform", "v_transform", "v_scale"))
+def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore:
+    validate_keys(data, ("bits", "qk_transform", "v_transform", "v_scale"))
     bits, scale = data["bits"], data["v_scale"]
     if not isinstance(bits, dict) or sorted(bits) != sorted(OPERANDS):
         raise ValueError(f"bits: got {str(bits)[:60]}, allowed: {', '.join(OPERANDS)}")
@@ -152,20 +161,19 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
     """Let sites hand integers to their linears where all of these take them; returns how many sites may.
 
     Args:
-        model: packed.
+        model: packed, its weights loaded.
         where: "always", "on_gpu" (what loading sets: a model that is moved to a GPU later needs nothing more), "never".
     """
     count = 0
     for block in model.trunk().blocks:
         sites = model.block_sites(block)
         for site, module in sites.inputs.items():
-            if isinstance(module, ActivationQuantizer):
-                readers = list(sites.readers(site).values())
-                packed = all(isinstance(linear, PackedLinear) and linear.takes_integers for linear in readers)
-                able = packed and module.format.symmetric and module.format.bits <= 8
-                module.integers = where if able else "never"
-                joined = Joined.of(readers) if able and where != "never" else None
-                for linear in readers if packed else ():
-                    linear.joined = joined
+            linears = sites.readers(site)
+            readers = [linear for linear in linears.values() if isinstance(linear, PackedLinear)]
+            join = not any(isinstance(key, ExpertRole) for key in linears)  # experts read some of the tokens
+            if isinstance(module, ActivationQuantizer) and readers and len(readers) == len(linears):
+                able = module.format.symmetric and module.format.bits <= 8
+                able = able and all(linear.takes_integers for linear in readers)
+                module.use_integers(where if able else "never", readers, join)
                 count += able
     return count

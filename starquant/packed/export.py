@@ -85,9 +85,9 @@ def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
     made_by = {"method": spec["method"], "record": record.digest, "model": spec["model"]["path"], "seed": spec["seed"]}
     packed = {"quant_method": METHOD, "version": VERSION, "bits": spec["bits"], "modules": describe(model)}
     dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine
-    plain = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
-    plain["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")  # of what is not packed
-    return plain | {"quantization_config": packed | {"made_by": made_by}}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
+    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")  # of what is not packed
+    return config | {"quantization_config": packed | {"made_by": made_by}}
 
 
 def _card(record: RunRecord, name: str, size: int) -> str:

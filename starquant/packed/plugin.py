@@ -11,7 +11,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from starquant.errors import CheckpointError
-from starquant.kernels.dispatch import check_device
+from starquant.kernels.dispatch import require_tensor_cores
 from starquant.models.loading import validate_checkpoint
 from starquant.models.validation import validate_finite
 from starquant.packed.description import rebuild, use_integers
@@ -19,7 +19,8 @@ from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.packed_linear import Packed
 from starquant.quantized.state_transforms import StateGate
 
-METHOD, VERSION = "starquant", 1
+#: Version 2: the rows of a gate in the order of `numerics.TokenState`, its widths d_m and d_u.
+METHOD, VERSION = "starquant", 2
 
 
 class PackedConfig(QuantizationConfigMixin):
@@ -35,22 +36,22 @@ class PackedConfig(QuantizationConfigMixin):
         CheckpointError: another version, or keys missing.
     """
 
-    def __init__(self, **given: Any) -> None:
-        version = given.get("version")
+    def __init__(self, **fields: Any) -> None:
+        version = fields.get("version")
         if type(version) is not int or version != VERSION:  # true and 1.0 equal 1
             newer = isinstance(version, int) and version > VERSION
-            told = "; a later starquant wrote it" if newer else ""
-            raise CheckpointError(f"quantization_config.version: got {version!r}, this version reads {VERSION}{told}")
+            why = "; a later starquant wrote it" if newer else ""
+            raise CheckpointError(f"quantization_config.version: got {version!r}, this version reads {VERSION}{why}")
         for key in ("bits", "modules"):
-            if key not in given:
+            if key not in fields:
                 raise CheckpointError(f"quantization_config.{key}: missing")
-            if not isinstance(given[key], dict):
-                raise CheckpointError(f"quantization_config.{key}: got {str(given[key])[:40]!r}, allowed: an object")
-        if unknown := sorted(set(given) - {"quant_method", "version", "bits", "modules", "made_by"}):
+            if not isinstance(fields[key], dict):
+                raise CheckpointError(f"quantization_config.{key}: got {str(fields[key])[:40]!r}, allowed: an object")
+        if unknown := sorted(set(fields) - {"quant_method", "version", "bits", "modules", "made_by"}):
             raise CheckpointError(f"quantization_config: unknown: {', '.join(unknown)[:200]}")
         self.quant_method = METHOD
-        self.version, self.bits, self.modules = version, given["bits"], given["modules"]
-        self.made_by = given.get("made_by", {})
+        self.version, self.bits, self.modules = version, fields["bits"], fields["modules"]
+        self.made_by = fields.get("made_by", {})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **more: Any) -> Any:
@@ -75,9 +76,9 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, module in model.named_modules():
             if isinstance(module, Packed | StateGate | ActivationQuantizer):
-                module.check(name)
+                module.validate(name)
         validate_finite(model)
-        check_device(model.device)
+        require_tensor_cores(model.device)
         use_integers(model, "on_gpu")
         return model
 

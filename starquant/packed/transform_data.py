@@ -12,14 +12,14 @@ from starquant.numerics import has_hadamard
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
 
-Plain = dict[str, Any]
+Data = dict[str, Any]
 
-_DESCRIBE: dict[type[nn.Module], Callable[[Any], Plain]] = {
+_DESCRIBE: dict[type[nn.Module], Callable[[Any], Data]] = {
     HadamardTransform: lambda t: {"kind": "hadamard", "width": t.width},
     HeadsHadamard: lambda t: {"kind": "heads_hadamard", "heads": t.heads},
     OrthogonalTransform: lambda t: {"kind": "orthogonal", "width": len(t.matrix_DD)},
     KroneckerTransform: lambda t: {"kind": "kronecker", "a": len(t.a_MM), "b": len(t.b_NN)},
-    StateGate: lambda t: {"kind": "state_gate", "width": t.width, "masked": t.masked, "unmasked": t.unmasked},
+    StateGate: lambda t: {"kind": "state_gate", "width": t.width, "d_m": t.d_m, "d_u": t.d_u},
     BlockAffine: lambda t: {"kind": "block_affine", "shape": list(t.shift_CNG.shape)},
     SiteTransform: lambda t: {
         "kind": "site_transform",
@@ -28,7 +28,7 @@ _DESCRIBE: dict[type[nn.Module], Callable[[Any], Plain]] = {
 }
 
 
-def transform_data(transform: nn.Module | None) -> Plain | None:
+def transform_data(transform: nn.Module | None) -> Data | None:
     """Return a transform as plain data; raises KeyError for one that is not known here."""
     return None if transform is None else _DESCRIBE[type(transform)](transform)
 
@@ -38,7 +38,7 @@ def make_transform(data: object, width: int, head_dim: int | None = None) -> nn.
 
     Args:
         data: None for no transform.
-        width: channels that it will be given.
+        width: channels that it will transform.
         head_dim: that blocks of an affine map must divide; None for none.
 
     Raises:
@@ -46,46 +46,46 @@ def make_transform(data: object, width: int, head_dim: int | None = None) -> nn.
     """
     if data is None:
         return None
-    given = fields(data)
-    if given["kind"] not in _MAKE:
-        raise ValueError(f"transform kind: got {given['kind']!r}, allowed: {', '.join(_MAKE)}")
-    keys, make = _MAKE[str(given["kind"])]
-    expect_keys(given, keys)
-    return make(given, width, head_dim)
+    described = fields(data)
+    if described["kind"] not in _MAKE:
+        raise ValueError(f"transform kind: got {described['kind']!r}, allowed: {', '.join(_MAKE)}")
+    keys, make = _MAKE[str(described["kind"])]
+    validate_keys(described, keys)
+    return make(described, width, head_dim)
 
 
-def _hadamard(data: Plain, width: int, _: int | None) -> nn.Module:
-    found = whole(data, "width", width, width)
-    if not has_hadamard(found):
-        raise ValueError(f"width: got {found}, for which no Hadamard matrix is known here")
-    return HadamardTransform(found)
+def _hadamard(data: Data, width: int, _: int | None) -> nn.Module:
+    order = whole(data, "width", width, width)
+    if not has_hadamard(order):
+        raise ValueError(f"width: got {order}, for which no Hadamard matrix is known here")
+    return HadamardTransform(order)
 
 
-def _heads(data: Plain, width: int, _: int | None) -> nn.Module:
+def _heads(data: Data, width: int, _: int | None) -> nn.Module:
     heads = whole(data, "heads", 1, width)
     if width % heads or not has_hadamard(heads):
         raise ValueError(f"heads: got {heads}, allowed: orders of Hadamard matrices that divide {width}")
     return HeadsHadamard(heads)
 
 
-def _kronecker(data: Plain, width: int, _: int | None) -> nn.Module:
+def _kronecker(data: Data, width: int, _: int | None) -> nn.Module:
     a, b = whole(data, "a", 1, width), whole(data, "b", 1, width)
     if a * b != width:
         raise ValueError(f"a, b: got {a} x {b}, allowed: a product of {width}")
     return KroneckerTransform(torch.empty(a, a), torch.empty(b, b))
 
 
-def _dense(data: Plain, width: int, _: int | None) -> nn.Module:
+def _dense(data: Data, width: int, _: int | None) -> nn.Module:
     size = whole(data, "width", width, width)
     return OrthogonalTransform(torch.empty(size, size))
 
 
-def _gate(data: Plain, width: int, _: int | None) -> nn.Module:
-    found, masked = whole(data, "width", width, width), whole(data, "masked", 0, width)
-    return StateGate(found, masked, whole(data, "unmasked", 0, width - masked))
+def _gate(data: Data, width: int, _: int | None) -> nn.Module:
+    channels, d_m = whole(data, "width", width, width), whole(data, "d_m", 0, width)
+    return StateGate(channels, d_m, whole(data, "d_u", 0, width - d_m))
 
 
-def _affine(data: Plain, width: int, head_dim: int | None) -> nn.Module:
+def _affine(data: Data, width: int, head_dim: int | None) -> nn.Module:
     shape = data["shape"]
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
         raise ValueError(f"shape: got {shape!r}, allowed: conditions, blocks, g")
@@ -96,49 +96,49 @@ def _affine(data: Plain, width: int, head_dim: int | None) -> nn.Module:
     return BlockAffine(torch.empty(conditions, blocks, size, size), torch.empty(conditions, blocks, size))
 
 
-def _site(data: Plain, width: int, head_dim: int | None) -> nn.Module:
+def _site(data: Data, width: int, head_dim: int | None) -> nn.Module:
     return SiteTransform(*(make_transform(data[part], width, head_dim) for part in ("exact", "correction", "gate")))
 
 
-_MAKE: dict[str, tuple[tuple[str, ...], Callable[[Plain, int, int | None], nn.Module]]] = {
+_MAKE: dict[str, tuple[tuple[str, ...], Callable[[Data, int, int | None], nn.Module]]] = {
     "hadamard": (("width",), _hadamard),
     "heads_hadamard": (("heads",), _heads),
     "orthogonal": (("width",), _dense),
     "kronecker": (("a", "b"), _kronecker),
-    "state_gate": (("width", "masked", "unmasked"), _gate),
+    "state_gate": (("width", "d_m", "d_u"), _gate),
     "block_affine": (("shape",), _affine),
     "site_transform": (("exact", "correction", "gate"), _site),
 }
 
 
-def fields(data: object) -> Plain:
+def fields(data: object) -> Data:
     """Return data that has a kind; raises ValueError for any other."""
     if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
         raise ValueError(f"got {str(data)[:60]}, allowed: an object with a kind")
     return data
 
 
-def expect_keys(data: Plain, keys: tuple[str, ...]) -> None:
+def validate_keys(data: Data, keys: tuple[str, ...]) -> None:
     """Raise ValueError unless data has these keys, and no others beside its kind."""
-    found, wanted = set(data) - {"kind"}, set(keys)
-    if found != wanted:
-        missing, unknown = sorted(wanted - found), sorted(found - wanted)
-        told = [f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise ValueError(f"{data['kind']}: keys {'; '.join(told)}")
+    got, wanted = set(data) - {"kind"}, set(keys)
+    if got != wanted:
+        faults = {"missing": sorted(wanted - got), "unknown": sorted(got - wanted)}
+        named = [f"{fault}: {', '.join(names)}" for fault, names in faults.items() if names]
+        raise ValueError(f"{data['kind']}: keys {'; '.join(named)}")
 
 
-def whole(data: Plain, key: str, low: int, high: int) -> int:
+def whole(data: Data, key: str, low: int, high: int) -> int:
     """Return a whole number within bounds; raises ValueError for anything else, true and 1.0 included."""
-    found = data[key]
-    if type(found) is not int or not low <= found <= high:
+    number = data[key]
+    if type(number) is not int or not low <= number <= high:
         allowed = str(low) if low == high else f"{low} to {high}"
-        raise ValueError(f"{key}: got {str(found)[:20]}, allowed: {allowed}")
-    return found
+        raise ValueError(f"{key}: got {str(number)[:20]}, allowed: {allowed}")
+    return number
 
 
-def flag(data: Plain, key: str) -> bool:
+def flag(data: Data, key: str) -> bool:
     """Return true or false; raises ValueError for anything else."""
-    found = data[key]
-    if not isinstance(found, bool):
-        raise ValueError(f"{key}: got {str(found)[:20]!r}, allowed: true, false")
-    return found
+    switch = data[key]
+    if not isinstance(switch, bool):
+        raise ValueError(f"{key}: got {str(switch)[:20]!r}, allowed: true, false")
+    return switch

@@ -1,12 +1,17 @@
-"""Quantized modules and exact rewritings.
+"""Quantized modules, online transforms and exact rewritings of full-precision models.
 
-`install` (the one mutation that installs them by a run's bits) and `probe` are imported by their names: what loads a
-packed checkpoint does without a run's description.
+`install` (the one mutation that installs them by a run's bits) and `probe` (what it lost) are imported by their names:
+what loads a packed checkpoint does without a run's description.
 """
 
 from starquant.quantized.activation_quantizer import ActivationQuantizer
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
-from starquant.quantized.attention_transforms import scale_values, transform_queries_and_keys, transform_values
+from starquant.quantized.attention import (
+    OPERANDS,
+    QuantizedAttentionCore,
+    set_static_value_scales,
+    transform_queries_and_keys,
+    transform_values,
+)
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import (
@@ -28,7 +33,7 @@ __all__ = [
     "QuantizedAttentionCore",
     "SiteTransform",
     "StateGate",
-    "scale_values",
+    "set_static_value_scales",
     "transform_queries_and_keys",
     "transform_values",
 ]

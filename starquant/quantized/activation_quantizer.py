@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from starquant.kernels import IntegerTokens, quantize_tokens
 from starquant.models.context import Context
 from starquant.models.layers import InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
-from starquant.quantized.kernel_prologue import split
+from starquant.quantized.joined_linears import JoinedLinears
+from starquant.quantized.packed_linear import PackedLinear
+from starquant.quantized.site_prologue import SitePrologue
 
 #: Where a site hands integers to its linears.
 Where = Literal["never", "on_gpu", "always"]
@@ -21,10 +24,18 @@ Where = Literal["never", "on_gpu", "always"]
 class ActivationQuantizer(InputSite):
     """Transform the input of a group of linears, then quantize it per token, with a scale computed on the fly.
 
+    What its integer path needs beside the transform's tensors is made by `use_integers`, and again when the module is
+    moved to another device.
+
     Args:
         activation_format: the grid; 16 bits leave the values alone.
         transform: applied first; its inverse is folded into the weights that read the site.
-        state_clip: clip ratios [2], of masked and of other tokens, on top of the format's.
+        state_clip: clip ratios [2] of each token state, on top of the format's.
+
+    Attributes:
+        integers: where integers are handed over.
+        prologue: what runs in front of quantization where they are; None elsewhere.
+        joined: the linears that read the site, multiplied here as one; None where each multiplies by itself.
     """
 
     def __init__(
@@ -34,25 +45,59 @@ class ActivationQuantizer(InputSite):
         self.format = activation_format
         self.meter: SqnrMeter | None = None  # set while the loss is being measured
         self.integers: Where = "never"
+        self.prologue: SitePrologue | None = None
+        self.joined: JoinedLinears | None = None
+        self._marker = torch.empty(0)  # moved along: on which device this is
+
+    def use_integers(self, where: Where, readers: Sequence[PackedLinear], join: bool = True) -> None:
+        """Choose where integers are handed over; weights and transforms must be loaded.
+
+        Args:
+            where: "never" undoes it.
+            readers: all linears that read the site.
+            join: multiply them as one where they can be: each reads every token.
+        """
+        self.integers = where
+        for linear in readers:
+            linear.place = None
+        self.joined = JoinedLinears.of(readers) if join and where != "never" else None
+        self._marker = torch.empty(0, device=readers[0].codes.device)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        used = self._hands_integers(self._marker)
+        self.prologue = SitePrologue.of(self.transform, self._marker.device) if used else None
+
+    def _hands_integers(self, x: Tensor) -> bool:
+        return self.integers == "always" or (self.integers == "on_gpu" and x.is_cuda)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        module = super()._apply(fn, recurse)
+        if self.joined is not None:
+            self.joined.move(fn)
+        if self.integers != "never":
+            self._marker = fn(self._marker)
+            self._prepare()
+        return module
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
         """Return the transformed input on its grid, as values or as integers."""
-        if self.integers == "always" or (self.integers == "on_gpu" and x_BLD.is_cuda):
-            assert context is not None
-            x_BLD, before = split(self.transform, self.state_clip, x_BLD, context)
-            return quantize_tokens(x_BLD, self.format.bits, self.format.clip_ratio, before)
+        if self._hands_integers(x_BLD):
+            assert context is not None and self.prologue is not None
+            x_BLD, prologue = self.prologue.split(x_BLD, context, self.state_clip)
+            tokens = quantize_tokens(x_BLD, self.format.bits, self.format.clip_ratio, prologue)
+            return tokens if self.joined is None else self.joined.multiply(tokens)
         clip_BL1 = None
         if self.state_clip is not None:
             assert context is not None
-            masked, other = self.state_clip.to(x_BLD.device)
-            clip_BL1 = torch.where(context.masked_BL, masked, other)[..., None]
+            clip_BL1 = self.state_clip.to(x_BLD.device)[context.state_BL][..., None]
         x_BLD = super().forward(x_BLD, context)
         quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)
         return quantized
 
-    def check(self, name: str) -> None:
+    def validate(self, name: str) -> None:
         """Judge what was read; raises CheckpointError for clip ratios that are not positive."""
         if self.state_clip is not None and not bool((self.state_clip > 0).all()):
             got = ", ".join(f"{ratio:g}" for ratio in self.state_clip.tolist())

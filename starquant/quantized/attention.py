@@ -1,12 +1,14 @@
 """Attention whose operands Q, K, P = softmax(QK^T / sqrt(E)) and V each have their own bits.
 
 Q, K and V have one scale a token and head; P has one a query and head, on an unsigned grid (it is never negative).
-V may have static scales instead, one a head and channel, shared by all tokens.
+V may have static scales instead, one a head and channel, shared by all tokens. Methods hand transforms and static
+scales to an attention first; the quantizers that come later take them over.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from starquant.models.layers import AttentionCore
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 
 OPERANDS = ("q", "k", "p", "v")
-FULL = dict.fromkeys(OPERANDS, 16)
+FULL_PRECISION = dict.fromkeys(OPERANDS, 16)
 
 
 def operand_format(operand: str, bits: int) -> QuantFormat:
@@ -92,3 +94,29 @@ def probabilities(q_BHLE: Tensor, k_BKLE: Tensor, mask: Tensor | None) -> Tensor
     if mask is not None:
         scores_BHLL = scores_BHLL.masked_fill(~mask, -torch.inf)
     return scores_BHLL.softmax(-1)
+
+
+def transform_queries_and_keys(attention: nn.Module, transform: nn.Module) -> None:
+    """Make an attention transform its queries and keys after the rotary embedding."""
+    _replace_core(attention, qk_transform=transform)
+
+
+def transform_values(attention: nn.Module, transform: nn.Module) -> None:
+    """Make an attention map its concatenated value heads, [B, L, K*E]."""
+    _replace_core(attention, v_transform=transform)
+
+
+def set_static_value_scales(attention: nn.Module, scale_KE: Tensor) -> None:
+    """Make an attention quantize V with static scales, once V is quantized."""
+    _replace_core(attention, v_scale_KE=scale_KE)
+
+
+def transforms_and_scales(core: nn.Module) -> dict[str, Any]:
+    """Return what has been handed to an attention so far, as `QuantizedAttentionCore` takes it."""
+    return {name: getattr(core, name, None) for name in ("qk_transform", "v_scale_KE", "v_transform")}
+
+
+def _replace_core(attention: nn.Module, **handed: Any) -> None:
+    formats = getattr(attention.core, "formats", {})
+    bits = {name: formats[name].bits for name in formats} or FULL_PRECISION
+    attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed))

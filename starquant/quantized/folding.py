@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from starquant.quantized.state_transforms import BlockAffine, SiteTransform
+from starquant.models.context import Context
+from starquant.quantized.state_transforms import BlockAffine
 from starquant.quantized.transforms import OrthogonalTransform
 
 
@@ -21,31 +22,16 @@ class DenseAffine:
     matrix_DD: Tensor
     shift_D: Tensor
 
-    def __call__(self, x_BLD: Tensor) -> Tensor:
+    def __call__(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return x A + b, [..., D]."""
         rows = x_BLD.float().flatten(0, -2)
         return torch.addmm(self.shift_D, rows, self.matrix_DD).view(x_BLD.shape).to(x_BLD.dtype)
 
 
-@torch.no_grad()
-def folded(transform: SiteTransform) -> DenseAffine | None:
-    """Return correction and exact transform as one map; None where they do not fold.
-
-    It is made once and kept beside the transform, whose own tensors stay what they are.
-    """
-    correction, exact = transform.correction, transform.exact
-    if (
-        not isinstance(correction, BlockAffine)
-        or not isinstance(exact, OrthogonalTransform)
-        or len(correction.shift_CNG) != 1
-    ):
-        return None
-    kept: DenseAffine | None = transform.folded
-    if kept is None or kept.matrix_DD.device != exact.matrix_DD.device:
-        with torch.inference_mode(False):
-            blocks_NGG, p_DD = correction.matrix_CNGG[0].double(), exact.matrix_DD.double()
-            before = torch.block_diag(*(block.T for block in blocks_NGG))
-            shift = correction.shift_CNG[0].double().flatten() @ p_DD
-            kept = DenseAffine((before @ p_DD).float(), shift.float())
-        transform.folded = kept
-    return kept
+def fold(correction: BlockAffine, exact: OrthogonalTransform) -> DenseAffine:
+    """Return a correction of one condition and the transform behind it as one map, computed in float64."""
+    p_DD = exact.matrix_DD.double()
+    p_NGD = p_DD.unflatten(0, correction.shift_CNG.shape[1:])
+    matrix_NGD = correction.matrix_CNGG[0].double().mT @ p_NGD
+    shift_D = correction.shift_CNG[0].double().flatten() @ p_DD
+    return DenseAffine(matrix_NGD.flatten(0, 1).float(), shift_D.float())

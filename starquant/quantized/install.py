@@ -27,8 +27,7 @@ from starquant.numerics import (
     sqnr_db,
 )
 from starquant.quantized.activation_quantizer import ActivationQuantizer
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
-from starquant.quantized.attention_transforms import kept
+from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, transforms_and_scales
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
 from starquant.store.manifest import ManifestEntry
@@ -79,7 +78,7 @@ def install(
     if model.quantized:
         raise ConfigError("install: a method has been applied to this model already; load it again")
     model.quantized = not bits.full_precision or _transformed(model)
-    check_fit(model, bits)
+    validate_fit(model, bits)
     entries, operands = [_embedding(model, bits, packed)], []
     blocks = model.trunk().blocks
     for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
@@ -98,7 +97,7 @@ def quantize_block(
     quantize_attention(model, block, index, bits.attention)
 
 
-def check_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+def validate_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
     """Raise ConfigError when a group size does not divide, or a tied head is asked for bits of its own."""
     if is_tied(model) and bits.head != bits.embedding:
         raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
@@ -161,7 +160,7 @@ def quantize_attention(
     """Quantize the attention operands of a block (or of a copy of it); returns their manifest entries."""
     bits = {name: getattr(spec, name) for name in OPERANDS}
     attention = model.block_sites(block).attention
-    handed = kept(attention.core)
+    handed = transforms_and_scales(attention.core)
     transforms = {"q": handed["qk_transform"], "k": handed["qk_transform"], "v": handed["v_transform"], "p": None}
     if min(bits.values()) < 16:
         attention.core = QuantizedAttentionCore(bits, **handed)
@@ -215,10 +214,10 @@ def _table(
         return ManifestEntry(name=name, kind=role, role=role, weight_bits=16, reason=f"bits.{role} = 16")
     grid, original = QuantFormat(width, True, PerChannel()), module.weight.data
     codes = quantize(original, grid)
-    values = dequantize(codes, original.dtype)
-    sqnr = sqnr_db(original, values)
+    rounded = dequantize(codes, original.dtype)
+    sqnr = sqnr_db(original, rounded)
     if not packed:
-        original.copy_(values)
+        original.copy_(rounded)
     elif isinstance(module, nn.Embedding):
         model.set_submodule(name, PackedEmbedding.from_embedding(module, codes, grid))
     else:

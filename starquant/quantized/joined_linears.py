@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,43 +11,47 @@ from starquant.kernels import IntegerTokens, integer_linear
 from starquant.quantized.packed_linear import PackedLinear
 
 
-class Joined:
+class JoinedLinears:
     """Weights of several packed linears, one below the other in one memory; the linears keep views of it.
 
+    The site that the linears read owns it, multiplies with it, and moves it. A linear's `place` is that of its product.
+
     Args:
-        linears: of one site and one number of bits, all with a bias or none.
+        linears: of one number of bits, all with a bias or none, with their weights loaded.
     """
 
+    @torch.no_grad()
     def __init__(self, linears: Sequence[PackedLinear]) -> None:
         self.linears, self.sizes = tuple(linears), [linear.out_features for linear in linears]
-        self.codes: Tensor | None = None
-        self.scale: Tensor | None = None
-        self.bias: Tensor | None = None
+        self.bits = linears[0].weight_format.bits
+        with torch.inference_mode(False):
+            self.codes = torch.cat([linear.codes for linear in linears])
+            self.scale = torch.cat([linear.scale for linear in linears])
+            biases = [linear.bias.data for linear in linears if linear.bias is not None]
+            self.bias = torch.cat(biases) if biases else None
+        for place, linear in enumerate(linears):
+            linear.place = place
+        self._share()
 
     @classmethod
-    def of(cls, linears: Sequence[PackedLinear]) -> Joined | None:
+    def of(cls, linears: Sequence[PackedLinear]) -> JoinedLinears | None:
         """Return linears joined; None where they are of several kinds, or one alone."""
         kinds = {(linear.weight_format.bits, linear.bias is None) for linear in linears}
         return cls(linears) if len(linears) > 1 and len(kinds) == 1 else None
 
-    def product(self, x: IntegerTokens, linear: PackedLinear) -> Tensor:
-        """Return a linear's product [..., O]; the first that asks computes those of all."""
-        if not x.products:
-            moved = self.codes is None or self.codes.device != linear.codes.device
-            if moved or (self.bias is not None and linear.bias is not None and self.bias.dtype != linear.bias.dtype):
-                torch.compiler.disable(self._join)()
-            assert self.codes is not None and self.scale is not None
-            y = integer_linear(x, self.codes, self.scale, linear.weight_format.bits, self.bias)
-            x.products.extend(y.split(self.sizes, -1))
-        return x.products[next(i for i, own in enumerate(self.linears) if own is linear)]
+    def multiply(self, x: IntegerTokens) -> IntegerTokens:
+        """Return the tokens with the product of every linear."""
+        y = integer_linear(x, self.codes, self.scale, self.bits, self.bias)
+        return IntegerTokens(x.codes, x.scale, x.dtype, tuple(y.split(self.sizes, -1)))
 
-    @torch.no_grad()
-    def _join(self) -> None:
-        """Bring the weights together, where the model is now."""
+    def move(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Follow a model that is moved or cast (`nn.Module._apply`), the linears' views with it."""
         with torch.inference_mode(False):
-            self.codes = torch.cat([linear.codes for linear in self.linears])
-            self.scale = torch.cat([linear.scale for linear in self.linears])
-            biases = [linear.bias for linear in self.linears if linear.bias is not None]
-            self.bias = torch.cat([bias.data for bias in biases]) if biases else None
-            for linear, codes in zip(self.linears, self.codes.split(self.sizes), strict=True):
-                linear.codes = codes
+            self.codes, self.scale = change(self.codes), self.scale.to(change(self.scale).device)
+            self.bias = None if self.bias is None else change(self.bias)
+        self._share()
+
+    def _share(self) -> None:
+        parts = zip(self.linears, self.codes.split(self.sizes), self.scale.split(self.sizes), strict=True)
+        for linear, codes, scale in parts:
+            linear.codes, linear.scale = codes, scale

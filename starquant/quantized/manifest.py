@@ -23,9 +23,9 @@ def manifest_of(model: MaskedDiffusionModel) -> list[ManifestEntry]:
         bits, reason = _bits(linear)
         inputs = site.format.bits if isinstance(site, ActivationQuantizer) else 16
         transform = None if site.transform is None else str(site.transform)
-        told = {"role": info.role.value, "block": info.block, "site": info.site, "transform": transform}
+        place = {"role": info.role.value, "block": info.block, "site": info.site, "transform": transform}
         entries.append(
-            ManifestEntry(name=name, kind="linear", weight_bits=bits, activation_bits=inputs, reason=reason, **told)
+            ManifestEntry(name=name, kind="linear", weight_bits=bits, activation_bits=inputs, reason=reason, **place)
         )
     for index, block in enumerate(trunk.blocks):
         attention = model.block_sites(block).attention

@@ -64,7 +64,7 @@ class Packed(Float32Buffers):
             scale, zero = scale[..., None], None if zero is None else zero[..., None]
         return Quantized(codes, scale, zero, shape, self.weight_format.qmin)
 
-    def check(self, name: str) -> None:
+    def validate(self, name: str) -> None:
         """Judge what was read.
 
         Raises:
@@ -146,7 +146,7 @@ class PackedLinear(Packed):
         self, in_features: int, out_features: int, weight_format: QuantFormat, bias: torch.dtype | None = None
     ) -> None:
         super().__init__(out_features, in_features, weight_format)
-        self.joined: Any = None  # with those that read the same integers (`quantized.joined_linears`)
+        self.place: int | None = None  # among the linears that their site multiplies as one
         self.bias = None if bias is None else nn.Parameter(torch.empty(out_features, dtype=bias), requires_grad=False)
 
     @property
@@ -177,8 +177,8 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor | IntegerTokens) -> Tensor:
         """Return x W^T + b, [..., O]."""
         if isinstance(x, IntegerTokens):
-            if self.joined is not None:
-                return self.joined.product(x, self)
+            if x.products and self.place is not None:
+                return x.products[self.place]
             return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
         if self.takes_integers and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
             return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)

@@ -42,20 +42,18 @@ def measure_operands(
         core.meters = {operand: SqnrMeter() for operand in core.formats}
     try:
         model(_probe(model, seed).to(model.device), logit_positions=(torch.tensor([0]), torch.tensor([0])))
-        found = {name: site.meter.value() for name, site in sites.items() if site.meter}
-        found |= {
-            f"{n}.{operand}": m.value() for n, core in cores.items() for operand, m in (core.meters or {}).items()
-        }
+        sqnr = {name: site.meter.value() for name, site in sites.items() if site.meter}
+        sqnr |= {f"{n}.{operand}": m.value() for n, core in cores.items() for operand, m in (core.meters or {}).items()}
     finally:
         for site in sites.values():
             site.meter = None
         for core in cores.values():
             core.meters = None
-    return [entry.model_copy(update={"activation_sqnr_db": _lookup(found, entry)}) for entry in entries]
+    return [entry.model_copy(update={"activation_sqnr_db": _lookup(sqnr, entry)}) for entry in entries]
 
 
-def _lookup(found: dict[str, float | None], entry: ManifestEntry) -> float | None:
-    return found.get(entry.name if entry.kind == "operand" else entry.site or "")
+def _lookup(sqnr: dict[str, float | None], entry: ManifestEntry) -> float | None:
+    return sqnr.get(entry.name if entry.kind == "operand" else entry.site or "")
 
 
 def _probe(model: MaskedDiffusionModel, seed: int) -> torch.Tensor:

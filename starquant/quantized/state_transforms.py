@@ -5,8 +5,6 @@ Shape suffixes: B batch, L sequence, D width, C conditions, N channel blocks, G 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from starquant.errors import CheckpointError
 from starquant.kernels import Affine
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
+from starquant.numerics import TokenState, gate_channels
 
 
 class SiteTransform(nn.Module):
@@ -31,7 +30,6 @@ class SiteTransform(nn.Module):
     ) -> None:
         super().__init__()
         self.correction, self.exact, self.gate = correction, exact, gate
-        self.folded: Any = None  # correction and exact transform as one map, once made (`quantized.folding`)
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return what is quantized."""
@@ -45,32 +43,22 @@ class SiteTransform(nn.Module):
 
 
 class StateGate(Float32Buffers):
-    """SGAT's 0/1 gate on transformed channels [shared | masked | unmasked].
-
-    Masked tokens keep the first two parts, all others the first and the last: one weight serves both (STaR-Quant,
-    arXiv 2606.04945, SGAT: G_m and G_u).
+    """SGAT's 0/1 gate on transformed channels, `numerics.gate_channels`.
 
     Args:
         width: of the site.
-        masked: d_m, channels that only masked tokens use.
-        unmasked: d_u, channels that only the other tokens use.
+        d_m: channels that only masked tokens use.
+        d_u: channels that only unmasked tokens use.
     """
 
-    def __init__(self, width: int, masked: int, unmasked: int) -> None:
+    def __init__(self, width: int, d_m: int, d_u: int) -> None:
         super().__init__()
-        self.width, self.masked, self.unmasked = width, masked, unmasked
-        self.register_buffer("keep_SD", self._channels())
+        self.width, self.d_m, self.d_u = width, d_m, d_u
+        self.register_buffer("keep_SD", gate_channels(width, d_m, d_u))
 
-    def _channels(self) -> Tensor:
-        shared = self.width - self.masked - self.unmasked
-        keep_SD = torch.ones(2, self.width, dtype=torch.float32)  # S: other tokens, masked
-        keep_SD[0, shared : shared + self.masked] = 0.0
-        keep_SD[1, shared + self.masked :] = 0.0
-        return keep_SD
-
-    def check(self, name: str) -> None:
+    def validate(self, name: str) -> None:
         """Judge what was read; raises CheckpointError for channels that are not those of the widths."""
-        if not torch.equal(self.keep_SD.cpu().float(), self._channels()):
+        if not torch.equal(self.keep_SD.cpu().float(), gate_channels(self.width, self.d_m, self.d_u)):
             raise CheckpointError(f"{name}.keep_SD: got other channels than {self} keep")
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
@@ -78,7 +66,7 @@ class StateGate(Float32Buffers):
         return F.embedding(context.state_BL, self.keep_SD.to(x_BLD)).mul_(x_BLD)
 
     def __str__(self) -> str:
-        return f"gates {self.masked} masked, {self.unmasked} unmasked"
+        return f"gates {self.d_m} masked, {self.d_u} unmasked"
 
 
 class BlockAffine(Float32Buffers):
@@ -88,21 +76,18 @@ class BlockAffine(Float32Buffers):
         matrix_CNGG: M of each condition and channel block.
         shift_CNG: d likewise.
 
-    Conditions are bins x states, masked first: C = 1 (one map), 2 (one a token state), or 2 x bins.
+    Conditions are bins x states, the states in the order of `TokenState`: C = 1 (one map), 2 (one a token state), or
+    2 x bins.
     """
 
     def __init__(self, matrix_CNGG: Tensor, shift_CNG: Tensor) -> None:
         super().__init__()
         self.register_buffer("matrix_CNGG", matrix_CNGG.float())
         self.register_buffer("shift_CNG", shift_CNG.float())
-        self._kept: Affine | None = None
 
     def affine(self) -> Affine:
-        """Return the one map that there is (C = 1) as kernels take it, kept beside the module."""
-        matrix_NGG, shift_NG = self.matrix_CNGG[0], self.shift_CNG[0]
-        if self._kept is None or self._kept.columns_GK.device != matrix_NGG.device:
-            self._kept = torch.compiler.disable(_outside)(matrix_NGG, shift_NG)
-        return self._kept
+        """Return the one map that there is (C = 1) as kernels take it."""
+        return Affine.of(self.matrix_CNGG[0], self.shift_CNG[0])
 
     def forward(self, z_BLD: Tensor, context: Context | None = None) -> Tensor:
         """Return the corrected attention output."""
@@ -114,19 +99,17 @@ class BlockAffine(Float32Buffers):
         else:
             z = z_BLD.float().unflatten(-1, (blocks, size))
             assert context is not None
-            bin_B = bin_of_context(context, conditions // 2)
-            masked, other = (_map(z, self.matrix_CNGG[2 * bin_B + s], self.shift_CNG[2 * bin_B + s]) for s in (0, 1))
-            mapped = torch.where(context.masked_BL[..., None, None], masked, other)
+            first_B = len(TokenState) * bin_of_context(context, conditions // len(TokenState))
+            masked, unmasked = (
+                _map(z, self.matrix_CNGG[first_B + state.axis], self.shift_CNG[first_B + state.axis])
+                for state in (TokenState.MASKED, TokenState.UNMASKED)
+            )
+            mapped = torch.where(context.masked_BL[..., None, None], masked, unmasked)
         return mapped.flatten(-2).to(z_BLD.dtype)
 
     def __str__(self) -> str:
         conditions, _, g = self.shift_CNG.shape
         return f"affine blocks of {g}" + (f", {conditions} conditions" if conditions > 1 else "")
-
-
-def _outside(matrix_NGG: Tensor, shift_NG: Tensor) -> Affine:
-    with torch.inference_mode(False):  # what is kept must serve other passes too
-        return Affine.of(matrix_NGG, shift_NG.clone())
 
 
 def bin_of_context(context: Context, bins: int) -> Tensor:

@@ -18,31 +18,15 @@ from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_pair, h
 from starquant.quantized.rewriting import across_heads
 
 
-class _Signs(nn.Module):
-    """A transform whose matrices follow from its size; kernels are handed them, kept beside the module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kept: Kronecker | None = None
-
-    def kronecker(self, device: torch.device) -> Kronecker:
-        """Return the same as a Kronecker product."""
-        if self._kept is None or self._kept.a_MM.device != device:
-            self._kept = torch.compiler.disable(self._signs)(device)
-        return self._kept
-
-    def _signs(self, device: torch.device) -> Kronecker:
-        raise NotImplementedError
-
-
-class HeadsHadamard(_Signs):
+class HeadsHadamard(nn.Module):
     """x (H (x) I): mix the channels of equal index of all heads; the output projection holds W (H (x) I)."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.heads = heads
 
-    def _signs(self, device: torch.device) -> Kronecker:
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return the same as a Kronecker product, as kernels take it."""
         return Kronecker(hadamard_signs(self.heads, device), None, 1.0 / math.sqrt(self.heads))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
@@ -53,14 +37,15 @@ class HeadsHadamard(_Signs):
         return f"hadamard across {self.heads} heads"
 
 
-class HadamardTransform(_Signs):
+class HadamardTransform(nn.Module):
     """x H of the last dimension; the linears behind it hold W H (QuaRot, arXiv 2404.00456)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
-    def _signs(self, device: torch.device) -> Kronecker:
+    def kronecker(self, device: torch.device) -> Kronecker:
+        """Return the same as a Kronecker product, as kernels take it."""
         return Kronecker(*hadamard_pair(self.width, device), 1.0 / math.sqrt(self.width))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
@@ -99,7 +84,7 @@ class KroneckerTransform(Float32Buffers):
         self.register_buffer("b_NN", b_NN.float())
 
     def kronecker(self, device: torch.device) -> Kronecker:
-        """Return what kernels take."""
+        """Return the same as kernels take it; its factors are on the module's device."""
         return Kronecker(self.a_MM, self.b_NN)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:

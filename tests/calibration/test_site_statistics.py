@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
-from starquant.calibration.site_statistics import Collect, SiteStatistics, TokenState
+from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
+from starquant.numerics import TokenState
 from tests.support.models import ARCHITECTURES, fresh
 from tests.support.states import partly_masked
 

@@ -75,8 +75,8 @@ def check_finish(capability: int) -> None:
 
 
 def check_quantize(capability: int) -> None:
-    pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scale_ptr": "*fp32", "clip_ptr": "*fp32", "state_ptr": "*i1"}
-    numbers = {"shared": "i32", "masked": "i32"}
+    pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scale_ptr": "*fp32", "clip_ptr": "*fp32", "state_ptr": "*i64"}
+    numbers = {"shared": "i32", "d_m": "i32"}
     floats = dict.fromkeys(("qmax", "per_code", "tiny"), "fp32")
     maps = {"matrix_ptr": "*fp32", "shift_ptr": "*fp32", "rows": "i32", "width": "i32"}
     constants = {"HAS_CLIP": True, "HAS_GATE": True, "GROUP": 16, "ROWS": 4, "BLOCK": 4096}
@@ -90,7 +90,7 @@ def check_transform(capability: int) -> None:
     """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
     for a, b in ((64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)):
         types = {"x_ptr": "*bf16", "a_ptr": "*fp32", "b_ptr": "*fp32", "codes_ptr": "*i8", "scale_ptr": "*fp32"}
-        types |= {"clip_ptr": "*fp32", "state_ptr": "*i1", "a": "i32", "b": "i32", "shared": "i32", "masked": "i32"}
+        types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "a": "i32", "b": "i32", "shared": "i32", "d_m": "i32"}
         types |= dict.fromkeys(("factor", "qmax", "per_code", "tiny"), "fp32")
         settings = shape_of(a, b or 128)
         warps, stages = settings.pop("num_warps"), settings.pop("num_stages")

@@ -7,15 +7,21 @@ import sys
 
 import torch
 
-from starquant.kernels import Affine, Before, Kronecker, TokenStates, reference
+from starquant.kernels import Affine, Kronecker, Prologue, TokenStates, reference
 from starquant.kernels.tiles import Tile
 from starquant.kernels.triton.linear import linear, linear_16
 from starquant.kernels.triton.quantize import map_rows, quantize_rows, rows_a_program
+from starquant.numerics import gate_channels, state_indices
 
 #: Tokens, outputs and bytes that end within a tile; inputs split unevenly.
 TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 32, 4, 4, 2))
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 ON_GPU = DEVICE != "cpu"
+
+
+def states_of(rows: int) -> torch.Tensor:
+    """States of both kinds, of runs that no tile ends with."""
+    return state_indices(torch.arange(rows, device=DEVICE) % 3 == 0)
 
 
 def check_linear() -> None:
@@ -54,22 +60,20 @@ def check_quantize() -> None:
     for width, bits, dtype in itertools.product((8, 160, 300), (4, 8), (torch.float32, torch.bfloat16)):
         generator = torch.Generator().manual_seed(width)
         x = torch.cat((torch.randn(9, width, generator=generator), torch.zeros(1, width))).to(DEVICE, dtype)
-        masked = torch.arange(10, device=DEVICE) % 2 == 0
-        clipped = TokenStates(masked, clip_S=torch.tensor([0.5, 0.8], device=DEVICE))
+        state = states_of(10)
+        clipped = TokenStates(state, clip_S=torch.tensor([0.5, 0.8], device=DEVICE))
         for states, clip_ratio in ((None, 1.0), (clipped, 0.9)):
-            codes, scale = quantize_rows(x, bits, clip_ratio, Before(states=states))
-            expected = reference.quantize_rows(x, bits, clip_ratio, Before(states=states))
+            codes, scale = quantize_rows(x, bits, clip_ratio, Prologue(states=states))
+            expected = reference.quantize_rows(x, bits, clip_ratio, Prologue(states=states))
             assert torch.equal(scale, expected[1]), ("scale", width, bits, dtype)
             assert torch.equal(codes, expected[0]), ("codes", width, bits, dtype)
         d_m, d_u = width // 4, width // 8
-        gated = x.clone()
-        gated[masked, width - d_u :] = 0
-        gated[~masked, width - d_m - d_u : width - d_u] = 0
-        before = Before(states=TokenStates(masked, d_m, d_u))
-        codes, scale = quantize_rows(x, bits, before=before)
+        gated = x * gate_channels(width, d_m, d_u, x.device)[state].to(dtype)
+        prologue = Prologue(states=TokenStates(state, d_m, d_u))
+        codes, scale = quantize_rows(x, bits, prologue=prologue)
         expected = reference.quantize_rows(gated, bits)
-        told = reference.quantize_rows(x, bits, before=before)
-        assert torch.equal(told[0], expected[0]) and torch.equal(told[1], expected[1])
+        by_reference = reference.quantize_rows(x, bits, prologue=prologue)
+        assert torch.equal(by_reference[0], expected[0]) and torch.equal(by_reference[1], expected[1])
         assert torch.equal(codes, expected[0]) and torch.equal(scale, expected[1]), ("gate", width, bits, dtype)
 
 
@@ -81,9 +85,9 @@ def check_affine() -> None:
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         shift = 0.1 * torch.randn(width // size, size, generator=generator)
         affine = Affine.of(matrix.to(DEVICE), shift.to(DEVICE))
-        before = Before(affine, states=TokenStates(torch.arange(7, device=DEVICE) % 2 == 0, size, size))
-        codes, scale = quantize_rows(x, 4, before=before)
-        expected = reference.quantize_rows(x, 4, before=before)
+        prologue = Prologue(affine, states=TokenStates(states_of(7), size, size))
+        codes, scale = quantize_rows(x, 4, prologue=prologue)
+        expected = reference.quantize_rows(x, 4, prologue=prologue)
         torch.testing.assert_close(scale, expected[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
         apart = (codes.int() - expected[0].int()).abs()
         assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.01, ("affine", width, size)
@@ -101,22 +105,22 @@ def check_transform() -> None:
         kronecker = Kronecker(left.to(DEVICE), right, factor)
         whole = torch.kron(left.double(), torch.eye(width // a).double() if right is None else right.double().cpu())
         expected = reference.quantize_rows((x.double() @ whole * factor).float().to(DEVICE), 4)
-        told = reference.quantize_rows(x.to(DEVICE), 4, before=Before(kronecker=kronecker))
-        found = quantize_rows(x.to(DEVICE), 4, before=Before(kronecker=kronecker))
-        for codes, scale in (told, found):
+        by_reference = reference.quantize_rows(x.to(DEVICE), 4, prologue=Prologue(kronecker=kronecker))
+        found = quantize_rows(x.to(DEVICE), 4, prologue=Prologue(kronecker=kronecker))
+        for codes, scale in (by_reference, found):
             near(codes, scale, expected, 0.01, 1e-5)
         size = next(g for g in (8, 4, 3) if width % g == 0)
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         affine = Affine.of(matrix.to(DEVICE), 0.1 * torch.randn(width // size, size, generator=generator).to(DEVICE))
         clip_S = torch.tensor([0.7, 0.9], device=DEVICE)
-        states = TokenStates(torch.arange(7, device=DEVICE) % 2 == 0, size, 2, clip_S)
-        before = Before(affine, kronecker, states)
+        states = TokenStates(states_of(7), size, 2, clip_S)
+        prologue = Prologue(affine, kronecker, states)
         # Rounded after each step: an edge is crossed more often. The interpreter gets bfloat16 wrong.
         near_by = {torch.float32: (0.01, 1e-5), torch.float16: (0.03, 4e-3)}
         near_by |= {torch.bfloat16: (0.1, 2e-2)} if ON_GPU else {}
         for dtype, (share, rtol) in near_by.items():
-            expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, 0.9, before)
-            found = quantize_rows(x.to(DEVICE, dtype), 4, 0.9, before)
+            expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, 0.9, prologue)
+            found = quantize_rows(x.to(DEVICE, dtype), 4, 0.9, prologue)
             near(*found, expected, share, rtol)
 
 
@@ -136,8 +140,10 @@ def check_rows() -> None:
     assert rows_a_program(530, 8) == 4
     assert torch.equal(map_rows(x, affine), x + 0.25)
     clip_S = torch.tensor([0.5, 0.75], device=DEVICE)
-    before = Before(affine, states=TokenStates(torch.arange(530, device=DEVICE) % 3 == 0, 4, 4, clip_S))
-    found, expected = quantize_rows(x, 4, 1.0, before), reference.quantize_rows(x, 4, 1.0, before)
+    prologue = Prologue(
+        affine, states=TokenStates(state_indices(torch.arange(530, device=DEVICE) % 3 == 0), 4, 4, clip_S)
+    )
+    found, expected = quantize_rows(x, 4, 1.0, prologue), reference.quantize_rows(x, 4, 1.0, prologue)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 

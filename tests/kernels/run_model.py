@@ -15,8 +15,8 @@ from packed_models import VARIANTS, described
 from starquant.kernels import dispatch
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.numerics import gate_channels
 from starquant.packed.description import rebuild, use_integers
-from starquant.quantized.state_transforms import StateGate
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 
@@ -41,7 +41,7 @@ def model(family: str, variant: str, dtype: torch.dtype) -> torch.nn.Module:
             tensor.data.normal_(std=0.3)
     for module in made.modules():
         if hasattr(module, "keep_SD"):
-            module.keep_SD.copy_(StateGate(module.width, module.masked, module.unmasked).keep_SD)
+            module.keep_SD.copy_(gate_channels(module.width, module.d_m, module.d_u))
         if hasattr(module, "state_clip") and module.state_clip is not None:
             module.state_clip.copy_(torch.tensor([0.9, 0.8]))
     return made.eval()
@@ -54,7 +54,7 @@ def check(family: str, variant: str, dtype: torch.dtype) -> None:
     ids[:, 3:5] = 99
     with torch.inference_mode():
         found = made(input_ids=ids).logits.float()
-        with mock.patch.object(dispatch, "has_triton", lambda: False):
+        with mock.patch.object(dispatch, "HAS_TRITON", False):
             expected = made(input_ids=ids).logits.float()
     apart = float((found - expected).norm() / expected.norm())
     print(f"{family} {variant} {dtype}: {sites} sites, {apart:.1e} apart")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from starquant.kernels import Before, IntegerTokens, TokenStates, dispatch, integer_linear, quantize_tokens, reference
+from starquant.kernels import IntegerTokens, Prologue, TokenStates, dispatch, integer_linear, quantize_tokens, reference
 from starquant.kernels.packing import pack
-from starquant.numerics import PerToken, QuantFormat, dequantize, fake_quantize, quantize
+from starquant.numerics import PerToken, QuantFormat, dequantize, fake_quantize, quantize, state_indices
 
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -59,19 +59,18 @@ def test_token_codes_are_those_of_the_grid(clip_ratio: float) -> None:
     clip = torch.where(masked, *clip_S)[:, None]
     grid = QuantFormat(4, True, PerToken(), clip_ratio)
     solved = quantize(x, grid, clip=clip)
-    found = quantize_tokens(x, 4, clip_ratio, Before(states=TokenStates(masked, clip_S=clip_S)))
+    found = quantize_tokens(x, 4, clip_ratio, Prologue(states=TokenStates(state_indices(masked), clip_S=clip_S)))
     assert torch.equal(found.codes, solved.codes.to(torch.int8)) and torch.equal(found.scale, solved.scale)
 
 
 def test_a_device_without_the_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatch.check_device.cache_clear()
-    dispatch.check_device(torch.device("cpu"))
+    dispatch.require_tensor_cores(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     with pytest.raises(
         dispatch.DeviceError, match=r"^Tesla V100: compute capability 7\.0 has no int8 tensor cores .*8\.0$"
     ):
-        dispatch.check_device(torch.device("cuda"))
+        dispatch.require_tensor_cores(torch.device("cuda"))
 
 
 HERE = Path(__file__).parent
@@ -102,3 +101,14 @@ def test_empty_and_leading_dimensions() -> None:
     codes, scale = stored(tokens(3, 8, 4), 4), torch.ones(3, 1)
     none = IntegerTokens(torch.zeros(2, 0, 8, dtype=torch.int8), torch.ones(2, 0, 1), torch.float32)
     assert integer_linear(none, codes, scale, 4, None).shape == (2, 0, 3)
+
+
+def test_rows_of_integer_tokens() -> None:
+    """What an expert of a mixture reads of a shared site."""
+    x = quantize_tokens(torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(4)), 8)
+    x = IntegerTokens(x.codes, x.scale, x.dtype, (x.codes.float() @ torch.ones(8, 4), x.scale))
+    for rows in (1, slice(0, 1), (torch.tensor([1, 0]), torch.tensor([2, 0])), torch.tensor([[True, False, True]] * 2)):
+        some = x[rows]
+        assert some.dtype == x.dtype and len(some.products) == 2
+        for part, whole in zip((some.codes, some.scale, *some.products), (x.codes, x.scale, *x.products), strict=True):
+            assert torch.equal(part, whole[rows])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from starquant.kernels import tiles
-from starquant.kernels.tiles import Tile, key, rule, tile
+from starquant.kernels.tiles import Tile, key, read_tiles, rule, tile
 
 
 @pytest.mark.parametrize("integer", [True, False])
@@ -31,15 +31,12 @@ def test_few_tiles_are_split_among_processors() -> None:
 def test_what_was_measured_goes_before_the_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Tile(32, 64, 64, 2, 4, 3)
     (tmp_path / "tiles.json").write_text(json.dumps({"cpu": {key(40, 4096, 2048, True): asdict(best)}}))
-    monkeypatch.setattr(tiles, "MEASURED", tmp_path / "tiles.json")
-    tiles._measured.cache_clear()
-    try:
-        cpu = torch.device("cpu")
-        assert tile(33, 4096, 2048, True, cpu) == tile(64, 4096, 2048, True, cpu) == best
-        assert tile(65, 4096, 2048, True, cpu) == rule(65, 4096, 2048, True, 1)
-        assert tile(40, 4096, 2048, False, cpu) == rule(40, 4096, 2048, False, 1)
-    finally:
-        tiles._measured.cache_clear()
+    assert read_tiles(tmp_path / "nothing.json") == {}
+    monkeypatch.setattr(tiles, "MEASURED", read_tiles(tmp_path / "tiles.json"))
+    cpu = torch.device("cpu")
+    assert tile(33, 4096, 2048, True, cpu) == tile(64, 4096, 2048, True, cpu) == best
+    assert tile(65, 4096, 2048, True, cpu) == rule(65, 4096, 2048, True, 1)
+    assert tile(40, 4096, 2048, False, cpu) == rule(40, 4096, 2048, False, 1)
 
 
 def test_tokens_count_by_powers_of_two() -> None:

@@ -20,7 +20,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
-from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal
+from starquant.numerics import PerChannel, PerToken, QuantFormat, TokenState, random_orthogonal
 from starquant.quantized import StateGate
 from tests.support.methods import by_hand, method_named
 from tests.support.models import fresh, logits
@@ -54,7 +54,7 @@ def test_shares_become_the_nearest_count_of_channels(share: float, width: int, w
     options = SGATOptions(masked=SiteShares(down_input=share), unmasked=SiteShares(down_input=0.25))
     gate = gate_of(options, Site.DOWN, 0, width)
     assert gate.widths == (wanted, round(width / 4))
-    assert gate_of(SGATOptions(masked=SiteShares(down_input=share)), Site.DOWN, 0, width).masked == wanted
+    assert gate_of(SGATOptions(masked=SiteShares(down_input=share)), Site.DOWN, 0, width).d_m == wanted
 
 
 @pytest.mark.parametrize("site", list(Site))
@@ -126,11 +126,11 @@ def test_gates_on_planted_idle_directions_lose_nothing_with_one_static_weight(ga
     g_m = torch.diag(torch.cat((one(width - d_m - d_u), one(d_m), zero(d_u)))).double()  # the paper's G_m and G_u
     g_u = torch.diag(torch.cat((one(width - d_m - d_u), zero(d_m), one(d_u)))).double()
     folded = weight_OD @ p_DD
-    for state, (x_ND, g_DD) in enumerate(((masked, g_m), (unmasked, g_u))):
+    for state, x_ND, g_DD in ((TokenState.MASKED, masked, g_m), (TokenState.UNMASKED, unmasked, g_u)):
         torch.testing.assert_close(x_ND @ p_DD @ g_DD @ folded.T, x_ND @ weight_OD.T)
         assert torch.equal(gated(x_ND @ p_DD, state, gate), x_ND @ p_DD @ g_DD)
         online = StateGate(width, *gate)(
-            (x_ND @ p_DD)[None], Context((x_ND, x_ND), None, torch.full((1, 40), state == 0))
+            (x_ND @ p_DD)[None], Context((x_ND, x_ND), None, torch.full((1, 40), state is TokenState.MASKED))
         )
         assert torch.equal(online[0], x_ND @ p_DD @ g_DD)
     if d_u:  # and the other state's gate would lose something
@@ -166,7 +166,7 @@ def test_a_model_gated_where_nothing_flows_is_the_model(idle: int, exact: bool) 
     before = logits(model, ids)
     by_hand(method, model, learned)
     gate = model.block_sites(model.trunk().blocks[0]).inputs[Site.QKV].transform.gate
-    assert (gate.masked, gate.unmasked) == (6, 10)
+    assert (gate.d_m, gate.d_u) == (6, 10)
     error = float((logits(model, ids) - before).norm() / before.norm())
     assert error < 1e-4 if exact else error > 1e-2
 
@@ -189,7 +189,7 @@ def test_every_site_has_the_gate_it_was_asked_for() -> None:
                 assert getattr(module.transform, "gate", None) is None
                 continue
             assert tuple(learned.get(block_part(index))[f"{site.value}.gate"].tolist()) == wanted
-            assert (module.transform.gate.masked, module.transform.gate.unmasked) == wanted
+            assert (module.transform.gate.d_m, module.transform.gate.d_u) == wanted
             (row,) = (r for r in learned.report if (r["block"], r["site"]) == (index, site.value))
             assert (row["d_m"], row["d_u"], row["why"]) == (*wanted, "asked")
 
@@ -249,7 +249,8 @@ def test_the_gate_takes_part_in_learning() -> None:
     for gate in ((4, 4), (0, 0)):
         group = Group(weights, (masked.float(), unmasked.float()), *four, gate, False)
         p: Transform = learn(group, [random_orthogonal(16, torch.Generator().manual_seed(1))], options).transform
-        lost = [x - gated(p(x), s, (4, 4)) @ p.factors[0].T for s, x in enumerate(group.rows_SND)]
+        rows_of = zip(TokenState, group.rows_SND, strict=True)
+        lost = [x - gated(p(x), state, (4, 4)) @ p.factors[0].T for state, x in rows_of]
         found[gate] = sum(float((x @ weights[0].T).square().sum()) for x in lost)
     assert found[4, 4] < 0.5 * found[0, 0], found
 

@@ -28,7 +28,7 @@ def test_weights_are_solved_on_gated_inputs(monkeypatch: pytest.MonkeyPatch, inp
         from starquant.calibration.site_statistics import Collect
 
         found = visit.collect(Collect(moments=False, second_moment="state"), sites)[sites[0]]
-        from starquant.calibration.site_statistics import TokenState
+        from starquant.numerics import TokenState
 
         seen.append(found.second_moment(TokenState.MASKED).mean.diagonal())
         return solve(visit, sites, *rest)

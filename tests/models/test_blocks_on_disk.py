@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from starquant.calibration.site_statistics import Collect, TokenState
+from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import walk
 from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.diffusion import DreamSampler, LLaDASampler
@@ -25,6 +25,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.numerics import TokenState
 from starquant.quantized.install import is_tied, quantize_block, round_to_nearest
 from tests.support.models import hooks_of, llada_gqa
 from tests.support.states import partly_masked

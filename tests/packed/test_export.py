@@ -26,10 +26,10 @@ from starquant.packed.completion import main
 from starquant.packed.description import describe, use_integers
 from starquant.packed.export import export
 from starquant.quantized import activation_quantizer as sites
-from starquant.quantized import joined_linears as joined
+from starquant.quantized import joined_linears
 from starquant.quantized import packed_linear as packed_room
 from starquant.quantized.activation_quantizer import ActivationQuantizer
-from starquant.quantized.folding import folded
+from starquant.quantized.folding import fold
 from starquant.quantized.manifest import manifest_of
 from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.state_transforms import SiteTransform
@@ -158,12 +158,12 @@ def test_linears_of_one_site_are_multiplied_as_one(
     _, folder = exported(name, architecture, tmp_path)
     loaded, alone = load_model(folder), load_model(folder)
     use_integers(loaded), use_integers(alone)
-    for linear in alone.modules():
-        if isinstance(linear, PackedLinear):
-            linear.joined = None
+    for site in alone.modules():
+        if isinstance(site, ActivationQuantizer):
+            site.joined = None
     before = {key: value.clone() for key, value in loaded.state_dict().items()}
     count: list[int] = []
-    for room in (joined, packed_room):
+    for room in (joined_linears, packed_room):
         whole = room.integer_linear
         monkeypatch.setattr(room, "integer_linear", lambda *given, whole=whole: count.append(1) or whole(*given))
     expected = logits(alone, ids_of(alone))
@@ -177,8 +177,9 @@ def test_linears_of_one_site_are_multiplied_as_one(
     attention = loaded.block_sites(loaded.trunk().blocks[0]).linears
     q, k = attention[Role.Q], attention[Role.K]
     assert q.codes.untyped_storage().data_ptr() == k.codes.untyped_storage().data_ptr()  # kept once
-    loaded.to(torch.bfloat16)
-    assert logits(loaded, ids_of(loaded)).isfinite().all()
+    for model in (loaded, alone):
+        model.to(torch.bfloat16)
+    assert torch.equal(logits(loaded, ids_of(loaded)), logits(alone, ids_of(alone)))
 
 
 @pytest.mark.parametrize("architecture", ["llada_gqa", "dream_gqa"])
@@ -190,11 +191,11 @@ def test_folded_corrections_keep_the_numbers(architecture: str, tmp_path: Path) 
     assert isinstance(site.transform, SiteTransform) and site.transform.correction is not None
     x = torch.randn(2, 8, 96 if architecture == "llada_gqa" else loaded.config.hidden_size)
     context = Context(loaded.trunk().rotary(torch.arange(8)[None]), None, ids_of(loaded) == loaded.mask_token_id)
-    both = folded(site.transform)
-    assert both is not None and folded(site.transform) is both  # made once
+    both = fold(site.transform.correction, site.transform.exact)
     expected = site.transform.exact(site.transform.correction(x, context), context)
     torch.testing.assert_close(both(x), expected, rtol=1e-4, atol=1e-5)
     use_integers(loaded)
+    assert site.prologue is not None and len(site.prologue.steps) == 1  # one map, which nothing else is left of
     found, whole = logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded))
     assert float((found - whole).norm() / whole.norm()) < 0.02  # codes on an edge may fall to the other side
     assert (describe(loaded), list(loaded.state_dict())) == before
@@ -209,9 +210,33 @@ def test_a_model_moved_later_uses_integers_there(small: Path, monkeypatch: pytes
 
     monkeypatch.setattr(sites, "quantize_tokens", lambda *_: "integers")
     context = Context((torch.ones(1), torch.ones(1)), None, torch.arange(8)[None] % 2 == 0)
-    x = torch.randn(1, 8, 96)
-    assert quantizers[0](x.as_subclass(OnGpu), context) == "integers"
-    assert isinstance(quantizers[0](x, context), torch.Tensor)
+    x, site = torch.randn(1, 8, 96), next(site for site in quantizers if site.joined is None)
+    assert isinstance(site(x, context), torch.Tensor) and site.prologue is None
+    site._apply(lambda tensor: tensor.as_subclass(OnGpu))  # as a move does
+    assert site.prologue is not None and site(x.as_subclass(OnGpu), context) == "integers"
+
+
+@pytest.mark.parametrize("moved", ["block", "linears first"])
+def test_joined_weights_follow_a_move(moved: str, small: Path) -> None:
+    """The linears keep views of one memory; the empty one of the meta device tells that all of it has moved."""
+    loaded = load_model(small)
+    use_integers(loaded)
+    block = loaded.trunk().blocks[0]
+    sites = loaded.block_sites(block)
+    if moved == "linears first":
+        for linear in sites.linears.values():
+            linear.to("meta")
+    block.to("meta", torch.float64)
+    for name, site in sites.inputs.items():
+        assert isinstance(site, ActivationQuantizer) and site.prologue is not None
+        readers = list(sites.readers(name).values())
+        assert [linear.codes.device.type for linear in readers] == ["meta"] * len(readers)
+        if site.joined is not None:
+            assert site.joined.codes.device.type == site.joined.scale.device.type == "meta"
+            assert site.joined.scale.dtype == torch.float32
+            assert [linear.place for linear in readers] == list(range(len(readers)))
+            for linear in readers:
+                assert linear.codes._base is site.joined.codes and linear.scale._base is site.joined.scale
 
 
 def test_a_cast_leaves_scales_and_transforms_alone(small: Path) -> None:
@@ -346,8 +371,12 @@ def _transform(**parts: Any) -> Any:
 FIRST = "model.transformer.blocks.0.q_proj.codes"
 FAULTS: dict[str, tuple[Any, str]] = {
     "newer": (
-        lambda config, _: config["quantization_config"].update(version=2),
-        r"config.json: quantization_config.version: got 2, this version reads 1; a later starquant wrote it",
+        lambda config, _: config["quantization_config"].update(version=3),
+        r"config.json: quantization_config.version: got 3, this version reads 2; a later starquant wrote it",
+    ),
+    "older": (  # whose gates had the rows of the two states the other way round
+        lambda config, _: config["quantization_config"].update(version=1),
+        r"config.json: quantization_config.version: got 1, this version reads 2$",
     ),
     "other method": (
         lambda config, _: config["quantization_config"].update(quant_method="gptq"),
@@ -364,7 +393,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "version that is no number": (
         lambda config, _: config["quantization_config"].update(version=True),
-        r"quantization_config.version: got True, this version reads 1$",
+        r"quantization_config.version: got True, this version reads 2$",
     ),
     "bits that are no whole number": (
         _changed("packed_linear", bits=4.0),
@@ -384,8 +413,8 @@ FAULTS: dict[str, tuple[Any, str]] = {
         r"modules: .*: clip_ratio: got 0, allowed: above 0, at most 1",
     ),
     "gate wider than the site": (
-        _transform(gate={"kind": "state_gate", "width": 96, "masked": 90, "unmasked": 7}),
-        r"modules: .*: unmasked: got 7, allowed: 0 to 6",
+        _transform(gate={"kind": "state_gate", "width": 96, "d_m": 90, "d_u": 7}),
+        r"modules: .*: d_u: got 7, allowed: 0 to 6",
     ),
     "blocks across heads": (
         _changed("site", "out_input", transform={"kind": "block_affine", "shape": [1, 2, 48]}),

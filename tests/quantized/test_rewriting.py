@@ -18,7 +18,7 @@ from starquant.quantized import (
     HadamardTransform,
     QuantizedAttentionCore,
     rewriting,
-    scale_values,
+    set_static_value_scales,
     transform_queries_and_keys,
 )
 from starquant.quantized.install import install, quantize_block, round_to_nearest
@@ -240,7 +240,7 @@ def place(model: MaskedDiffusionModel, order: str) -> dict[int, tuple[nn.Module,
         scale_KE = torch.rand(attention.n_kv_heads, attention.head_dim) + 0.5
         steps = [
             lambda a=attention, t=transform: transform_queries_and_keys(a, t),
-            lambda a=attention, s=scale_KE: scale_values(a, s),
+            lambda a=attention, s=scale_KE: set_static_value_scales(a, s),
         ]
         for step in steps if order == "transform first" else steps[::-1]:
             step()

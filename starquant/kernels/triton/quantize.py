@@ -11,30 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import NOTHING, Affine, Before, TokenStates
-
-ROUND = tl.constexpr(1.5 * 2**23)
-
-
-@triton.jit
-def gated(x, channel, is_masked, shared, masked):
-    """Zero what a token's state does not use; channels are [shared | masked only | others only]."""
-    of_masked = (channel >= shared) & (channel < shared + masked)
-    of_others = channel >= shared + masked
-    return tl.where((is_masked & of_others) | ((is_masked == 0) & of_masked), 0.0, x)
-
-
-@triton.jit
-def scale_of(largest, strange, clip, per_code, tiny):
-    """Return a token's scale; `strange` counts what is no number, which maxima drop."""
-    return tl.where(strange > 0, float("nan"), tl.maximum(largest * per_code * clip, tiny))
-
-
-@triton.jit
-def codes_of(x, scale, qmax):
-    """Round to the nearest code, halves to even."""
-    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
-    return ((codes + ROUND) - ROUND).to(tl.int8)
+from starquant.kernels.tokens import NO_PROLOGUE, Affine, Prologue
+from starquant.kernels.triton.rows import codes_of, gated, grid_arguments, scale_of, state_arguments
+from starquant.kernels.triton.transform import transform_rows
 
 
 @triton.jit
@@ -71,7 +50,7 @@ def _quantize_rows(
     rows,
     width,
     shared,
-    masked,
+    d_m,
     qmax,
     per_code,
     tiny,
@@ -89,10 +68,11 @@ def _quantize_rows(
         x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP).to(tl.float32)
     else:
         x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
-    is_masked = tl.load(state_ptr + row, mask=here, other=0) != 0 if HAS_GATE or HAS_CLIP else here
-    if HAS_GATE:
-        x = gated(x, column, is_masked[:, None], shared, masked)
-    clip = tl.where(is_masked, tl.load(clip_ptr), tl.load(clip_ptr + 1)) if HAS_CLIP else 1.0
+    if HAS_GATE or HAS_CLIP:
+        state = tl.load(state_ptr + row, mask=here, other=0)
+        if HAS_GATE:
+            x = gated(x, column, state[:, None], shared, d_m)
+    clip = tl.load(clip_ptr + state) if HAS_CLIP else 1.0
     scale = scale_of(tl.max(tl.abs(x), 1), tl.sum((x != x).to(tl.int32), 1), clip, per_code, tiny)
     tl.store(codes_ptr + start + column, codes_of(x, scale[:, None], qmax), mask=mask)
     tl.store(scale_ptr + row, scale, mask=here)
@@ -119,28 +99,28 @@ def rows_a_program(rows: int, most: int) -> int:
     return per
 
 
-def quantize_rows(x_MK: Tensor, bits: int, clip_ratio: float = 1.0, before: Before = NOTHING) -> tuple[Tensor, Tensor]:
+def quantize_rows(
+    x_MK: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE
+) -> tuple[Tensor, Tensor]:
     """Return (int8 codes [M, K], float32 scale [M, 1]), as `reference.quantize_rows`.
 
     Args:
         x_MK: activations.
         bits: 2 to 8.
         clip_ratio: of the format.
-        before: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
+        prologue: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
     """
-    affine, states = before.affine, before.states
-    if before.kronecker is not None:
-        from starquant.kernels.triton.transform import transform_rows
-
+    affine, states = prologue.affine, prologue.states
+    if prologue.kronecker is not None:
         if affine is not None:
             x_MK = map_rows(x_MK, affine)
-        return transform_rows(x_MK, bits, clip_ratio, before.kronecker, states)
+        return transform_rows(x_MK, bits, clip_ratio, prologue.kronecker, states)
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
     per = 1 if affine is None else rows_a_program(rows, 4)
-    clip, state, gate, flags = of_states(states, width, scale)
+    clip, state, gate, flags = state_arguments(states, width, scale)
     _quantize_rows[(triton.cdiv(rows, per),)](
         x_MK,
         codes,
@@ -152,7 +132,7 @@ def quantize_rows(x_MK: Tensor, bits: int, clip_ratio: float = 1.0, before: Befo
         rows,
         width,
         *gate,
-        *grid_of(bits, clip_ratio),
+        *grid_arguments(bits, clip_ratio),
         GROUP=0 if affine is None else affine.shift_NG.shape[1],
         ROWS=per,
         BLOCK=triton.next_power_of_2(width),
@@ -160,21 +140,3 @@ def quantize_rows(x_MK: Tensor, bits: int, clip_ratio: float = 1.0, before: Befo
         **flags,
     )
     return codes, scale
-
-
-def of_states(
-    states: TokenStates | None, width: int, nothing: Tensor
-) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, bool]]:
-    """Return what kernels take of token states: clip ratios, states, (shared, masked) channels, what there is of it."""
-    if states is None:
-        return nothing, nothing, (width, 0), {"HAS_CLIP": False, "HAS_GATE": False}
-    clip = states.clip_S
-    flags = {"HAS_CLIP": clip is not None, "HAS_GATE": states.d_m + states.d_u > 0}
-    channels = width - states.d_m - states.d_u, states.d_m
-    return nothing if clip is None else clip.contiguous(), states.masked.contiguous(), channels, flags
-
-
-def grid_of(bits: int, clip_ratio: float) -> tuple[float, float, float]:
-    """Return what kernels take of the grid: its largest code, the scale of the largest magnitude, the least scale."""
-    qmax = (1 << (bits - 1)) - 1
-    return float(qmax), clip_ratio / qmax, torch.finfo(torch.float32).tiny

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tokens import Kronecker, TokenStates
-from starquant.kernels.triton.quantize import codes_of, gated, grid_of, of_states, scale_of
+from starquant.kernels.triton.rows import codes_of, gated, grid_arguments, scale_of, state_arguments
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _transform_rows(
     a,
     b,
     shared,
-    masked,
+    d_m,
     factor,
     qmax,
     per_code,
@@ -65,10 +65,11 @@ def _transform_rows(
         y = tl.dot(left, t, y, input_precision=PRECISION)
     y = (y * factor).to(x_ptr.dtype.element_ty).to(tl.float32)
     channel, inside = i[:, None] * b + c[None, :], (i < a)[:, None] & (c < b)[None, :]
-    is_masked = tl.load(state_ptr + row) != 0 if HAS_GATE or HAS_CLIP else row >= 0
-    if HAS_GATE:
-        y = gated(y, channel, is_masked, shared, masked)
-    clip = tl.where(is_masked, tl.load(clip_ptr), tl.load(clip_ptr + 1)) if HAS_CLIP else 1.0
+    if HAS_GATE or HAS_CLIP:
+        state = tl.load(state_ptr + row)
+        if HAS_GATE:
+            y = gated(y, channel, state, shared, d_m)
+    clip = tl.load(clip_ptr + state) if HAS_CLIP else 1.0
     scale = scale_of(tl.max(tl.abs(y)), tl.sum((y != y).to(tl.int32)), clip, per_code, tiny)
     tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes_of(y, scale, qmax), mask=inside)
     tl.store(scale_ptr + row, scale)
@@ -83,7 +84,7 @@ def transform_rows(
     codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
     a = len(kronecker.a_MM)
-    clip, state, gate, flags = of_states(states, width, scale)
+    clip, state, gate, flags = state_arguments(states, width, scale)
     _transform_rows[(rows,)](
         x_MK,
         kronecker.a_MM.contiguous(),
@@ -96,7 +97,7 @@ def transform_rows(
         width // a,
         *gate,
         kronecker.factor,
-        *grid_of(bits, clip_ratio),
+        *grid_arguments(bits, clip_ratio),
         HAS_B=kronecker.b_NN is not None,
         PRECISION="ieee" if x_MK.dtype == torch.float32 else "tf32",
         **flags,

@@ -23,7 +23,16 @@ from tqdm import tqdm
 
 from starquant.config.methods.star_quant import TransformOptions
 from starquant.errors import DataError
-from starquant.numerics import QuantFormat, apply_kronecker, cayley, fake_quantize, mse_clip, straight_through
+from starquant.numerics import (
+    QuantFormat,
+    TokenState,
+    apply_kronecker,
+    cayley,
+    fake_quantize,
+    gate_channels,
+    mse_clip,
+    straight_through,
+)
 
 CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 COARSE: Any = {"grid": 20, "max_shrink": 0.5}  # search of weight clips while P is learned and judged
@@ -35,7 +44,7 @@ class Group:
 
     Attributes:
         weights: of each linear, [O, D].
-        rows_SND: rows of masked and of other tokens, [N_s, D] each.
+        rows_SND: rows of each state, [N_s, D], in the order of `TokenState`.
         weight_format: grid of the weights.
         activation_format: grid of the rows.
         gate: (d_m, d_u).
@@ -69,22 +78,15 @@ class Transform:
 
 @dataclass(frozen=True)
 class Learned:
-    """A transform in float32 and the clip ratios [2] of masked and of other tokens."""
+    """A transform in float32 and the clip ratios [2] of each token state."""
 
     transform: Transform
     state_clip: Tensor | None
 
 
-def gated(x_ND: Tensor, state: int, gate: tuple[int, int]) -> Tensor:
-    """Return rows of one state (0 masked, 1 other) with the other state's channels at zero: [shared | d_m | d_u]."""
-    masked, unmasked = gate
-    shared = x_ND.shape[1] - masked - unmasked
-    keep_D = torch.ones(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
-    if state == 0:
-        keep_D[shared + masked :] = 0
-    else:
-        keep_D[shared : shared + masked] = 0
-    return x_ND * keep_D
+def gated(x_ND: Tensor, state: TokenState, gate: tuple[int, int]) -> Tensor:
+    """Return rows of one state with the channels that it does not use at zero (`numerics.gate_channels`)."""
+    return x_ND * gate_channels(x_ND.shape[1], *gate, x_ND.device)[state.axis].to(x_ND.dtype)
 
 
 class _Free:
@@ -189,8 +191,7 @@ class _Loss:
         self.state_N = torch.arange(2, device=self.rows_ND.device).repeat_interleave(
             torch.tensor(counts).to(self.rows_ND.device)
         )
-        ones = [torch.ones_like(rows[:1], dtype=torch.float32) for rows in group.rows_SND]
-        self.keep_SD = torch.cat([gated(one, state, group.gate) for state, one in enumerate(ones)])
+        self.keep_SD = gate_channels(self.rows_ND.shape[1], *group.gate, self.rows_ND.device)
         sizes = [part.square().sum().clamp_min(1e-12) for part in self.target_NO.split(counts)]
         self.share_N1 = (1 / torch.stack(sizes))[self.state_N][:, None]
 
@@ -220,10 +221,10 @@ def output_errors(group: Group, transform: Transform, state_clip: Tensor | None)
     clip = mse_clip(mapped_OD, group.weight_format, **COARSE) if searched else None
     mapped_OD = fake_quantize(mapped_OD, group.weight_format, clip=clip)
     errors = []
-    for state, rows_ND in enumerate(group.rows_SND):
+    for state, rows_ND in zip(TokenState, group.rows_SND, strict=True):
         target = rows_ND.float() @ weight_OD.T
         x_ND = gated(transform(rows_ND.float()), state, group.gate)
-        ratio = None if state_clip is None else state_clip[state].to(x_ND.device)
+        ratio = None if state_clip is None else state_clip[state.axis].to(x_ND.device)
         x_ND = fake_quantize(x_ND, group.activation_format, clip=ratio)
         errors.append(float((x_ND @ mapped_OD.T - target).square().sum() / target.square().sum().clamp_min(1e-30)))
     return errors[0], errors[1]

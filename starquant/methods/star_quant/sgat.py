@@ -1,8 +1,8 @@
 """SGAT, State-Guided Activation Transformation (STaR-Quant, arXiv 2606.04945): two activation spaces, one weight.
 
-Transformed channels are [shared | masked | unmasked], d = d_sh + d_m + d_u. Masked tokens have the last d_u at zero,
-all others the d_m in front of them; the weight side is one static matrix. Directions in which a state has (almost) no
-energy cost it nothing, and free a little of its range.
+Transformed channels are [shared | d_m | d_u], d = d_sh + d_m + d_u (`numerics.gate_channels`). Masked tokens have the
+last d_u at zero, all others the d_m in front of them; the weight side is one static matrix. Directions in which a state
+has (almost) no energy cost it nothing, and free a little of its range.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from starquant.models.roles import Site, SiteKey
 class Gate:
     """Channels of one state only at one site, and why these."""
 
-    masked: int
-    unmasked: int
+    d_m: int
+    d_u: int
     why: str
 
     @property
     def widths(self) -> tuple[int, int]:
         """Return (d_m, d_u)."""
-        return self.masked, self.unmasked
+        return self.d_m, self.d_u
 
     @property
     def acts(self) -> bool:
         """Whether anything is gated."""
-        return self.masked + self.unmasked > 0
+        return self.d_m + self.d_u > 0
 
 
 def gate_of(options: SGATOptions, site: SiteKey, block: int, width: int) -> Gate:
@@ -41,10 +41,8 @@ def gate_of(options: SGATOptions, site: SiteKey, block: int, width: int) -> Gate
         return Gate(0, 0, "off")
     if site is Site.QKV and block == 0 and not options.first_attention:
         return Gate(0, 0, "first attention input: all masked tokens share one vector")
-    masked, unmasked = (
-        round(getattr(shares, site.kind.value) * width) for shares in (options.masked, options.unmasked)
-    )
-    return Gate(masked, unmasked, "asked")
+    d_m, d_u = (round(getattr(shares, site.kind.value) * width) for shares in (options.masked, options.unmasked))
+    return Gate(d_m, d_u, "asked")
 
 
 def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.site_statistics import Collect, TokenState
+from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import walk
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.star_quant import STaRQuantOptions
@@ -18,7 +18,7 @@ from starquant.methods.star_quant.base_transform import learn_shared
 from starquant.methods.star_quant.sgat import closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
 from starquant.models.base import MaskedDiffusionModel
-from starquant.numerics import Rotation
+from starquant.numerics import Rotation, TokenState
 from starquant.quantized.rewriting import rounded_once
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from starquant.calibration.site_statistics import SiteStatistics, TokenState
+from starquant.calibration.site_statistics import SiteStatistics
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.star_quant import STaRQuantOptions, TACOptions
@@ -24,7 +24,7 @@ from starquant.methods.star_quant.base_transform import Group, Learned, Transfor
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.roles import BlockSites, Role, Site, SiteKey
-from starquant.numerics import hadamard_matrix, has_hadamard, kronecker_sizes
+from starquant.numerics import TokenState, hadamard_matrix, has_hadamard, kronecker_sizes
 from starquant.quantized import (
     BlockAffine,
     KroneckerTransform,
@@ -106,7 +106,7 @@ def fit_site(
         row |= {"structure": structure} | errors
     if gate.acts:
         tensors[f"{site.value}.gate"] = torch.tensor(gate.widths)
-    fitted.report.append(row | {"d_m": gate.masked, "d_u": gate.unmasked, "why": gate.why})
+    fitted.report.append(row | {"d_m": gate.d_m, "d_u": gate.d_u, "why": gate.why})
     return tensors
 
 
@@ -151,7 +151,7 @@ def groups_of(
 ) -> tuple[Group, Group]:
     """Return the group with rows to learn from, and with rows to be judged on."""
     weights = [linear.weight.data for linear in visit.sites.readers(site).values()]
-    rows = [statistics.rows(state).to(weights[0]) for state in (TokenState.MASKED, TokenState.UNMASKED)]
+    rows = [statistics.rows(state).to(weights[0]) for state in TokenState]
     common = (weight_format(bits.weights), activation_format(bits.activations), gate.widths, options.weights.mse_clip)
     trained, judged = (Group(weights, (rows[0][i::2], rows[1][i::2]), *common) for i in (0, 1))
     return trained, judged
@@ -207,7 +207,7 @@ def _fit(
         except (torch.linalg.LinAlgError, DataError):  # not solvable, not finite
             raise DataError(f"{where}: {_DIVERGED}") from None
     if structure == "dense" and transform.fit == "closed_form":
-        moments = [statistics.second_moment(state).mean.cpu() for state in (TokenState.MASKED, TokenState.UNMASKED)]
+        moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
     if transform.state_clip and group.activation_format.quantizes:

@@ -15,7 +15,7 @@ from starquant.config.methods.star_quant import TACOptions
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
-from starquant.numerics import PairMoments, moment_matching, ridge_least_squares
+from starquant.numerics import PairMoments, TokenState, moment_matching, ridge_least_squares
 from starquant.quantized.state_transforms import bin_of_context
 
 MATRIX, SHIFT = "tac.matrix", "tac.shift"
@@ -75,7 +75,7 @@ def fit_tac(visit: BlockVisit, quantized: nn.Module, options: TACOptions) -> dic
 
 
 class _Cells:
-    """Moments by condition: all tokens, by state, or by bin and state (bin k, state s at 2 k + s; masked first)."""
+    """Moments by condition: all tokens, by state, or by bin and state (bin k, state s at 2 k + s)."""
 
     def __init__(self, options: TACOptions, bins: int) -> None:
         count = 1 if options.condition == "all" else 2 * bins
@@ -87,8 +87,8 @@ class _Cells:
             return
         bin_B = bin_of_context(pair.context, self.bins)
         for index, moments in enumerate(self.parts):
-            state_BL = pair.context.masked_BL if index % 2 == 0 else ~pair.context.masked_BL
-            here_BL = pair.visible_BL & state_BL & (bin_B == index // 2)[:, None]
+            bin_k, state = divmod(index, len(TokenState))
+            here_BL = pair.visible_BL & (pair.context.state_BL == state) & (bin_B == bin_k)[:, None]
             if bool(here_BL.any()):
                 moments.update(pair.exact_BLD[here_BL], pair.quantized_BLD[here_BL])
 
