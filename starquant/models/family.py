@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from starquant.config.samplers import SamplerSpec
 from starquant.diffusion.noise import Noise
 from starquant.diffusion.samplers import Sampler
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.tokenizer import load_fast
+
+if TYPE_CHECKING:  # models are used where what describes a run is not installed
+    from starquant.config.samplers import SamplerSpec
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.context import Context
 from starquant.models.roles import Site
 from starquant.numerics import TokenState
 from tests.support.models import ARCHITECTURES, fresh
@@ -22,6 +23,11 @@ from tests.support.states import partly_masked
 
 BINS = 4
 CELLS = [(state, k) for state in (None, *TokenState) for k in (None, *range(BINS))]
+
+
+def of_states(masked_BL: Tensor) -> Context:
+    """The context of a pass in which these tokens are masked."""
+    return Context((masked_BL, masked_BL), None, masked_BL)
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def test_a_token_state_that_is_missing_is_told(model: MaskedDiffusionModel) -> N
 def test_an_empty_bin_is_told() -> None:
     found = SiteStatistics("here", Collect(second_moment="bin"), bins=4)
     batch = StateBatch(torch.zeros(1, 3).long(), torch.ones(1, 3).bool(), torch.tensor([0.5]))
-    found.update(torch.randn(1, 3, 2), batch, torch.tensor([[True, False, False]]))
+    found.update(torch.randn(1, 3, 2), batch, of_states(torch.tensor([[True, False, False]])))
     assert found.moments(TokenState.MASKED, 1).count == 1
     for ask in (found.moments, found.second_moment):
         with pytest.raises(DataError, match=r"here: .* no masked token at mask ratios of 0\.75 to 1; choose other"):
@@ -208,7 +214,7 @@ def test_padding_may_hold_anything() -> None:
     x_BLD[0, 2], x_BLD[0, 3], x_BLD[1, 0] = torch.nan, torch.inf, 1e30
     batch = StateBatch(torch.zeros(2, 4).long(), visible_BL, torch.tensor([0.5, 2 / 3], dtype=torch.float64))
     found = SiteStatistics("here", Collect(second_moment="state", rows=9), bins=2)
-    found.update(x_BLD, batch, masked_BL)
+    found.update(x_BLD, batch, of_states(masked_BL))
     rows_ND = torch.stack([x_BLD[0, 0], x_BLD[0, 1], x_BLD[1, 1], x_BLD[1, 2], x_BLD[1, 3]]).double()
     close(found.moments().mean, rows_ND.mean(0))
     close(found.second_moment().mean, rows_ND.T @ rows_ND / 5)
@@ -221,7 +227,7 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
     x_BLD = torch.zeros(1, 2, 3)
     x_BLD[0, 1, 2] = value
     with pytest.raises(DataError, match="here: activations are not finite"):
-        SiteStatistics("here", Collect(), bins=1).update(x_BLD, batch, torch.zeros(1, 2).bool())
+        SiteStatistics("here", Collect(), bins=1).update(x_BLD, batch, of_states(torch.zeros(1, 2).bool()))
 
 
 def test_nothing_finer_than_what_was_collected() -> None:
@@ -229,7 +235,7 @@ def test_nothing_finer_than_what_was_collected() -> None:
 
     def seen(plan: Collect) -> SiteStatistics:
         found = SiteStatistics("here", plan, bins=2)
-        found.update(torch.randn(1, 2, 3), batch, torch.tensor([[True, False]]))
+        found.update(torch.randn(1, 2, 3), batch, of_states(torch.tensor([[True, False]])))
         return found
 
     for kept, state, k in (
@@ -261,7 +267,7 @@ def test_sampled_rows_depend_neither_on_batches_nor_on_bins(bins: int) -> None:
         for begin in range(0, 12, size):
             rows = slice(begin, begin + size)
             batch = StateBatch(masked_BL[rows].long(), visible_BL[rows], ratio_B[rows])
-            statistics.update(x_BLD[rows], batch, masked_BL[rows])
+            statistics.update(x_BLD[rows], batch, of_states(masked_BL[rows]))
         return statistics.rows()
 
     for size in (1, 5, 12):

@@ -144,7 +144,7 @@ def quantized_on_exact_inputs(model: MaskedDiffusionModel, bits: BitsSpec, state
         for batch in states.batches:
             visible = None if bool(batch.visible_BL.all()) else batch.visible_BL
             hidden = model(batch.ids_BL, visible, output_hidden_states=True).hidden_states[1]
-            block(hidden, model.context(batch.ids_BL, visible, None, states.mask_id))
+            block(hidden, model.context(batch.ids_BL, visible))
     return found
 
 

@@ -14,6 +14,7 @@ from starquant.models.layers import Rotary
 from starquant.numerics import PerToken, QuantFormat, fake_quantize
 from starquant.quantized import ActivationQuantizer, BlockAffine, SiteTransform, StateGate
 from starquant.quantized.state_transforms import bin_of_context
+from tests.support.models import llada_gqa
 
 MASK = 9
 
@@ -46,9 +47,11 @@ def test_a_row_of_padding_has_a_share_of_zero_not_nan() -> None:
 
 
 def test_a_mask_of_ones_is_no_mask() -> None:
-    ids = [[1, MASK, MASK, MASK]]
-    assert context_of(ids, [[1, 1, 1, 1]]).mask is None
-    assert context_of(ids, [[1, 1, 1, 1]]).mask_ratio_B.tolist() == context_of(ids).mask_ratio_B.tolist() == [0.75]
+    model = llada_gqa()
+    ids_BL = torch.tensor([[1, *[model.mask_token_id] * 3]])
+    whole = model.context(ids_BL, torch.ones_like(ids_BL))
+    assert whole.mask is None
+    assert whole.mask_ratio_B.tolist() == model.context(ids_BL).mask_ratio_B.tolist() == [0.75]
 
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 4, 5, 7, 10, 13, 16])
