@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
-from starquant.sweeps.cells import LAUNCHER_EXTRAS
+from starquant.sweeps.overrides import LAUNCHER_EXTRAS
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 OPTIONS = {group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from starquant.sweeps.cells import LAUNCHER_EXTRAS
+from starquant.sweeps.overrides import LAUNCHER_EXTRAS
 from tests.conftest import REPOSITORY
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

@@ -16,8 +16,8 @@ from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot, QuaRotOptions
 from starquant.methods.solvers import WeightSolverOptions
-from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.methods.star_quant import tac
+from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.methods.star_quant.sgat import SGATOptions
 from starquant.methods.star_quant.tac import TACOptions
 

@@ -14,8 +14,8 @@ from starquant.config.bits import BitsSpec
 from starquant.errors import DataError
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
-from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.star_quant import tac
+from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
 
 if TYPE_CHECKING:
