@@ -53,7 +53,7 @@ class CellSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives; the task function gets a `Cell` in place of a configuration."""
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self._context, self._task, self._config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:
         """Validate every cell that `arguments` stand for, then launch them; raises ConfigError."""
@@ -66,7 +66,7 @@ class CellSweeper(Sweeper):
             ConfigError: an unknown option or key, a value that is not allowed, a sweep of no cells, cells that cannot
                 be run together.
         """
-        loader, config = self.hydra_context.config_loader, self.config
+        loader, config = self._context.config_loader, self._config
         groups = Groups(loader, config.hydra.overrides.hydra)
         overrides = [*self._swept_by_experiment(arguments), *parse_overrides(arguments, loader)]
         for override in overrides:
@@ -98,7 +98,7 @@ class CellSweeper(Sweeper):
 
     def _swept_by_experiment(self, arguments: Sequence[str]) -> list[Override]:
         """Return `params` without what the command line says in another spelling (`++key=`)."""
-        loader = self.hydra_context.config_loader
+        loader = self._context.config_loader
         own = {o.key_or_group: o.get_key_element() for o in parse_overrides(arguments, loader)}
         words = [f"{key}={option}" for key, option in self.params.items() if own.get(key, key) == key]
         return parse_overrides(words, loader)
@@ -107,7 +107,7 @@ class CellSweeper(Sweeper):
         """Hand the cells to Hydra's launcher; returns what it returns, raises what a job could not keep to itself."""
         self._name_folder(plan)
         launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.hydra_context, task_function=Jobs(plan.cells, self.task_function), config=plan.config
+            hydra_context=self._context, task_function=Jobs(plan.cells, self._task), config=plan.config
         )
         size = self.max_batch_size or len(plan.cells)
         returned = []
@@ -117,7 +117,7 @@ class CellSweeper(Sweeper):
         return returned
 
     def _name_folder(self, plan: Plan) -> None:
-        """Name the launcher's folder by the cells, unless the command line names it; the sweep's words are kept there."""
+        """Name the launcher's folder by the cells, unless the command line names it, and keep the words there."""
         settings = plan.config.hydra
         if not any(word.startswith("hydra.sweep.dir=") for word in settings.overrides.hydra):
             name = QuotedString(str(plan.results / "sweeps" / plan.name), Quote.single)
@@ -125,14 +125,15 @@ class CellSweeper(Sweeper):
             settings.overrides.hydra.append(f"hydra.sweep.dir={name.with_quotes()}")  # jobs compose from these
         folder = Path(settings.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        OmegaConf.save(self._config, folder / "multirun.yaml")
 
 
 @contextmanager
 def opened() -> Iterator[HydraContext]:
     """Initialize Hydra on conf/."""
     with hydra.initialize_config_dir(str(CONF), job_name="run", version_base="1.3"):
-        yield HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callback())
+        loader = GlobalHydra.instance().config_loader()
+        yield HydraContext(loader, Callback())  # type: ignore[arg-type]  # the declared class is private to Hydra
 
 
 def sweeper_of(
