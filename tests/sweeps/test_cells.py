@@ -14,7 +14,7 @@ from starquant.sweeps import overrides as judging
 from starquant.sweeps.cells import Cell, Plan
 from starquant.sweeps.command_line import plan_of
 from starquant.sweeps.overrides import LAUNCHER_EXTRAS
-from tests.config.test_run import CONF, OPTIONS, spec
+from tests.support.specs import CONF, OPTIONS, spec
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from starquant.sweeps.command_line import plan_of
 from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.status import main
 from starquant.sweeps.sweeper import CellSweeper
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 BITS = ("w3a3", "w4a4", "w4a8", "w8a8")
 

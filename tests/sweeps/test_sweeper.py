@@ -21,8 +21,8 @@ from starquant.sweeps.cells import Cell
 from starquant.sweeps.command_line import main, parse_command_line, plan_of, validate_command_line
 from starquant.sweeps.overrides import CONF, expand, parse_overrides
 from starquant.sweeps.sweeper import CellSweeper, Jobs, opened
-from tests.config.test_run import spec
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
+from tests.support.specs import spec
 
 
 @pytest.fixture
