@@ -156,5 +156,6 @@ def sweeper_of(
     with open_dict(config.hydra):
         config.hydra.overrides.task = [o.input_line for o in overrides if not o.is_hydra_override()]
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
-    assert isinstance(sweeper, CellSweeper)
+    if not isinstance(sweeper, CellSweeper):
+        raise ConfigError(f"hydra/sweeper: got '{config.hydra.runtime.choices['hydra/sweeper']}', allowed: starquant")
     return sweeper

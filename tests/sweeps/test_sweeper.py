@@ -193,6 +193,7 @@ def test_a_batch_at_a_time(tmp_path: Path, ran: list[Cell]) -> None:
         (["--cfg", "jobs"], r"argument --cfg/-c: invalid choice: 'jobs'"),
         (["--cfg", "job", "-m"], r"--cfg: got -m too"),
         (["-m", "method=rtn", "hydra.verbose=true,false"], r"hydra.verbose: got several values"),
+        (["-m", "method=rtn", "hydra/sweeper=basic"], r"hydra/sweeper: got 'basic', allowed: starquant"),
         (["hydra.callbacks.mine._target_=a.B"], r"hydra.callbacks.mine._target_: callbacks of Hydra are not called"),
     ],
 )
