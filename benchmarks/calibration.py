@@ -19,7 +19,7 @@ from measure import machine
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
-from starquant.config.run import METHODS
+from starquant.config.methods import METHODS
 from starquant.methods.base import Method
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
@@ -68,12 +68,12 @@ def time_methods() -> None:
     print("4 layers, d = 256, 8 x 128 tokens, W4A4: seconds (median of 3), peak memory of fit")
     states = random_states(2048, 8, 128)
     for name in METHODS:
-        options = METHODS.load(name).Options(name=name)
+        options = METHODS.options(name)(name=name)
         times = []
         for _ in range(4):
             model = model_of(256, 4, 768)
             began = time.perf_counter()
-            method = METHODS.load(name)(options)
+            method = METHODS.build(options)
             fitted = method.fit(model, BITS, states if options.needs_calibration else None)
             middle = time.perf_counter()
             method.apply(model, fitted, BITS)
@@ -143,7 +143,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.peak:
         folder, name = args.peak
-        peak_of(folder, METHODS.load(name)(METHODS.load(name).Options(name=name)))
+        peak_of(folder, METHODS.build(METHODS.options(name)(name=name)))
         return
     print(machine())
     time_methods()

@@ -44,8 +44,8 @@ from starquant.diffusion import (
     generate_many,
 )
 from starquant.diffusion.masking import seeded_generator
-from starquant.diffusion.noise import NOISES
 from starquant.diffusion.samplers import DenoisingState
+from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
@@ -95,7 +95,7 @@ def enumerated(request: ScoreRequest) -> bool:
 
 def plain_score(predict: MaskPredictor, request: ScoreRequest) -> float:
     """One request: all its draws, 32 copies a pass."""
-    noise = NOISES[predict.model.likelihood_noise]
+    noise = family_of(predict.model).noise
     generator = seeded_generator(0, "likelihood", request.prompt, request.target)
     patterns = noise.draw(len(request.target), MC_NUM, generator)
     start, total = len(request.prompt), 0.0
@@ -209,7 +209,7 @@ class Bench:
         self.family, self.given = family, given
         model = model_of(family, given.shape, given.device)
         self.predict, self.full = MaskPredictor(model), FullLogits(model)
-        self.noise = NOISES[model.likelihood_noise]
+        self.noise = family_of(model).noise
         self.suffix = (int(model.config.eos_token_id),) if self.noise.append_eos else ()
 
     def size(self) -> BatchSize:

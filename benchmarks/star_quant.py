@@ -20,8 +20,8 @@ import torch
 from calibration import BITS, model_of, peak_of, random_states
 from measure import alternate, machine
 
-from starquant.config.run import METHODS
-from starquant.methods.star_quant.base_transform import TransformOptions
+from starquant.config.methods import METHODS
+from starquant.config.methods.star_quant import STaRQuantOptions, TransformOptions
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import kronecker_sizes
@@ -110,8 +110,7 @@ def overhead(repeats: int) -> None:
 
 def _fitted(options: dict[str, object]) -> MaskedDiffusionModel:
     quick = {"transform": {"steps": 2, "rows": 32}}
-    method = METHODS.load("star_quant")
-    run = method(method.Options.model_validate_json(json.dumps({"name": "star_quant"} | quick | options)))
+    run = METHODS.build(STaRQuantOptions.model_validate_json(json.dumps({"name": "star_quant"} | quick | options)))
     model = load_model(weights_folder(0))
     states = _within_vocabulary(model)
     run.apply(model, run.fit(model, BITS, states), BITS)
@@ -162,8 +161,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.peak:
         folder, options = args.peak[0], json.loads(args.peak[1])
-        method = METHODS.load(options["name"])
-        peak_of(folder, method(method.Options.model_validate_json(args.peak[1])))
+        peak_of(folder, METHODS.build(METHODS.options(options["name"]).model_validate_json(args.peak[1])))
         return
     for shape in SHAPES:
         count(shape)

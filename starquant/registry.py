@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Generic, TypeVar, cast
 
 from starquant.errors import ConfigError, nearest
 
+Component = TypeVar("Component")
 
-class Registry(Mapping[str, str]):
+
+class Registry(Mapping[str, str], Generic[Component]):
     """Names of one kind of component and where each lives.
 
     Args:
@@ -20,7 +22,11 @@ class Registry(Mapping[str, str]):
     def __init__(self, path: str, targets: dict[str, str]) -> None:
         self._path, self._targets = path, dict(targets)
 
-    def load(self, name: str) -> Any:
+    def add(self, name: str, target: str) -> None:
+        """Take in a component of another package; an earlier one of the name gives way."""
+        self._targets[name] = target
+
+    def load(self, name: str) -> Component:
         """Import and return the component.
 
         Raises:
@@ -29,7 +35,7 @@ class Registry(Mapping[str, str]):
         if name not in self._targets:
             raise ConfigError(f"{self._path}: got '{name}', allowed: {', '.join(self)}.{nearest(name, self)}")
         module, _, attribute = self._targets[name].partition(":")
-        return getattr(import_module(module), attribute)
+        return cast(Component, getattr(import_module(module), attribute))
 
     def __getitem__(self, name: str) -> str:
         return self._targets[name]

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
 from starquant.calibration.segments import prompts_of
 from starquant.config.calibration import CalibrationSpec
-from starquant.diffusion import DreamSampler, LLaDASampler, MaskPredictor
+from starquant.diffusion import MaskPredictor, Sampler
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.sampling import log_probability
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
@@ -38,7 +38,7 @@ def make_states(
     segments: Sequence[Segment],
     spec: CalibrationSpec,
     model: MaskedDiffusionModel,
-    sampler: LLaDASampler | DreamSampler,
+    sampler: Sampler,
     *,
     batch_size: int = 16,
     report: Mapping[str, Any] | None = None,
@@ -104,7 +104,7 @@ def _from_trajectories(
     segments: Sequence[Segment],
     spec: CalibrationSpec,
     model: MaskedDiffusionModel,
-    sampler: LLaDASampler | DreamSampler,
+    sampler: Sampler,
     batch_size: int,
     progress: bool,
 ) -> list[_State]:

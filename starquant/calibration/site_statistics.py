@@ -17,6 +17,7 @@ from torch import Tensor
 
 from starquant.calibration.batches import StateBatch, bin_of
 from starquant.errors import DataError
+from starquant.models.context import Context
 from starquant.numerics import ChannelMoments, RowSample, SecondMoment
 
 Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment, RowSample)
@@ -67,34 +68,47 @@ class SiteStatistics:
         self._second: dict[Cell, SecondMoment] = {}
         self._rows: dict[TokenState, RowSample] = {}
 
-    def update(self, x_BLD: Tensor, batch: StateBatch, masked_BL: Tensor) -> None:
-        """Add one batch.
+    def update(self, x_BLD: Tensor, batch: StateBatch, context: Context) -> None:
+        """Add what the site gives in one pass.
+
+        Args:
+            x_BLD: of all tokens of the batch, or of those that an expert is given, [1, N, D].
+            batch: that is run.
+            context: that the site was called with.
 
         Raises:
             DataError: values that are not finite at a visible token.
         """
-        visible_BL = batch.visible_BL.to(x_BLD.device)
+        visible_BL = context.of_tokens(batch.visible_BL.to(x_BLD.device))
         if not bool(torch.isfinite(x_BLD[visible_BL]).all()):
             raise DataError(f"{self.where}: activations are not finite (NaN or inf) on the calibration states")
-        bin_B = bin_of(batch.ratio_B, self.bins).to(x_BLD.device)
-        weight_BL = batch.weight_BL.to(x_BLD.device) if self.collect.weighted and batch.weight_BL is not None else None
+        bin_B1 = bin_of(batch.ratio_B, self.bins)[:, None].to(x_BLD.device)
+        bin_BL = context.of_tokens(bin_B1.expand(batch.ids_BL.shape))
+        weight_BL = None
+        if self.collect.weighted and batch.weight_BL is not None:
+            weight_BL = context.of_tokens(batch.weight_BL.to(x_BLD.device))
         kept = self.collect.second_moment
         if kept == "pooled":
             self._add_second(POOLED, x_BLD, visible_BL, weight_BL)
         for state in TokenState:
-            here_BL = visible_BL & (masked_BL if state is TokenState.MASKED else ~masked_BL)
+            here_BL = visible_BL & (context.masked_BL if state is TokenState.MASKED else ~context.masked_BL)
             if not bool(here_BL.any()):
                 continue
             if kept == "state":
                 self._add_second((state, 0), x_BLD, here_BL, weight_BL)
             if self.collect.rows:  # over all bins at once: the sample depends on the order in which rows come
                 self._rows.setdefault(state, RowSample(self.collect.rows, self.seed)).update(x_BLD[here_BL])
-            for k in bin_B.unique().tolist() if self.collect.moments or kept == "bin" else ():
-                chosen_BL = here_BL & (bin_B == k)[:, None]
+            for k in bin_BL.unique().tolist() if self.collect.moments or kept == "bin" else ():
+                chosen_BL = here_BL & (bin_BL == k)
                 if self.collect.moments and bool(chosen_BL.any()):
                     self._moments.setdefault((state, k), ChannelMoments()).update(x_BLD[chosen_BL])
                 if kept == "bin":
                     self._add_second((state, k), x_BLD, chosen_BL, weight_BL)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no token has come by."""
+        return not (self._moments or self._second or self._rows)
 
     def _add_second(self, cell: Cell, x_BLD: Tensor, chosen_BL: Tensor, weight_BL: Tensor | None) -> None:
         if bool(chosen_BL.any()):

@@ -23,18 +23,18 @@ from starquant.quantized.attention import operand_format, probabilities, quantiz
 
 ALPHAS = tuple(1.0 - 0.02 * step for step in range(11))  # our choice: steps of 0.02
 
-See = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], None]
+See = Callable[[Tensor, Tensor, Tensor, "Tensor | None", Tensor], None]
 
 
 class _Witness(AttentionCore):
-    """The attention as it was, shown to `see` on its way."""
+    """The attention as it was, shown to `see` on its way, with the tokens that are no padding."""
 
-    def __init__(self, core: AttentionCore, see: See) -> None:
+    def __init__(self, core: AttentionCore, see: See, visible_BL: Tensor) -> None:
         super().__init__()
-        self.core, self.see = core, see
+        self.core, self.see, self.visible_BL = core, see, visible_BL
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
-        self.see(q_BHLE, k_BKLE, v_BKLE, mask)
+        self.see(q_BHLE, k_BKLE, v_BKLE, mask, self.visible_BL.to(q_BHLE.device))
         return self.core(q_BHLE, k_BKLE, v_BKLE, mask)
 
 
@@ -50,7 +50,7 @@ def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:
     """
     fmt = operand_format("v", bits["v"])
     absmax: list[Tensor] = []
-    _watch(visit, lambda q, k, v, mask: absmax.append(_visible(v, mask).abs().amax((0, 2))))
+    _watch(visit, lambda q, k, v, mask, visible: absmax.append(_visible(v, visible).abs().amax((0, 2))))
     absmax_KE = torch.stack(absmax).amax(0).float()
     if not bool(torch.isfinite(absmax_KE).all()):
         raise DataError(f"{visit.name} attention V: values are not finite (NaN or inf) on the calibration states")
@@ -59,11 +59,11 @@ def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:
 
     transform = getattr(visit.sites.attention.core, "qk_transform", None)
 
-    def measure(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    def measure(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, visible_BL: Tensor) -> None:
         if transform is not None:
             q, k = transform(q), transform(k)
         q, k = fake_quantize(q, operand_format("q", bits["q"])), fake_quantize(k, operand_format("k", bits["k"]))
-        p_BHLL = _visible(fake_quantize(probabilities(q, k, mask), operand_format("p", bits["p"])), mask)
+        p_BHLL = _visible(fake_quantize(probabilities(q, k, mask), operand_format("p", bits["p"])), visible_BL)
         groups = p_BHLL.shape[1] // v.shape[1]
         p_BKLL = p_BHLL.unflatten(1, (v.shape[1], groups)).flatten(2, 3)  # rows of all query heads that share V
         for a, alpha in enumerate(ALPHAS):
@@ -78,15 +78,15 @@ def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:
 def _watch(visit: BlockVisit, see: See) -> None:
     attention = visit.sites.attention
 
-    def hooks(_: StateBatch, __: Tensor) -> ExitStack:
-        stack, before = ExitStack(), attention.core
-        attention.core = _Witness(before, see)
-        stack.callback(setattr, attention, "core", before)
+    def hooks(batch: StateBatch) -> ExitStack:
+        stack, core = ExitStack(), attention.core
+        attention.core = _Witness(core, see, batch.visible_BL)
+        stack.callback(setattr, attention, "core", core)
         return stack
 
     visit.observe(hooks)
 
 
-def _visible(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return [B, heads, L, .] with zeros at padding, [B, 1, 1, L] being True where a token may be seen."""
-    return x if mask is None else x.masked_fill(~mask.transpose(-1, -2), 0.0)
+def _visible(x: Tensor, visible_BL: Tensor) -> Tensor:
+    """Return [B, heads, L, .] with zeros at padding."""
+    return x.masked_fill(~visible_BL[:, None, :, None], 0.0)

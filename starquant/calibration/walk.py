@@ -21,8 +21,8 @@ from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import resident_block
-from starquant.models.layers import Context
-from starquant.models.roles import BlockSites, LinearInfo, Site
+from starquant.models.context import Context
+from starquant.models.roles import BlockSites, LinearInfo, SiteKey
 
 
 @dataclass
@@ -31,7 +31,6 @@ class _Item:
 
     batch: StateBatch
     context: Context
-    masked_BL: Tensor
     hidden_BLD: Tensor
     exact_BLD: Tensor | None = None
 
@@ -79,7 +78,7 @@ class BlockVisit:
         """
         self.exact = copy.deepcopy(self.block)
 
-    def side_by_side(self, other: nn.Module, site: Site, receive: Callable[[Pair], None]) -> None:
+    def side_by_side(self, other: nn.Module, site: SiteKey, receive: Callable[[Pair], None]) -> None:
         """Run the exact block on exact hidden states beside `other` on those that this walk feeds.
 
         Args:
@@ -121,25 +120,24 @@ class BlockVisit:
         """Qualified name of the block."""
         return self.model.block_name(self.index)
 
-    def observe(self, hooks: Callable[[StateBatch, Tensor], ExitStack] | None = None) -> None:
+    def observe(self, hooks: Callable[[StateBatch], ExitStack] | None = None) -> None:
         """Run the block over all states.
 
         Args:
-            hooks: called before each batch with it and its masked positions [B, L]; the hooks it has registered
-                are removed after the batch.
+            hooks: called before each batch with it; the hooks it has registered are removed after the batch.
         """
         outputs = []
         label = f"calibrate block {self.index}"
         for item in tqdm(self._items, desc=label, unit="batch", disable=not self._progress, leave=False):
-            with hooks(item.batch, item.masked_BL) if hooks is not None else ExitStack():
+            with hooks(item.batch) if hooks is not None else ExitStack():
                 out = self.block(item.hidden_BLD, item.context)
             if not self.feeds_quantized and self._outputs is None:
                 outputs.append(out)
         if outputs:
             self._outputs = outputs
 
-    def collect(self, collect: Collect, sites: Iterable[Site] = tuple(Site)) -> dict[Site, SiteStatistics]:
-        """Run the block over all states and return statistics of what its sites give to their linears.
+    def collect(self, collect: Collect, sites: Iterable[SiteKey] | None = None) -> dict[SiteKey, SiteStatistics]:
+        """Run the block over all states and return statistics of what its sites (None: all) give to their linears.
 
         Raises:
             DataError: activations that are not finite; no states.
@@ -147,14 +145,14 @@ class BlockVisit:
         modules = self.sites.inputs
         found = {
             site: SiteStatistics(f"{self.name} {site.value}", collect, self.states.bins, seed=self.index)
-            for site in sites
+            for site in (modules if sites is None else sites)
         }
 
-        def hooks(batch: StateBatch, masked_BL: Tensor) -> ExitStack:
+        def hooks(batch: StateBatch) -> ExitStack:
             stack = ExitStack()
             for site, statistics in found.items():
                 handle = modules[site].register_forward_hook(
-                    lambda _, __, out, s=statistics: s.update(out, batch, masked_BL)
+                    lambda _, inputs, out, s=statistics: s.update(out, batch, inputs[1])
                 )
                 stack.callback(handle.remove)
             return stack
@@ -196,7 +194,7 @@ def walk(
     """
     if not states.batches:
         raise DataError("calibration: got no states, allowed: at least one segment (calibration.source.segments)")
-    items = [_start(model, batch, embed, states.mask_id) for batch in states.batches]
+    items = [_start(model, batch, embed) for batch in states.batches]
     for index in range(len(model.trunk().blocks)):
         visit = BlockVisit(model, index, items, states, progress)
         yield visit
@@ -205,12 +203,9 @@ def walk(
         del visit.block  # the caller still holds the visit while the next block is copied
 
 
-def _start(
-    model: MaskedDiffusionModel, batch: StateBatch, embed: Callable[[Tensor], Tensor] | None, mask_id: int
-) -> _Item:
+def _start(model: MaskedDiffusionModel, batch: StateBatch, embed: Callable[[Tensor], Tensor] | None) -> _Item:
     ids_BL, trunk = batch.ids_BL.to(model.device), model.trunk()
     padded = not bool(batch.visible_BL.all())
     visible = batch.visible_BL.to(model.device) if padded else None
     hidden_BLD = nn.functional.embedding(ids_BL, trunk.embedding.weight)
-    context = Context.build(trunk.rotary, ids_BL, visible, None, mask_id)
-    return _Item(batch, context, ids_BL == mask_id, hidden_BLD if embed is None else embed(hidden_BLD))
+    return _Item(batch, model.context(ids_BL, visible), hidden_BLD if embed is None else embed(hidden_BLD))

@@ -10,13 +10,19 @@ from pydantic import BaseModel
 from starquant.errors import nearest
 
 
-def explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
-    """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'."""
-    location = [part for part in problem["loc"] if part not in ("llada", "dream")]
+def explain(root: type[BaseModel], problem: Mapping[str, Any], parts: Mapping[str, type[BaseModel]]) -> str:
+    """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'.
+
+    Args:
+        root: class of the whole.
+        problem: one of `ValidationError.errors()`.
+        parts: classes of those fields of `root` whose class the configuration itself chooses.
+    """
+    location = problem["loc"]
     path = ".".join(map(str, location))
     kind, message, got = problem["type"], problem["msg"], problem.get("input")
     if kind == "extra_forbidden":
-        names = _fields_at(root, location[:-1])
+        names = _fields_at(root, location[:-1], parts)
         hint = f"; allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}" if names else ""
         return f"{path}: unknown key{hint}"
     if kind == "missing":
@@ -36,11 +42,11 @@ def explain(root: type[BaseModel], problem: Mapping[str, Any]) -> str:
     return f"{path}: got {got!r}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
 
 
-def _fields_at(root: type[BaseModel], location: list[Any]) -> list[str]:
+def _fields_at(root: type[BaseModel], location: list[Any], parts: Mapping[str, type[BaseModel]]) -> list[str]:
     here: Any = root
-    for part in location:
+    for depth, part in enumerate(location):
         fields = getattr(here, "model_fields", {})
         if part not in fields:
             return []
-        here = fields[part].annotation
+        here = parts[part] if depth == 0 and part in parts else fields[part].annotation
     return list(getattr(here, "model_fields", {}))

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from starquant.config.fields import Spec
 from starquant.config.protocol import TaskProtocol
-from starquant.config.samplers import SamplerSpec
+from starquant.config.samplers import AnySampler
 
 
 class ModelSpec(Spec):
@@ -26,7 +26,7 @@ class ModelSpec(Spec):
     seed: Annotated[int, Field(ge=0)] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     protocol: dict[str, TaskProtocol]
-    trajectory: SamplerSpec
+    trajectory: AnySampler
     fingerprint: str | None = None
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from starquant.config.fields import Count, Scale, Spec
-from starquant.config.samplers import SamplerSpec
+from starquant.config.samplers import AnySampler
 
 
 class TaskProtocol(Spec):
@@ -16,7 +16,7 @@ class TaskProtocol(Spec):
     num_fewshot: Annotated[int, Field(ge=0)] = 0
     mc_num: Count | None = None
     cfg_scale: Scale = 0.0
-    sampler: SamplerSpec | None = None
+    sampler: AnySampler | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> TaskProtocol:

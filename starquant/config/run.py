@@ -18,52 +18,19 @@ from starquant.config.calibration import CalibrationSpec, FidelitySpec
 from starquant.config.digest import digest_of, without_inert
 from starquant.config.fields import INERT, Count, Seed, Spec
 from starquant.config.messages import explain
+from starquant.config.methods import METHODS
+from starquant.config.methods.base import MethodOptions
+from starquant.config.methods.none import FullPrecisionOptions
 from starquant.config.model import ModelSpec
 from starquant.config.protocol import TaskProtocol
 from starquant.config.speed import SpeedSpec
 from starquant.config.tasks import TasksSpec
 from starquant.errors import ConfigError, nearest
-from starquant.registry import Registry
 
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
 EVALUATION_VERSION = 1
 
-METHODS = Registry(
-    "method",
-    {
-        "none": "starquant.methods.none:FullPrecision",
-        "rtn": "starquant.methods.rtn:RTN",
-        "smoothquant": "starquant.methods.smoothquant:SmoothQuant",
-        "awq": "starquant.methods.awq:AWQ",
-        "gptq": "starquant.methods.gptq:GPTQ",
-        "quarot": "starquant.methods.quarot:QuaRot",
-        "quarot_rtn": "starquant.methods.quarot:QuaRotRTN",
-        "dllmquant_plus": "starquant.methods.dllmquant_plus:DLLMQuantPlus",
-        "dllmquant_plus_plus": "starquant.methods.dllmquant_plus_plus:DLLMQuantPlusPlus",
-        "star_quant": "starquant.methods.star_quant.method:STaRQuant",
-        "star_quant_no_tac": "starquant.methods.star_quant.presets:STaRQuantNoTAC",
-        "star_quant_no_sgat": "starquant.methods.star_quant.presets:STaRQuantNoSGAT",
-        "star_quant_closed_form": "starquant.methods.star_quant.presets:STaRQuantClosedForm",
-        "star_quant_plus": "starquant.methods.star_quant.presets:STaRQuantPlus",
-    },
-)
-
 NO_CALIBRATION = CalibrationSpec(name="none")
-
-
-class MethodOptions(Spec):
-    """Base of a method's own options; each method file extends it."""
-
-    name: str
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether `fit` reads calibration states under these options."""
-        return False
-
-    def calibration(self, asked: CalibrationSpec) -> CalibrationSpec:
-        """Return what the method calibrates on; a method that prescribes its states says so here."""
-        return asked
 
 
 class TrackerSpec(Spec):
@@ -139,16 +106,26 @@ class RunSpec(Spec):
     stage: Literal["calibrate", "evaluate", "all", "inspect"] = Field(default="all", json_schema_extra=INERT)
     experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=INERT)
 
-    BASELINE_METHOD: ClassVar[str] = "none"
+    BASELINE: ClassVar[MethodOptions] = FullPrecisionOptions(name="none")
 
     @field_validator("method", mode="wrap")
     @classmethod
     def _method_options(cls, value: Any, handler: Any) -> MethodOptions:
         if isinstance(value, MethodOptions):
             return value
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError("method needs a name")
-        return METHODS.load(value["name"]).Options.model_validate_json(json.dumps(dict(value)))  # type: ignore[no-any-return]
+        if not isinstance(value, Mapping):
+            raise ValueError(f"method: got {value!r}, allowed: the options of a method")
+        algorithm = value.get("algorithm")
+        if not isinstance(algorithm, str):
+            got = "missing" if algorithm is None else f"got {algorithm!r}"
+            raise ValueError(f"method.algorithm: {got}; allowed: {', '.join(METHODS)}")
+        options = METHODS.options(algorithm).model_validate_json(json.dumps(dict(value)))
+        if options.name != algorithm and options.name in METHODS:
+            raise ValueError(
+                f"method.name: got '{options.name}' for algorithm '{algorithm}', but another algorithm has that name; "
+                "allowed: a name of its own"
+            )
+        return options
 
     @model_validator(mode="after")
     def _consistent(self) -> RunSpec:
@@ -164,8 +141,7 @@ class RunSpec(Spec):
         self.speed.check(self.protocols)
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
-        rounds_only = not METHODS.load(self.method.name).card.transforms
-        if not self.tasks.names and (self.is_baseline or (self.bits.full_precision and rounds_only)):
+        if not self.tasks.names and self._is_full_precision:
             raise ValueError("tasks.names: got [], but fidelity compares a quantized model with full precision")
         if self.method.needs_calibration and self.calibration.source is None:
             raise ValueError(
@@ -181,12 +157,16 @@ class RunSpec(Spec):
     @property
     def is_baseline(self) -> bool:
         """Whether the run is full precision."""
-        return self.method.name == self.BASELINE_METHOD
+        return self.method.algorithm == self.BASELINE.algorithm
+
+    @property
+    def _is_full_precision(self) -> bool:
+        """Whether nothing is changed: the baseline, or 16 bits under a method that changes the rounding only."""
+        return self.is_baseline or (self.bits.full_precision and not self.method.transforms)
 
     def canonical(self) -> RunSpec:
         """Return the same run in its one spelling: full precision is method `none` at 16 bits, whichever way asked."""
-        rounds_only = not METHODS.load(self.method.name).card.transforms
-        if self.is_baseline or (self.bits.full_precision and rounds_only):
+        if self._is_full_precision:
             return self.baseline()
         calibration = NO_CALIBRATION
         if self.method.needs_calibration:
@@ -195,10 +175,9 @@ class RunSpec(Spec):
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""
-        method = METHODS.load(self.BASELINE_METHOD).Options(name=self.BASELINE_METHOD)
         nothing = {"calibration": NO_CALIBRATION, "fidelity": FidelitySpec(name="none")}
         speed = self.speed.applied(self.protocols)
-        return self.model_copy(update={"bits": FULL_PRECISION, "method": method, "speed": speed, **nothing})
+        return self.model_copy(update={"bits": FULL_PRECISION, "method": self.BASELINE, "speed": speed, **nothing})
 
     def identity(self) -> dict[str, Any]:
         """Return what the digest is taken of: every field that can change a score."""
@@ -246,6 +225,14 @@ class RunSpec(Spec):
         try:
             return cls.model_validate_json(json.dumps(config))
         except ValidationError as error:
-            raise ConfigError("\n".join(explain(cls, problem) for problem in error.errors())) from None
+            parts = {"method": _options_class(config)}
+            raise ConfigError("\n".join(explain(cls, problem, parts) for problem in error.errors())) from None
         except TypeError as error:
             raise ConfigError(f"configuration is not plain data: {error}") from None
+
+
+def _options_class(config: Mapping[str, Any]) -> type[MethodOptions]:
+    """Return the class of the method's options, as far as the configuration says which method it is."""
+    method = config.get("method")
+    algorithm = method.get("algorithm") if isinstance(method, Mapping) else None
+    return METHODS.options(algorithm) if isinstance(algorithm, str) and algorithm in METHODS else MethodOptions

@@ -1,18 +1,38 @@
-"""Settings of the samplers, by the name that a protocol gives them (`diffusion.samplers` runs them)."""
+"""Settings of the samplers, by the name that a protocol gives them; `diffusion.samplers` runs them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from starquant.config.fields import Count, Ratio, Scale, Spec
+from starquant.errors import nearest
+from starquant.registry import Registry
 
 
-class LLaDASamplerSpec(Spec):
+class SamplerSpec(Spec):
+    """Base of the settings of a sampler."""
+
+    name: str
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer."""
+        raise NotImplementedError
+
+    @property
+    def commits_by_chance(self) -> str | None:
+        """The setting by which chance decides which tokens are committed, None for none."""
+        return None
+
+
+class LLaDASamplerSpec(SamplerSpec):
     """Settings of `diffusion.LLaDASampler`."""
 
-    name: Literal["llada"]
+    name: Literal["llada"]  # type: ignore[assignment]
     steps: Count
     gen_length: Count
     block_length: Count
@@ -27,6 +47,11 @@ class LLaDASamplerSpec(Spec):
         """Tokens of an answer."""
         return self.gen_length
 
+    @property
+    def commits_by_chance(self) -> str | None:
+        """Random remasking."""
+        return "remasking" if self.remasking == "random" else None
+
     @model_validator(mode="after")
     def _divides(self) -> LLaDASamplerSpec:
         if self.gen_length % self.block_length:
@@ -37,10 +62,10 @@ class LLaDASamplerSpec(Spec):
         return self
 
 
-class DreamSamplerSpec(Spec):
+class DreamSamplerSpec(SamplerSpec):
     """Settings of `diffusion.DreamSampler`."""
 
-    name: Literal["dream"]
+    name: Literal["dream"]  # type: ignore[assignment]
     steps: Count
     max_new_tokens: Count
     alg: Literal["entropy", "maskgit_plus", "origin", "topk_margin"] = "entropy"
@@ -55,5 +80,32 @@ class DreamSamplerSpec(Spec):
         """Tokens of an answer."""
         return self.max_new_tokens
 
+    @property
+    def commits_by_chance(self) -> str | None:
+        """Positions drawn evenly, or by a temperature."""
+        return "alg" if self.alg == "origin" else "alg_temp" if self.alg_temp else None
 
-SamplerSpec = Annotated[LLaDASamplerSpec | DreamSamplerSpec, Field(discriminator="name")]
+
+SAMPLERS: Registry[type[SamplerSpec]] = Registry(
+    "sampler.name",
+    {
+        "llada": "starquant.config.samplers:LLaDASamplerSpec",
+        "dream": "starquant.config.samplers:DreamSamplerSpec",
+    },
+)
+
+
+def _by_name(settings: Any) -> SamplerSpec:
+    """Judge settings by the sampler that they name."""
+    if isinstance(settings, SamplerSpec):
+        return settings
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
+        raise ValueError(f"name: missing; allowed: {', '.join(SAMPLERS)}")
+    name = settings["name"]
+    if name not in SAMPLERS:
+        raise ValueError(f"name: got '{name}', allowed: {', '.join(SAMPLERS)}.{nearest(name, SAMPLERS)}")
+    return SAMPLERS.load(name).model_validate_json(json.dumps(dict(settings)))
+
+
+#: Settings of any sampler, judged by their name.
+AnySampler = Annotated[SerializeAsAny[SamplerSpec], BeforeValidator(_by_name)]

@@ -71,13 +71,13 @@ class SpeedSpec(Spec):
                     f"speed.block_length: got {self.block_length}, must divide the {sampler.answer_length} tokens of "
                     f"{name}'s answers"
                 )
-            for key in ("remasking", "alg", "alg_temp"):
-                value = getattr(sampler, key, None)
-                if value in ("random", "origin") or (key == "alg_temp" and value):
-                    raise ValueError(
-                        f"speed.kv_cache, speed.confidence_threshold: model.protocol.{name}.sampler.{key} is "
-                        f"{value!r}, which commits tokens by chance; allowed: an exact evaluation, or another sampler"
-                    )
+            key = sampler.commits_by_chance
+            if key is not None:
+                raise ValueError(
+                    f"speed.kv_cache, speed.confidence_threshold: model.protocol.{name}.sampler.{key} is "
+                    f"{getattr(sampler, key)!r}, which commits tokens by chance; allowed: an exact evaluation, or "
+                    "another sampler"
+                )
 
     def applied(self, protocols: Mapping[str, TaskProtocol]) -> SpeedSpec:
         """Return what of it changes something for these tasks."""

@@ -12,7 +12,7 @@ from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
 from starquant.diffusion.masking import forward_mask
 from starquant.diffusion.noise import DreamNoise, LLaDANoise, MaskPatterns
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DreamSampler, LLaDASampler
+from starquant.diffusion.samplers import DreamSampler, LLaDASampler, Sampler
 
 __all__ = [
     "BatchSize",
@@ -23,6 +23,7 @@ __all__ = [
     "LikelihoodEstimator",
     "MaskPatterns",
     "MaskPredictor",
+    "Sampler",
     "ScoreRequest",
     "Shortcuts",
     "forward_mask",

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from starquant.diffusion.batch_size import BatchSize, draws_kept, in_batches
-from starquant.diffusion.continuous_batching import Request, Sampler, Settled, as_batch
+from starquant.diffusion.continuous_batching import Request, Settled, as_batch
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
+from starquant.diffusion.samplers import DenoisingState, Sampler
 from starquant.diffusion.sampling import top_ranked
 from starquant.errors import ConfigError
 
@@ -96,19 +96,15 @@ def generate_approximately(
 def _judged(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
     """Return the sampler whose confidences are probabilities, the block length, and denoising steps a block."""
     whole = sampler.answer_length
-    own = sampler.block_length if isinstance(sampler, LLaDASampler) else whole
-    length = own if shortcuts.block_length is None else shortcuts.block_length
+    length = sampler.own_block_length if shortcuts.block_length is None else shortcuts.block_length
     if whole % length:
         raise ConfigError(f"speed.block_length: got {length}, must divide the answer's {whole} tokens")
-    by_chance = isinstance(sampler, LLaDASampler) and sampler.remasking == "random"
-    if isinstance(sampler, DreamSampler):
-        by_chance = sampler.alg == "origin" or bool(sampler.alg_temp)
-        if shortcuts.confidence_threshold is not None:
-            sampler = replace(sampler, alg="maskgit_plus")
-    if by_chance:
+    if sampler.commits_by_chance:
         raise ConfigError("speed: kv_cache and confidence_threshold do not go with a sampler that commits by chance")
     if shortcuts.kv_cache not in ("none", "prefix", "dual"):
         raise ConfigError(f"speed.kv_cache: got '{shortcuts.kv_cache}', allowed: none, prefix, dual")
+    if shortcuts.confidence_threshold is not None:
+        sampler = sampler.by_probability()
     return sampler, length, max(1, sampler.steps * length // whole)
 
 

@@ -18,11 +18,10 @@ from torch import Tensor
 from starquant.diffusion.batch_size import BatchSize, draws_kept, out_of_memory
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler
+from starquant.diffusion.samplers import DenoisingState, Sampler
 
 #: Called with a request's index and the committed tokens in front of its first masked one.
 Settled = Callable[[int, list[int]], bool]
-Sampler = LLaDASampler | DreamSampler
 
 
 @dataclass

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DenoisingState, DreamSampler, LLaDASampler, OnStep
+from starquant.diffusion.samplers import DenoisingState, OnStep, Sampler
 
 
 @torch.inference_mode()
 def generate(
     model: nn.Module | MaskPredictor,
     prompt_ids: Tensor,
-    sampler: LLaDASampler | DreamSampler,
+    sampler: Sampler,
     *,
     attention_mask: Tensor | None = None,
     seed: int = 0,
@@ -27,7 +27,7 @@ def generate(
     """Return ids [B, prompt + answer].
 
     Args:
-        model: a LLaDA or Dream model; the mask id comes from its config.
+        model: of any family; the mask id comes from its config.
         prompt_ids: [B, P]; prompts of unequal length are padded on the left.
         sampler: how to denoise.
         attention_mask: [B, P], zero on padding; None without padding.

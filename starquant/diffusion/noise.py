@@ -92,9 +92,6 @@ class DreamNoise:
         return MaskPatterns(masked_RT, 1.0 / p_R / mc_num)
 
 
-NOISES: dict[str, Noise] = {"llada": LLaDANoise(), "dream": DreamNoise()}
-
-
 def mask_patterns(
     noise: Noise, length: int, mc_num: int, generator: torch.Generator, most: int | None = None
 ) -> MaskPatterns:

@@ -8,32 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from starquant.config.samplers import SamplerSpec
 from starquant.diffusion.generation import generate
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DreamSampler, LLaDASampler
-from starquant.errors import ConfigError
-
-_SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {"llada": LLaDASampler, "dream": DreamSampler}
-
-
-def sampler_for(
-    model: nn.Module, settings: SamplerSpec, where: str = "model.trajectory"
-) -> LLaDASampler | DreamSampler:
-    """Return the sampler of validated settings.
-
-    Args:
-        model: that it will run on.
-        settings: from the configuration.
-        where: their dotted path, for the error.
-
-    Raises:
-        ConfigError: a sampler of the other family.
-    """
-    family = model.likelihood_noise
-    if settings.name != family:
-        raise ConfigError(f"{where}: sampler '{settings.name}' does not fit a model of the family '{family}'")
-    return _SAMPLERS[settings.name](**settings.model_dump(exclude={"name"}))
+from starquant.diffusion.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -61,7 +38,7 @@ class Trajectory:
 def record_trajectory(
     model: nn.Module | MaskPredictor,
     prompt_ids: Tensor,
-    sampler: LLaDASampler | DreamSampler,
+    sampler: Sampler,
     *,
     attention_mask: Tensor | None = None,
     seed: int = 0,

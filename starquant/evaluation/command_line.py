@@ -7,11 +7,13 @@ Settings that `run.py` takes from the model's protocol are given as model argume
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from lm_eval.api.registry import register_model
 
 from starquant.config.protocol import TaskProtocol
-from starquant.config.samplers import DreamSamplerSpec, LLaDASamplerSpec
+from starquant.diffusion import Sampler
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer
 from starquant.testbed.shipped import weights_folder
@@ -55,15 +57,13 @@ class StarquantLM(DiffusionLM):
         size = "auto" if str(batch_size).startswith("auto") else batch_size  # lm-eval's own way: auto:N
         super().__init__(model, load_tokenizer(folder), batch_size=size, seed=seed)
         self._likelihood = TaskProtocol(mc_num=int(mc_num), cfg_scale=float(cfg_scale))
-        steps, block_length = steps or gen_length, block_length or gen_length
-        common = {"steps": steps, "temperature": float(temperature)}
-        if model.likelihood_noise == "dream":
-            settings = {"name": "dream", "max_new_tokens": gen_length, "alg": alg, **common}
-            sampler: LLaDASamplerSpec | DreamSamplerSpec = DreamSamplerSpec.model_validate(settings)
-        else:
-            settings = {"gen_length": gen_length, "block_length": block_length, "cfg_scale": float(cfg_scale), **common}
-            sampler = LLaDASamplerSpec.model_validate({"name": "llada", **settings})
-        self._generation = TaskProtocol(sampler=sampler)
+        sampler = self.family.sampler.of_length(gen_length, steps, block_length, float(temperature))
+        own = {"cfg_scale": float(cfg_scale), "alg": alg}  # each is of some samplers only
+        names = {field.name for field in dataclasses.fields(sampler)}  # type: ignore[arg-type]
+        self._generation = dataclasses.replace(sampler, **{k: v for k, v in own.items() if k in names})  # type: ignore[type-var]
 
     def _protocol(self, needs: str) -> TaskProtocol:
-        return self._likelihood if needs == "mc_num" else self._generation
+        return self._likelihood
+
+    def _sampler(self) -> Sampler:
+        return self._generation

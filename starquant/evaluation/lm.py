@@ -17,10 +17,9 @@ from starquant.config.protocol import TaskProtocol
 from starquant.config.speed import SpeedSpec
 from starquant.diffusion import (
     BatchSize,
-    DreamSampler,
     LikelihoodEstimator,
-    LLaDASampler,
     MaskPredictor,
+    Sampler,
     ScoreRequest,
     Shortcuts,
     generate_approximately,
@@ -28,10 +27,9 @@ from starquant.diffusion import (
 )
 from starquant.diffusion.continuous_batching import Settled
 from starquant.diffusion.generation import end_of_text
-from starquant.diffusion.noise import NOISES
-from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.responses import ResponseLog
+from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.session.processes import ALONE, Processes
 
@@ -82,6 +80,7 @@ class DiffusionLM(LM):
         super().__init__()
         self.together, self._rank, self._world_size = together, together.rank, together.world
         self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self.family = family_of(model)
         self.batch_size, self.seed, self.progress = BatchSize.of(batch_size, model), seed, progress
         self.responses, self.speed = ResponseLog(None), speed
         self.task = ""
@@ -120,7 +119,7 @@ class DiffusionLM(LM):
         assert protocol.mc_num is not None
         pairs: list[tuple[str, str]] = [(str(r.args[0]), str(r.args[1])) for r in requests]
         keys = [self.responses.key("loglikelihood", list(pair)) for pair in pairs]
-        noise = NOISES[self.model.likelihood_noise]
+        noise = self.family.noise
         few = self.speed.mc_num is not None and self.speed.mc_num < protocol.mc_num
         draws = self.speed.mc_num // 2 if few and self.speed.mc_num else protocol.mc_num
         most = self.speed.mc_num if few else None
@@ -201,7 +200,7 @@ class DiffusionLM(LM):
         return [str(self.responses[key]) for key in keys]
 
     def _answers(
-        self, prompts: Sequence[Sequence[int]], sampler: LLaDASampler | DreamSampler, settled: Settled
+        self, prompts: Sequence[Sequence[int]], sampler: Sampler, settled: Settled
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield (index of the prompt, answer tokens), by the shortcuts asked for."""
         how: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "settled": settled}
@@ -216,10 +215,10 @@ class DiffusionLM(LM):
             raise ConfigError(f"model.protocol: a {kind} task needs {needs}")
         return self.protocol
 
-    def _sampler(self) -> LLaDASampler | DreamSampler:
+    def _sampler(self) -> Sampler:
         settings = self._protocol("sampler").sampler
         assert settings is not None
-        return sampler_for(self.model, settings, "model.protocol")
+        return self.family.make_sampler(settings, "model.protocol")
 
     def _unanswered(self, keys: Sequence[str]) -> list[int]:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
@@ -235,7 +234,7 @@ class DiffusionLM(LM):
         """Return the token ids of each text, all in one call, each distinct text once."""
         distinct = list(dict.fromkeys(texts))
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        bos = self.tokenizer.bos_token_id if self.model.prepend_bos else None
+        bos = self.family.bos_token_id(self.tokenizer)
         found = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
         return [found[text] for text in texts]
 

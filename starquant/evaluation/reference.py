@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, MaskPredictor, generate
+from starquant.diffusion import BatchSize, MaskPredictor, Sampler, generate
 from starquant.diffusion.batch_size import in_batches
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import Cache
@@ -24,7 +24,6 @@ from starquant.evaluation.trajectory_metrics import measured_positions
 from starquant.models.base import MaskedDiffusionModel
 
 R = TypeVar("R")
-Sampler = LLaDASampler | DreamSampler
 
 
 @dataclass(frozen=True)

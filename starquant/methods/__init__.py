@@ -1,4 +1,5 @@
-"""Quantization methods: one file each, one line in `spec.METHODS`, one YAML in `conf/method/`.
+"""Quantization methods: one file, or one folder, each.
 
-Method files import nothing heavy at module level: their options are validated before torch is imported.
+To add a method: its options in `config/methods/`, its code here, one line in `config.methods.METHODS`, one YAML in
+`conf/method/`. A variant of a method is one YAML that names its parent in `defaults` (docs/adding-a-method.md).
 """

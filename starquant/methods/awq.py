@@ -10,76 +10,50 @@ then every linear's input is rounded per token at `bits.activations`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from starquant.calibration.site_statistics import Collect, SiteStatistics
+from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
-from starquant.config.fields import Count
-from starquant.methods.base import Card
-from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
+from starquant.config.methods.awq import AWQOptions
+from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
+from starquant.models.roles import BlockSites, Role, SiteKey
+from starquant.numerics import fake_quantize, output_clip
+from starquant.quantized.install import weight_format
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.calibration.site_statistics import SiteStatistics
-    from starquant.calibration.walk import BlockVisit
-    from starquant.models.roles import BlockSites, Site
+AWQT = TypeVar("AWQT", bound=AWQOptions)
 
 
-class AWQOptions(BlockwiseOptions):
-    """What is searched.
-
-    Attributes:
-        scale: search scales.
-        clip: search clip ratios of rounded weights; `weights.mse_clip` then concerns only queries and keys.
-        grid: alphas tried, from 0 (no scaling) in steps of 1 / grid.
-    """
-
-    name: Literal["awq"]
-    scale: bool = True
-    clip: bool = True
-    grid: Count = 20
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Activation magnitudes and second moments are measured."""
-        return True
-
-
-class AWQ(BlockwiseMethod[AWQOptions]):
+class AWQ(BlockwiseMethod[AWQT]):
     """Scale, clip, round."""
-
-    card = Card(reference="arXiv 2306.00978", transforms=True)
-    Options = AWQOptions
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return a scale [D] for every site and a clip ratio for every row of the clipped linears."""
-        from starquant.calibration.site_statistics import Collect
-        from starquant.models.roles import Site
-
         if bits.weights.bits == 16:
             return {}
         plan = Collect(second_moment="pooled", weighted=self.weighted)
         statistics = visit.collect(plan)
-        found: Tensors = {}
-        for site in Site:
+        tensors: Tensors = {}
+        for site in visit.sites.inputs:
             if self.options.scale:
-                found[scale_names(site)] = self._search_scale(visit, site, statistics[site], bits, fitted)
+                tensors[scale_names(site)] = self._search_scale(visit, site, statistics[site], bits, fitted)
             if self.options.clip and self.options.weights.name == "rtn":
-                found |= self._search_clips(visit, site, statistics[site], found.get(scale_names(site)), bits)
-        return found
+                tensors |= self._search_clips(visit, site, statistics[site], tensors.get(scale_names(site)), bits)
+        return tensors
 
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
         """Divide the producers, multiply the linears."""
         apply_scales(sites, tensors)
 
     def _search_scale(
-        self, visit: BlockVisit, site: Site, statistics: SiteStatistics, bits: BitsSpec, fitted: Fitted
+        self, visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, bits: BitsSpec, fitted: Fitted
     ) -> Tensor:
         """Return the best scale of a site; alpha = 0, no scaling, is among the candidates."""
-        import torch
-
         magnitude_D = statistics.moments().mean_abs
         dead_D = magnitude_D == 0
         if bool(dead_D.any()):
@@ -100,31 +74,24 @@ class AWQ(BlockwiseMethod[AWQOptions]):
         return best
 
     def _search_clips(
-        self, visit: BlockVisit, site: Site, statistics: SiteStatistics, scale_D: Tensor | None, bits: BitsSpec
+        self, visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, scale_D: Tensor | None, bits: BitsSpec
     ) -> Tensors:
-        from starquant.models.roles import Role
-        from starquant.numerics import output_clip
-        from starquant.quantized.install import weight_format
-
         hessian_DD = statistics.second_moment().mean
-        found: Tensors = {}
+        tensors: Tensors = {}
         for role, linear in visit.sites.readers(site).items():
-            if role in (Role.Q, Role.K):
+            if role.kind in (Role.Q, Role.K):
                 continue
             weight = linear.weight.data
             hessian = hessian_DD
             if scale_D is not None:
                 weight = (weight.double() * scale_D.to(weight.device)).to(weight)
                 hessian = hessian_DD / (scale_D[:, None] * scale_D)
-            found[f"{role.value}.clip"] = output_clip(weight, hessian, weight_format(bits.weights))
-        return found
+            tensors[f"{role.value}.clip"] = output_clip(weight, hessian, weight_format(bits.weights))
+        return tensors
 
 
 def _output_error(weight_OD: Tensor, scale_D: Tensor, hessian_DD: Tensor, bits: BitsSpec) -> float:
     """Return E||x (Q(W s) / s - W)^T||^2 = tr(dW H dW^T)."""
-    from starquant.numerics import fake_quantize
-    from starquant.quantized.install import weight_format
-
     scale = scale_D.to(weight_OD.device)
     scaled = (weight_OD.double() * scale).to(weight_OD)
     delta = fake_quantize(scaled, weight_format(bits.weights)).double() / scale - weight_OD.double()

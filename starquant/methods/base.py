@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import BitsSpec
-from starquant.config.run import MethodOptions
+from starquant.config.methods.base import MethodOptions
 from starquant.methods.fitted import Fitted
-
-if TYPE_CHECKING:
-    from starquant.calibration.batches import CalibrationStates
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.store.manifest import ManifestEntry
+from starquant.models.base import MaskedDiffusionModel
+from starquant.store.manifest import ManifestEntry
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a method declares about itself.
-
-    Attributes:
-        reference: the paper it follows.
-        transforms: whether it changes anything but the rounding, so that 16 bits is a run of its own.
-    """
-
-    reference: str
-    transforms: bool
 
 
 class Method(ABC, Generic[OptionsT]):
@@ -36,9 +20,6 @@ class Method(ABC, Generic[OptionsT]):
 
     Whether it needs calibration states depends on the options: `MethodOptions.needs_calibration`.
     """
-
-    card: ClassVar[Card]
-    Options: ClassVar[type[MethodOptions]]
 
     @property
     def drops(self) -> bool:
@@ -48,7 +29,7 @@ class Method(ABC, Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         self.options = options
 
-    def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+    def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge what the shapes alone tell, before anything is computed.
 
         Args:

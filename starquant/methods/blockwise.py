@@ -7,40 +7,25 @@ on the model in `apply`, so that both see the same weights.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from torch import Tensor
+
+from starquant.calibration.batches import CalibrationStates
+from starquant.calibration.walk import BlockVisit, walk
 from starquant.config.bits import BitsSpec, weights_only
-from starquant.config.run import MethodOptions
+from starquant.config.methods.base import BlockwiseOptions
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
-from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
+from starquant.methods.solvers import solve_block, stored_weights
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.roles import BlockSites
+from starquant.quantized.install import check_fit, install, quantize_block
+from starquant.quantized.rewriting import rounded_once
+from starquant.store.manifest import ManifestEntry
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.calibration.batches import CalibrationStates
-    from starquant.calibration.walk import BlockVisit
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.models.roles import BlockSites
-    from starquant.store.manifest import ManifestEntry
-
-Tensors = dict[str, "Tensor"]
-
-
-class BlockwiseOptions(MethodOptions):
-    """Options that every such method has.
-
-    Attributes:
-        weights: how weights are put on their grid.
-    """
-
-    weights: WeightSolverOptions = WeightSolverOptions()
-
-    @property
-    def needs_calibration(self) -> bool:
-        """GPTQ reads second moments."""
-        return self.weights.name == "gptq"
+Tensors = dict[str, Tensor]
 
 
 BlockwiseT = TypeVar("BlockwiseT", bound=BlockwiseOptions)
@@ -101,10 +86,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """Whether second moments use the states' token weights."""
         return False
 
-    def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+    def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge group sizes and the head's bits."""
-        from starquant.quantized.install import check_fit
-
         check_fit(model, self.effective(bits))
 
     def fit(
@@ -117,7 +100,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
     ) -> Fitted:
         """Walk the blocks and keep what is learned of each."""
         fitted, bits = into if into is not None else Fitted(), self.effective(bits)
-        self.check(model, bits)
+        self.validate(model, bits)
         if self.options.needs_calibration and states is None:
             raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
         ends = fitted.get(ENDS) if ENDS in fitted else self.ends(model, bits, fitted, states, progress)
@@ -136,10 +119,6 @@ class BlockwiseMethod(Method[BlockwiseT]):
         fitted: Fitted,
         progress: bool,
     ) -> None:
-        from starquant.calibration.walk import walk
-        from starquant.quantized.install import quantize_block
-        from starquant.quantized.rewriting import rounded_once
-
         fed = bits if states.inputs == "quantized" else weights_only(bits)
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
             with rounded_once(visit.block):
@@ -158,8 +137,6 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 quantize_block(model, visit.block, visit.index, fed, solve)
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
-        from starquant.quantized.rewriting import rounded_once
-
         tensors = self.learn(visit, bits, fitted)
         with rounded_once(visit.block):
             self.rewrite(visit.sites, tensors)
@@ -181,9 +158,6 @@ class BlockwiseMethod(Method[BlockwiseT]):
             ConfigError: a method has been applied to the model already.
             RecordError: nothing was fitted for a block, or no codes for a linear that was to be solved.
         """
-        from starquant.quantized.install import install
-        from starquant.quantized.rewriting import rounded_once
-
         if model.quantized:
             raise ConfigError("apply: a method has been applied to this model already; load it again")
         bits = self.effective(bits)

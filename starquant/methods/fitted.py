@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from starquant.errors import RecordError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 ENDS = "ends"
 NOTES, UNFINISHED = "fitted.json", "unfinished.json"
@@ -32,7 +33,7 @@ class Fitted:
     Attributes:
         folder: where parts are kept; None keeps them in memory.
         notes: fallbacks that were taken (a channel left alone, a damping raised), as plain data for the record.
-        report: what was found at each site (choices, errors), one row each, for the record as well.
+        report: what each site got (choices, errors), one row each, for the record as well.
     """
 
     folder: Path | None = None
@@ -65,9 +66,9 @@ class Fitted:
 
     def note(self, what: str, where: str, **details: Any) -> None:
         """Keep a fallback for the record, once: a fit that goes on may come by it again."""
-        found = {"what": what, "where": where, **details}
-        if found not in self.notes:
-            self.notes.append(found)
+        note = {"what": what, "where": where, **details}
+        if note not in self.notes:
+            self.notes.append(note)
 
     def parts(self) -> list[str]:
         """Return the parts that hold something."""
@@ -113,9 +114,6 @@ class Fitted:
 
 
 def _write(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     unfinished = folder / f".{part}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,9 +124,6 @@ def _write(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

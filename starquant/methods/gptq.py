@@ -6,31 +6,9 @@ token as under RTN. As a weight solver GPTQ is open to every method that transfo
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import field_validator
-
-from starquant.methods.base import Card
-from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions
-from starquant.methods.solvers import WeightSolverOptions
-
-
-class GPTQOptions(BlockwiseOptions):
-    """Nothing of its own: `weights` holds the solver's settings."""
-
-    name: Literal["gptq"]
-    weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)
-
-    @field_validator("weights")
-    @classmethod
-    def _solves(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
-        if weights.name != "gptq":
-            raise ValueError(f"name: got '{weights.name}', allowed: gptq (method=rtn is the other)")
-        return weights
+from starquant.config.methods.gptq import GPTQOptions
+from starquant.methods.blockwise import BlockwiseMethod
 
 
 class GPTQ(BlockwiseMethod[GPTQOptions]):
     """GPTQ on the untransformed model."""
-
-    card = Card(reference="arXiv 2210.17323", transforms=False)
-    Options = GPTQOptions

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
+from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import FULL_PRECISION, BitsSpec
-from starquant.config.run import MethodOptions
-from starquant.methods.base import Card, Method
+from starquant.config.methods.none import FullPrecisionOptions
+from starquant.methods.base import Method
 from starquant.methods.fitted import Fitted
-
-if TYPE_CHECKING:
-    from starquant.calibration.batches import CalibrationStates
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.store.manifest import ManifestEntry
-
-
-class FullPrecisionOptions(MethodOptions):
-    """No options."""
-
-    name: Literal["none"]
+from starquant.models.base import MaskedDiffusionModel
+from starquant.packed.manifest import packed_manifest
+from starquant.quantized.install import install
+from starquant.store.manifest import ManifestEntry
 
 
 class FullPrecision(Method[FullPrecisionOptions]):
     """Leave the model as it is; the manifest says so for every part."""
-
-    card = Card(reference="-", transforms=False)
-    Options = FullPrecisionOptions
 
     def fit(
         self,
@@ -47,7 +36,4 @@ class FullPrecision(Method[FullPrecisionOptions]):
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""
-        from starquant.packed.manifest import packed_manifest
-        from starquant.quantized.install import install
-
         return packed_manifest(model) if model.quantized else install(model, FULL_PRECISION)

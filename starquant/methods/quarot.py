@@ -10,62 +10,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import BitsSpec
-from starquant.config.fields import Ratio, Seed
-from starquant.methods.base import Card
-from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
+from starquant.config.methods.quarot import QuaRotOptions
+from starquant.errors import ConfigError
+from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
-from starquant.methods.solvers import WeightSolverOptions
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.roles import BlockSites, Role, Site
+from starquant.numerics import Rotation, has_hadamard, random_rotation
+from starquant.quantized import HadamardTransform, HeadsHadamard, rewriting, transform_queries_and_keys
+from starquant.quantized.install import is_tied
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.calibration.batches import CalibrationStates
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.models.roles import BlockSites
-
-
-class QuaRotOptions(BlockwiseOptions):
-    """Which rotations, and how weights are rounded.
-
-    Attributes:
-        residual_rotation: "hadamard" with random signs, "orthogonal" (Haar, for widths without a Hadamard matrix),
-            or "none", which leaves gains unfolded as well.
-        rotation_seed: of the random signs or matrix.
-        head_hadamard: rotate value heads.
-        out_hadamard: rotate across heads online, in front of the output projection; without effect, and noted,
-            where no Hadamard matrix has the number of heads.
-        down_hadamard: rotate the down projection's input online.
-        qk_hadamard: rotate queries and keys online; worth it where `bits.attention` quantizes them.
-        activation_clip: share of each token's largest magnitude that its grid covers; null takes
-            `bits.activations.clip_ratio`.
-    """
-
-    name: Literal["quarot"]
-    residual_rotation: Literal["hadamard", "orthogonal", "none"] = "hadamard"
-    rotation_seed: Seed = 0
-    head_hadamard: bool = True
-    out_hadamard: bool = True
-    down_hadamard: bool = True
-    qk_hadamard: bool = False
-    activation_clip: Ratio | None = None
-    weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)
+QuaRotT = TypeVar("QuaRotT", bound=QuaRotOptions)
 
 
-class QuaRotRTNOptions(QuaRotOptions):
-    """QuaRot's options with weights rounded to nearest."""
-
-    name: Literal["quarot_rtn"]  # type: ignore[assignment]
-    weights: WeightSolverOptions = WeightSolverOptions()
-
-
-class QuaRot(BlockwiseMethod[QuaRotOptions]):
+class QuaRot(BlockwiseMethod[QuaRotT]):
     """Rotate, then round."""
-
-    card = Card(reference="arXiv 2404.00456", transforms=True)
-    Options = QuaRotOptions
 
     def effective(self, bits: BitsSpec) -> BitsSpec:
         """Put the method's clip ratio into the activations' grid."""
@@ -83,8 +49,6 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         progress: bool = False,
     ) -> Tensors:
         """Return the residual rotation; note where the heads cannot be mixed."""
-        from starquant.numerics import has_hadamard, random_rotation
-
         heads = model.block_sites(model.trunk().blocks[0]).attention.n_heads
         if self.options.out_hadamard and not has_hadamard(heads):
             fitted.note(f"no Hadamard matrix across {heads} heads: out_hadamard without effect", "all blocks")
@@ -93,18 +57,13 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         width = model.trunk().embedding.embedding_dim
         return random_rotation(self.options.residual_rotation, width, self.options.rotation_seed).to_tensors()
 
-    def check(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+    def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge widths and the head as well.
 
         Raises:
             ConfigError: a tied head, which cannot take the last norm's gain; a width that no Hadamard matrix fits.
         """
-        from starquant.errors import ConfigError
-        from starquant.models.roles import Role
-        from starquant.numerics import has_hadamard
-        from starquant.quantized.install import is_tied
-
-        super().check(model, bits)
+        super().validate(model, bits)
         if self.options.residual_rotation != "none" and is_tied(model):
             raise ConfigError(
                 f"method.residual_rotation: got '{self.options.residual_rotation}', but the head is tied to the "
@@ -112,13 +71,14 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
             )
         sites = model.block_sites(model.trunk().blocks[0])
         head, options = sites.attention.head_dim, self.options
-        asked = {
+        needed = {
             "residual_rotation": (options.residual_rotation == "hadamard", model.trunk().embedding.embedding_dim),
             "head_hadamard": (options.head_hadamard, head),
             "qk_hadamard": (options.qk_hadamard, head),
-            "down_hadamard": (options.down_hadamard, sites.linears[Role.DOWN].in_features),
         }
-        for name, (wanted, width) in asked.items():
+        downs = {linear.in_features for linear in sites.of_kind(Role.DOWN).values()}
+        rotations = [*needed.items(), *(("down_hadamard", (options.down_hadamard, width)) for width in sorted(downs))]
+        for name, (wanted, width) in rotations:
             if wanted and not has_hadamard(width):
                 instead = "orthogonal, none" if name == "residual_rotation" else "false"
                 got = "hadamard" if name == "residual_rotation" else "true"
@@ -128,18 +88,11 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
 
     def embed(self, hidden_BLD: Tensor, ends: Tensors) -> Tensor:
         """Return h R."""
-        from starquant.numerics import Rotation
-
         rotation = Rotation.from_tensors(ends)
         return hidden_BLD if rotation is None else rotation.apply(hidden_BLD.double()).to(hidden_BLD)
 
     def rewrite_ends(self, model: MaskedDiffusionModel, ends: Tensors) -> None:
         """Rotate the embedding; fold the last norm's gain and the rotation into the head."""
-        import torch
-
-        from starquant.numerics import Rotation
-        from starquant.quantized import rewriting
-
         rotation = Rotation.from_tensors(ends)
         if rotation is None:
             return
@@ -157,18 +110,14 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
 
     def fold(self, sites: BlockSites, ends: Tensors) -> None:
         """Fold gains and rotations into a block; rotate queries and keys."""
-        from starquant.models.roles import Role
-        from starquant.numerics import Rotation
-        from starquant.quantized import HadamardTransform, rewriting, transform_queries_and_keys
-
         rotation = Rotation.from_tensors(ends)
         if rotation is not None:
             for site, norm in sites.norms.items():
                 readers = list(sites.readers(site).values())
                 rewriting.fold_gain(norm, readers)
                 rewriting.rotate_input(readers, rotation)
-            for role in (Role.OUT, Role.DOWN):
-                rewriting.rotate_output(sites.linears[role], rotation)
+            for linear in (*sites.of_kind(Role.OUT).values(), *sites.of_kind(Role.DOWN).values()):
+                rewriting.rotate_output(linear, rotation)
         attention = sites.attention
         if self.options.head_hadamard:
             rewriting.hadamard_heads_output(sites.linears[Role.V], attention.n_kv_heads)
@@ -178,21 +127,11 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
 
     def place(self, sites: BlockSites) -> None:
         """Put the online Hadamards at the sites behind no norm."""
-        from starquant.models.roles import Role, Site
-        from starquant.numerics import has_hadamard
-        from starquant.quantized import HadamardTransform, HeadsHadamard, rewriting
-
         attention = sites.attention
         if self.options.out_hadamard and has_hadamard(attention.n_heads):
             rewriting.hadamard_across_heads_input(sites.linears[Role.OUT], attention.n_heads)
             sites.inputs[Site.OUT].transform = HeadsHadamard(attention.n_heads)
         if self.options.down_hadamard:
-            down = sites.linears[Role.DOWN]
-            rewriting.hadamard_input(down)
-            sites.inputs[Site.DOWN].transform = HadamardTransform(down.in_features)
-
-
-class QuaRotRTN(QuaRot):
-    """The same without calibration."""
-
-    Options = QuaRotRTNOptions
+            for role, down in sites.of_kind(Role.DOWN).items():
+                rewriting.hadamard_input(down)
+                sites.inputs[role.site].transform = HadamardTransform(down.in_features)

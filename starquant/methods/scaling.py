@@ -5,32 +5,27 @@ Shape suffixes: D width of the site, K key/value heads, E head width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from starquant.models.roles import BlockSites, Site
+from starquant.models.roles import BlockSites, Role, Site, SiteKey
+from starquant.quantized import rewriting
 
 
-def scale_names(site: Site) -> str:
+def scale_names(site: SiteKey) -> str:
     """Return the name of a site's scale among a block's tensors."""
     return f"{site.value}.scale"
 
 
-def producer(sites: BlockSites, site: Site) -> nn.Module:
+def producer(sites: BlockSites, site: SiteKey) -> nn.Module:
     """Return the module whose output is what the site sees, up to what commutes with a scale per channel."""
-    from starquant.models.roles import Role, Site
-
     if site in sites.norms:
         return sites.norms[site]
-    return sites.linears[{Site.OUT: Role.V, Site.DOWN: Role.UP}[site]]
+    reader = next(iter(sites.readers(site)))
+    return sites.linears[reader.beside({Site.OUT: Role.V, Site.DOWN: Role.UP}[site.kind])]
 
 
-def group_channels(sites: BlockSites, site: Site, values_D: Tensor, reduce: str) -> Tensor:
+def group_channels(sites: BlockSites, site: SiteKey, values_D: Tensor, reduce: str) -> Tensor:
     """Make values equal for channels that the producer cannot tell apart: heads that share one value head (GQA)."""
-    from starquant.models.roles import Site
-
     attention = sites.attention
     groups = attention.n_heads // attention.n_kv_heads
     if site is not Site.OUT or groups == 1:
@@ -42,10 +37,7 @@ def group_channels(sites: BlockSites, site: Site, values_D: Tensor, reduce: str)
 
 def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
     """Divide each scaled site's producer by its scale and multiply its linears, in place."""
-    from starquant.models.roles import Site
-    from starquant.quantized import rewriting
-
-    for site in Site:
+    for site in sites.inputs:
         scale_D = tensors.get(scale_names(site))
         if scale_D is None:
             continue
@@ -59,10 +51,8 @@ def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
             rewriting.divide_output(made_by, _of_producer(sites, site, scale_D))
 
 
-def _of_producer(sites: BlockSites, site: Site, scale_D: Tensor) -> Tensor:
+def _of_producer(sites: BlockSites, site: SiteKey, scale_D: Tensor) -> Tensor:
     """Return the scale of the producer's own outputs: one a value head where query heads share it."""
-    from starquant.models.roles import Site
-
     attention = sites.attention
     if site is not Site.OUT or attention.n_heads == attention.n_kv_heads:
         return scale_D

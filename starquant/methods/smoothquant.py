@@ -6,61 +6,29 @@ producers are the norm (qkv, gate_up), the value projection (out) and the up pro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import torch
+from torch import Tensor
 
-from pydantic import Field
-
+from starquant.calibration.site_statistics import Collect
+from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
-from starquant.config.fields import Count
-from starquant.methods.base import Card
-from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
+from starquant.config.methods.smoothquant import SmoothQuantOptions
+from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.scaling import apply_scales, group_channels, scale_names
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.calibration.walk import BlockVisit
-    from starquant.models.roles import BlockSites
-
-SiteName = Literal["qkv_input", "out_input", "gate_up_input", "down_input"]
-
-
-class SmoothQuantOptions(BlockwiseOptions):
-    """Migration strength and where it is applied.
-
-    Attributes:
-        alpha: migration strength; 0 makes every channel's largest weight 1, 1 its largest activation.
-        search: take, for each site, the alpha of a grid with the smallest quantized output error instead.
-        search_rows: rows a token state that the search looks at.
-        sites: inputs that are smoothed.
-    """
-
-    name: Literal["smoothquant"]
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    search: bool = False
-    search_rows: Count = 256
-    sites: Annotated[tuple[SiteName, ...], Field(min_length=1)] = ("qkv_input", "gate_up_input")
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Channel maxima are measured."""
-        return True
+from starquant.models.roles import BlockSites, SiteKey
+from starquant.numerics import fake_quantize
+from starquant.quantized.install import activation_format, weight_format
 
 
 class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
     """Smooth, then round."""
 
-    card = Card(reference="arXiv 2211.10438", transforms=True)
-    Options = SmoothQuantOptions
     GRID = tuple(i / 20 for i in range(21))
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return the scale of every smoothed site, [D]."""
-        from starquant.calibration.site_statistics import Collect
-        from starquant.models.roles import Site
-
-        wanted = [Site(name) for name in self.options.sites]
+        wanted = [site for site in visit.sites.inputs if site.kind.value in self.options.sites]
         plan = Collect(rows=self.options.search_rows if self.options.search else 0)
         statistics = visit.collect(plan, wanted)
         scales: Tensors = {}
@@ -83,9 +51,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
         apply_scales(sites, tensors)
 
     @staticmethod
-    def _scale(visit: BlockVisit, site: object, absmax_D: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
-        import torch
-
+    def _scale(visit: BlockVisit, site: SiteKey, absmax_D: Tensor, weights: list[Tensor], alpha: float) -> Tensor:
         most_D = torch.stack([w.double().abs().amax(0) for w in weights]).amax(0).to(absmax_D.device)
         absmax_D, most_D = (group_channels(visit.sites, site, x, "amax") for x in (absmax_D, most_D))
         scale_D = absmax_D.clamp_min(1e-5) ** alpha / most_D.clamp_min(1e-5) ** (1 - alpha)
@@ -94,7 +60,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
     def _error(
         self,
         visit: BlockVisit,
-        site: object,
+        site: SiteKey,
         absmax_D: Tensor,
         weights: list[Tensor],
         rows_ND: Tensor,
@@ -102,9 +68,6 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
         bits: BitsSpec,
     ) -> float:
         """Return the squared output error of a site with quantized weights and activations."""
-        from starquant.numerics import fake_quantize
-        from starquant.quantized.install import activation_format, weight_format
-
         rows_ND = rows_ND.float()
         scale_D = self._scale(visit, site, absmax_D, weights, alpha).to(rows_ND)
         x_ND = fake_quantize(rows_ND / scale_D, activation_format(bits.activations))

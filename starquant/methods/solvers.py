@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from torch import Tensor
 
-from pydantic import Field
-
+from starquant.calibration.site_statistics import Collect
+from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
-from starquant.config.fields import Count, Spec
+from starquant.config.methods.base import WeightSolverOptions
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted, block_part
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.calibration.walk import BlockVisit
-    from starquant.models.roles import LinearInfo, Site
-    from starquant.numerics import QuantFormat, Quantized
-    from starquant.quantized.install import WeightSolver
-
-
-class WeightSolverOptions(Spec):
-    """How the (transformed) weights are put on their grid.
-
-    Attributes:
-        name: "rtn" rounds to nearest, "gptq" compensates each rounding in the columns that follow.
-        mse_clip: shrink each row's (group's) range to where its squared error is smallest.
-        percdamp: GPTQ's damping, as a share of the Hessian's mean diagonal.
-        act_order: GPTQ visits inputs by decreasing Hessian diagonal.
-        block_size: GPTQ's columns a lazy update; changes the speed only.
-    """
-
-    name: Literal["rtn", "gptq"] = "rtn"
-    mse_clip: bool = False
-    percdamp: Annotated[float, Field(gt=0.0)] = 0.01
-    act_order: bool = False
-    block_size: Count = Field(default=128, json_schema_extra={"inert": True})
+from starquant.models.roles import LinearInfo, Site, SiteKey
+from starquant.numerics import QuantFormat, Quantized, gptq, mse_clip, quantize
+from starquant.quantized.install import WeightSolver, quantize_attention, quantize_linear, weight_format
 
 
 def solve_block(
@@ -56,59 +33,71 @@ def solve_block(
     Raises:
         DataError: a Hessian that stays singular, activations that are not finite.
     """
-    from starquant.models.roles import Site
-
     if not visit.feeds_quantized:
-        return solve_sites(visit, tuple(Site), bits, options, fitted, weighted)
-    found: dict[str, Tensor] = {}
-    for site in Site:
-        found |= solve_sites(visit, (site,), bits, options, fitted, weighted)
-    return found
+        return solve_sites(visit, tuple(visit.sites.inputs), bits, options, fitted, weighted)
+    tensors: dict[str, Tensor] = {}
+    for site in tuple(visit.sites.inputs):
+        tensors |= solve_sites(visit, (site,), bits, options, fitted, weighted)
+    return tensors
 
 
 def solve_sites(
     visit: BlockVisit,
-    sites: tuple[Site, ...],
+    sites: tuple[SiteKey, ...],
     bits: BitsSpec,
     options: WeightSolverOptions,
     fitted: Fitted,
     weighted: bool = False,
 ) -> dict[str, Tensor]:
-    """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed."""
-    from starquant.calibration.site_statistics import Collect
-    from starquant.models.roles import Site
-    from starquant.numerics import gptq
-    from starquant.quantized.install import quantize_attention, quantize_linear, weight_format
+    """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed.
 
+    Experts that read one input share its Hessian; an expert that no calibration token reaches is rounded to nearest.
+    """
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
     collected = visit.collect(plan, sites)
-    hessians = {site: statistics.second_moment().mean for site, statistics in collected.items()}
+    hessians = {site: seen.second_moment().mean for site, seen in collected.items() if not seen.empty}
     del collected
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     fmt = weight_format(bits.weights)
     for info in visit.linears.values():
         if info.role.site not in sites:
             continue
-        weight = info.module.weight.data
-        result = gptq(
-            weight,
-            hessians[info.role.site],
-            fmt,
-            percdamp=options.percdamp,
-            act_order=options.act_order,
-            block_size=options.block_size,
-            clip=_clip(weight, bits, options),
-        )
-        if result.damping > options.percdamp:
-            fitted.note("damping raised", info.name, damping=result.damping)
-        if result.dead:
-            fitted.note("dead inputs, weights set to zero", info.name, count=result.dead)
-        found |= result.quantized.to_tensors(info.role.value)
+        quantized = _solve(info, hessians.get(info.role.site), fmt, bits, options, fitted)
+        tensors |= quantized.to_tensors(info.role.value)
         if visit.feeds_quantized:
-            quantize_linear(visit.model, visit.block, info, bits, lambda *_, q=result.quantized: q)
+            quantize_linear(visit.model, visit.block, info, bits, lambda *_, q=quantized: q)
     if visit.feeds_quantized and sites == (Site.QKV,):  # what the output projection reads passes through the operands
         quantize_attention(visit.model, visit.block, visit.index, bits.attention)
-    return found
+    return tensors
+
+
+def _solve(
+    info: LinearInfo,
+    hessian_DD: Tensor | None,
+    fmt: QuantFormat,
+    bits: BitsSpec,
+    options: WeightSolverOptions,
+    fitted: Fitted,
+) -> Quantized:
+    """Return GPTQ's codes of one linear, and note what was out of the ordinary."""
+    weight = info.module.weight.data
+    if hessian_DD is None:
+        fitted.note("no calibration token reached it: rounded to nearest", info.name)
+        return quantize(weight, fmt, clip=_clip(weight, bits, options))
+    result = gptq(
+        weight,
+        hessian_DD,
+        fmt,
+        percdamp=options.percdamp,
+        act_order=options.act_order,
+        block_size=options.block_size,
+        clip=_clip(weight, bits, options),
+    )
+    if result.damping > options.percdamp:
+        fitted.note("damping raised", info.name, damping=result.damping)
+    if result.dead:
+        fitted.note("dead inputs, weights set to zero", info.name, count=result.dead)
+    return result.quantized
 
 
 def stored_weights(fitted: Fitted, bits: BitsSpec, options: WeightSolverOptions) -> WeightSolver:
@@ -126,7 +115,6 @@ def stored_weights(fitted: Fitted, bits: BitsSpec, options: WeightSolverOptions)
 
 def solver_of(tensors: dict[str, Tensor], bits: BitsSpec, options: WeightSolverOptions) -> WeightSolver:
     """Return the solver of one block's tensors, as `stored_weights`."""
-    from starquant.numerics import Quantized, quantize
 
     def solve(info: LinearInfo, fmt: QuantFormat) -> Quantized:
         weight, role = info.module.weight.data, info.role.value
@@ -143,7 +131,4 @@ def solver_of(tensors: dict[str, Tensor], bits: BitsSpec, options: WeightSolverO
 
 
 def _clip(weight: Tensor, bits: BitsSpec, options: WeightSolverOptions) -> Tensor | None:
-    from starquant.numerics import mse_clip
-    from starquant.quantized.install import weight_format
-
     return mse_clip(weight, weight_format(bits.weights)) if options.mse_clip else None

@@ -1,11 +1,24 @@
-"""Native LLaDA and Dream: `load_model`, `load_tokenizer`, and registration with transformers' Auto classes.
+"""Masked-diffusion models, loaded without remote code: `load_model`, `load_tokenizer`.
 
-A family is one file with a config and a model class, plus one line in `FAMILIES`.
+A family is one folder that ends in one object (`models.family.Family`), and one line in `models.families`. Importing
+this package lets transformers' Auto classes load every family.
 """
 
-from starquant.models.family import FAMILIES, register_auto_classes
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+
+from starquant.models.families import FAMILIES, family_of
+from starquant.models.family import Family
 from starquant.models.loading import load_model, load_tokenizer, resolve_folder
 
-register_auto_classes()
+__all__ = ["FAMILIES", "Family", "family_of", "load_model", "load_tokenizer", "register", "resolve_folder"]
 
-__all__ = ["FAMILIES", "load_model", "load_tokenizer", "resolve_folder"]
+
+def register(family: Family) -> None:
+    """Let transformers' Auto classes load a family."""
+    AutoConfig.register(family.model_type, family.config, exist_ok=True)
+    AutoModel.register(family.config, family.model, exist_ok=True)
+    AutoModelForMaskedLM.register(family.config, family.model, exist_ok=True)
+
+
+for _name in FAMILIES:
+    register(FAMILIES.load(_name))

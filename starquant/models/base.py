@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from starquant.errors import ConfigError
-from starquant.models.layers import Context, KeyValueCache, Rotary, select
-from starquant.models.roles import ROLES, BlockSites, LinearInfo, expect_count
+from starquant.models.checkpoint import inspect
+from starquant.models.context import Context, KeyValueCache, bidirectional, running_positions
+from starquant.models.layers import Rotary, select
+from starquant.models.roles import ROLES, BlockSites, LinearInfo, require_count
+from starquant.models.validation import validate_parameters
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class Trunk:
 
 
 class MaskedDiffusionModel(PreTrainedModel):
-    """A bidirectional transformer that predicts the token behind every [MASK].
+    """A transformer that predicts the token behind every [MASK].
 
-    Subclasses name their parts (`trunk`) and the linears of one block (`block_sites`).
+    Subclasses name their parts (`trunk`) and the linears of one block (`block_sites`); one that is not bidirectional
+    says who sees whom (`attention_mask`), a mixture how many linears its blocks have (`linear_count`).
     """
 
     supports_gradient_checkpointing = False
@@ -39,10 +42,6 @@ class MaskedDiffusionModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = []
     #: Position whose hidden state predicts position i is i + logit_offset (Dream: -1, LLaDA: 0).
     logit_offset: ClassVar[int] = 0
-    #: Name of the mask noise the family's likelihood is defined over (`diffusion.noise.NOISES`).
-    likelihood_noise: ClassVar[str] = "llada"
-    #: Whether its evaluation puts a beginning-of-text token in front of every prompt.
-    prepend_bos: ClassVar[bool] = False
 
     #: Where the blocks' parameters are read from while they run; None when they are in memory.
     stored_blocks: Any = None
@@ -62,6 +61,46 @@ class MaskedDiffusionModel(PreTrainedModel):
     def block_sites(self, block: nn.Module) -> BlockSites:
         """Return the linears of one block by role, and the input sites in front of them."""
         raise NotImplementedError
+
+    def linear_count(self) -> int:
+        """Return how many linears the architecture has in its blocks."""
+        return int(self.config.num_hidden_layers) * len(ROLES)
+
+    def attention_mask(self, positions_BL: Tensor, visible_BL: Tensor | None) -> Tensor | None:
+        """Return who sees whom: here every token every real one.
+
+        Args:
+            positions_BL: position of every token; [1, L] where all rows have the same.
+            visible_BL: False on padding; None where nothing is padded.
+
+        Returns:
+            Boolean, broadcast to [B, H, L, L] (queries in rows), True where a key may be seen; None for everywhere.
+            Queries on padding must see something, or their softmax is no number.
+        """
+        return bidirectional(visible_BL)
+
+    def context(
+        self,
+        input_ids: Tensor,
+        visible_BL: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Context:
+        """Return what the blocks of one pass share; arguments as `forward`.
+
+        Raises:
+            ValueError: a visibility of another shape than the ids.
+        """
+        if visible_BL is not None:
+            if visible_BL.shape != input_ids.shape:
+                want, got = tuple(input_ids.shape), tuple(visible_BL.shape)
+                raise ValueError(f"attention_mask must have the shape of input_ids, {want}; got {got}")
+            visible_BL = None if bool(visible_BL.bool().all()) else visible_BL.bool()
+        if position_ids is None:
+            position_ids = running_positions(input_ids, visible_BL)
+        mask = self.attention_mask(position_ids, visible_BL)
+        masked_BL = input_ids == self.mask_token_id
+        return Context(self.trunk().rotary(position_ids), mask, masked_BL, visible_BL, cache)
 
     def _init_weights(self, module: nn.Module) -> None:
         std = getattr(self.config, "initializer_range", 0.02)
@@ -125,7 +164,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         `states`, where it is given, is extended by the embedding and by what every block returns.
         """
         trunk = self.trunk()
-        context = Context.build(trunk.rotary, input_ids, attention_mask, position_ids, self.mask_token_id, cache)
+        context = self.context(input_ids, attention_mask, position_ids, cache)
         hidden: Tensor = trunk.embedding(input_ids if cache is None else input_ids[:, cache.window])
         for block in trunk.blocks:
             if states is not None:
@@ -151,13 +190,13 @@ class MaskedDiffusionModel(PreTrainedModel):
         """Map the name of every linear inside the blocks to its role, block and input site.
 
         Raises:
-            AssertionError: the count differs from what the architecture says (7 a block).
+            AssertionError: the count differs from what the architecture says (`linear_count`).
         """
-        found: dict[str, LinearInfo] = {}
+        linears: dict[str, LinearInfo] = {}
         for index, block in enumerate(self.trunk().blocks):
-            found |= self.block_linears(block, index)
-        expect_count(found, self.config.num_hidden_layers * len(ROLES), type(self).__name__)
-        return found
+            linears |= self.block_linears(block, index)
+        require_count(linears, self.linear_count(), type(self).__name__)
+        return linears
 
     def block_name(self, index: int) -> str:
         """Return the qualified name of a block."""
@@ -170,8 +209,8 @@ class MaskedDiffusionModel(PreTrainedModel):
         names = {module: f"{prefix}.{name}" for name, module in block.named_modules()}
         sites = self.block_sites(block)
         infos = [
-            LinearInfo(names[sites.linears[role]], role, index, sites.linears[role], names[sites.inputs[role.site]])
-            for role in ROLES
+            LinearInfo(names[linear], role, index, linear, names[sites.inputs[role.site]])
+            for role, linear in sites.linears.items()
         ]
         return {info.name: info for info in infos}
 
@@ -182,12 +221,15 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             CheckpointError: as `load_model`.
         """
-        from starquant.models.loading import check_checkpoint
-
         folder = Path(str(pretrained_model_name_or_path))
         if folder.is_dir():
-            check_checkpoint(folder)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            validate_parameters(inspect(folder), cls)
+        return cls.from_validated(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_validated(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder that has been judged already, as transformers does."""
+        return super().from_pretrained(folder, *args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does.
@@ -218,8 +260,3 @@ class MaskedDiffusionModel(PreTrainedModel):
     def mask_token_id(self) -> int:
         """The id of [MASK], from the checkpoint's config."""
         return int(self.config.mask_token_id)
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return every parameter's name and shape, in the checkpoint's naming."""
-    return {name: tuple(p.shape) for name, p in model.state_dict().items() if isinstance(p, torch.Tensor)}

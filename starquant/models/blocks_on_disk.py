@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
-from starquant.models.family import Family
+from starquant.models.validation import make_config
 
 
 class StoredBlocks:
@@ -46,7 +46,7 @@ class StoredBlocks:
 
 
 def hollow_model(
-    checkpoint: Checkpoint, family: Family, dtype: torch.dtype | str, device: torch.device
+    checkpoint: Checkpoint, kind: type[MaskedDiffusionModel], dtype: torch.dtype | str, device: torch.device
 ) -> MaskedDiffusionModel:
     """Return a model whose embedding, last norm and head are in memory and whose blocks are not.
 
@@ -58,9 +58,9 @@ def hollow_model(
     """
     if "quantization_config" in checkpoint.config:
         raise ConfigError(f"blocks_on_disk: {checkpoint.folder} is packed; allowed: a full-precision checkpoint")
-    config = family.config(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
+    config = make_config(checkpoint, kind.config_class)
     with torch.device("meta"):
-        model = family.model(config)
+        model = kind(config)
     if isinstance(dtype, str):
         dtype = config.dtype or torch.float32
     stored = StoredBlocks(checkpoint, dtype, device)

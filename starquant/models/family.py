@@ -1,34 +1,72 @@
-"""The model families, keyed by the `model_type` of their config.json."""
+"""A model family: all that is its own, as one object."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from starquant.config.samplers import SamplerSpec
+from starquant.diffusion.noise import Noise
+from starquant.diffusion.samplers import Sampler
+from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.dream import DreamConfig, DreamModel
-from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.models.tokenizer import load_fast
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: its name in configuration, and its classes."""
+    """A model family.
+
+    Attributes:
+        name: in configuration.
+        config: class of its configuration, whose `model_type` stands in config.json.
+        model: class of its models: forward pass, roles of linears, attention mask, tied keys.
+        noise: mask noise its likelihood is defined over.
+        sampler: class of its samplers; `config.samplers` has their settings under the same name.
+        tokenizer: loads a checkpoint folder's tokenizer.
+        prepend_bos: whether its evaluation puts a beginning-of-text token in front of every prompt.
+        architectures: of config.json, where other families share the `model_type`; None for any.
+    """
 
     name: str
     config: type[PreTrainedConfig]
     model: type[MaskedDiffusionModel]
+    noise: Noise
+    sampler: type[Sampler]
+    tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_fast
+    prepend_bos: bool = False
+    architectures: tuple[str, ...] | None = None
 
+    @property
+    def model_type(self) -> str:
+        """What config.json calls it."""
+        return str(self.config.model_type)
 
-FAMILIES: dict[str, Family] = {
-    "llada": Family("llada", LLaDAConfig, LLaDAModelLM),
-    "Dream": Family("dream", DreamConfig, DreamModel),
-}
+    def recognizes(self, config: dict[str, Any]) -> bool:
+        """Return whether a config.json is of this family."""
+        if config.get("model_type") != self.model_type:
+            return False
+        named = config.get("architectures")
+        return self.architectures is None or (isinstance(named, list) and any(n in self.architectures for n in named))
 
+    def make_sampler(self, settings: SamplerSpec, where: str = "model.trajectory") -> Sampler:
+        """Return the sampler of validated settings.
 
-def register_auto_classes() -> None:
-    """Let `AutoConfig`, `AutoModel` and `AutoModelForMaskedLM` load every family without remote code."""
-    for model_type, family in FAMILIES.items():
-        AutoConfig.register(model_type, family.config, exist_ok=True)
-        AutoModel.register(family.config, family.model, exist_ok=True)
-        AutoModelForMaskedLM.register(family.config, family.model, exist_ok=True)
+        Args:
+            settings: from the configuration.
+            where: their dotted path, for the error.
+
+        Raises:
+            ConfigError: a sampler of another family.
+        """
+        if settings.name != self.sampler.name:
+            raise ConfigError(f"{where}: sampler '{settings.name}' does not fit a model of the family '{self.name}'")
+        return self.sampler(**settings.model_dump(exclude={"name"}))
+
+    def bos_token_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """Return the token that stands in front of every prompt, None for none."""
+        return tokenizer.bos_token_id if self.prepend_bos else None

@@ -9,13 +9,12 @@ Three kinds of parameter-free modules are seams for quantization, replaced (neve
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.buffers import Float32Buffers
+from starquant.models.context import Context
 
 
 class InputSite(Float32Buffers):
@@ -82,7 +81,7 @@ class AttentionCore(nn.Module):
     """softmax(Q K^T / sqrt(E)) V over all positions, bidirectional; K and V have K <= H heads."""
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
-        """Return [B, H, L, E]; `mask` is boolean [B, 1, 1, L], True where a key may be seen."""
+        """Return [B, H, L, E]; `mask` is boolean and broadcasts to [B, H, L, L], True where a key may be seen."""
         grouped = q_BHLE.shape[1] != k_BKLE.shape[1]
         return F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, attn_mask=mask, enable_gqa=grouped)
 
@@ -106,94 +105,6 @@ class RotaryAttention(nn.Module):
 
     def _heads(self, x: Tensor, n: int) -> Tensor:
         return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
-
-
-class KeyValueCache:
-    """Keys and values of all columns, layer by layer; a pass over some columns renews theirs and reads the rest.
-
-    Reading keys and values of an earlier denoising step is an approximation: they depend on every token.
-
-    Attributes:
-        window: columns that the next pass computes; the first pass computes all.
-    """
-
-    def __init__(self) -> None:
-        self.window = slice(0, None)
-        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the window's keys and values of a layer, and return those of all columns, [B, K, L, E]."""
-        if attention not in self._kept:
-            self._kept[attention] = k_BKWE.clone(), v_BKWE.clone()
-        kept_k, kept_v = self._kept[attention]
-        kept_k[:, :, self.window], kept_v[:, :, self.window] = k_BKWE, v_BKWE
-        return kept_k, kept_v
-
-
-class Context:
-    """What every block of one forward pass shares: rotary tables, the key mask, and which tokens are [MASK].
-
-    Token states are read off the ids of the pass itself, so that they are those of the current denoising step in
-    every batched, padded, guided or likelihood forward, and follow a token that is masked again.
-
-    Attributes:
-        rotary: (cos, sin).
-        mask: [B, 1, 1, L], True where a key may be seen; None for everywhere.
-        masked_BL: True where a token is [MASK].
-        cache: of a pass over some columns; rotary tables and token states are then theirs, key mask and mask ratio
-            those of the whole sequence.
-    """
-
-    def __init__(
-        self, rotary: tuple[Tensor, Tensor], mask: Tensor | None, masked_BL: Tensor, cache: KeyValueCache | None = None
-    ) -> None:
-        self.rotary, self.mask, self.masked_BL, self.cache = rotary, mask, masked_BL, cache
-        self._whole_BL = masked_BL
-        if cache is not None:
-            cos, sin = rotary
-            self.rotary = cos[:, :, cache.window], sin[:, :, cache.window]
-            self.masked_BL = masked_BL[:, cache.window]
-
-    @functools.cached_property
-    def state_BL(self) -> Tensor:
-        """Token states as indices: 1 where a token is [MASK], else 0."""
-        return self.masked_BL.long()
-
-    @property
-    def mask_ratio_B(self) -> Tensor:
-        """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step."""
-        if self.mask is None:
-            return self._whole_BL.float().mean(1)
-        visible_BL = self.mask[:, 0, 0]
-        return (self._whole_BL & visible_BL).sum(1) / visible_BL.sum(1).clamp_min(1)
-
-    @classmethod
-    def build(
-        cls,
-        rotary: Rotary,
-        input_ids_BL: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        mask_token_id: int,
-        cache: KeyValueCache | None = None,
-    ) -> Context:
-        """Make the context; positions count the visible tokens, so padding on either side shifts nothing.
-
-        Raises ValueError when the attention mask is not [B, L].
-        """
-        mask = None
-        if attention_mask is not None:
-            if attention_mask.shape != input_ids_BL.shape:
-                want, got = tuple(input_ids_BL.shape), tuple(attention_mask.shape)
-                raise ValueError(f"attention_mask must have the shape of input_ids, {want}; got {got}")
-            visible_BL = attention_mask.bool()
-            if not bool(visible_BL.all()):
-                mask = visible_BL[:, None, None, :]
-                if position_ids is None:
-                    position_ids = (visible_BL.long().cumsum(-1) - 1).clamp_(min=0)
-        if position_ids is None:
-            position_ids = torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device)[None]
-        return cls(rotary(position_ids), mask, input_ids_BL == mask_token_id, cache)
 
 
 def select(hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:

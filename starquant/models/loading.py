@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+import huggingface_hub
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
-from transformers.quantizers import AutoHfQuantizer
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from starquant.errors import CheckpointError, ConfigError, nearest
-from starquant.models.base import MaskedDiffusionModel, parameter_shapes
+from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import hollow_model
-from starquant.models.checkpoint import Checkpoint, expect_parameters, inspect, read_json
-from starquant.models.family import FAMILIES, Family
+from starquant.models.checkpoint import CONFIG, Checkpoint, inspect, read_json
+from starquant.models.families import FAMILIES, recognize
+from starquant.models.family import Family
+from starquant.models.tokenizer import load_byte_level_bpe
+from starquant.models.validation import DTYPES, validate_finite, validate_parameters
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 
@@ -43,27 +45,14 @@ def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{name}: no local folder of that name, and the hub could not be used ({type(error).__name__}: {reason}). "
             "Give a local checkpoint folder with model.path=DIR, or check the id and the network"
         ) from None
-
-
-def family_of(checkpoint: Checkpoint) -> Family:
-    """Return the family a checkpoint's config.json names; raises CheckpointError for any other architecture."""
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{checkpoint.folder / 'config.json'}: model_type is {model_type!r}; allowed: {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[model_type]
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -109,25 +98,53 @@ def load_model(
     if device is not None and device_map is not None:
         raise ConfigError("give device or device_map, not both")
     torch_dtype = parse_dtype(dtype)
-    target = check_device(device)
+    target = validate_device(device)
     if device_map is not None and find_spec("accelerate") is None:
         raise ConfigError("device_map: needs the package accelerate (pip install 'starquant[gpu]')")
-    checkpoint, family = check_checkpoint(resolve_folder(path_or_id, revision))
+    checkpoint, family = validate_checkpoint(resolve_folder(path_or_id, revision))
+    return read_model(checkpoint, family, torch_dtype, target, device_map, blocks_on_disk)
+
+
+def read_model(
+    checkpoint: Checkpoint,
+    family: Family,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    device_map: str | dict[str, str | int] | None = None,
+    blocks_on_disk: bool = False,
+) -> MaskedDiffusionModel:
+    """Read the weights of a checkpoint that has been judged (`validate_checkpoint`); otherwise as `load_model`.
+
+    Raises:
+        CheckpointError: values that are not finite, a tied head that differs from the embedding.
+        ConfigError: a device map that cannot be used here.
+    """
+    target = torch.device(device)
     if blocks_on_disk:
         if device_map is not None:
             raise ConfigError("give device_map or blocks_on_disk, not both")
-        model = hollow_model(checkpoint, family, torch_dtype or _stored_dtype(checkpoint), target)
-        _check_tie(model, checkpoint)
+        model = hollow_model(checkpoint, family.model, dtype or _stored_dtype(checkpoint), target)
+        _tie_head(model, checkpoint)
         return model
     if device_map is None and target.type != "cpu" and find_spec("accelerate") is not None:
         device_map = {"": str(target)}  # straight to the device, without a copy in host memory
+    return _read_with_transformers(checkpoint, family, dtype, target, device_map)
+
+
+def _read_with_transformers(
+    checkpoint: Checkpoint,
+    family: Family,
+    dtype: torch.dtype | None,
+    target: torch.device,
+    device_map: str | dict[str, str | int] | None,
+) -> MaskedDiffusionModel:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model = family.model.from_pretrained(
+        model = family.model.from_validated(
             checkpoint.folder,
-            dtype=torch_dtype or _stored_dtype(checkpoint),
+            dtype=dtype or _stored_dtype(checkpoint),
             device_map=device_map,
             use_safetensors=True,
             local_files_only=True,
@@ -141,16 +158,9 @@ def load_model(
         transformers_logging.enable_progress_bar()
     if device_map is None:
         model = model.to(target)
-    _check_tie(model, checkpoint)
-    check_finite(model, f"{checkpoint.folder}: ")
+    _tie_head(model, checkpoint)
+    validate_finite(model, f"{checkpoint.folder}: ")
     return model.eval()
-
-
-def check_finite(model: MaskedDiffusionModel, where: str = "") -> None:
-    """Raise CheckpointError for the first tensor that holds values that are not finite."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{where}{name} holds values that are not finite")
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | str:
@@ -160,7 +170,7 @@ def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | str:
     return "auto" if others else names.get(only, "auto")
 
 
-def _check_tie(model: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
+def _tie_head(model: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
     """A tied head that is stored as well must be the embedding; it then shares its memory."""
     trunk = model.trunk()
     if not getattr(model.config, "tie_word_embeddings", False) or trunk.head is None:
@@ -175,7 +185,7 @@ def _check_tie(model: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
     trunk.head.weight = trunk.embedding.weight
 
 
-def check_device(device: str | torch.device | None) -> torch.device:
+def validate_device(device: str | torch.device | None) -> torch.device:
     """Return the device; raises ConfigError when it is unknown or not available here."""
     try:
         target = torch.device(device if device is not None else "cpu")
@@ -189,98 +199,23 @@ def check_device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def check_checkpoint(folder: Path) -> tuple[Checkpoint, Family]:
+def validate_checkpoint(folder: Path) -> tuple[Checkpoint, Family]:
     """Judge a checkpoint without reading its weights; raises CheckpointError as `load_model` does."""
     checkpoint = inspect(folder)
-    family = family_of(checkpoint)
-    _check_parameters(checkpoint, family)
+    family = recognize(checkpoint)
+    validate_parameters(checkpoint, family.model)
     return checkpoint, family
 
 
-def make_config(checkpoint: Checkpoint, family: Family) -> PreTrainedConfig:
-    """Return the configuration of a checkpoint; raises ValueError for a dtype that weights cannot have."""
-    for key in ("dtype", "torch_dtype"):
-        found = checkpoint.config.get(key)
-        if found is not None and str(found) not in DTYPES:
-            raise ValueError(f"{key}: got {found!r}, allowed: {', '.join(DTYPES)}")
-    return family.config(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
-
-
-def prepare_packed(skeleton: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
-    """Give a model on the meta device the modules of a packed checkpoint; nothing where it is none.
-
-    Raises:
-        CheckpointError: another quantization method, a newer version, modules that do not fit the model.
-    """
-    found = checkpoint.config.get("quantization_config")
-    if found is None:
-        return
-    path = checkpoint.folder / "config.json"
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    if method != "starquant":
-        raise CheckpointError(f"{path}: quantization_config.quant_method is {method!r}; allowed: starquant")
-    try:
-        AutoHfQuantizer.from_config(dict(found), pre_quantized=True).preprocess_model(skeleton)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
-def _check_parameters(checkpoint: Checkpoint, family: Family) -> None:
-    config_path = checkpoint.folder / "config.json"
-    try:
-        config = make_config(checkpoint, family)
-        with torch.device("meta"):
-            skeleton = family.model(config)
-        prepare_packed(skeleton, checkpoint)
-    except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{config_path}: not a usable configuration: {error}") from None
-    rows, mask_id = skeleton.trunk().embedding.num_embeddings, config.mask_token_id
-    if not isinstance(mask_id, int) or not 0 <= mask_id < rows:
-        raise CheckpointError(f"{config_path}: mask_token_id is {mask_id!r}; allowed: 0 to {rows - 1}")
-    tied = frozenset({"lm_head.weight"}) if getattr(config, "tie_word_embeddings", False) else frozenset()
-    kinds = {name: "U8" if b.dtype == torch.uint8 else "F32" for name, b in skeleton.named_buffers()}  # packed
-    expect_parameters(checkpoint, parameter_shapes(skeleton), tied, kinds)
-
-
 def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of either family without running its code.
+    """Load a checkpoint's tokenizer as its family does, without running its code.
 
-    LLaDA ships a `tokenizer.json`. Dream ships a Python class over Qwen2's byte-level BPE (`vocab.json`,
-    `merges.txt`): the same BPE is built here, with the special tokens its config lists.
+    A folder whose config.json is of no known family (or that has none) is read by what lies in it.
 
     Raises:
-        CheckpointError: the folder has neither, a file is malformed, or a listed token gets another id.
+        CheckpointError: the folder has no tokenizer, a file is malformed, or a listed token gets another id.
     """
     folder = resolve_folder(path_or_id, revision)
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    has_bpe = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    is_bpe = config.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None)
-    if has_bpe and is_bpe:
-        tokenizer = _from_folder(Qwen2Tokenizer, folder)
-    elif (folder / "tokenizer.json").exists():
-        tokenizer = _from_folder(PreTrainedTokenizerFast, folder)
-    else:
-        raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
-    _check_listed_ids(folder, config, tokenizer)
-    return tokenizer
-
-
-def _from_folder(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would remark that the class name differs
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception on malformed files
-        raise CheckpointError(f"{folder}: its tokenizer files cannot be read: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-def _check_listed_ids(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    listed = config.get("added_tokens_decoder")
-    for number, token in (listed if isinstance(listed, dict) else {}).items():
-        got = tokenizer.convert_tokens_to_ids(token["content"])
-        if got != int(number):
-            raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'}: token '{token['content']}' is listed with id {number}, gets {got}"
-            )
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    families = [family for family in map(FAMILIES.load, FAMILIES) if family.recognizes(config)]
+    return families[0].tokenizer(folder) if families else load_byte_level_bpe(folder)

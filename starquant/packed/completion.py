@@ -26,9 +26,9 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     """
     import torch
 
-    from starquant.diffusion import DreamSampler, LLaDASampler, generate
+    from starquant.diffusion import generate
     from starquant.diffusion.generation import end_of_text
-    from starquant.models import load_model, load_tokenizer
+    from starquant.models import family_of, load_model, load_tokenizer
     from starquant.models.cuda_graphs import replayed
 
     for name in ("length", "steps", "block_length"):
@@ -43,20 +43,13 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         raise CheckpointError(
             f"{folder}/config.json: eos_token_id is {model.config.eos_token_id!r}; needed: where an answer ends"
         )
-    length, temperature = settings["length"], settings["temperature"]
-    steps = length if settings["steps"] is None else settings["steps"]
-    sampler: LLaDASampler | DreamSampler
-    if model.likelihood_noise == "dream":
-        if settings["block_length"] is not None:
-            raise ConfigError("--block-length: Dream fills the whole answer at once; allowed with LLaDA only")
-        sampler = DreamSampler(steps, length, temperature=temperature)
-    else:
-        sampler = LLaDASampler(steps, length, settings["block_length"] or length, temperature)
+    length, family = settings["length"], family_of(model)
+    sampler = family.sampler.of_length(length, settings["steps"], settings["block_length"], settings["temperature"])
     if length >= model.config.context_length:
         raise ConfigError(f"--length: got {length}, allowed: below the model's {model.config.context_length}")
     ids = tokenizer(prompt.encode(errors="replace").decode(), add_special_tokens=False)["input_ids"]
-    if model.prepend_bos and tokenizer.bos_token_id is not None:
-        ids = [tokenizer.bos_token_id, *ids]
+    bos = family.bos_token_id(tokenizer)
+    ids = ids if bos is None else [bos, *ids]
     if not ids or len(ids) + length > model.config.context_length:
         allowed = model.config.context_length - length
         raise ConfigError(f"prompt: got {len(ids)} tokens, allowed: 1 to {allowed} beside an answer of {length}")

@@ -66,19 +66,19 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        from starquant.models.loading import check_checkpoint
+        from starquant.models.loading import validate_checkpoint
         from starquant.packed.description import rebuild
 
         files = kwargs.get("checkpoint_files")
         if files:  # transformers would fill what is missing with noise
-            check_checkpoint(Path(files[0]).parent)
+            validate_checkpoint(Path(files[0]).parent)
         with torch.device("meta"):
             rebuild(model, self.quantization_config.modules)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from starquant.kernels.dispatch import check_device
-        from starquant.models.loading import check_finite
+        from starquant.models.validation import validate_finite
         from starquant.packed.description import use_integers
         from starquant.quantized.activation_quantizer import ActivationQuantizer
         from starquant.quantized.packed_linear import Packed
@@ -87,7 +87,7 @@ class PackedQuantizer(HfQuantizer):
         for name, module in model.named_modules():
             if isinstance(module, Packed | StateGate | ActivationQuantizer):
                 module.check(name)
-        check_finite(model)
+        validate_finite(model)
         check_device(model.device)
         use_integers(model, "on_gpu")
         return model

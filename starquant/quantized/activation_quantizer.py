@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, quantize_tokens
-from starquant.models.layers import Context, InputSite
+from starquant.models.context import Context
+from starquant.models.layers import InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
 from starquant.quantized.kernel_prologue import split
 

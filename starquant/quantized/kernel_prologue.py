@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from starquant.kernels import Before, TokenStates
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.quantized.folding import folded
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.kernels import Affine
 from starquant.models.buffers import Float32Buffers
-from starquant.models.layers import Context
+from starquant.models.context import Context
 
 
 class SiteTransform(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from starquant.kernels import Kronecker
 from starquant.models.buffers import Float32Buffers
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_pair, hadamard_signs
 from starquant.quantized.rewriting import across_heads
 

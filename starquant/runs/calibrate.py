@@ -6,7 +6,8 @@ import shutil
 import time
 from collections.abc import Callable
 
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted
 from starquant.runs.inputs import Loaded
@@ -66,7 +67,7 @@ def _make(spec: RunSpec, store: ArtifactStore, loaded: Loaded, device_name: str,
         say(f"going on from an interrupted calibration: {work}")
     model, began = loaded.get(), time.perf_counter()
     states = calibration_states(spec, loaded.texts, model, say, progress)
-    fitted = METHODS.load(spec.method.name)(spec.method).fit(model, spec.bits, states, Fitted.resume(work), progress)
+    fitted = METHODS.build(spec.method).fit(model, spec.bits, states, Fitted.resume(work), progress)
     fitted.save(work)
     return store.finish(
         work,

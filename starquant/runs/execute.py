@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from starquant.config.digest import digest_of
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.methods.fitted import Fitted
 from starquant.models.cuda_graphs import compiled_blocks
-from starquant.models.loading import check_checkpoint, check_device
+from starquant.models.loading import validate_checkpoint, validate_device
 from starquant.packed.export import export
 from starquant.quantized.probe import measure_operands
 from starquant.runs.calibrate import ensure_calibrated
@@ -85,7 +86,7 @@ def execute(spec: RunSpec, progress: bool = False) -> Result:
     with leased(spec.runtime.device) as device:
         provenance.source()  # as the run starts: what is committed meanwhile is not what ran
         together = processes()
-        check_device(device := together.device(device))
+        validate_device(device := together.device(device))
         if spec.runtime.threads is not None:
             torch.set_num_threads(spec.runtime.threads)
         run = _Run(spec, device, together, progress and together.first)
@@ -146,7 +147,7 @@ class _Run:
         """Whether the model was exported with this run's record; raises ConfigError where anything else was."""
         target = Path(self.spec.export.dir or "")
         if exported_from(target) == self.spec.digest():
-            check_checkpoint(target)  # and it is whole
+            validate_checkpoint(target)  # and it is whole
             return True
         check_target(target)
         return False
@@ -162,7 +163,7 @@ class _Run:
             if self.exported():
                 return f"exported already: {target} (remove it to export again)"
             model, fitted = self.loaded.get(), Fitted.load(self.artifacts.path(artifact.digest))
-            method = METHODS.load(self.spec.method.name)(self.spec.method)
+            method = METHODS.build(self.spec.method)
             method.apply(model, fitted, self.spec.bits, self.progress, packed=True)
             size = export(model, record, self.folder, target, asked.shard_size)
             return f"exported: {target}, {size / 1e6:,.1f} MB"
@@ -242,7 +243,7 @@ class _Run:
         if not spec.is_baseline:
             fitted, calibration = self._fitted(spec, seconds)
         with timed(seconds, "quantize"):
-            manifest = METHODS.load(spec.method.name)(spec.method).apply(model, fitted, spec.bits, self.progress)
+            manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, self.progress)
             manifest = measure_operands(model, manifest, spec.seed)
         overlap = OverlapCounter(loaded.texts.calibration if calibration else None, self.say)
         lm = DiffusionLM(

@@ -6,15 +6,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
-from starquant.models.loading import check_checkpoint, make_config
+from starquant.models.loading import validate_checkpoint
+from starquant.models.validation import skeleton_of
 from starquant.runs.stages import Texts, pin_sources, read_texts
 from starquant.testbed.shipped import weights_folder
 
@@ -39,11 +40,10 @@ class Loaded:
         Raises:
             StarquantError: a method that does not fit the model, text that cannot be used.
         """
-        checkpoint, family = check_checkpoint(folder)
+        checkpoint, family = validate_checkpoint(folder)
         tokenizer = load_tokenizer(folder)
-        with torch.device("meta"):
-            skeleton = family.model(make_config(checkpoint, family))
-        METHODS.load(spec.method.name)(spec.method).check(skeleton, spec.bits)
+        skeleton = skeleton_of(checkpoint, family.model)
+        METHODS.build(spec.method).validate(skeleton, spec.bits)
         packed = "quantization_config" in checkpoint.config
         return cls(folder, spec, device, tokenizer, read_texts(spec, tokenizer, skeleton), packed)
 
@@ -72,7 +72,7 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
         folder = weights_folder(spec.model.seed)
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
-    checkpoint, _ = check_checkpoint(folder)
+    checkpoint, _ = validate_checkpoint(folder)
     if "quantization_config" in checkpoint.config and not spec.is_baseline:
         raise ConfigError(f"model.path: {folder}: is packed already; allowed: method=none, or the full-precision model")
     model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})

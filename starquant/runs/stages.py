@@ -15,9 +15,9 @@ from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.config.calibration import SourceSpec
 from starquant.config.run import RunSpec
 from starquant.diffusion import BatchSize
-from starquant.diffusion.trajectories import sampler_for
 from starquant.errors import ConfigError
 from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
+from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 
 Say = Callable[[str], None]
@@ -51,11 +51,12 @@ def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedD
     Raises:
         StarquantError: text that cannot be used, a segment longer than the context, a trajectory that does not fit.
     """
-    bos = tokenizer.bos_token_id if model.prepend_bos else None
+    family = family_of(model)
+    bos = family.bos_token_id(tokenizer)
     context_length = model.config.context_length
     states = spec.calibration.states
     if spec.fidelity.source is not None or (spec.calibration.source is not None and states.sampler == "trajectory"):
-        sampler = sampler_for(model, spec.model.trajectory)
+        sampler = family.make_sampler(spec.model.trajectory)
         sources.prompts_of([], sampler.answer_length, context_length)
         if states.sampler == "trajectory" and states.per_segment > sampler.steps:
             raise ConfigError(
@@ -113,7 +114,7 @@ def calibration_states(
     asked, segments = spec.calibration, texts.calibration
     if asked.source is None or segments is None:
         return None
-    sampler = sampler_for(model, spec.model.trajectory)
+    sampler = family_of(model).make_sampler(spec.model.trajectory)
     report = {"source": asked.source.kind, "fingerprint": asked.fingerprint}
     # Not at the run's batch size: what is fitted must not depend on it, not even by rounding.
     states = make_states(segments, asked, model, sampler, report=report, progress=progress)
@@ -130,7 +131,7 @@ def fidelity_reference(spec: RunSpec, texts: Texts, model: MaskedDiffusionModel,
     """
     if texts.fidelity is None:
         return None
-    sampler = sampler_for(model, spec.model.trajectory)
+    sampler = family_of(model).make_sampler(spec.model.trajectory)
     # A limit is items a task: fidelity's prompts are held to it too.
     prompts = sources.prompts_of(texts.fidelity[: spec.tasks.limit], sampler.answer_length, model.config.context_length)
     return take_reference(

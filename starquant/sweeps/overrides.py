@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from starquant.config.run import METHODS
+from starquant.config.methods import METHODS
 from starquant.errors import ConfigError, nearest
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -18,6 +18,7 @@ from starquant.calibration.segments import prompts_of, read_segments
 from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, SourceSpec, StatesSpec
 from starquant.diffusion import DreamSampler, LLaDASampler, generate, predictor
 from starquant.errors import ConfigError, DataError
+from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 
 SAMPLER = LLaDASampler(steps=8, gen_length=8, block_length=8)
@@ -192,7 +193,7 @@ def test_trajectory_states_are_evenly_spread(tiny: MaskedDiffusionModel) -> None
 
 
 def test_trajectories_of_both_families(golden_model: MaskedDiffusionModel) -> None:
-    dream = golden_model.likelihood_noise == "dream"
+    dream = family_of(golden_model).name == "dream"
     sampler = DreamSampler(steps=5, max_new_tokens=10) if dream else SAMPLER
     segments = random_segments(7, prompts=False)
     states = make_states(segments, calibration("trajectory", per_segment=2), golden_model, sampler, batch_size=3)
@@ -283,7 +284,7 @@ def test_certainty_weights(most: int, golden_model: MaskedDiffusionModel, monkey
 
 def test_the_model_stays_as_it_is(golden_model: MaskedDiffusionModel) -> None:
     before = {name: value.clone() for name, value in golden_model.state_dict().items()}
-    sampler = DreamSampler(4, 4) if golden_model.likelihood_noise == "dream" else SAMPLER
+    sampler = DreamSampler(4, 4) if family_of(golden_model).name == "dream" else SAMPLER
     states = make_states(random_segments(3), calibration("trajectory"), golden_model, sampler)
     add_certainty(states, golden_model)
     after = golden_model.state_dict()

@@ -256,9 +256,20 @@ def test_specifications_are_frozen() -> None:
         ({"seed": "abc"}, "seed: got 'abc', allowed: valid integer"),
         ({"seed": -1}, "seed: got -1, allowed: greater than or equal to 0"),
         ({"seeed": 1}, "seeed: unknown key; allowed: .* Did you mean 'seed'"),
-        ({"method": {"name": "smothquant"}}, "method: got 'smothquant', allowed: awq, .* Did you mean 'smoothquant'"),
-        ({"method": {"name": "rtn", "alpha": 0.5}}, "method.alpha: unknown key"),
-        ({"method": {}}, "method needs a name"),
+        (
+            {"method": {"name": "smothquant", "algorithm": "smothquant"}},
+            "^method.algorithm: got 'smothquant', allowed: awq, .* Did you mean 'smoothquant'",
+        ),
+        (
+            {"method": {"name": "rtn", "algorithm": "rtn", "alpha": 0.5}},
+            "^method.alpha: unknown key; allowed: name, algorithm, weights[.]",
+        ),
+        ({"method": {"name": "rtn"}}, "^method.algorithm: missing; allowed: awq, .*star_quant$"),
+        ({"method": {"name": "rtn", "algorithm": ["rtn"]}}, r"^method.algorithm: got \['rtn'\]; allowed: awq"),
+        ({"method": {"algorithm": "rtn"}}, "^method.name: missing$"),
+        ({"method": {"name": "RTN 2", "algorithm": "rtn"}}, "^method.name: got 'RTN 2', allowed: lower-case letters"),
+        ({"method": {"name": "awq", "algorithm": "rtn"}}, "^method.name: got 'awq' for algorithm 'rtn', but another"),
+        ({"method": "rtn"}, "^method: got 'rtn', allowed: the options of a method$"),
         (
             {"tasks": {"name": "x", "names": ["testbed_facts"] * 2}},
             "testbed_facts is named more than once",

@@ -19,7 +19,7 @@ from starquant.diffusion import (
     generate_many,
 )
 from starquant.diffusion.batch_size import bytes_per_token, in_batches, out_of_memory
-from starquant.diffusion.noise import NOISES
+from starquant.diffusion.noise import DreamNoise, LLaDANoise
 from starquant.diffusion.prefetch import ahead
 from starquant.errors import ConfigError, DeviceError
 from starquant.models.base import MaskedDiffusionModel
@@ -56,7 +56,7 @@ def requests_of(model: MaskedDiffusionModel) -> list[ScoreRequest]:
 @pytest.mark.parametrize("architecture", ["llada_mha", "dream_gqa"])
 def test_likelihoods_after_out_of_memory_are_the_same(architecture: str, late: bool) -> None:
     model = load_model(GOLDEN / architecture)
-    noise, asked = NOISES["dream" if model.logit_offset else "llada"], requests_of(model)
+    noise, asked = DreamNoise() if model.logit_offset else LLaDANoise(), requests_of(model)
     size, small = BatchSize(16), Small(model, 72, late)
     found = LikelihoodEstimator(noise, 12, batch_size=size).score(small, asked)
     whole = LikelihoodEstimator(noise, 12, batch_size=BatchSize(16)).score(MaskPredictor(model), asked)
@@ -85,7 +85,7 @@ def test_tokens_after_out_of_memory_are_the_same(architecture: str, late: bool) 
 def test_one_sequence_that_does_not_fit_is_the_users_to_know() -> None:
     model = load_model(GOLDEN / "llada_mha")
     with pytest.raises(DeviceError, match=r"^out of memory at one sequence of 1[0-9] tokens: take a larger device$"):
-        LikelihoodEstimator(NOISES["llada"], 12).score(Small(model, 9, False), requests_of(model))
+        LikelihoodEstimator(LLaDANoise(), 12).score(Small(model, 9, False), requests_of(model))
     with pytest.raises(DeviceError, match=r"^out of memory at one sequence of 13 tokens"):
         list(generate_many(Small(model, 9, False), [[3]], LLaDASampler(12, 12, 6), batch_size=BatchSize(2)))
 

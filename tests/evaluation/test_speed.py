@@ -13,7 +13,7 @@ from starquant.config.protocol import TaskProtocol
 from starquant.config.samplers import LLaDASamplerSpec
 from starquant.config.speed import SpeedSpec
 from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest, Shortcuts, generate_approximately
-from starquant.diffusion.noise import NOISES
+from starquant.diffusion.noise import LLaDANoise
 from starquant.errors import RecordError
 from starquant.evaluation import lm as lm_module
 from starquant.evaluation.lm import DiffusionLM
@@ -48,7 +48,7 @@ def test_few_draws_are_two_halves_and_their_error(tiny: Any, tiny_tokenizer: Any
     lm = lm_of(tiny, tiny_tokenizer, TaskProtocol(mc_num=128), SpeedSpec(mc_num=8))
     lm.responses = ResponseLog(tmp_path / "answers.jsonl")
     found = scored(lm, LONG)
-    encode, estimator = tiny_tokenizer.encode, LikelihoodEstimator(NOISES["llada"], 4)
+    encode, estimator = tiny_tokenizer.encode, LikelihoodEstimator(LLaDANoise(), 4)
     expected, squares = [], []
     for context, target in LONG:
         ids = tuple(encode(context)), tuple(encode(context + target)[len(encode(context)) :])

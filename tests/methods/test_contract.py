@@ -1,6 +1,6 @@
-"""What every registered method must keep, on LLaDA with MHA, LLaDA with GQA and Dream with GQA.
+"""What every method and variant must keep, on LLaDA with MHA, LLaDA with GQA and Dream with GQA.
 
-A new method is covered by its registry line; nothing here names one.
+A new one is covered by its YAML; nothing here names one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import BitsSpec
 from starquant.config.fields import Spec
-from starquant.config.run import METHODS, RunSpec
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.blockwise import BlockwiseMethod
@@ -26,7 +27,7 @@ from starquant.numerics import sqnr_db
 from starquant.quantized import FakeQuantLinear
 from tests.support.methods import FOUR, fitted_once, method_named
 from tests.support.models import ARCHITECTURES, fresh, logits, trajectory
-from tests.support.specs import compose, spec
+from tests.support.specs import OPTIONS, compose, spec
 from tests.support.states import states_of
 
 W8A8_FLOOR_DB = 20.0  # the models above are random, which is harder than trained: RTN reaches 25.6 to 29
@@ -38,7 +39,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=list(METHODS))
+@pytest.fixture(params=OPTIONS["method"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -191,7 +192,7 @@ def fields_of(options: Spec, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
         inert = isinstance(extra, dict) and bool(extra.get("inert"))
         if isinstance(value, Spec):
             yield from fields_of(value, (*path, key))
-        elif (*path, key) != ("name",):
+        elif (*path, key) not in (("name",), ("algorithm",)):
             yield (*path, key), list(changed(value, field.annotation)), inert
 
 
@@ -217,17 +218,18 @@ def test_every_option_changes_the_digest_or_is_inert(name: str) -> None:
         assert tried or path == ("weights", "name"), f"no other value of {path} is allowed"
 
 
-def test_presets_are_the_defaults(name: str) -> None:
+@pytest.mark.parametrize("algorithm", METHODS)
+def test_presets_are_the_defaults(algorithm: str) -> None:
     """A method built in code and the one its YAML describes are the same."""
-    assert METHODS.load(name).Options(name=name) == RunSpec.from_config(compose(f"method={name}")).method
+    assert METHODS.options(algorithm)(name=algorithm) == spec(f"method={algorithm}").method
 
 
-def test_cards_say_what_is_so(fitted: Any, name: str) -> None:
+def test_options_say_what_is_so(fitted: Any, name: str) -> None:
     method, _, model, learned = fitted
-    assert method.card.reference
+    assert method.options.reference
     before = copy.deepcopy(model.state_dict())
     method.apply(model, learned, spec("bits=w16a16").bits)
-    if not method.card.transforms:  # 16 bits is then taken for full precision
+    if not method.options.transforms:  # 16 bits is then taken for full precision
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 

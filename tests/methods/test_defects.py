@@ -32,7 +32,7 @@ import starquant.evaluation.lm as lm_module
 from starquant.config.protocol import TaskProtocol
 from starquant.diffusion import LLaDASampler, MaskPredictor
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
-from starquant.diffusion.noise import NOISES
+from starquant.diffusion.noise import LLaDANoise
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model
@@ -104,7 +104,7 @@ def test_6_the_mask_id_is_the_checkpoints(mask_id: int) -> None:
 
     seen: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, __, inputs: seen.append(inputs["input_ids"]), with_kwargs=True)
-    score = LikelihoodEstimator(NOISES["llada"], 8).score(predict, [ScoreRequest((5, 6), (7,))])
+    score = LikelihoodEstimator(LLaDANoise(), 8).score(predict, [ScoreRequest((5, 6), (7,))])
     handle.remove()
     assert torch.cat(seen).tolist() == [[5, 6, mask_id]]
     log_probs = logits(model, torch.tensor([[5, 6, mask_id]]))[0, 2].double().log_softmax(-1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import starquant.numerics
+from starquant.methods import solvers
 from starquant.methods.fitted import Fitted
 from tests.support.methods import method_named
 from tests.support.models import fresh
@@ -24,7 +24,7 @@ def test_interrupted_fit_goes_on(name: str, inputs: str, tmp_path: Path, monkeyp
     states = replace(states_of(fresh("dream_gqa")), inputs=inputs)
     whole = method.fit(fresh("dream_gqa"), bits, states)
     solved = []
-    exact = starquant.numerics.gptq
+    exact = solvers.gptq
 
     def counted(*args: object, **options: object) -> object:
         if len(solved) == LINEARS + 3 and not (tmp_path / "killed").exists():
@@ -33,7 +33,7 @@ def test_interrupted_fit_goes_on(name: str, inputs: str, tmp_path: Path, monkeyp
         solved.append(1)
         return exact(*args, **options)
 
-    monkeypatch.setattr(starquant.numerics, "gptq", counted)
+    monkeypatch.setattr(solvers, "gptq", counted)
     with pytest.raises(KeyboardInterrupt):
         method.fit(fresh("dream_gqa"), bits, states, Fitted.resume(tmp_path))
     assert len(solved) == LINEARS + 3

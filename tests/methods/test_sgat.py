@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from starquant.config.methods.star_quant import SGATOptions, SiteShares, TransformOptions
 from starquant.errors import ConfigError
 from starquant.methods.fitted import block_part
-from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, gated, learn
-from starquant.methods.star_quant.sgat import SGATOptions, SiteShares, closed_form, gate_of
+from starquant.methods.star_quant.base_transform import Group, Transform, gated, learn
+from starquant.methods.star_quant.sgat import closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal

@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import starquant.methods.star_quant.site_transforms as star_transforms
+from starquant.config.methods.star_quant import TransformOptions
 from starquant.errors import ConfigError
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
-from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, learn, output_errors
+from starquant.methods.star_quant import method as star_quant
+from starquant.methods.star_quant import site_transforms
+from starquant.methods.star_quant.base_transform import Group, Transform, learn, output_errors
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, mse_clip, random_rotation
@@ -54,7 +56,7 @@ def test_without_gates_and_compensation_nothing_but_rounding_changes(structure: 
     if (fit, structure) == ("closed_form", "kronecker"):
         method, bits = method_named("star_quant", "bits=w4a4", *settings)
         with pytest.raises(ConfigError, match=r"^method\.transform\.structure: got 'kronecker'"):
-            method.check(fresh("llada_gqa"), bits)
+            method.validate(fresh("llada_gqa"), bits)
         return
     before, after = rewritten("star_quant", *FOUR, *QUICK, *UNGATED, *settings)
     assert float((after - before).norm() / before.norm()) < 1e-4
@@ -194,9 +196,9 @@ KEYS = {"block", "site", "width", "d_m", "d_u", "why", "structure"} | {
 
 def test_the_report_has_a_full_row_a_site_judged_on_rows_not_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     trained, judged = [], []
-    exact_learn, exact_errors = star_transforms.learn, star_transforms.output_errors
-    monkeypatch.setattr(star_transforms, "learn", lambda g, *a, **k: (trained.append(g), exact_learn(g, *a, **k))[1])
-    monkeypatch.setattr(star_transforms, "output_errors", lambda g, *a: (judged.append(g), exact_errors(g, *a))[1])
+    exact_learn, exact_errors = site_transforms.learn, site_transforms.output_errors
+    monkeypatch.setattr(site_transforms, "learn", lambda g, *a, **k: (trained.append(g), exact_learn(g, *a, **k))[1])
+    monkeypatch.setattr(site_transforms, "output_errors", lambda g, *a: (judged.append(g), exact_errors(g, *a))[1])
     method, bits = method_named("star_quant", *FOUR, *QUICK)
     model = fresh("llada_gqa")
     report = method.fit(model, bits, states_of(model)).report
@@ -221,17 +223,17 @@ def test_an_interrupted_fit_goes_on_to_the_same_tensors_and_report(
     method, bits = method_named("star_quant", *FOUR, *QUICK, "method.tac.condition=state", extra)
     model = fresh("llada_gqa")
     states = replace(states_of(model), inputs=inputs)
-    whole, exact = method.fit(model, bits, states), star_transforms.fit_site
+    whole, exact = method.fit(model, bits, states), star_quant.fit_site
 
     def killed(visit: Any, site: Site, *rest: Any) -> dict[str, Tensor]:
         if (visit.index, site) == (1, Site.GATE_UP):
             raise KeyboardInterrupt
         return exact(visit, site, *rest)
 
-    monkeypatch.setattr(star_transforms, "fit_site", killed)
+    monkeypatch.setattr(star_quant, "fit_site", killed)
     with pytest.raises(KeyboardInterrupt):
         method.fit(model, bits, states, Fitted.resume(tmp_path / "fit"))
-    monkeypatch.setattr(star_transforms, "fit_site", exact)
+    monkeypatch.setattr(star_quant, "fit_site", exact)
     again = method.fit(model, bits, states, Fitted.resume(tmp_path / "fit"))
     again.save(tmp_path / "saved")
     for found in (again, Fitted.load(tmp_path / "saved")):

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-import starquant.methods.solvers as solvers
 from starquant.calibration.batches import CalibrationStates
 from starquant.errors import ConfigError, DataError, RecordError
 from starquant.methods.fitted import Fitted
+from starquant.methods.star_quant import method as star_quant
 from tests.support.methods import method_named
 from tests.support.models import fresh
 from tests.support.states import states_of
@@ -22,7 +22,7 @@ QUICK = ("bits=w4a4", "method.transform.steps=3", "method.transform.rows=16")
 def test_weights_are_solved_on_gated_inputs(monkeypatch: pytest.MonkeyPatch, inputs: str) -> None:
     """In states without any visible token the channels of unmasked tokens are never read."""
     seen: list[torch.Tensor] = []
-    solve = solvers.solve_sites
+    solve = star_quant.solve_sites
 
     def spy(visit, sites, *rest):
         from starquant.calibration.site_statistics import Collect
@@ -33,7 +33,7 @@ def test_weights_are_solved_on_gated_inputs(monkeypatch: pytest.MonkeyPatch, inp
         seen.append(found.second_moment(TokenState.MASKED).mean.diagonal())
         return solve(visit, sites, *rest)
 
-    monkeypatch.setattr(solvers, "solve_sites", spy)
+    monkeypatch.setattr(star_quant, "solve_sites", spy)
     method, bits = method_named("star_quant", *QUICK, "method.weights.name=gptq", "method.tac.enabled=false")
     model = fresh("llada_gqa")
     states = states_of(model)
@@ -58,12 +58,12 @@ def test_a_wide_closed_form_has_to_be_asked_for() -> None:
     with pytest.raises(
         ConfigError, match=r"method.transform.fit: got 'closed_form', which is a dense matrix of up to 160"
     ):
-        method.check(fresh("llada_gqa"), bits)
+        method.validate(fresh("llada_gqa"), bits)
     for structure in ("dense", "shared"):
         method, bits = method_named(
             "star_quant_closed_form", "bits=w4a4", *wide, f"method.transform.structure={structure}"
         )
-        method.check(fresh("llada_gqa"), bits)
+        method.validate(fresh("llada_gqa"), bits)
 
 
 def test_a_shared_closed_form_gates_the_norm_sites_only() -> None:

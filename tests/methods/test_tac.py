@@ -19,12 +19,11 @@ from torch import Tensor
 from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import BitsSpec
 from starquant.errors import ConfigError
-from starquant.methods import solvers
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
-from starquant.methods.star_quant import tac
+from starquant.methods.star_quant import method as star_quant
+from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
 from starquant.models.roles import Site
 from starquant.quantized.install import install
 from tests.support.methods import method_named
@@ -111,12 +110,12 @@ SOLVERS = {"moment_matching": matching, "least_squares": ridge}
 
 
 def expect_maps(tensors: dict[str, Tensor], c: int, z_TD: np.ndarray, q_TD: np.ndarray, solver: str) -> None:
-    g = tensors[tac.MATRIX].shape[-1]
+    g = tensors[MATRIX].shape[-1]
     for n in range(z_TD.shape[1] // g):
         here = slice(n * g, (n + 1) * g)
         matrix, shift = SOLVERS[solver](z_TD[:, here], q_TD[:, here], 0.01)
-        np.testing.assert_allclose(tensors[tac.MATRIX][c, n].numpy(), matrix, rtol=2e-3, atol=2e-4)
-        np.testing.assert_allclose(tensors[tac.SHIFT][c, n].numpy(), shift, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(tensors[MATRIX][c, n].numpy(), matrix, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(tensors[SHIFT][c, n].numpy(), shift, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("solver", list(SOLVERS))
@@ -145,7 +144,7 @@ def quantized_on_exact_inputs(model: MaskedDiffusionModel, bits: BitsSpec, state
         for batch in states.batches:
             visible = None if bool(batch.visible_BL.all()) else batch.visible_BL
             hidden = model(batch.ids_BL, visible, output_hidden_states=True).hidden_states[1]
-            block(hidden, Context.build(model.trunk().rotary, batch.ids_BL, visible, None, states.mask_id))
+            block(hidden, model.context(batch.ids_BL, visible, None, states.mask_id))
     return found
 
 
@@ -167,7 +166,7 @@ def test_maps_of_a_condition_are_of_its_tokens(condition: str) -> None:
     tensors = method.fit(model, bits, states).get(block_part(1))
     exact, quantized = outputs(model, states)[1], quantized_on_exact_inputs(model, bits, states)
     bins = 4 if condition == "bin" else 1
-    assert len(tensors[tac.MATRIX]) == len(tensors[tac.SHIFT]) == 2 * bins
+    assert len(tensors[MATRIX]) == len(tensors[SHIFT]) == 2 * bins
     short = 0
     for c in range(2 * bins):
 
@@ -193,8 +192,8 @@ def with_maps(learned: Fitted, change: Callable[[Tensor, Tensor], tuple[Tensor, 
     for part in learned.parts():
         tensors = learned.get(part)
         if part != ENDS:
-            maps = tensors.pop(tac.MATRIX), tensors.pop(tac.SHIFT)
-            tensors |= {} if change is None else dict(zip((tac.MATRIX, tac.SHIFT), change(*maps), strict=True))
+            maps = tensors.pop(MATRIX), tensors.pop(SHIFT)
+            tensors |= {} if change is None else dict(zip((MATRIX, SHIFT), change(*maps), strict=True))
         copy.put(part, tensors)
     return copy
 
@@ -228,7 +227,7 @@ def test_on_the_values_it_is_the_same_as_on_the_output(architecture: str, g: int
     attention = model.block_sites(model.trunk().blocks[0]).attention
     learned = value.fit(model, bits, states_of(model))
     groups, inside = attention.n_heads // attention.n_kv_heads, attention.head_dim // g
-    matrix = learned.get(block_part(0))[tac.MATRIX][0].unflatten(0, (-1, groups, inside))
+    matrix = learned.get(block_part(0))[MATRIX][0].unflatten(0, (-1, groups, inside))
     assert torch.equal(matrix, matrix[:, :1].expand_as(matrix))
 
     def strong(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,8 +251,8 @@ def test_shared_maps_are_of_the_tokens_of_all_heads_of_a_group() -> None:
     for head in range(6):
         z, q = (x[:, head // 3].reshape(-1, 16) for x in heads)
         expect = ridge(z, q, 0.01)
-        np.testing.assert_allclose(tensors[tac.MATRIX][0, head].numpy(), expect[0], rtol=2e-3, atol=2e-4)
-        np.testing.assert_allclose(tensors[tac.SHIFT][0, head].numpy(), expect[1], rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(tensors[MATRIX][0, head].numpy(), expect[0], rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(tensors[SHIFT][0, head].numpy(), expect[1], rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -271,31 +270,31 @@ def test_what_would_not_divide_or_not_be_exact_is_refused(settings: tuple[str, .
     method, bits = bare("bits=w4a4", *settings)
     model = fresh("llada_gqa")
     with pytest.raises(ConfigError, match=message) as caught:
-        method.check(model, bits)
+        method.validate(model, bits)
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ConfigError, match=message):
         method.fit(model, bits, states_of(model))
-    bare("bits=w4a4", *settings, "method.tac.enabled=false")[0].check(model, bits)
+    bare("bits=w4a4", *settings, "method.tac.enabled=false")[0].validate(model, bits)
 
 
 def test_a_block_may_span_heads_on_the_output() -> None:
     method, bits = bare("bits=w4a4", "method.tac.block_size=32", "bits.attention.v=4", "bits.attention.q=4")
     model = fresh("llada_gqa")
     tensors = method.fit(model, bits, states_of(model)).get(block_part(0))
-    assert tensors[tac.MATRIX].shape == (1, 3, 32, 32)
+    assert tensors[MATRIX].shape == (1, 3, 32, 32)
 
 
 def test_values_are_mapped_without_undoing_quantized_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPTQ of the output projection must see the attention that will run."""
     method, bits = bare("bits=w4a4", "bits.attention.k=4", VALUE, "method.weights.name=gptq")
     model, seen = fresh("llada_gqa"), []
-    solve = solvers.solve_sites
+    solve = star_quant.solve_sites
 
     def spied(visit, sites, *rest):  # type: ignore[no-untyped-def]
         if sites == (Site.OUT,):
             seen.append(visit.sites.attention.core.formats["k"].bits)
         return solve(visit, sites, *rest)
 
-    monkeypatch.setattr(solvers, "solve_sites", spied)
+    monkeypatch.setattr(star_quant, "solve_sites", spied)
     method.fit(model, bits, replace(states_of(model), inputs="quantized"))
     assert seen == [4, 4]

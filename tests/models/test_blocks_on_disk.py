@@ -20,7 +20,7 @@ from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.diffusion import DreamSampler, LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.errors import CheckpointError, ConfigError
-from starquant.models import load_model
+from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.models.dream import DreamConfig, DreamModel
@@ -197,7 +197,7 @@ def test_trajectories_are_identical(folder: Path) -> None:
     found = []
     for on_disk in (False, True):
         model = load_model(folder, blocks_on_disk=on_disk)
-        if model.likelihood_noise == "llada":
+        if family_of(model).name == "llada":
             sampler = LLaDASampler(steps=6, gen_length=12, block_length=12)
         else:
             sampler = DreamSampler(steps=6, max_new_tokens=12)

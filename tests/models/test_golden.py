@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
+from starquant.diffusion.noise import DreamNoise, LLaDANoise
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.dream import DreamConfig, DreamModel
-from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.models.dream import DREAM, DreamConfig, DreamModel
+from starquant.models.llada import LLADA, LLaDAConfig, LLaDAModelLM
 from tests.support.paths import FAMILIES, GOLDEN, golden_arrays
 
 CLASSES = {"llada_mha": LLaDAModelLM, "dream_gqa": DreamModel}
@@ -102,8 +103,8 @@ def test_loaded_model_is_in_evaluation_mode_with_the_configured_mask(name: str) 
 
 def test_habits_that_differ_between_the_families() -> None:
     # Dream predicts position i from i - 1 and is evaluated with a beginning-of-text token; LLaDA does neither.
-    assert (LLaDAModelLM.logit_offset, LLaDAModelLM.prepend_bos, LLaDAModelLM.likelihood_noise) == (0, False, "llada")
-    assert (DreamModel.logit_offset, DreamModel.prepend_bos, DreamModel.likelihood_noise) == (-1, True, "dream")
+    assert (LLaDAModelLM.logit_offset, LLADA.prepend_bos, LLADA.noise) == (0, False, LLaDANoise())
+    assert (DreamModel.logit_offset, DREAM.prepend_bos, DREAM.noise) == (-1, True, DreamNoise())
 
 
 @pytest.mark.parametrize("real", [name for name in REAL if name.startswith("llada")])

@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from starquant.config.run import METHODS
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.testbed_tasks import items
 from starquant.kernels.packing import pack, unpack
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
 from starquant.packed.completion import main
@@ -40,10 +39,10 @@ from starquant.testbed.shipped import weights_folder
 from tests.support.methods import FOUR, fitted_once, method_named
 from tests.support.models import fresh, logits
 from tests.support.records import make_record
-from tests.support.specs import spec
+from tests.support.specs import OPTIONS, spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])
-QUANTIZING = [name for name in METHODS if name != "none"]
+QUANTIZING = [name for name in OPTIONS["method"] if name != "none"]
 
 
 def ids_of(model: MaskedDiffusionModel) -> torch.Tensor:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
+from starquant.config.methods.rtn import RTNOptions
 from starquant.errors import CheckpointError, ConfigError
 from starquant.methods.base import Fitted
-from starquant.methods.rtn import RTN, RTNOptions
+from starquant.methods.rtn import RTN
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from starquant.models.layers import Context, Rotary
+from starquant.models.context import Context, bidirectional, running_positions
+from starquant.models.layers import Rotary
 from starquant.numerics import PerToken, QuantFormat, fake_quantize
 from starquant.quantized import ActivationQuantizer, BlockAffine, SiteTransform, StateGate
 from starquant.quantized.state_transforms import bin_of_context
@@ -18,9 +19,9 @@ MASK = 9
 
 
 def context_of(ids: list[list[int]], visible: list[list[int]] | None = None) -> Context:
-    return Context.build(
-        Rotary(4, 1e4), torch.tensor(ids), None if visible is None else torch.tensor(visible), None, MASK
-    )
+    ids_BL, visible_BL = torch.tensor(ids), None if visible is None else torch.tensor(visible).bool()
+    rotary = Rotary(4, 1e4)(running_positions(ids_BL, visible_BL))
+    return Context(rotary, bidirectional(visible_BL), ids_BL == MASK, visible_BL)
 
 
 # Contexts

@@ -23,7 +23,7 @@ from starquant.diffusion import (
 )
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import Context
+from starquant.models.context import Context
 from starquant.models.roles import Role, Site
 from starquant.quantized import BlockAffine, SiteTransform, StateGate
 from tests.support.models import llada_gqa, logits

@@ -7,7 +7,7 @@ import functools
 import torch
 
 from starquant.config.bits import BitsSpec
-from starquant.config.run import METHODS
+from starquant.config.methods import METHODS
 from starquant.methods.base import Method
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
@@ -15,7 +15,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.quantized.rewriting import rounded_once
 from tests.support.models import fresh, logits, trajectory
-from tests.support.specs import spec
+from tests.support.specs import compose, spec
 from tests.support.states import states_of
 
 # Few steps of learning keep the same contract; blocks that divide every width here.
@@ -24,11 +24,12 @@ FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 
 
 def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
-    known = METHODS.load(name).Options(name=name).model_dump()
-    given = {override.partition("=")[0] for override in overrides}
-    quick = [o for o in QUICK if o.split(".")[1] in known and o.partition("=")[0] not in given]
+    """The method of a preset in conf/method, with less to learn, and the bits."""
+    options = compose(f"method={name}")["method"]
+    chosen = {override.partition("=")[0] for override in overrides}
+    quick = [o for o in QUICK if o.split(".")[1] in options and o.partition("=")[0] not in chosen]
     run = spec(f"method={name}", *quick, *overrides)
-    return METHODS.load(name)(run.method), run.bits
+    return METHODS.build(run.method), run.bits
 
 
 @functools.cache

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from starquant.diffusion import DreamSampler, LLaDASampler
 from starquant.diffusion.trajectories import record_trajectory
-from starquant.models import load_model
+from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.testbed.shipped import weights_folder
@@ -47,9 +46,8 @@ def logits(model: MaskedDiffusionModel, ids: torch.Tensor, visible: torch.Tensor
 
 def trajectory(model: MaskedDiffusionModel) -> torch.Tensor:
     """States [S, L] of one full-precision trajectory, mask ratios 1 to 0."""
-    kind = {"llada": LLaDASampler, "dream": DreamSampler}[model.likelihood_noise]
-    length = {"gen_length": 12, "block_length": 12} if kind is LLaDASampler else {"max_new_tokens": 12}
-    found = record_trajectory(model, torch.tensor([[5, 6, 7, 8]]), kind(steps=12, **length))
+    sampler = family_of(model).sampler.of_length(12)
+    found = record_trajectory(model, torch.tensor([[5, 6, 7, 8]]), sampler)
     assert found.ratio_SB[0] == 1.0
     assert found.ratio_SB[-1] == 0.0
     return found.ids_SBL[:, 0]

@@ -15,52 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from starquant.config.fields import Count, Spec
+from starquant.config.methods.star_quant import TransformOptions
 from starquant.errors import DataError
+from starquant.numerics import QuantFormat, apply_kronecker, cayley, fake_quantize, mse_clip, straight_through
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.numerics import QuantFormat
-
-Positive = Annotated[float, Field(gt=0.0)]
 CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 COARSE: Any = {"grid": 20, "max_shrink": 0.5}  # search of weight clips while P is learned and judged
-
-
-class TransformOptions(Spec):
-    """How P is found.
-
-    Attributes:
-        fit: "fixed" keeps QuaRot's rotation; "closed_form" takes the gated directions from the second moments of
-            masked and unmasked tokens; "learned" minimises the error of the group's output.
-        structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
-        dense_width: of "auto".
-        rows: tokens of each state that it is learned on, and as many it is judged on.
-        steps: of Adam.
-        learning_rate: at the start; a cosine brings it to zero.
-        state_clip: learn how much of each token's range the grid covers, one ratio a token state.
-        clip_every: steps between two searches of the weights' clip ratios, where weights are clipped.
-    """
-
-    fit: Literal["fixed", "closed_form", "learned"] = "learned"
-    structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
-    dense_width: Count = 1024
-    rows: Count = 256
-    steps: Count = 160
-    learning_rate: Positive = 0.02
-    state_clip: bool = True
-    clip_every: Count = 20
-
-    def structure_of(self, width: int) -> str:
-        """Return "dense" or "kronecker" for a site with a matrix of its own."""
-        if self.structure in ("dense", "kronecker"):
-            return self.structure
-        return "dense" if width <= self.dense_width else "kronecker"
 
 
 @dataclass(frozen=True)
@@ -92,8 +58,6 @@ class Transform:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x P."""
-        from starquant.numerics import apply_kronecker
-
         if len(self.factors) == 2:
             return apply_kronecker(x, *self.factors)
         return x @ self.factors[0] if self.factors else x
@@ -113,8 +77,6 @@ class Learned:
 
 def gated(x_ND: Tensor, state: int, gate: tuple[int, int]) -> Tensor:
     """Return rows of one state (0 masked, 1 other) with the other state's channels at zero: [shared | d_m | d_u]."""
-    import torch
-
     masked, unmasked = gate
     shared = x_ND.shape[1] - masked - unmasked
     keep_D = torch.ones(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
@@ -129,8 +91,6 @@ class _Free:
     """What is learned: Cayley parameters of each factor, clip ratios of both token states."""
 
     def __init__(self, start: Sequence[Tensor], group: Group, options: TransformOptions, rotate: bool) -> None:
-        import torch
-
         device = group.weights[0].device
         self.start, self.rotate = [factor.to(device) for factor in start], rotate
         self.free = [torch.zeros_like(factor, dtype=torch.float32, requires_grad=rotate) for factor in self.start]
@@ -143,8 +103,6 @@ class _Free:
 
     def transform(self) -> Transform:
         """Return the transform as it stands, differentiable."""
-        from starquant.numerics import cayley
-
         pairs = zip(self.start, self.free, strict=True)
         return Transform([s.float() @ cayley(f) if self.rotate else s.float() for s, f in pairs])
 
@@ -154,8 +112,6 @@ class _Free:
 
     def result(self) -> Learned:
         """Return what was learned, P composed in float64."""
-        from starquant.numerics import cayley
-
         pairs = zip(self.start, self.free, strict=True)
         factors = [(s @ cayley(f.detach().double())).float() if self.rotate else s.float() for s, f in pairs]
         clip = self.state_clip()
@@ -177,8 +133,6 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     Raises:
         DataError: what was learned is not finite.
     """
-    import torch
-
     with torch.enable_grad():
         free = _Free(start, group, options, rotate)
         optimizer = torch.optim.Adam(free.parameters(), lr=options.learning_rate)
@@ -193,21 +147,16 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
             loss.backward()
             optimizer.step()
             schedule.step()
-    found = free.result()
-    if not all(bool(torch.isfinite(factor).all()) for factor in found.transform.factors):
+    learned = free.result()
+    if not all(bool(torch.isfinite(factor).all()) for factor in learned.transform.factors):
         raise DataError("the learned transform is not finite")
-    return found
+    return learned
 
 
 def learn_shared(
     groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: bool = False
 ) -> Tensor:
     """Learn one dense P for all groups: `options.steps` rounds over them, one group a step; returns it in float64."""
-    import torch
-    from tqdm import tqdm
-
-    from starquant.numerics import cayley
-
     with torch.enable_grad():
         start_DD = start_DD.to(groups[0].weights[0].device)
         free_DD = torch.zeros_like(start_DD, dtype=torch.float32, requires_grad=True)
@@ -232,8 +181,6 @@ class _Loss:
     """The error of a group's output as a function of P, with weight clip ratios that are searched now and then."""
 
     def __init__(self, group: Group) -> None:
-        import torch
-
         self.group, self.clip = group, None
         self.weight_OD = torch.cat([weight.float() for weight in group.weights])
         self.rows_ND = torch.cat([rows.float() for rows in group.rows_SND])
@@ -248,17 +195,11 @@ class _Loss:
         self.share_N1 = (1 / torch.stack(sizes))[self.state_N][:, None]
 
     def clip_weights(self, transform: Transform) -> None:
-        import torch
-
-        from starquant.numerics import mse_clip
-
         if self.group.weight_format.quantizes:
             with torch.no_grad():
                 self.clip = mse_clip(transform(self.weight_OD), self.group.weight_format, **COARSE)
 
     def __call__(self, transform: Transform, state_clip_S: Tensor | None) -> Tensor:
-        from starquant.numerics import straight_through
-
         group, x_ND, weight_OD = self.group, transform(self.rows_ND), transform(self.weight_OD)
         if group.gate != (0, 0):
             x_ND = x_ND * self.keep_SD[self.state_N]
@@ -273,10 +214,6 @@ class _Loss:
 
 def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, float]:
     """Return the relative squared error of the group's output, of masked and of other tokens, with real rounding."""
-    import torch
-
-    from starquant.numerics import fake_quantize, mse_clip
-
     weight_OD = torch.cat([weight.float() for weight in group.weights])
     mapped_OD = transform(weight_OD)
     searched = group.mse_clip and group.weight_format.quantizes

@@ -8,47 +8,12 @@ energy cost it nothing, and free a little of its range.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+import torch
+from torch import Tensor
 
-from starquant.config.fields import Spec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from starquant.models.roles import Site
-
-Share = Annotated[float, Field(ge=0.0, le=0.45)]
-FREEACT = 1 / 32
-
-
-class SiteShares(Spec):
-    """A share of the channels of each site."""
-
-    qkv_input: Share = FREEACT
-    out_input: Share = FREEACT
-    gate_up_input: Share = FREEACT
-    down_input: Share = FREEACT
-
-
-class SGATOptions(Spec):
-    """Which channels belong to one token state only.
-
-    Attributes:
-        enabled: off gates nothing.
-        masked: d_m as a share of each site's width, rounded to whole channels.
-        unmasked: d_u likewise.
-        first_attention: gate the first block's attention input too, where all masked tokens share one vector.
-        keep: "always", or "if_better": a site keeps its gate only if the error of the group's output is smaller with
-            it than with the same P ungated, on rows that P was not learned on.
-    """
-
-    enabled: bool = True
-    masked: SiteShares = SiteShares()
-    unmasked: SiteShares = SiteShares()
-    first_attention: bool = False
-    keep: Literal["always", "if_better"] = "always"
+from starquant.config.methods.star_quant import SGATOptions
+from starquant.models.roles import Site, SiteKey
 
 
 @dataclass(frozen=True)
@@ -70,15 +35,15 @@ class Gate:
         return self.masked + self.unmasked > 0
 
 
-def gate_of(options: SGATOptions, site: Site, block: int, width: int) -> Gate:
-    """Return the gate that a site is asked to have."""
-    from starquant.models.roles import Site
-
+def gate_of(options: SGATOptions, site: SiteKey, block: int, width: int) -> Gate:
+    """Return the gate that the options put at a site."""
     if not options.enabled:
         return Gate(0, 0, "off")
     if site is Site.QKV and block == 0 and not options.first_attention:
         return Gate(0, 0, "first attention input: all masked tokens share one vector")
-    masked, unmasked = (round(getattr(shares, site.value) * width) for shares in (options.masked, options.unmasked))
+    masked, unmasked = (
+        round(getattr(shares, site.kind.value) * width) for shares in (options.masked, options.unmasked)
+    )
     return Gate(masked, unmasked, "asked")
 
 
@@ -94,8 +59,6 @@ def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -
         unmasked_DD: of the others.
         gate: (d_m, d_u).
     """
-    import torch
-
     d_m, d_u = gate
     masked_DD, unmasked_DD = masked_DD.double(), unmasked_DD.double()
     width = len(masked_DD)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
+import torch
+
+from starquant.calibration.batches import CalibrationStates
+from starquant.calibration.site_statistics import Collect, TokenState
+from starquant.calibration.walk import walk
 from starquant.config.bits import BitsSpec
+from starquant.config.methods.star_quant import STaRQuantOptions
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
+from starquant.methods.quarot import QuaRot
+from starquant.methods.star_quant.base_transform import learn_shared
 from starquant.methods.star_quant.sgat import closed_form
-from starquant.methods.star_quant.site_transforms import asked_gate, groups_of
-
-if TYPE_CHECKING:
-    from starquant.calibration.batches import CalibrationStates
-    from starquant.methods.star_quant.method import STaRQuant
-    from starquant.models.base import MaskedDiffusionModel
+from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
+from starquant.models.base import MaskedDiffusionModel
+from starquant.numerics import Rotation
+from starquant.quantized.rewriting import rounded_once
 
 
 def fit_shared(
-    method: STaRQuant,
+    method: QuaRot[STaRQuantOptions],
     model: MaskedDiffusionModel,
     bits: BitsSpec,
     states: CalibrationStates,
@@ -30,14 +35,6 @@ def fit_shared(
 
     Learned, every step of Adam sees one site, in turn; the rewritten weights of all of them are held meanwhile.
     """
-    import torch
-
-    from starquant.calibration.site_statistics import Collect, TokenState
-    from starquant.calibration.walk import walk
-    from starquant.methods.star_quant.base_transform import learn_shared
-    from starquant.numerics import Rotation
-    from starquant.quantized.rewriting import rounded_once
-
     options = method.options
     closed = options.transform.fit == "closed_form"
     width = model.trunk().embedding.embedding_dim
@@ -48,21 +45,19 @@ def fit_shared(
         with rounded_once(visit.block):
             method.fold(visit.sites, ends)
         for site, statistics in visit.collect(plan, tuple(visit.sites.norms)).items():
-            gate = asked_gate(options, site, visit.index, width, bits)
+            gate = planned_gate(options, site, visit.index, width, bits)
             gates.append(gate)
             groups.append(groups_of(visit, site, statistics, bits, options, gate)[0])
-            for total, state in zip(moments, TokenState, strict=True):
-                if closed:
-                    total += statistics.second_moment(state).mean.cpu()
+            for total, state in zip(moments, TokenState, strict=True) if closed else ():
+                total += statistics.second_moment(state).mean.cpu()
     if closed:
-        widest = max(gates, key=lambda gate: sum(gate.widths)).widths
-        found = closed_form(*moments, widest)
+        learned_DD = closed_form(*moments, max((gate.widths for gate in gates), key=sum))
     elif bits.full_precision:  # there is no error to learn from
-        found = torch.eye(width, dtype=torch.float64)
+        learned_DD = torch.eye(width, dtype=torch.float64)
     else:
-        found = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform, progress)
+        learned_DD = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform, progress)
     rotation = Rotation.from_tensors(ends)
     assert rotation is not None
-    matrix_DD = rotation.apply(torch.eye(width, dtype=torch.float64)) @ found.cpu()
+    matrix_DD = rotation.apply(torch.eye(width, dtype=torch.float64)) @ learned_DD.cpu()
     fitted.report.append({"block": None, "site": "residual stream", "width": width, "structure": "shared"})
     return Rotation(matrix_DD=matrix_DD).to_tensors()

@@ -1,4 +1,4 @@
-"""STaR-Quant's transforms at the sites of a block: found, folded, put in place.
+"""STaR-Quant's transforms at the sites of a block: fitted, folded, put in place.
 
 Tensors of a site are named SITE.factor_0 (and _1), SITE.gate, SITE.state_clip.
 """
@@ -8,32 +8,39 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from starquant.calibration.site_statistics import SiteStatistics, TokenState
+from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
-from starquant.errors import DataError
+from starquant.config.methods.star_quant import STaRQuantOptions, TACOptions
+from starquant.errors import ConfigError, DataError
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
-from starquant.methods.star_quant import tac
 from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from starquant.calibration.site_statistics import SiteStatistics
-    from starquant.calibration.walk import BlockVisit
-    from starquant.methods.star_quant.method import STaRQuantOptions
-    from starquant.models.roles import BlockSites, Site
-
+from starquant.methods.star_quant.tac import MATRIX, SHIFT
+from starquant.models.roles import BlockSites, Role, Site, SiteKey
+from starquant.numerics import hadamard_matrix, has_hadamard, kronecker_sizes
+from starquant.quantized import (
+    BlockAffine,
+    KroneckerTransform,
+    OrthogonalTransform,
+    SiteTransform,
+    StateGate,
+    rewriting,
+    transform_values,
+)
+from starquant.quantized.install import activation_format, weight_format
 
 _DIVERGED = "the learned transform is not finite; lower method.transform.learning_rate"
 
 
-def check(options: STaRQuantOptions, sites: BlockSites) -> None:
+def validate_transforms(options: STaRQuantOptions, sites: BlockSites) -> None:
     """Judge what of the transform's options does not go together; raises ConfigError."""
-    from starquant.errors import ConfigError
-
     transform = options.transform
     widest = max(linear.in_features for linear in sites.linears.values())
     if transform.fit == "closed_form" and transform.structure == "auto" and widest > transform.dense_width:
@@ -49,11 +56,11 @@ def check(options: STaRQuantOptions, sites: BlockSites) -> None:
         )
     norm_sites = ("qkv_input", "gate_up_input")
     for name, shares in (("masked", options.sgat.masked), ("unmasked", options.sgat.unmasked)):
-        found = [getattr(shares, site) for site in norm_sites]
-        if transform.structure == "shared" and options.sgat.enabled and found[0] != found[1]:
+        behind_norms = [getattr(shares, site) for site in norm_sites]
+        if transform.structure == "shared" and options.sgat.enabled and behind_norms[0] != behind_norms[1]:
             raise ConfigError(
-                f"method.sgat.{name}: got {found[0]} at qkv_input and {found[1]} at gate_up_input, which share a "
-                "transform (method.transform.structure=shared); allowed: one share for both"
+                f"method.sgat.{name}: got {behind_norms[0]} at qkv_input and {behind_norms[1]} at gate_up_input, "
+                "which share a transform (method.transform.structure=shared); allowed: one share for both"
             )
     if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
         raise ConfigError(
@@ -64,13 +71,13 @@ def check(options: STaRQuantOptions, sites: BlockSites) -> None:
 
 def fit_site(
     visit: BlockVisit,
-    site: Site,
+    site: SiteKey,
     statistics: SiteStatistics | None,
     bits: BitsSpec,
     options: STaRQuantOptions,
     fitted: Fitted,
 ) -> Tensors:
-    """Return the tensors of one site, and report what was found.
+    """Return the tensors of one site, and report how they came about.
 
     Args:
         visit: the block, rewritten up to the site.
@@ -80,29 +87,27 @@ def fit_site(
         options: of the method.
         fitted: takes the report.
     """
-    import torch
-
-    width = next(iter(visit.sites.readers(site).values())).in_features
-    gate = asked_gate(options, site, visit.index, width, bits)
+    width = visit.sites.width(site)
+    gate = planned_gate(options, site, visit.index, width, bits)
     if gate.acts and options.transform.fit == "fixed":
         fitted.note("gates on a fixed rotation drop directions that carry as much as any other", "all blocks")
     row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
-    found: Tensors = {}
+    tensors: Tensors = {}
     if statistics is not None:
         trained, judged = groups_of(visit, site, statistics, bits, options, gate)
         start, structure = start_of(visit.sites, site, options, fitted)
         learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
         gate, errors = _judged(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
-            found |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
+            tensors |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
         if learned.state_clip is not None:
-            found[f"{site.value}.state_clip"] = learned.state_clip.float()
+            tensors[f"{site.value}.state_clip"] = learned.state_clip.float()
             row |= dict(zip(("clip_masked", "clip_unmasked"), map(float, learned.state_clip), strict=True))
         row |= {"structure": structure} | errors
     if gate.acts:
-        found[f"{site.value}.gate"] = torch.tensor(gate.widths)
+        tensors[f"{site.value}.gate"] = torch.tensor(gate.widths)
     fitted.report.append(row | {"d_m": gate.masked, "d_u": gate.unmasked, "why": gate.why})
-    return found
+    return tensors
 
 
 def _judged(
@@ -116,7 +121,7 @@ def _judged(
 ) -> tuple[Gate, dict[str, float]]:
     """Return the gate that is kept, and output errors at the start and in the end; notes what went wrong."""
     ungated = dataclasses.replace(group, gate=(0, 0))
-    before = output_errors(ungated, as_it_starts(start, group), None)
+    at_start = output_errors(ungated, as_it_starts(start, group), None)
     after = output_errors(group, learned.transform, learned.state_clip)
     if not all(math.isfinite(error) for error in after):
         raise DataError(f"{where}: {_DIVERGED}")
@@ -125,29 +130,26 @@ def _judged(
         if sum(without) <= sum(after):
             gate = Gate(0, 0, f"not better: error {sum(after):.3g} with, {sum(without):.3g} without")
             after = without
-    if sum(after) > sum(before):
+    if sum(after) > sum(at_start):
         fitted.note("output error above that of the start", where)
     names = ("start_error_masked", "start_error_unmasked", "error_masked", "error_unmasked")
-    return gate, dict(zip(names, (*before, *after), strict=True))
+    return gate, dict(zip(names, (*at_start, *after), strict=True))
 
 
-def asked_gate(options: STaRQuantOptions, site: Site, block: int, width: int, bits: BitsSpec) -> Gate:
-    """Return the gate that a site is asked to have, none where it cannot act."""
+def planned_gate(options: STaRQuantOptions, site: SiteKey, block: int, width: int, bits: BitsSpec) -> Gate:
+    """Return the gate that the options put at a site, none where it cannot act."""
     if bits.activations.bits == 16:
         return Gate(0, 0, "bits.activations.bits = 16")
     transform = options.transform
-    if transform.fit == "closed_form" and transform.structure == "shared" and site.value in ("out_input", "down_input"):
+    if transform.fit == "closed_form" and transform.structure == "shared" and site.kind in (Site.OUT, Site.DOWN):
         return Gate(0, 0, "behind no norm: not part of the shared closed form")
     return gate_of(options.sgat, site, block, width)
 
 
 def groups_of(
-    visit: BlockVisit, site: Site, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
+    visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
 ) -> tuple[Group, Group]:
     """Return the group with rows to learn from, and with rows to be judged on."""
-    from starquant.calibration.site_statistics import TokenState
-    from starquant.quantized.install import activation_format, weight_format
-
     weights = [linear.weight.data for linear in visit.sites.readers(site).values()]
     rows = [statistics.rows(state).to(weights[0]) for state in (TokenState.MASKED, TokenState.UNMASKED)]
     common = (weight_format(bits.weights), activation_format(bits.activations), gate.widths, options.weights.mse_clip)
@@ -160,35 +162,31 @@ def as_it_starts(start: Sequence[Tensor], group: Group) -> Transform:
     return Transform(start).to(group.weights[0].float())
 
 
-def start_of(sites: BlockSites, site: Site, options: STaRQuantOptions, fitted: Fitted) -> tuple[list[Tensor], str]:
+def start_of(sites: BlockSites, site: SiteKey, options: STaRQuantOptions, fitted: Fitted) -> tuple[list[Tensor], str]:
     """Return what a site's matrix starts from, and "dense", "kronecker" or "fixed" (nothing of its own).
 
     Sites behind a norm start from the identity: the residual rotation stands before it. The others start from Hadamard
     matrices, across heads or of the whole width, where these exist.
     """
-    import torch
-
-    from starquant.models.roles import Site
-    from starquant.numerics import hadamard_matrix, has_hadamard, kronecker_sizes
-
-    width = next(iter(sites.readers(site).values())).in_features
+    width = sites.width(site)
     transform, eye = options.transform, torch.eye
     if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
         return [], "fixed"
     closed = transform.fit == "closed_form" and transform.structure != "shared"
     structure = "dense" if closed else transform.structure_of(width)
     sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)
-    asked = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard,) * 2}.get(site, (False, False))
+    online = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard, options.down_hadamard)}
+    hadamards = online.get(site.kind, (False, False))
     factors = [
         hadamard_matrix(n) if wanted and has_hadamard(n) else eye(n, dtype=torch.float64)
-        for n, wanted in zip(sizes, asked, strict=True)
+        for n, wanted in zip(sizes, hadamards, strict=True)
     ]
     if structure == "kronecker":
-        for n, wanted in zip(sizes, asked, strict=True):
+        for n, wanted in zip(sizes, hadamards, strict=True):
             if wanted and not has_hadamard(n):
                 fitted.note(f"no Hadamard matrix of size {n}: the factor starts from the identity", site.value)
         return factors, structure
-    if site is Site.DOWN and options.down_hadamard and has_hadamard(width):
+    if site.kind is Site.DOWN and options.down_hadamard and has_hadamard(width):
         return [hadamard_matrix(width)], structure
     return [torch.kron(*factors)], structure
 
@@ -201,10 +199,6 @@ def _fit(
     options: STaRQuantOptions,
     where: str,
 ) -> Learned:
-    import torch
-
-    from starquant.calibration.site_statistics import TokenState
-
     transform = options.transform
     rounds = group.activation_format.quantizes or group.weight_format.quantizes
     if structure != "fixed" and transform.fit == "learned" and rounds:
@@ -221,14 +215,9 @@ def _fit(
     return Learned(as_it_starts(start, group), None)
 
 
-def rewrite(sites: BlockSites, tensors: Tensors) -> None:
+def rewrite_sites(sites: BlockSites, tensors: Tensors) -> None:
     """Fold each site's matrix into the linears that read it, and put it there."""
-    import torch
-
-    from starquant.models.roles import Site
-    from starquant.quantized import KroneckerTransform, OrthogonalTransform, rewriting
-
-    for site in Site:
+    for site in sites.inputs:
         readers = list(sites.readers(site).values())
         names = [name for name in (f"{site.value}.factor_{i}" for i in (0, 1)) if name in tensors]
         if not names:
@@ -240,17 +229,14 @@ def rewrite(sites: BlockSites, tensors: Tensors) -> None:
         sites.inputs[site].transform = online
 
 
-def compensate(sites: BlockSites, tensors: Tensors, bits: BitsSpec, options: tac.TACOptions) -> None:
+def compensate_sites(sites: BlockSites, tensors: Tensors, bits: BitsSpec, options: TACOptions) -> None:
     """Put gates and clip ratios at the sites and TAC behind the attention, each where something is quantized."""
-    from starquant.models.roles import Role, Site
-    from starquant.quantized import SiteTransform, StateGate
-
     device = sites.linears[Role.OUT].weight.device
     for site, module in sites.inputs.items():
-        width = next(iter(sites.readers(site).values())).in_features
+        width = sites.width(site)
         gate, clip = tensors.get(f"{site.value}.gate"), tensors.get(f"{site.value}.state_clip")
-        before = module.transform
-        exact = before.exact if isinstance(before, SiteTransform) else before
+        placed = module.transform
+        exact = placed.exact if isinstance(placed, SiteTransform) else placed
         gating = None if gate is None or bits.activations.bits == 16 else StateGate(width, *gate.tolist())
         correction = _correction(sites, tensors, options) if site is Site.OUT else None
         module.state_clip = None if clip is None else clip.to(device)
@@ -258,24 +244,19 @@ def compensate(sites: BlockSites, tensors: Tensors, bits: BitsSpec, options: tac
             module.transform = SiteTransform(exact, correction, gating)
 
 
-def keep_exact_part(sites: BlockSites, site: Site) -> None:
+def keep_exact_part(sites: BlockSites, site: SiteKey) -> None:
     """Take gate and correction away from a site again."""
-    from starquant.quantized import SiteTransform
-
     module = sites.inputs[site]
     if isinstance(module.transform, SiteTransform):
         module.transform = module.transform.exact
 
 
-def _correction(sites: BlockSites, tensors: Tensors, options: tac.TACOptions) -> nn.Module | None:
+def _correction(sites: BlockSites, tensors: Tensors, options: TACOptions) -> nn.Module | None:
     """Return TAC for the attention output, or put it on the values and return None."""
-    from starquant.models.roles import Role
-    from starquant.quantized import BlockAffine, transform_values
-
-    if tac.MATRIX not in tensors:
+    if MATRIX not in tensors:
         return None
     device = sites.linears[Role.OUT].weight.device
-    matrix, shift = tensors[tac.MATRIX].to(device), tensors[tac.SHIFT].to(device)
+    matrix, shift = tensors[MATRIX].to(device), tensors[SHIFT].to(device)
     if options.placement == "output":
         return BlockAffine(matrix, shift)
     attention = sites.attention

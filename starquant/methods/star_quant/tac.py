@@ -6,58 +6,27 @@ from moments of exact and quantized attention outputs over denoising states.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import torch
+from torch import Tensor, nn
 
-from pydantic import Field
-
-from starquant.config.fields import Spec
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from starquant.calibration.walk import BlockVisit, Pair
-    from starquant.models.base import MaskedDiffusionModel
-    from starquant.numerics import PairMoments
+from starquant.calibration.walk import BlockVisit, Pair
+from starquant.config.bits import AttentionSpec
+from starquant.config.methods.star_quant import TACOptions
+from starquant.errors import ConfigError
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.roles import Site
+from starquant.numerics import PairMoments, moment_matching, ridge_least_squares
+from starquant.quantized.state_transforms import bin_of_context
 
 MATRIX, SHIFT = "tac.matrix", "tac.shift"
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-class TACOptions(Spec):
-    """Whether and how the attention output is corrected.
-
-    Attributes:
-        enabled: off leaves it alone.
-        block_size: g, channels of a block.
-        solver: "moment_matching" brings mean and covariance to the exact ones (paper); "least_squares" minimises
-            the squared error, damped towards the identity.
-        damping: of the covariance, as a share of its mean variance.
-        smoothing: how far singular values of M move to 1; of "moment_matching".
-        shrinkage: how far M moves to the identity.
-        condition: one map for "all" tokens (paper), one a token "state", or one a state and mask-ratio "bin".
-        placement: on the attention "output" (paper), or on the "value"s, where it is the same at no cost: one map for
-            all tokens, V and the probabilities at 16 bits, g dividing the head width; heads that share values share
-            maps.
-    """
-
-    enabled: bool = True
-    block_size: Literal[4, 8, 16, 32, 64] = 16
-    solver: Literal["moment_matching", "least_squares"] = "moment_matching"
-    damping: Annotated[float, Field(gt=0.0)] = 0.01
-    smoothing: Share = 0.0
-    shrinkage: Share = 0.0
-    condition: Literal["all", "state", "bin"] = "all"
-    placement: Literal["output", "value"] = "output"
-
-
-def check(model: MaskedDiffusionModel, options: TACOptions, operand_bits: dict[str, int]) -> None:
+def validate_tac(model: MaskedDiffusionModel, options: TACOptions, operands: AttentionSpec) -> None:
     """Judge block size and placement.
 
     Raises:
         ConfigError: a block size that does not divide, a placement that would not be exact.
     """
-    from starquant.errors import ConfigError
-
     attention = model.block_sites(model.trunk().blocks[0]).attention
     width, g = attention.n_heads * attention.head_dim, options.block_size
     if width % g:
@@ -73,15 +42,15 @@ def check(model: MaskedDiffusionModel, options: TACOptions, operand_bits: dict[s
                 f"method.tac.condition: got '{options.condition}', but placement=value maps the values that all "
                 "tokens attend to; allowed: all"
             )
-        low = [name for name in ("p", "v") if operand_bits[name] < 16]
+        low = [name for name in ("p", "v") if getattr(operands, name) < 16]
         if low:
             raise ConfigError(
-                f"bits.attention.{low[0]}: got {operand_bits[low[0]]}, but method.tac.placement=value is exact only "
-                "where softmax.V is at 16 bits; allowed: 16, or method.tac.placement=output"
+                f"bits.attention.{low[0]}: got {getattr(operands, low[0])}, but method.tac.placement=value is exact "
+                "only where softmax.V is at 16 bits; allowed: 16, or method.tac.placement=output"
             )
 
 
-def fit(visit: BlockVisit, quantized: nn.Module, options: TACOptions) -> dict[str, Tensor]:
+def fit_tac(visit: BlockVisit, quantized: nn.Module, options: TACOptions) -> dict[str, Tensor]:
     """Return maps M [C, N, g, g] and d [C, N, g] from the block's exact and quantized attention outputs.
 
     Args:
@@ -92,10 +61,6 @@ def fit(visit: BlockVisit, quantized: nn.Module, options: TACOptions) -> dict[st
     Raises:
         DataError: a condition that (almost) no calibration token meets.
     """
-    import torch
-
-    from starquant.models.roles import Site
-
     bins = visit.states.bins if options.condition == "bin" else 1
     cells = _Cells(options, bins)
     visit.side_by_side(quantized, Site.OUT, cells.add)
@@ -113,14 +78,10 @@ class _Cells:
     """Moments by condition: all tokens, by state, or by bin and state (bin k, state s at 2 k + s; masked first)."""
 
     def __init__(self, options: TACOptions, bins: int) -> None:
-        from starquant.numerics import PairMoments
-
         count = 1 if options.condition == "all" else 2 * bins
         self.bins, self.parts = bins, [PairMoments(options.block_size) for _ in range(count)]
 
     def add(self, pair: Pair) -> None:
-        from starquant.quantized.state_transforms import bin_of_context
-
         if len(self.parts) == 1:
             self.parts[0].update(pair.exact_BLD[pair.visible_BL], pair.quantized_BLD[pair.visible_BL])
             return
@@ -133,23 +94,19 @@ class _Cells:
 
     def filled(self) -> list[PairMoments]:
         """Return the moments; a bin with too few tokens takes those of its state in all bins."""
-        from starquant.numerics import PairMoments
-
         block = self.parts[0].block_size
-        found = []
+        parts = []
         for index, moments in enumerate(self.parts):
             if len(self.parts) > 2 and moments.count < 4 * block:
                 pooled = PairMoments(block)
                 for other in self.parts[index % 2 :: 2]:
                     pooled.merge(other)
                 moments = pooled
-            found.append(moments)
-        return found
+            parts.append(moments)
+        return parts
 
 
 def _solve(moments: PairMoments, options: TACOptions) -> tuple[Tensor, Tensor]:
-    from starquant.numerics import moment_matching, ridge_least_squares
-
     if options.solver == "moment_matching":
         return moment_matching(moments, options.damping, options.smoothing, options.shrinkage)
     return ridge_least_squares(moments, options.damping, options.shrinkage)

@@ -1,0 +1,76 @@
+"""What every method can be asked: a name, the algorithm behind it, how weights are put on their grid."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from starquant.config.calibration import CalibrationSpec
+from starquant.config.fields import INERT, Count, Spec
+
+
+def _validate_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"got '{name}', allowed: lower-case letters, digits and underscores")
+    return name
+
+
+class MethodOptions(Spec):
+    """Base of a method's options.
+
+    Attributes:
+        name: what records, tables and files call it; a variant has a name of its own.
+        algorithm: the registered method that it is; each class allows its own.
+        reference: the paper that the algorithm follows.
+        transforms: whether it changes anything but the rounding, so that 16 bits is a run of its own.
+    """
+
+    reference: ClassVar[str]
+    transforms: ClassVar[bool]
+
+    name: Annotated[str, AfterValidator(_validate_name)]
+    algorithm: str
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `fit` reads calibration states under these options."""
+        return False
+
+    def calibration(self, requested: CalibrationSpec) -> CalibrationSpec:
+        """Return what the method calibrates on; a method that prescribes its states says so here."""
+        return requested
+
+
+class WeightSolverOptions(Spec):
+    """How the (transformed) weights are put on their grid.
+
+    Attributes:
+        name: "rtn" rounds to nearest, "gptq" compensates each rounding in the columns that follow.
+        mse_clip: shrink each row's (group's) range to where its squared error is smallest.
+        percdamp: GPTQ's damping, as a share of the Hessian's mean diagonal.
+        act_order: GPTQ visits inputs by decreasing Hessian diagonal.
+        block_size: GPTQ's columns a lazy update; changes the speed only.
+    """
+
+    name: Literal["rtn", "gptq"] = "rtn"
+    mse_clip: bool = False
+    percdamp: Annotated[float, Field(gt=0.0)] = 0.01
+    act_order: bool = False
+    block_size: Count = Field(default=128, json_schema_extra=INERT)
+
+
+class BlockwiseOptions(MethodOptions):
+    """Options that every method has which quantizes block by block.
+
+    Attributes:
+        weights: how weights are put on their grid.
+    """
+
+    weights: WeightSolverOptions = WeightSolverOptions()
+
+    @property
+    def needs_calibration(self) -> bool:
+        """GPTQ reads second moments."""
+        return self.weights.name == "gptq"

@@ -1,0 +1,38 @@
+"""Options of QuaRot (arXiv 2404.00456)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from starquant.config.fields import Ratio, Seed
+from starquant.config.methods.base import BlockwiseOptions, WeightSolverOptions
+
+
+class QuaRotOptions(BlockwiseOptions):
+    """Which rotations, and how weights are rounded.
+
+    Attributes:
+        residual_rotation: "hadamard" with random signs, "orthogonal" (Haar, for widths without a Hadamard matrix),
+            or "none", which leaves gains unfolded as well.
+        rotation_seed: of the random signs or matrix.
+        head_hadamard: rotate value heads.
+        out_hadamard: rotate across heads online, in front of the output projection; without effect, and noted,
+            where no Hadamard matrix has the number of heads.
+        down_hadamard: rotate the down projection's input online.
+        qk_hadamard: rotate queries and keys online; worth it where `bits.attention` quantizes them.
+        activation_clip: share of each token's largest magnitude that its grid covers; null takes
+            `bits.activations.clip_ratio`.
+    """
+
+    reference: ClassVar[str] = "arXiv 2404.00456"
+    transforms: ClassVar[bool] = True
+
+    algorithm: Literal["quarot"] = "quarot"
+    residual_rotation: Literal["hadamard", "orthogonal", "none"] = "hadamard"
+    rotation_seed: Seed = 0
+    head_hadamard: bool = True
+    out_hadamard: bool = True
+    down_hadamard: bool = True
+    qk_hadamard: bool = False
+    activation_clip: Ratio | None = None
+    weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)

@@ -1,0 +1,126 @@
+"""Options of STaR-Quant (arXiv 2606.04945): the transform P, SGAT's gates, TAC; QuaRot's rotations below them."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from starquant.config.fields import Count, Spec
+from starquant.config.methods.base import WeightSolverOptions
+from starquant.config.methods.quarot import QuaRotOptions
+
+Positive = Annotated[float, Field(gt=0.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+GateShare = Annotated[float, Field(ge=0.0, le=0.45)]
+FREEACT = 1 / 32
+
+
+class TransformOptions(Spec):
+    """How P is made.
+
+    Attributes:
+        fit: "fixed" keeps QuaRot's rotation; "closed_form" takes the gated directions from the second moments of
+            masked and unmasked tokens; "learned" minimises the error of the group's output.
+        structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
+        dense_width: of "auto".
+        rows: tokens of each state that it is learned on, and as many it is judged on.
+        steps: of Adam.
+        learning_rate: at the start; a cosine brings it to zero.
+        state_clip: learn how much of each token's range the grid covers, one ratio a token state.
+        clip_every: steps between two searches of the weights' clip ratios, where weights are clipped.
+    """
+
+    fit: Literal["fixed", "closed_form", "learned"] = "learned"
+    structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
+    dense_width: Count = 1024
+    rows: Count = 256
+    steps: Count = 160
+    learning_rate: Positive = 0.02
+    state_clip: bool = True
+    clip_every: Count = 20
+
+    def structure_of(self, width: int) -> str:
+        """Return "dense" or "kronecker" for a site with a matrix of its own."""
+        if self.structure in ("dense", "kronecker"):
+            return self.structure
+        return "dense" if width <= self.dense_width else "kronecker"
+
+
+class SiteShares(Spec):
+    """A share of the channels of each site."""
+
+    qkv_input: GateShare = FREEACT
+    out_input: GateShare = FREEACT
+    gate_up_input: GateShare = FREEACT
+    down_input: GateShare = FREEACT
+
+
+class SGATOptions(Spec):
+    """Which channels belong to one token state only.
+
+    Attributes:
+        enabled: off gates nothing.
+        masked: d_m as a share of each site's width, rounded to whole channels.
+        unmasked: d_u likewise.
+        first_attention: gate the first block's attention input too, where all masked tokens share one vector.
+        keep: "always", or "if_better": a site keeps its gate only if the error of the group's output is smaller with
+            it than with the same P ungated, on rows that P was not learned on.
+    """
+
+    enabled: bool = True
+    masked: SiteShares = SiteShares()
+    unmasked: SiteShares = SiteShares()
+    first_attention: bool = False
+    keep: Literal["always", "if_better"] = "always"
+
+
+class TACOptions(Spec):
+    """Whether and how the attention output is corrected.
+
+    Attributes:
+        enabled: off leaves it alone.
+        block_size: g, channels of a block.
+        solver: "moment_matching" brings mean and covariance to the exact ones (paper); "least_squares" minimises
+            the squared error, damped towards the identity.
+        damping: of the covariance, as a share of its mean variance.
+        smoothing: how far singular values of M move to 1; of "moment_matching".
+        shrinkage: how far M moves to the identity.
+        condition: one map for "all" tokens (paper), one a token "state", or one a state and mask-ratio "bin".
+        placement: on the attention "output" (paper), or on the "value"s, where it is the same at no cost: one map for
+            all tokens, V and the probabilities at 16 bits, g dividing the head width; heads that share values share
+            maps.
+    """
+
+    enabled: bool = True
+    block_size: Literal[4, 8, 16, 32, 64] = 16
+    solver: Literal["moment_matching", "least_squares"] = "moment_matching"
+    damping: Positive = 0.01
+    smoothing: Share = 0.0
+    shrinkage: Share = 0.0
+    condition: Literal["all", "state", "bin"] = "all"
+    placement: Literal["output", "value"] = "output"
+
+
+class STaRQuantOptions(QuaRotOptions):
+    """QuaRot's rotations, from which P starts, and what is put on top of them.
+
+    Attributes:
+        transform: how P is made.
+        sgat: gates by token state.
+        tac: correction of the attention output.
+    """
+
+    reference: ClassVar[str] = "arXiv 2606.04945"
+
+    algorithm: Literal["star_quant"] = "star_quant"  # type: ignore[assignment]
+    transform: TransformOptions = TransformOptions()
+    sgat: SGATOptions = SGATOptions()
+    tac: TACOptions = TACOptions()
+    weights: WeightSolverOptions = WeightSolverOptions(mse_clip=True)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether anything is learned from data."""
+        learns = self.transform.fit != "fixed" or self.transform.state_clip
+        return learns or self.sgat.enabled or self.tac.enabled or super().needs_calibration

@@ -1,0 +1,106 @@
+"""What every block of one forward pass shares: rotary tables, who sees whom, token states, keys and values kept.
+
+Shape suffixes: B batch, L sequence length, W columns of a pass's window, K key/value heads, E head width, N tokens that
+an expert is given.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+
+class KeyValueCache:
+    """Keys and values of all columns, layer by layer; a pass over some columns renews theirs and reads the rest.
+
+    Reading keys and values of an earlier denoising step is an approximation: they depend on every token.
+
+    Attributes:
+        window: columns that the next pass computes; the first pass computes all.
+    """
+
+    def __init__(self) -> None:
+        self.window = slice(0, None)
+        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the window's keys and values of a layer, and return those of all columns, [B, K, L, E]."""
+        if attention not in self._kept:
+            self._kept[attention] = k_BKWE.clone(), v_BKWE.clone()
+        kept_k, kept_v = self._kept[attention]
+        kept_k[:, :, self.window], kept_v[:, :, self.window] = k_BKWE, v_BKWE
+        return kept_k, kept_v
+
+
+class Context:
+    """What every block of one forward pass shares.
+
+    Token states are read off the ids of the pass itself, so that they are those of the current denoising step in
+    every batched, padded, guided or likelihood forward, and follow a token that is masked again.
+
+    Attributes:
+        rotary: (cos, sin).
+        mask: boolean, broadcasts to [B, H, W, L]: True where a query (row) may see a key (column); None for everywhere.
+        masked_BL: True where a token is [MASK].
+        cache: of a pass over some columns; rotary tables, the mask's rows and token states are then theirs, the mask
+            ratio is that of the whole sequence.
+        tokens_N: in what an expert is given (`routed`), the places of its tokens among all B * L; None for all.
+    """
+
+    def __init__(
+        self,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        masked_BL: Tensor,
+        visible_BL: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> None:
+        self.rotary, self.mask, self.masked_BL, self.cache = rotary, mask, masked_BL, cache
+        self.tokens_N: Tensor | None = None
+        self._whole_BL, self._visible_BL = masked_BL, visible_BL
+        if cache is not None:
+            cos, sin = rotary
+            self.rotary = cos[:, :, cache.window], sin[:, :, cache.window]
+            self.masked_BL = masked_BL[:, cache.window]
+            if mask is not None and mask.shape[-2] > 1:
+                self.mask = mask[:, :, cache.window]
+
+    def routed(self, tokens_N: Tensor) -> Context:
+        """Return the context of the tokens that an expert is given, as one row [1, N].
+
+        Args:
+            tokens_N: their places among all B * L tokens of the pass, row by row.
+        """
+        part = Context(self.rotary, self.mask, self.masked_BL.flatten()[tokens_N][None])
+        part.tokens_N = tokens_N
+        return part
+
+    def of_tokens(self, x_BL: Tensor) -> Tensor:
+        """Return what belongs to this context's tokens of something given for all of the pass: [B, L], or [1, N]."""
+        return x_BL if self.tokens_N is None else x_BL.flatten()[self.tokens_N][None]
+
+    @functools.cached_property
+    def state_BL(self) -> Tensor:
+        """Token states as indices: 1 where a token is [MASK], else 0."""
+        return self.masked_BL.long()
+
+    @property
+    def mask_ratio_B(self) -> Tensor:
+        """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step."""
+        if self._visible_BL is None:
+            return self._whole_BL.float().mean(1)
+        return (self._whole_BL & self._visible_BL).sum(1) / self._visible_BL.sum(1).clamp_min(1)
+
+
+def bidirectional(visible_BL: Tensor | None) -> Tensor | None:
+    """Return the mask in which every token sees every real one, [B, 1, 1, L]; None where nothing is padded."""
+    return None if visible_BL is None else visible_BL[:, None, None]
+
+
+def running_positions(ids_BL: Tensor, visible_BL: Tensor | None) -> Tensor:
+    """Return position ids [B, L] that count the visible tokens, so that padding on either side shifts nothing."""
+    if visible_BL is None:
+        return torch.arange(ids_BL.shape[1], device=ids_BL.device)[None]
+    return (visible_BL.long().cumsum(-1) - 1).clamp_(min=0)

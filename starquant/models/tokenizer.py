@@ -1,0 +1,67 @@
+"""Tokenizers of checkpoint folders, without running their code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from starquant.errors import CheckpointError
+from starquant.models.checkpoint import read_json
+
+_BPE_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None)
+
+
+def load_fast(folder: Path) -> PreTrainedTokenizerBase:
+    """Load `tokenizer.json`.
+
+    Raises:
+        CheckpointError: it is missing or malformed, or a listed token gets another id.
+    """
+    if not (folder / "tokenizer.json").exists():
+        raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
+    return _from_folder(PreTrainedTokenizerFast, folder)
+
+
+def load_byte_level_bpe(folder: Path) -> PreTrainedTokenizerBase:
+    """Build Qwen2's byte-level BPE of `vocab.json` and `merges.txt`, or load `tokenizer.json` where there are none.
+
+    Dream ships a Python class over that BPE: the same is built here, with the special tokens its config lists.
+
+    Raises:
+        CheckpointError: as `load_fast`.
+    """
+    complete = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    if complete and _config(folder).get("tokenizer_class") in _BPE_CLASSES:
+        return _from_folder(Qwen2Tokenizer, folder)
+    return load_fast(folder)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _from_folder(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
+    config, verbosity = _config(folder), transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would remark that the class name differs
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception on malformed files
+        raise CheckpointError(f"{folder}: its tokenizer files cannot be read: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    _validate_listed_ids(folder, config, tokenizer)
+    return tokenizer
+
+
+def _validate_listed_ids(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    listed = config.get("added_tokens_decoder")
+    for number, token in (listed if isinstance(listed, dict) else {}).items():
+        got = tokenizer.convert_tokens_to_ids(token["content"])
+        if got != int(number):
+            raise CheckpointError(
+                f"{folder / 'tokenizer_config.json'}: token '{token['content']}' is listed with id {number}, gets {got}"
+            )
