@@ -67,7 +67,7 @@ def time_methods() -> None:
     """Print seconds of fit and apply for each method."""
     print("4 layers, d = 256, 8 x 128 tokens, W4A4: seconds (median of 3), peak memory of fit")
     states = random_states(2048, 8, 128)
-    for name in METHODS:
+    for name in sorted(set(METHODS) - {"packed"}):  # which takes no full precision
         options = METHODS.options(name)(name=name)
         times = []
         for _ in range(4):

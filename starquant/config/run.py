@@ -107,6 +107,8 @@ class RunSpec(Spec):
     experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=INERT)
 
     BASELINE: ClassVar[MethodOptions] = FullPrecisionOptions(name="none")
+    #: Algorithm for checkpoints that are quantized already.
+    PACKED: ClassVar[str] = "packed"
 
     @field_validator("method", mode="wrap")
     @classmethod
@@ -141,6 +143,8 @@ class RunSpec(Spec):
         self.speed.check(self.protocols)
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
+        if not self.tasks.names and self.is_packed:
+            raise ValueError("tasks.names: got [], but of a packed checkpoint fidelity is not measured")
         if not self.tasks.names and self._is_full_precision:
             raise ValueError("tasks.names: got [], but fidelity compares a quantized model with full precision")
         if self.method.needs_calibration and self.calibration.source is None:
@@ -164,14 +168,29 @@ class RunSpec(Spec):
         """Whether nothing is changed: the baseline, or 16 bits under a method that changes the rounding only."""
         return self.is_baseline or (self.bits.full_precision and not self.method.transforms)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the run scores a checkpoint that is quantized already: no full precision stands beside it."""
+        return self.method.algorithm == self.PACKED
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the run fits a method and applies it."""
+        return not (self.is_baseline or self.is_packed)
+
     def canonical(self) -> RunSpec:
-        """Return the same run in its one spelling: full precision is method `none` at 16 bits, whichever way asked."""
+        """Return the same run in its one spelling.
+
+        Full precision is method `none` at 16 bits, whichever way it is spelled; a packed checkpoint has no fidelity.
+        """
         if self._is_full_precision:
             return self.baseline()
+        fidelity = FidelitySpec(name="none") if self.is_packed else self.fidelity
         calibration = NO_CALIBRATION
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
-        return self.model_copy(update={"calibration": calibration, "speed": self.speed.applied(self.protocols)})
+        speed = self.speed.applied(self.protocols)
+        return self.model_copy(update={"calibration": calibration, "fidelity": fidelity, "speed": speed})
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""

@@ -8,7 +8,6 @@ from starquant.config.methods.none import FullPrecisionOptions
 from starquant.methods.base import Method
 from starquant.methods.fitted import Fitted
 from starquant.models.base import MaskedDiffusionModel
-from starquant.packed.manifest import packed_manifest
 from starquant.quantized.install import install
 from starquant.store.manifest import ManifestEntry
 
@@ -35,5 +34,5 @@ class FullPrecision(Method[FullPrecisionOptions]):
         progress: bool = False,
         packed: bool = False,
     ) -> list[ManifestEntry]:
-        """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""
-        return packed_manifest(model) if model.quantized else install(model, FULL_PRECISION)
+        """Change nothing, whatever `bits` say; raises ConfigError for a model that is quantized already."""
+        return install(model, FULL_PRECISION)

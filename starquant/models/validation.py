@@ -9,8 +9,13 @@ from transformers.quantizers import AutoHfQuantizer
 
 from starquant.errors import CheckpointError
 from starquant.models.checkpoint import CONFIG, Checkpoint, expect_parameters
+from starquant.registry import Registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Packed formats, by `quant_method`: the classes transformers knows once their modules are imported.
+QUANTIZATIONS: Registry[type] = Registry(
+    "quantization_config.quant_method", {"starquant": "starquant.packed.plugin:PackedConfig"}
+)
 
 
 def make_config(checkpoint: Checkpoint, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
@@ -77,8 +82,10 @@ def _prepare_packed(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> None:
         return
     path = checkpoint.folder / CONFIG
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method != "starquant":
-        raise CheckpointError(f"{path}: quantization_config.quant_method is {method!r}; allowed: starquant")
+    if not isinstance(method, str) or method not in QUANTIZATIONS:
+        allowed = ", ".join(QUANTIZATIONS)
+        raise CheckpointError(f"{path}: quantization_config.quant_method is {method!r}; allowed: {allowed}")
+    QUANTIZATIONS.load(method)  # its import registers it
     try:
         AutoHfQuantizer.from_config(dict(settings), pre_quantized=True).preprocess_model(skeleton)
     except CheckpointError as error:

@@ -12,14 +12,14 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
+from starquant.config.bits import in_words
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import CONFIG
 from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.install import is_tied
-from starquant.reports.run_table import describe as bits_in_words
-from starquant.runs.preflight import check_target
+from starquant.store.exports import validate_target
 from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.
@@ -42,7 +42,7 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
     Raises:
         ConfigError: the target is there already, or cannot be written.
     """
-    check_target(target)
+    validate_target(target)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
@@ -98,7 +98,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
         if score.task in spec["tasks"]["names"] and score.unit == "fraction"
     ]
     base = spec["model"]["path"] or f"starquant's embedded model {spec['model']['seed']}"
-    how = f"{spec['method']['name']}, {bits_in_words(spec['bits'])}"
+    how = f"{spec['method']['name']}, {in_words(spec['bits'])}"
     sha, device = record.provenance.get("git_sha"), record.provenance.get("device_name")
     return "\n".join(
         [
@@ -107,7 +107,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
             f"{base}, quantized by starquant: {how}; {size / 1e6:,.1f} MB.",
             "",
             "```python",
-            "import starquant",
+            "import starquant.packed",
             "from transformers import AutoModel",
             f'model = AutoModel.from_pretrained("{name}")',
             "```",

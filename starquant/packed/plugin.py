@@ -1,24 +1,23 @@
-"""What transformers must know of this package: the model families, and how packed checkpoints are loaded.
-
-Imported right after transformers, perhaps while `starquant.models` is being imported: what is heavy is imported later.
-"""
+"""What transformers must know to load packed checkpoints; importing this module tells it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.quantizers import HfQuantizer
-from transformers.quantizers.auto import (
-    AUTO_QUANTIZATION_CONFIG_MAPPING,
-    register_quantization_config,
-    register_quantizer,
-)
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from starquant.errors import CheckpointError
+from starquant.kernels.dispatch import check_device
+from starquant.models.loading import validate_checkpoint
+from starquant.models.validation import validate_finite
+from starquant.packed.description import rebuild, use_integers
+from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.packed_linear import Packed
+from starquant.quantized.state_transforms import StateGate
 
 METHOD, VERSION = "starquant", 1
 
@@ -66,9 +65,6 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        from starquant.models.loading import validate_checkpoint
-        from starquant.packed.description import rebuild
-
         files = kwargs.get("checkpoint_files")
         if files:  # transformers would fill what is missing with noise
             validate_checkpoint(Path(files[0]).parent)
@@ -77,13 +73,6 @@ class PackedQuantizer(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        from starquant.kernels.dispatch import check_device
-        from starquant.models.validation import validate_finite
-        from starquant.packed.description import use_integers
-        from starquant.quantized.activation_quantizer import ActivationQuantizer
-        from starquant.quantized.packed_linear import Packed
-        from starquant.quantized.state_transforms import StateGate
-
         for name, module in model.named_modules():
             if isinstance(module, Packed | StateGate | ActivationQuantizer):
                 module.check(name)
@@ -102,8 +91,5 @@ class PackedQuantizer(HfQuantizer):
         return False
 
 
-if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-    register_quantization_config(METHOD)(PackedConfig)
-    register_quantizer(METHOD)(PackedQuantizer)
-if "starquant.models" not in sys.modules:  # it registers the families itself
-    import starquant.models  # noqa: F401
+register_quantization_config(METHOD)(PackedConfig)
+register_quantizer(METHOD)(PackedQuantizer)

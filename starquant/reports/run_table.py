@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from starquant.config.bits import in_words
 from starquant.config.speed import SpeedSpec
 from starquant.store.record import RunRecord, Score
 
@@ -13,12 +13,14 @@ HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "s
 FIDELITY = "fidelity"
 
 
-def rows(record: RunRecord, baseline: RunRecord) -> list[tuple[str, ...]]:
+def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]:
     """Return the table's cells as text; subjects of groups and mask-ratio bins are left to the record.
 
-    Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty.
+    Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty; so is the
+    whole column of a packed checkpoint, which has no baseline.
     """
-    before = {(s.task, s.metric, s.filter): s for s in baseline.scores if s.task != FIDELITY}
+    scores = () if baseline is None else baseline.scores
+    before = {(s.task, s.metric, s.filter): s for s in scores if s.task != FIDELITY}
     requested = record.spec["tasks"]["names"]
     return [_row(score, before.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)]
 
@@ -50,23 +52,10 @@ def _number(value: float, unit: str) -> str:
     return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
 
 
-def describe(bits: dict[str, Any]) -> str:
-    """Return the preset's name, and every width, grouping and clipping that it does not tell."""
-    told = {f"{x}={bits['attention'][x]}" for x in "qkpv" if bits["attention"][x] < 16}
-    told |= {f"{part}={bits[part]}" for part in ("embedding", "head") if bits[part] < 16}
-    told |= {f"group={bits['weights']['group_size']}"} if bits["weights"]["group_size"] else set()
-    for part in ("weights", "activations"):
-        told |= {f"{part} clip={bits[part]['clip_ratio']:g}"} if bits[part]["clip_ratio"] < 1 else set()
-        told |= set() if bits[part]["symmetric"] else {f"{part} asymmetric"}
-    widths = f"w{bits['weights']['bits']}a{bits['activations']['bits']}"
-    name = bits["name"] if bits["name"] == widths else f"{bits['name']} ({widths})"
-    return name + (f" [{', '.join(sorted(told))}]" if told else "")
-
-
-def render(record: RunRecord, baseline: RunRecord, path: Path) -> str:
+def render(record: RunRecord, baseline: RunRecord | None, path: Path) -> str:
     """Return the report as text: what was run, the table, and where the record lies."""
     spec = record.spec
-    title = f"{spec['model']['name']}  {describe(spec['bits'])}  {spec['method']['name']}  seed {spec['seed']}"
+    title = f"{spec['model']['name']}  {in_words(spec['bits'])}  {spec['method']['name']}  seed {spec['seed']}"
     cells = [HEADER, *rows(record, baseline)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
     lines = [

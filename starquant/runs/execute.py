@@ -23,7 +23,7 @@ from starquant.quantized.probe import measure_operands
 from starquant.runs.calibrate import ensure_calibrated
 from starquant.runs.inputs import Loaded, pin
 from starquant.runs.inspect import inspect_activations
-from starquant.runs.preflight import check_paths, check_target, exported_from
+from starquant.runs.preflight import check_paths
 from starquant.runs.stages import (
     OverlapCounter,
     calibration_overlap,
@@ -36,6 +36,7 @@ from starquant.session.devices import leased
 from starquant.session.processes import Processes, processes
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
+from starquant.store.exports import exported_from, validate_target
 from starquant.store.locks import exclusive
 from starquant.store.record import RunRecord
 from starquant.store.records import RecordStore
@@ -60,7 +61,7 @@ class Result:
     Attributes:
         path: of its record; with stage=calibrate of the calibration, with stage=inspect of the report.
         record: of the run; None with these two stages.
-        baseline: the full-precision record that it is compared with; None as well.
+        baseline: the full-precision record that it is compared with; None as well, and of a packed checkpoint.
         reused: whether all of it was there already.
         tracker: to be closed in the end.
     """
@@ -117,17 +118,17 @@ class _Run:
         """All that is read, judged as soon as anything has to be computed."""
         found = Loaded.prepare(self.folder, self.spec, self.device)
         if found.packed:
-            self.say(f"note: {self.folder} is packed: scored as it is, where tables say full precision")
+            self.say(f"note: {self.folder} is packed: scored as it is, without full precision and fidelity beside it")
         return found
 
     def stages(self) -> Result:
         self.together.by_first(self.store.prepare)
         if self.together.world > 1:
             self.say(f"{self.together.world} processes share the items of every task")
-        if self.spec.stage == "evaluate" and not self.spec.is_baseline:
+        if self.spec.stage == "evaluate" and self.spec.quantizes:
             self._calibrated()  # refused here, before full precision is scored
         if self.spec.stage == "calibrate":
-            if self.spec.is_baseline:
+            if not self.spec.quantizes:
                 return Result(self.artifacts.folder, None, None, True, self.tracker)
             _, reused = self._calibrated()
             return Result(self.artifacts.path(self.spec.calibration_digest()), None, None, reused, self.tracker)
@@ -139,7 +140,7 @@ class _Run:
                 )
             )
             return Result(path, None, None, reused, self.tracker)
-        baseline = self._record(self.spec.baseline())
+        baseline = None if self.spec.is_packed else self._record(self.spec.baseline())
         record = baseline if self.spec.is_baseline else self._record(self.spec)
         return Result(self.store.path(self.spec), record, baseline, not self.computed, self.tracker)
 
@@ -149,7 +150,7 @@ class _Run:
         if exported_from(target) == self.spec.digest():
             validate_checkpoint(target)  # and it is whole
             return True
-        check_target(target)
+        validate_target(target)
         return False
 
     def export(self, result: Result) -> None:
@@ -237,10 +238,10 @@ class _Run:
         if work.exists():
             self.say(f"going on from an interrupted run: {work}")
         with timed(seconds, "reference"):
-            follows = not spec.is_baseline and self.together.first
+            follows = spec.quantizes and self.together.first
             reference = self._reference(spec) if follows else None
         fitted, calibration = Fitted(), None
-        if not spec.is_baseline:
+        if spec.quantizes:
             fitted, calibration = self._fitted(spec, seconds)
         with timed(seconds, "quantize"):
             manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, self.progress)

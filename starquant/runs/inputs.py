@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
-from starquant.errors import ConfigError
 from starquant.models import load_model, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
 from starquant.models.loading import validate_checkpoint
 from starquant.models.validation import skeleton_of
+from starquant.runs.packed import with_bits_of
 from starquant.runs.stages import Texts, pin_sources, read_texts
 from starquant.testbed.shipped import weights_folder
 
@@ -73,8 +73,7 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
     checkpoint, _ = validate_checkpoint(folder)
-    if "quantization_config" in checkpoint.config and not spec.is_baseline:
-        raise ConfigError(f"model.path: {folder}: is packed already; allowed: method=none, or the full-precision model")
+    spec = with_bits_of(spec, checkpoint)
     model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})
     tasks = spec.tasks
     if tasks.data_dir is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 
 from starquant.config.run import RunSpec
 from starquant.config.tasks import validate_consent
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
+from starquant.store.exports import exported_from, validate_target
 from starquant.testbed.shipped import weights_folder
 
 
@@ -45,40 +44,13 @@ def check_export(spec: RunSpec) -> None:
     """
     if spec.export.dir is None:
         return
-    if spec.is_baseline or spec.stage in ("calibrate", "inspect"):
+    if not spec.quantizes or spec.stage in ("calibrate", "inspect"):
         raise ConfigError(
             f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
-            "what is exported; allowed: a method other than none, stage=all or evaluate"
+            "what is exported; allowed: a method other than none and packed, stage=all or evaluate"
         )
     if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
-        check_target(Path(spec.export.dir))
-
-
-def check_target(folder: Path) -> None:
-    """Judge where a model is to be written; raises ConfigError when something is there already."""
-    if not folder.name:
-        raise ConfigError(f"export.dir: got '{folder}' (of no name), allowed: a new or empty folder")
-    beside = next((parent for parent in folder.parents if parent.exists()), folder)
-    if not beside.is_dir():
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {beside} is a file")
-    try:
-        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
-
-
-def exported_from(folder: Path) -> str | None:
-    """Return the digest of the record that a packed checkpoint was exported with; None where it is no such folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-        found = config["made_by"]["record"] if config["quant_method"] == "starquant" else None
-        return found if isinstance(found, str) else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+        validate_target(Path(spec.export.dir))
 
 
 def check_results(spec: RunSpec) -> None:

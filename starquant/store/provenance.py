@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -24,21 +28,94 @@ PACKAGES = (
     "pydantic",
 )
 
+#: Rooms that a calibration can depend on, and those that a score can.
+FITTING = (
+    *("calibration", "config", "diffusion", "kernels", "methods", "models", "numerics", "quantized", "registry.py"),
+    *("runs", "testbed"),
+)
+SCORING = (*FITTING, "evaluation", "packed", "session", "statistics")
+#: Rooms that can change no score, and why.
+INERT = {
+    "errors.py": "the wording of errors",
+    "reports": "reads records of finished runs",
+    "store": "keeps what was computed; what is read back is what was written",
+    "sweeps": "composes specifications, which are digested as data",
+    "tracking": "sends finished records elsewhere",
+}
+#: Data files that decide scores: tasks. `kernels/tiles.json` decides speed, weights of the testbed are fingerprinted.
+DATA = "*.yaml"
 
-#: What a calibration can depend on, and what a score can: who is told, tables and command lines change neither.
-FITTING = ("numerics", "config", "models", "diffusion", "calibration", "quantized", "kernels", "methods", "testbed")
-SCORING = (*FITTING, "packed", "evaluation", "statistics", "runs", "session")
+
+class CodeDigest:
+    """Digests of the package's code, each file as it was when it was first read.
+
+    What counts is the syntax tree without docstrings, and the nodes of YAML files: comments, docstrings and formatting
+    change nothing. Python 3.10 to 3.13 agree on this package; a version that parses a file into another tree (3.12.1
+    does with f"{x:{width}}") gives another digest, and what was computed under the other is then computed again.
+
+    Args:
+        package: folder whose subfolders and files are the rooms.
+    """
+
+    def __init__(self, package: Path = PACKAGE) -> None:
+        self._package = package
+        self._files: dict[Path, bytes] = {}
+
+    def of(self, rooms: Sequence[str] = SCORING) -> str:
+        """Return sixteen hexadecimal digits: results of the same digest came from the same code."""
+        digest = hashlib.sha256()
+        for room in sorted(rooms):
+            root = self._package / room
+            for path in [root] if root.is_file() else sorted((*root.rglob("*.py"), *root.rglob(DATA))):
+                digest.update(path.relative_to(self._package).as_posix().encode() + b"\0" + self._file(path))
+        return digest.hexdigest()[:16]
+
+    def _file(self, path: Path) -> bytes:
+        if path not in self._files:
+            content = path.read_bytes()
+            outline = _syntax(ast.parse(content)) if path.suffix == ".py" else _yaml(yaml.compose(content))
+            self._files[path] = hashlib.sha256(outline.encode()).digest()
+        return self._files[path]
+
+
+def _syntax(node: object) -> str:
+    """Return a syntax tree as text; fields that are empty are left out, since versions of Python add such ones."""
+    if isinstance(node, ast.AST):
+        fields = (
+            f"{name}={_syntax(child)}"
+            for name, child in ast.iter_fields(node)
+            if child is not None and child != [] and name not in ("ctx", "kind", "type_comment")
+        )
+        return f"{type(node).__name__}({','.join(fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(_syntax(child) for child in node if not _idle(child))}]"
+    return ascii(node)
+
+
+def _idle(statement: object) -> bool:
+    """Whether a statement does nothing: a docstring, an ellipsis, pass."""
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.Pass)
+
+
+def _yaml(node: yaml.Node | None) -> str:
+    """Return the nodes of a YAML file as text."""
+    if isinstance(node, yaml.MappingNode):
+        return f"{{{','.join(f'{_yaml(key)}:{_yaml(item)}' for key, item in node.value)}}}"
+    if isinstance(node, yaml.SequenceNode):
+        return f"[{','.join(map(_yaml, node.value))}]"
+    return "" if node is None else f"{node.tag} {node.value!a}"
 
 
 @functools.cache
-def code_digest(rooms: tuple[str, ...] = SCORING) -> str:
-    """Return a digest of the Python sources of some rooms: results of the same digest came from the same code."""
-    digest = hashlib.sha256()
-    for room in sorted(rooms):
-        root = PACKAGE / room
-        for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
-            digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _process() -> CodeDigest:
+    return CodeDigest()
+
+
+def code_digest(rooms: Sequence[str] = SCORING) -> str:
+    """Return the digest of some rooms, as they were when this process first read them."""
+    return _process().of(rooms)
 
 
 @functools.cache

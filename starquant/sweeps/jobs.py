@@ -55,7 +55,7 @@ def execute_cell(cell: Cell) -> CellEntry:
 
     result = execute(cell.spec, progress=os.environ.get("TQDM_DISABLE") != "1")
     if not launched_rank():
-        if result.record is None or result.baseline is None:
+        if result.record is None:
             print(f"wrote: {result.path}", flush=True)
         else:
             print(render(result.record, result.baseline, result.path), flush=True)

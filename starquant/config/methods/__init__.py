@@ -40,6 +40,7 @@ METHODS = MethodRegistry(
     "method.algorithm",
     {
         "none": (f"{_OPTIONS}.none:FullPrecisionOptions", f"{_CODE}.none:FullPrecision"),
+        "packed": (f"{_OPTIONS}.packed:PackedOptions", f"{_CODE}.packed:PackedCheckpoint"),
         "rtn": (f"{_OPTIONS}.rtn:RTNOptions", f"{_CODE}.rtn:RTN"),
         "smoothquant": (f"{_OPTIONS}.smoothquant:SmoothQuantOptions", f"{_CODE}.smoothquant:SmoothQuant"),
         "awq": (f"{_OPTIONS}.awq:AWQOptions", f"{_CODE}.awq:AWQ"),

@@ -1,4 +1,4 @@
-"""What a model that was loaded packed consists of, in the words of the manifest of one that was quantized here."""
+"""What a model that was loaded quantized consists of, in the words of the manifest of one that was quantized here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starquant.quantized.packed_linear import Packed
 from starquant.store.manifest import ManifestEntry
 
 
-def packed_manifest(model: MaskedDiffusionModel) -> list[ManifestEntry]:
+def manifest_of(model: MaskedDiffusionModel) -> list[ManifestEntry]:
     """Return the manifest, in the order of the forward pass; what rounding lost is not known any more."""
     modules, trunk = dict(model.named_modules()), model.trunk()
     names = {module: name for name, module in modules.items()}

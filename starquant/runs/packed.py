@@ -1,0 +1,29 @@
+"""Method `packed` and packed checkpoints belong together: neither runs with anything else."""
+
+from __future__ import annotations
+
+from starquant.config.bits import bits_of
+from starquant.config.run import RunSpec
+from starquant.errors import ConfigError
+from starquant.models.checkpoint import CONFIG, Checkpoint
+
+
+def with_bits_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
+    """Return the run with the bits of a packed checkpoint, the same run for one of full precision.
+
+    Raises:
+        ConfigError: another method on a packed checkpoint, or `packed` on one of full precision.
+        CheckpointError: bits that are none.
+    """
+    if "quantization_config" not in checkpoint.config:
+        if spec.is_packed:
+            raise ConfigError(f"method: got packed, but {checkpoint.folder} is not packed; allowed: any other method")
+        return spec
+    if not spec.is_packed:
+        raise ConfigError(
+            f"model.path: {checkpoint.folder} is quantized already, got method={spec.method.name}; allowed: "
+            "method=packed, which scores it as it is, or the checkpoint at full precision"
+        )
+    settings = checkpoint.config["quantization_config"]
+    bits = bits_of(settings["bits"], f"{checkpoint.folder / CONFIG}: quantization_config.bits")
+    return spec.model_copy(update={"bits": bits})
