@@ -100,7 +100,7 @@ def test_another_architecture(tmp_path: Path, checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     message = refused(tmp_path, "model=llada", f"model.path={checkpoint}", "tasks.names=[piqa]")
-    assert "config.json: model_type is 'llama'; allowed: llada, Dream" in message
+    assert "config.json: model_type is 'llama'; allowed: Dream, llada" in message
 
 
 def test_truncated_weights(tmp_path: Path, checkpoint: Path) -> None:
