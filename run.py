@@ -24,8 +24,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from starquant.errors import StarquantError
-from starquant.runs.preflight import check_paths, check_results
+from starquant.runs.preflight import validate_paths, validate_results
+from starquant.session.logs import on_terminal
 from starquant.session.processes import launched_rank
+from starquant.session.session import of_process
 from starquant.sweeps.cell_log import CellEntry, CellLog
 from starquant.sweeps.cells import CONF, Cell, Plan, plan, sweepable
 from starquant.sweeps.progress import SweepBar, summary
@@ -41,9 +43,15 @@ def cell(config: DictConfig) -> None:
     end_with_parent()
     this = Cell.of(config)
     if launched_rank():  # of several processes the first one tells
-        with contextlib.suppress(StarquantError):
+        with contextlib.suppress(StarquantError), on_terminal(shown=False):
             _run(this)
         return
+    with on_terminal():
+        _logged(this)
+
+
+def _logged(this: Cell) -> None:
+    """Run a cell and write down what became of it."""
     log = CellLog(Path(this.spec.paths.results))
     try:
         with log.running(this.key, this.name) as outcome:
@@ -68,12 +76,12 @@ def end_with_parent() -> None:
 
 def _run(this: Cell) -> CellEntry:
     """Run a cell and print its report; returns what became of it."""
-    check_paths(this.spec)  # before torch is imported
+    validate_paths(this.spec)  # before torch is imported
     from starquant.reports.run_table import render
     from starquant.runs.execute import execute
 
     results = Path(this.spec.paths.results)
-    result = execute(this.spec, progress=os.environ.get("TQDM_DISABLE") != "1")
+    result = execute(this.spec, of_process())
     if not launched_rank():
         if result.record is None or result.baseline is None:
             print(f"wrote: {result.path}", flush=True)
@@ -131,7 +139,7 @@ def main() -> None:
         if planned is None:
             cell()
             return
-        check_results(planned.cells[0].spec)
+        validate_results(planned.cells[0].spec)
         failed = launch(planned, arguments)
         if planned.experiment is not None and not failed and not launched_rank():
             from starquant.reports.experiments import after_sweep

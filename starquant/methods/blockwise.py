@@ -15,6 +15,7 @@ from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.solvers import WeightSolverOptions, solve_block, stored_weights
+from starquant.session.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         bits: BitsSpec,
         fitted: Fitted,
         states: CalibrationStates | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Tensors:
         """Return what concerns the residual stream as a whole."""
         return {}
@@ -113,7 +114,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         bits: BitsSpec,
         states: CalibrationStates | None = None,
         into: Fitted | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Fitted:
         """Walk the blocks and keep what is learned of each."""
         fitted, bits = into if into is not None else Fitted(), self.effective(bits)
@@ -134,7 +135,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         states: CalibrationStates,
         ends: Tensors,
         fitted: Fitted,
-        progress: bool,
+        progress: Progress,
     ) -> None:
         from starquant.calibration.walk import walk
         from starquant.quantized.install import quantize_block
@@ -172,7 +173,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         model: MaskedDiffusionModel,
         fitted: Fitted,
         bits: BitsSpec,
-        progress: bool = False,
+        progress: Progress = SILENT,
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Rewrite the model as the copies were, and install its quantizers.

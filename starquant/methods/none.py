@@ -8,6 +8,7 @@ from starquant.config.bits import FULL_PRECISION, BitsSpec
 from starquant.config.run import MethodOptions
 from starquant.methods.base import Card, Method
 from starquant.methods.fitted import Fitted
+from starquant.session.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates
@@ -33,7 +34,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         bits: BitsSpec,
         states: CalibrationStates | None = None,
         into: Fitted | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Fitted:
         """Learn nothing."""
         return into if into is not None else Fitted()
@@ -43,7 +44,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         model: MaskedDiffusionModel,
         fitted: Fitted,
         bits: BitsSpec,
-        progress: bool = False,
+        progress: Progress = SILENT,
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Change nothing, whatever `bits` say; a packed checkpoint is what it is."""

@@ -18,6 +18,7 @@ from starquant.methods.base import Card
 from starquant.methods.blockwise import BlockwiseMethod, BlockwiseOptions, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.solvers import WeightSolverOptions
+from starquant.session.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +81,7 @@ class QuaRot(BlockwiseMethod[QuaRotOptions]):
         bits: BitsSpec,
         fitted: Fitted,
         states: CalibrationStates | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Tensors:
         """Return the residual rotation; note where the heads cannot be mixed."""
         from starquant.numerics import has_hadamard, random_rotation

@@ -19,7 +19,7 @@ from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.install import is_tied
 from starquant.reports.run_table import describe as bits_in_words
-from starquant.runs.preflight import check_target
+from starquant.store.exports import validate_target
 from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.
@@ -42,7 +42,7 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
     Raises:
         ConfigError: the target is there already, or cannot be written.
     """
-    check_target(target)
+    validate_target(target)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)

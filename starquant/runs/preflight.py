@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 
 from starquant.config.run import RunSpec
 from starquant.config.tasks import validate_consent
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
+from starquant.store.exports import exported_from, validate_target
+from starquant.store.records import RecordStore
 from starquant.testbed.shipped import weights_folder
 
 
-def check_paths(spec: RunSpec) -> None:
-    """Check that what is named exists and is of the right kind.
+def validate_paths(spec: RunSpec) -> None:
+    """Judge whether what is named exists and is of the right kind.
 
     Raises:
         StarquantError: an embedded model that is not shipped, a checkpoint or data folder that is not there, a
@@ -34,10 +34,10 @@ def check_paths(spec: RunSpec) -> None:
     if Path(spec.paths.results).is_file():
         raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
     validate_consent(tasks)
-    check_export(spec)
+    validate_export(spec)
 
 
-def check_export(spec: RunSpec) -> None:
+def validate_export(spec: RunSpec) -> None:
     """Judge what is to be exported and where.
 
     Raises:
@@ -51,42 +51,13 @@ def check_export(spec: RunSpec) -> None:
             "what is exported; allowed: a method other than none, stage=all or evaluate"
         )
     if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
-        check_target(Path(spec.export.dir))
+        validate_target(Path(spec.export.dir))
 
 
-def check_target(folder: Path) -> None:
-    """Judge where a model is to be written; raises ConfigError when something is there already."""
-    if not folder.name:
-        raise ConfigError(f"export.dir: got '{folder}' (of no name), allowed: a new or empty folder")
-    beside = next((parent for parent in folder.parents if parent.exists()), folder)
-    if not beside.is_dir():
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {beside} is a file")
-    try:
-        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-            raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
-
-
-def exported_from(folder: Path) -> str | None:
-    """Return the digest of the record that a packed checkpoint was exported with; None where it is no such folder."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-        found = config["made_by"]["record"] if config["quant_method"] == "starquant" else None
-        return found if isinstance(found, str) else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def check_results(spec: RunSpec) -> None:
-    """Check once, before any cell of a sweep is run, that results can be written.
+def validate_results(spec: RunSpec) -> None:
+    """Judge once, before any cell of a sweep is run, whether results can be written.
 
     Raises:
         RecordError: they cannot.
     """
-    from starquant.store.records import RecordStore
-
     RecordStore(Path(spec.paths.results)).prepare()

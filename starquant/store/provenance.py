@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import platform
 import subprocess
@@ -10,6 +9,8 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from starquant.session.session import Code
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -30,7 +31,6 @@ FITTING = ("numerics", "config", "models", "diffusion", "calibration", "quantize
 SCORING = (*FITTING, "packed", "evaluation", "statistics", "runs", "session")
 
 
-@functools.cache
 def code_digest(rooms: tuple[str, ...] = SCORING) -> str:
     """Return a digest of the Python sources of some rooms: results of the same digest came from the same code."""
     digest = hashlib.sha256()
@@ -41,7 +41,6 @@ def code_digest(rooms: tuple[str, ...] = SCORING) -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache
 def source() -> tuple[str | None, bool | None]:
     """Return the git SHA, and whether code or configuration differ from it or are not in it; None outside git."""
     sha = _git("rev-parse", "HEAD")
@@ -49,13 +48,25 @@ def source() -> tuple[str | None, bool | None]:
     return sha, None if status is None else bool(status)
 
 
-def collect(device: str, device_name: str) -> dict[str, Any]:
-    """Return provenance as plain data; git fields are None outside a git checkout."""
+def running_code() -> Code:
+    """Return what code this is, as it lies on disk now; a session takes it once."""
     sha, dirty = source()
+    return Code(sha, dirty, scoring=code_digest(SCORING), fitting=code_digest(FITTING))
+
+
+def collect(device: str, device_name: str, code: Code | None = None) -> dict[str, Any]:
+    """Return provenance as plain data; git fields are None outside a git checkout.
+
+    Args:
+        device: that was computed on.
+        device_name: what it is called.
+        code: that computed; None takes what lies on disk now.
+    """
+    code = code or running_code()
     return {
-        "git_sha": sha,
-        "git_dirty": dirty,
-        "code_digest": code_digest(),
+        "git_sha": code.git_sha,
+        "git_dirty": code.git_dirty,
+        "code_digest": code.scoring,
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -15,8 +15,9 @@ from tests.conftest import REPOSITORY
 HOLD = """
 import sys
 from pathlib import Path
+from starquant.session.logs import on_terminal
 from starquant.store.locks import exclusive
-with exclusive(Path(sys.argv[1]), "cell a"):
+with on_terminal(), exclusive(Path(sys.argv[1]), "cell a"):
     print("held", flush=True)
     sys.stdin.readline()
 """

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from starquant.config.fields import Count, Spec
 from starquant.errors import DataError
+from starquant.session.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -200,11 +201,10 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
 
 
 def learn_shared(
-    groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: bool = False
+    groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: Progress = SILENT
 ) -> Tensor:
     """Learn one dense P for all groups: `options.steps` rounds over them, one group a step; returns it in float64."""
     import torch
-    from tqdm import tqdm
 
     from starquant.numerics import cayley
 
@@ -215,7 +215,7 @@ def learn_shared(
         optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group) for group in groups]
-        for step in tqdm(range(options.steps), desc="shared transform", disable=not progress, leave=False):
+        for step in progress.bar(range(options.steps), "shared transform", "step"):
             for index, loss_of in enumerate(losses):
                 transform = Transform([start_DD.float() @ cayley(free_DD)])
                 if loss_of.group.mse_clip and step % options.clip_every == 0:

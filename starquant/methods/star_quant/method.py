@@ -16,10 +16,11 @@ from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot, QuaRotOptions
 from starquant.methods.solvers import WeightSolverOptions
-from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.methods.star_quant import tac
+from starquant.methods.star_quant.base_transform import TransformOptions
 from starquant.methods.star_quant.sgat import SGATOptions
 from starquant.methods.star_quant.tac import TACOptions
+from starquant.session.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +96,7 @@ class STaRQuant(QuaRot):
         bits: BitsSpec,
         fitted: Fitted,
         states: CalibrationStates | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Tensors:
         """Return the residual rotation, learned where it is shared by all sites."""
         from starquant.methods.star_quant.shared_transform import fit_shared

@@ -10,6 +10,7 @@ from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.star_quant.sgat import closed_form
 from starquant.methods.star_quant.site_transforms import asked_gate, groups_of
+from starquant.session.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from starquant.calibration.batches import CalibrationStates
@@ -24,7 +25,7 @@ def fit_shared(
     states: CalibrationStates,
     ends: Tensors,
     fitted: Fitted,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> Tensors:
     """Return the residual rotation R P, P fitted to all sites behind a norm at once.
 
