@@ -84,6 +84,7 @@ def load_model(
     device_map: str | dict[str, str | int] | None = None,
     revision: str | None = None,
     blocks_on_disk: bool = False,
+    judged: tuple[Checkpoint, Family] | None = None,
 ) -> MaskedDiffusionModel:
     """Load a LLaDA or Dream checkpoint in the published layout.
 
@@ -97,6 +98,7 @@ def load_model(
         device_map: as in transformers, instead of `device`: "auto" or module name -> device.
         revision: branch, tag or commit of a hub id.
         blocks_on_disk: keep the blocks on disk and read each one while it runs (`models.blocks_on_disk`).
+        judged: what `check_checkpoint` returned for this checkpoint; None judges it here.
 
     Returns:
         The model in evaluation mode; `model(input_ids).logits` is [B, L, V].
@@ -112,7 +114,7 @@ def load_model(
     target = check_device(device)
     if device_map is not None and find_spec("accelerate") is None:
         raise ConfigError("device_map: needs the package accelerate (pip install 'starquant[gpu]')")
-    checkpoint, family = check_checkpoint(resolve_folder(path_or_id, revision))
+    checkpoint, family = judged or check_checkpoint(resolve_folder(path_or_id, revision))
     if blocks_on_disk:
         if device_map is not None:
             raise ConfigError("give device_map or blocks_on_disk, not both")
@@ -125,7 +127,8 @@ def load_model(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model = family.model.from_pretrained(
+        # Not the family's own, which would judge the checkpoint again.
+        model = super(MaskedDiffusionModel, family.model).from_pretrained(
             checkpoint.folder,
             dtype=torch_dtype or _stored_dtype(checkpoint),
             device_map=device_map,

@@ -93,7 +93,7 @@ def _started(session: Session, spec: RunSpec, device: str) -> Session:
     check_device(device)
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
-    tracker = make_tracker(spec) if isinstance(session.tracker, NullTracker) else session.tracker
+    tracker = make_tracker(spec) if type(session.tracker) is NullTracker else session.tracker
     return replace(session, device=device, tracker=tracker)
 
 

@@ -94,7 +94,8 @@ class Inputs:
         if self.packed:
             log.info("note: %s is packed: scored as it is, where tables say full precision", self.folder)
         began = time.perf_counter()
-        model = load_model(self.folder, dtype=spec.model.dtype, device=device)
+        judged = self.checkpoint, self.family
+        model = load_model(self.folder, dtype=spec.model.dtype, device=device, judged=judged)
         return Loaded(model, tokenizer, texts, time.perf_counter() - began)
 
     def free(self) -> None:

@@ -54,7 +54,7 @@ class Session:
         processes: that share the run.
         progress: bars.
         log: of what runs say.
-        tracker: hears of the runs; of a session without one, each run makes the tracker that its specification names.
+        tracker: hears of the runs; a NullTracker gives way to the tracker that each run's specification names.
         memory: shared by all runs of the session.
     """
 
