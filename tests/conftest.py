@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -9,23 +10,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores stop each other
 
-import numpy as np
 import pytest
 import torch
+from torch.utils import collect_env
 
 from starquant.models import load_model, load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
 from starquant.testbed.shipped import weights_folder
+from tests.support.paths import FAMILIES, GOLDEN, REPOSITORY
 
-GOLDEN = Path(__file__).parent / "golden"
-REPOSITORY = Path(__file__).parent.parent
-FAMILIES = ("llada_mha", "dream_gqa")
-
-
-def golden_arrays(name: str) -> dict[str, np.ndarray]:
-    """The reference outputs of one fixture (see tests/golden/README.md)."""
-    with np.load(GOLDEN / name / "golden.npz") as arrays:
-        return {key: arrays[key] for key in arrays}
+# lm-eval asks pip for it at every evaluation, which takes longer than small evaluations do.
+collect_env.get_env_info = functools.cache(collect_env.get_env_info)
 
 
 @pytest.fixture(params=FAMILIES)

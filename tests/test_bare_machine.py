@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+
+from tests.support.paths import REPOSITORY
 
 ABSENT = ("pydantic", "hydra", "omegaconf", "wandb", "lm_eval", "datasets", "pandas", "submitit", "ray")
-ROOT = Path(__file__).resolve().parent.parent
 CODE = f"""
 import importlib.machinery, sys
 found = importlib.machinery.PathFinder.find_spec
@@ -25,6 +25,6 @@ efficiency.main()
 
 def test_the_benchmark_runs_where_only_torch_and_transformers_are() -> None:
     run = [sys.executable, "-c", CODE]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "llada w4a4          eager    forward" in done.stdout

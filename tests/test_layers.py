@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "starquant"
+from tests.support.paths import PACKAGE
 
 # Room (or file) -> what it must never import, at any depth of its own code.
 _PROGRAM = ("hydra", "lm_eval", "wandb")

@@ -16,7 +16,9 @@ from starquant.calibration.walk import BlockVisit, Pair, walk
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role, Site
 from starquant.quantized.install import install, quantize_block, round_to_nearest
-from tests.calibration.test_walk import ARCHITECTURES, FOUR, fresh, hooks_of, partly_masked
+from tests.support.models import ARCHITECTURES, fresh, hooks_of
+from tests.support.specs import FOUR_BITS
+from tests.support.states import partly_masked
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -44,7 +46,7 @@ def given(model: MaskedDiffusionModel, states: CalibrationStates, site: Site) ->
 def pairs_of(visit: BlockVisit, site: Site) -> list[Pair]:
     """Every batch of a comparison with a copy quantized to four bits."""
     twin, found = copy.deepcopy(visit.block), []
-    quantize_block(visit.model, twin, visit.index, FOUR, round_to_nearest)
+    quantize_block(visit.model, twin, visit.index, FOUR_BITS, round_to_nearest)
     visit.side_by_side(twin, site, found.append)
     return found
 
@@ -55,7 +57,7 @@ def test_fed_quantized_the_exact_side_is_the_plain_model_and_the_other_the_quant
 ) -> None:
     states = partly_masked(model, inputs="quantized")
     whole = copy.deepcopy(model)
-    install(whole, FOUR)
+    install(whole, FOUR_BITS)
     exact, quantized = given(model, states, site), given(whole, states, site)
     for visit in walk(model, states):
         visit.keep_exact()
@@ -63,7 +65,7 @@ def test_fed_quantized_the_exact_side_is_the_plain_model_and_the_other_the_quant
             assert torch.equal(pair.exact_BLD, exact[visit.index][i])
             assert torch.equal(pair.quantized_BLD, quantized[visit.index][i])
             assert not torch.equal(pair.exact_BLD, pair.quantized_BLD)
-        quantize_block(model, visit.block, visit.index, FOUR, round_to_nearest)
+        quantize_block(model, visit.block, visit.index, FOUR_BITS, round_to_nearest)
 
 
 def test_fed_full_precision_both_sides_read_the_same(model: MaskedDiffusionModel) -> None:
@@ -78,7 +80,7 @@ def test_fed_full_precision_both_sides_read_the_same(model: MaskedDiffusionModel
             assert torch.equal(pair.exact_BLD, wanted)
             assert torch.equal(pair.quantized_BLD, wanted)
         visit.observe()
-        quantize_block(model, visit.block, visit.index, FOUR, round_to_nearest)
+        quantize_block(model, visit.block, visit.index, FOUR_BITS, round_to_nearest)
 
 
 def test_pairs_come_with_their_batch_tokens_and_states(model: MaskedDiffusionModel) -> None:
@@ -152,7 +154,7 @@ def test_comparing_changes_neither_the_walk_nor_the_model(inputs: str) -> None:
             handle = visit.block.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].clone()))
             visit.observe()
             handle.remove()
-            quantize_block(model, visit.block, visit.index, FOUR, round_to_nearest)
+            quantize_block(model, visit.block, visit.index, FOUR_BITS, round_to_nearest)
         assert all(visit.exact is None for visit in visits)  # no block is held longer than needed
         streams.append(seen)
     assert all(torch.equal(a, b) for a, b in zip(*streams, strict=True))

@@ -16,7 +16,8 @@ from starquant.calibration.walk import walk
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
-from tests.calibration.test_walk import ARCHITECTURES, fresh, partly_masked
+from tests.support.models import ARCHITECTURES, fresh
+from tests.support.states import partly_masked
 
 BINS = 4
 CELLS = [(state, k) for state in (None, *TokenState) for k in (None, *range(BINS))]

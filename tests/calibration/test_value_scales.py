@@ -19,7 +19,8 @@ from starquant.models.layers import AttentionCore
 from starquant.models.roles import Role
 from starquant.numerics import hadamard_matrix
 from starquant.quantized import HadamardTransform, transform_queries_and_keys
-from tests.calibration.test_walk import ARCHITECTURES, fresh, partly_masked
+from tests.support.models import ARCHITECTURES, fresh
+from tests.support.states import partly_masked
 
 BITS = {"q": 8, "k": 8, "p": 4, "v": 3}
 BLOCK = 1

@@ -10,63 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from starquant.calibration.batches import CalibrationStates, StateBatch, bin_of
+from starquant.calibration.batches import CalibrationStates, bin_of
 from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import BlockVisit, walk
-from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import DataError
-from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
 from starquant.numerics import hadamard_matrix
 from starquant.quantized import HadamardTransform
 from starquant.quantized.install import install, quantize_block, round_to_nearest
 from starquant.quantized.rewriting import hadamard_input
-from tests.conftest import GOLDEN
-
-ARCHITECTURES = ("llada_mha", "dream_gqa", "llada_gqa")
-FOUR = BitsSpec(
-    name="test", weights=WeightSpec(bits=4), activations=ActivationSpec(bits=4), attention=AttentionSpec(v=4, p=8)
-)
-
-
-def llada_gqa(**more: object) -> MaskedDiffusionModel:
-    """A random LLaDA with two value heads for six query heads, and gains that differ."""
-    torch.manual_seed(1)
-    sizes = {"d_model": 96, "n_heads": 6, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 160, "vocab_size": 200}
-    model = LLaDAModelLM(LLaDAConfig(**sizes | more, max_sequence_length=64, mask_token_id=199, init_std=0.15))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_f" in name:
-                parameter.copy_(1 + 0.5 * torch.rand_like(parameter))
-    return model.eval()
-
-
-def fresh(architecture: str) -> MaskedDiffusionModel:
-    return llada_gqa() if architecture == "llada_gqa" else load_model(GOLDEN / architecture)
+from tests.support.models import ARCHITECTURES, fresh, hooks_of
+from tests.support.specs import FOUR_BITS
+from tests.support.states import partly_masked
 
 
 @pytest.fixture(params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest) -> MaskedDiffusionModel:
     return fresh(request.param)
-
-
-def partly_masked(model: MaskedDiffusionModel, bins: int = 4, inputs: str = "full_precision") -> CalibrationStates:
-    """Three batches with mask ratios from 0 to 1, the second padded on the left, the third on the right."""
-    generator = torch.Generator().manual_seed(5)
-    batches = []
-    for k in range(3):
-        drawn = torch.randint(0, 190, (4, 18), generator=generator)
-        ids = drawn + (drawn == model.mask_token_id)
-        masked = torch.rand(ids.shape, generator=generator) < torch.tensor([0.0, 0.3, 0.6, 1.0])[:, None]
-        visible = torch.ones_like(masked)
-        if k:
-            visible[1, :5] = visible[3, -7:] = False
-        ratio = (masked & visible).sum(1).double() / visible.sum(1)
-        weight = torch.rand(ids.shape, generator=generator) + 0.5
-        batches.append(StateBatch(ids.masked_fill(masked, model.mask_token_id), visible, ratio, weight))
-    return CalibrationStates(batches, model.mask_token_id, bins=bins, inputs=inputs)
 
 
 def hidden_states(model: MaskedDiffusionModel, states: CalibrationStates) -> list[list[Tensor]]:
@@ -90,10 +51,6 @@ def expect_equal(got: list[Tensor], want: list[Tensor]) -> None:
     assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
 
 
-def hooks_of(module: nn.Module) -> list[object]:
-    return [h for m in module.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-
-
 def test_full_precision_inputs_are_those_of_a_plain_forward_pass(model: MaskedDiffusionModel) -> None:
     """Even though every copy is quantized as soon as it was observed."""
     states = partly_masked(model)
@@ -101,7 +58,7 @@ def test_full_precision_inputs_are_those_of_a_plain_forward_pass(model: MaskedDi
     indices = []
     for visit in walk(model, states):
         expect_equal(fed(visit), expected[visit.index])
-        quantize_block(model, visit.block, visit.index, FOUR, round_to_nearest)
+        quantize_block(model, visit.block, visit.index, FOUR_BITS, round_to_nearest)
         visit.collect(Collect())  # a second pass, now quantized, changes nothing behind
         indices.append(visit.index)
     assert indices == list(range(model.config.num_hidden_layers))
@@ -118,13 +75,13 @@ def test_blocks_that_nobody_observes_are_run_all_the_same(model: MaskedDiffusion
 def test_quantized_inputs_are_those_of_a_model_with_quantized_blocks(model: MaskedDiffusionModel) -> None:
     states = partly_masked(model, inputs="quantized")
     whole = copy.deepcopy(model)
-    install(whole, FOUR)
+    install(whole, FOUR_BITS)
     expected, exact = hidden_states(whole, states), hidden_states(model, states)
     for visit in walk(model, states):
         visit.collect(Collect())
         expect_equal(fed(visit), expected[visit.index])
         assert visit.index == 0 or not torch.equal(expected[visit.index][0], exact[visit.index][0])
-        quantize_block(model, visit.block, visit.index, FOUR, round_to_nearest)
+        quantize_block(model, visit.block, visit.index, FOUR_BITS, round_to_nearest)
 
 
 def test_the_embedding_is_mapped(model: MaskedDiffusionModel) -> None:
@@ -152,7 +109,7 @@ def test_sites_are_seen_as_the_linears_read_them(model: MaskedDiffusionModel) ->
 
 def _ruin(visit: BlockVisit) -> None:
     visit.collect(Collect(second_moment="bin", rows=4))
-    quantize_block(visit.model, visit.block, visit.index, FOUR, round_to_nearest)
+    quantize_block(visit.model, visit.block, visit.index, FOUR_BITS, round_to_nearest)
     with torch.no_grad():
         for parameter in visit.block.parameters():
             parameter.fill_(0.25)

@@ -6,31 +6,15 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
 
 from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
 from starquant.sweeps.cells import LAUNCHER_EXTRAS
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-OPTIONS = {group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}
-
-
-def compose(*overrides: str) -> dict[str, Any]:
-    """Compose as run.py does, but with the cheapest method unless one is named."""
-    if not any(o.startswith("method=") for o in overrides):
-        overrides = ("method=rtn", *overrides)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose("config", overrides=list(overrides)), resolve=True)
-
-
-def spec(*overrides: str) -> RunSpec:
-    return RunSpec.from_config(compose(*overrides))
+from tests.support.specs import CONF, OPTIONS, compose, spec
 
 
 @pytest.mark.parametrize("choice", [f"{g}={name}" for g, names in OPTIONS.items() for name in names])

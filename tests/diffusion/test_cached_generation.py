@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +23,8 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.loading import load_model
+from tests.support.paths import GOLDEN
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17]]
 LLADA = LLaDASampler(steps=12, gen_length=24, block_length=8)
 DREAM = DreamSampler(steps=24, max_new_tokens=24, alg="maskgit_plus")

@@ -11,7 +11,7 @@ import torch
 from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, MaskPredictor, generate, generate_many
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from tests.conftest import GOLDEN
+from tests.support.paths import GOLDEN
 
 SAMPLERS: dict[str, tuple[str, Any]] = {
     "llada blocks": ("llada_mha", LLaDASampler(steps=12, gen_length=12, block_length=4)),

@@ -8,7 +8,7 @@ import torch
 
 from starquant.diffusion import DreamSampler, LLaDASampler, generate
 from starquant.models import load_model
-from tests.conftest import GOLDEN, golden_arrays
+from tests.support.paths import GOLDEN, golden_arrays
 
 
 @pytest.mark.parametrize("i", range(3))

@@ -22,7 +22,7 @@ from starquant.diffusion import (
 )
 from starquant.diffusion.noise import mask_patterns
 from starquant.models import load_model
-from tests.conftest import GOLDEN, golden_arrays
+from tests.support.paths import GOLDEN, golden_arrays
 
 NOISES = {"llada_mha": LLaDANoise(), "dream_gqa": DreamNoise()}
 

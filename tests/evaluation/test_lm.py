@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,7 @@ from starquant.diffusion import MaskPredictor
 from starquant.errors import ConfigError
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model
-
-GOLDEN = Path(__file__).parent.parent / "golden"
+from tests.support.paths import GOLDEN
 
 
 class WordTokenizer:

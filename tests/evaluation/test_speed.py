@@ -27,7 +27,7 @@ from starquant.reports.run_table import render
 from starquant.reports.selection import read_runs
 from starquant.reports.writing import markdown
 from starquant.runs.execute import execute
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 LONG = [(f"describe {person} by city job pet :", " city oslo job baker pet cat") for person in ("ada", "ben", "eva")]
 SHORT = [("what is the city of ada ?", " oslo")]

@@ -10,57 +10,21 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.calibration.masked_states import make_states
-from starquant.calibration.segments import read_segments
-from starquant.config.calibration import CalibrationSpec, SourceSpec, StatesSpec
-from starquant.diffusion import LLaDASampler
 from starquant.methods.fitted import Fitted, block_part
-from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.roles import BlockSites, Role, Site
-from starquant.testbed.shipped import weights_folder
-from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
-from tests.methods.test_smoothquant import dead_channel_fit, inputs_of, rounded, sharing, site_inputs
+from starquant.models.roles import Role, Site
+from tests.support.formulas import GRID, candidate, lost, rounded
+from tests.support.methods import dead_channel_fit, method_named
+from tests.support.models import fresh, fresh_tiny, logits, trajectory
+from tests.support.states import inputs_of, site_inputs, states_of, tiny_states
 
-GRID = 20
 CLIPS = 10  # ratios 1, 0.95, ..., 0.55
-
-
-def tiny_states(tiny: MaskedDiffusionModel, tokenizer: object, split: str, segments: int) -> CalibrationStates:
-    """States of the embedded model's own items."""
-    source = SourceSpec(kind="testbed", split=split, segments=segments, length=64)
-    spec = CalibrationSpec(name="test", source=source, states=StatesSpec(sampler="uniform"))
-    found = read_segments(source, tokenizer, tiny.config.context_length, seed=0)
-    return make_states(found, spec, tiny, LLaDASampler(steps=8, gen_length=8, block_length=8))
-
-
-@pytest.fixture(scope="module")
-def held_out(tiny: MaskedDiffusionModel, tiny_tokenizer: object) -> dict[str, Tensor]:
-    """What every linear of the embedded model reads on validation items."""
-    return inputs_of(tiny, tiny_states(tiny, tiny_tokenizer, "validation", 48))
 
 
 @pytest.fixture(scope="module")
 def training(tiny: MaskedDiffusionModel, tiny_tokenizer: object) -> CalibrationStates:
     """States to calibrate the embedded model on."""
     return tiny_states(tiny, tiny_tokenizer, "train", 64)
-
-
-def fresh_tiny() -> MaskedDiffusionModel:
-    return load_model(weights_folder(0))
-
-
-def lost(x_ND: Tensor, delta: Tensor) -> float:
-    """||X dW^T||^2."""
-    return float((x_ND @ delta.T).square().sum())
-
-
-def candidate(sites: BlockSites, site: Site, x_ND: Tensor, alpha: float) -> Tensor:
-    """mean|X|^alpha, averaged where heads share a value head, over the root of its extremes' product."""
-    magnitude = x_ND.abs().mean(0).tolist()
-    shared = [sharing(sites, site, channel) for channel in range(len(magnitude))]
-    scale = [(sum(magnitude[c] for c in group) / len(group)) ** alpha for group in shared]
-    return torch.tensor(scale, dtype=torch.float64) / (max(scale) * min(scale)) ** 0.5
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ A new method is covered by its registry line; nothing here names one.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -14,81 +13,24 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import torch
 
-from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import BitsSpec
 from starquant.config.fields import Spec
 from starquant.config.run import METHODS, RunSpec
-from starquant.diffusion import DreamSampler, LLaDASampler
-from starquant.diffusion.trajectories import record_trajectory
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import Fitted
-from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import sqnr_db
 from starquant.quantized import FakeQuantLinear
-from tests.config.test_run import compose, spec
-from tests.conftest import GOLDEN
+from tests.support.methods import FOUR, fitted_once, method_named
+from tests.support.models import ARCHITECTURES, fresh, logits, trajectory
+from tests.support.specs import compose, spec
+from tests.support.states import states_of
 
-ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")
 W8A8_FLOOR_DB = 20.0  # the models above are random, which is harder than trained: RTN reaches 25.6 to 29
 DROPPING_FLOOR_DB = 6.0  # no direction of a random model is idle: a gate of 1/32 alone costs 15 dB a site
-
-
-def llada_gqa() -> MaskedDiffusionModel:
-    torch.manual_seed(1)
-    config = LLaDAConfig(
-        d_model=96,
-        n_heads=6,
-        n_kv_heads=2,
-        n_layers=2,
-        mlp_hidden_size=160,
-        vocab_size=200,
-        max_sequence_length=64,
-        mask_token_id=199,
-        eos_token_id=198,
-        pad_token_id=198,
-        init_std=0.15,
-    )
-    model = LLaDAModelLM(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_f" in name:  # gains that differ, as trained ones do
-                parameter.copy_(1 + 0.5 * torch.rand_like(parameter))
-    return model
-
-
-def fresh(architecture: str) -> MaskedDiffusionModel:
-    return llada_gqa() if architecture == "llada_gqa" else load_model(GOLDEN / architecture)
-
-
-def states_of(model: MaskedDiffusionModel) -> CalibrationStates:
-    """Three batches at every mask ratio, one of them padded."""
-    generator = torch.Generator().manual_seed(5)
-    batches = []
-    for k in range(3):
-        ids = torch.randint(0, model.mask_token_id - 2, (4, 20), generator=generator)
-        ratio = torch.tensor([0.1, 0.4, 0.7, 1.0])
-        masked = torch.rand(ids.shape, generator=generator) < ratio[:, None]
-        visible = torch.ones_like(masked)
-        visible[: k % 2, -6:] = False
-        share = (masked & visible).sum(1) / visible.sum(1)
-        batches.append(StateBatch(ids.masked_fill(masked, model.mask_token_id), visible, share))
-    return CalibrationStates(batches, model.mask_token_id, bins=4)
-
-
-# Few steps of learning keep the same contract; blocks that divide every width here.
-QUICK = ("method.transform.steps=4", "method.tac.block_size=16")
-
-
-def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
-    known = METHODS.load(name).Options(name=name).model_dump()
-    given = {override.partition("=")[0] for override in overrides}
-    quick = [o for o in QUICK if o.split(".")[1] in known and o.partition("=")[0] not in given]
-    run = spec(f"method={name}", *quick, *overrides)
-    return METHODS.load(name)(run.method), run.bits
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -101,35 +43,9 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
-
-
-@functools.cache
-def fitted_once(name: str, architecture: str) -> Fitted:
-    """What is fitted for W4A4; tests share it, as nothing that is done with it changes it."""
-    method, bits = method_named(name, *FOUR)
-    model = fresh(architecture)
-    return method.fit(model, bits, states_of(model))
-
-
 @pytest.fixture
 def fitted(name: str, architecture: str) -> tuple[Method, BitsSpec, MaskedDiffusionModel, Fitted]:
     return *method_named(name, *FOUR), fresh(architecture), fitted_once(name, architecture)
-
-
-def logits(model: MaskedDiffusionModel, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
-
-
-def trajectory(model: MaskedDiffusionModel) -> torch.Tensor:
-    """States [S, L] of one full-precision trajectory, mask ratios 1 to 0."""
-    kind = {"llada": LLaDASampler, "dream": DreamSampler}[model.likelihood_noise]
-    length = {"gen_length": 12, "block_length": 12} if kind is LLaDASampler else {"max_new_tokens": 12}
-    found = record_trajectory(model, torch.tensor([[5, 6, 7, 8]]), kind(steps=12, **length))
-    assert found.ratio_SB[0] == 1.0
-    assert found.ratio_SB[-1] == 0.0
-    return found.ids_SBL[:, 0]
 
 
 def test_fitting_does_not_mutate(name: str, architecture: str) -> None:

@@ -39,10 +39,10 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import apply_hadamard
-from tests.config.test_run import spec
-from tests.conftest import FAMILIES, GOLDEN
-from tests.methods.test_contract import logits, method_named
-from tests.test_layers import PACKAGE
+from tests.support.methods import method_named
+from tests.support.models import logits
+from tests.support.paths import FAMILIES, GOLDEN, PACKAGE
+from tests.support.specs import spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 500, 500, 9, 10]])
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

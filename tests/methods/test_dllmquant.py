@@ -22,10 +22,11 @@ from starquant.models.roles import Role, Site
 from starquant.numerics import gptq, mse_clip
 from starquant.quantized import QuantizedAttentionCore
 from starquant.quantized.install import weight_format
-from tests.config.test_run import spec
-from tests.methods.test_awq import GRID, candidate, lost
-from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
-from tests.methods.test_smoothquant import inputs_of, rounded, site_inputs
+from tests.support.formulas import GRID, candidate, lost, rounded
+from tests.support.methods import method_named
+from tests.support.models import fresh, logits, trajectory
+from tests.support.specs import spec
+from tests.support.states import inputs_of, site_inputs, states_of
 
 BASES = {"dllmquant_plus": "awq", "dllmquant_plus_plus": "quarot"}
 GQA = [(name, "llada_gqa") for name in BASES]

@@ -12,9 +12,10 @@ import yaml
 
 from starquant.config.run import METHODS
 from starquant.reports import definitions
-from tests.config.test_run import spec
-from tests.conftest import REPOSITORY
-from tests.methods.test_contract import fresh, logits, states_of, trajectory
+from tests.support.models import fresh, logits, trajectory
+from tests.support.paths import REPOSITORY
+from tests.support.specs import spec
+from tests.support.states import states_of
 
 DOCUMENT = (REPOSITORY / "docs" / "adding-a-method.md").read_text()
 

@@ -22,16 +22,11 @@ from starquant.models.roles import ROLES, Site
 from starquant.numerics import gptq, mse_clip
 from starquant.quantized import ActivationQuantizer, FakeQuantLinear
 from starquant.quantized.install import weight_format
-from tests.config.test_run import spec
-from tests.methods.test_awq import fresh_tiny, lost, tiny_states
-from tests.methods.test_contract import fresh, logits, method_named, states_of, trajectory
-from tests.methods.test_smoothquant import inputs_of, rounded
-
-
-@pytest.fixture(scope="module")
-def held_out(tiny: MaskedDiffusionModel, tiny_tokenizer: object) -> dict[str, Tensor]:
-    """What every linear of the embedded model reads on validation items."""
-    return inputs_of(tiny, tiny_states(tiny, tiny_tokenizer, "validation", 48))
+from tests.support.formulas import lost, rounded
+from tests.support.methods import method_named
+from tests.support.models import fresh, fresh_tiny, logits, trajectory
+from tests.support.specs import spec
+from tests.support.states import inputs_of, states_of, tiny_states
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,10 @@ from starquant.models.roles import Role, Site
 from starquant.numerics import sqnr_db
 from starquant.quantized import ActivationQuantizer, HadamardTransform
 from starquant.store.manifest import ManifestEntry
-from tests.config.test_run import spec
-from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of
+from tests.support.methods import method_named
+from tests.support.models import ARCHITECTURES, fresh, logits
+from tests.support.specs import spec
+from tests.support.states import states_of
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 150, 15, 16]])
 #: Order -> order of its Paley core; the rest is a power of two. Feed-forward sizes of the golden models (in small,

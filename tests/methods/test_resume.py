@@ -10,7 +10,9 @@ import torch
 
 import starquant.numerics
 from starquant.methods.fitted import Fitted
-from tests.methods.test_contract import fresh, method_named, states_of
+from tests.support.methods import method_named
+from tests.support.models import fresh
+from tests.support.states import states_of
 
 LINEARS = 7
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from starquant.errors import ConfigError
-from starquant.methods.blockwise import BlockwiseMethod
-from starquant.methods.fitted import ENDS, Fitted, block_part
+from starquant.methods.fitted import block_part
 from starquant.methods.star_quant.base_transform import Group, Transform, TransformOptions, gated, learn
 from starquant.methods.star_quant.sgat import SGATOptions, SiteShares, closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
@@ -22,9 +21,10 @@ from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, random_orthogonal
 from starquant.quantized import StateGate
-from starquant.quantized.rewriting import rounded_once
-from tests.config.test_run import spec
-from tests.methods.test_contract import fresh, logits, method_named, states_of
+from tests.support.methods import by_hand, method_named
+from tests.support.models import fresh, logits
+from tests.support.specs import spec
+from tests.support.states import states_of
 
 QUICK = ("bits=w4a4", "method.transform.steps=5", "method.transform.rows=16", "method.weights.mse_clip=false")
 SITES = [site.value for site in Site]
@@ -46,19 +46,6 @@ def shares(masked: float, unmasked: float, only: str | None = None) -> list[str]
         for state, share in (("masked", masked), ("unmasked", unmasked))
         for site in SITES
     ]
-
-
-def by_hand(method: BlockwiseMethod, model: MaskedDiffusionModel, learned: Fitted, times: int = 1) -> None:
-    """Put everything but quantizers in place: gates act, nothing is rounded."""
-    bits = spec("bits=w4a4").bits
-    method.rewrite_ends(model, learned.get(ENDS))
-    for index, block in enumerate(model.trunk().blocks):
-        sites, tensors = model.block_sites(block), learned.get(block_part(index))
-        with rounded_once(block):
-            method.prepare(sites, learned.get(ENDS))
-            method.rewrite(sites, tensors)
-        for _ in range(times):
-            method.compensate(sites, tensors, bits)
 
 
 @pytest.mark.parametrize(("share", "width", "wanted"), [(0.1, 96, 10), (0.1, 94, 9), (0.0, 96, 0), (1 / 32, 4096, 128)])

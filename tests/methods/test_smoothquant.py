@@ -9,58 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.calibration.batches import CalibrationStates
-from starquant.methods.fitted import Fitted, block_part
+from starquant.methods.fitted import block_part
 from starquant.methods.smoothquant import SmoothQuant
-from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Site
-from tests.config.test_run import spec
-from tests.methods.test_contract import ARCHITECTURES, fresh, logits, method_named, states_of, trajectory
+from tests.support.formulas import rounded, sharing
+from tests.support.methods import DEAD, FIRST_BLOCK, dead_channel_fit, method_named
+from tests.support.models import ARCHITECTURES, fresh, logits
+from tests.support.specs import spec
+from tests.support.states import inputs_of, site_inputs, states_of
 
 ALL_SITES = "method.sites=[qkv_input,out_input,gate_up_input,down_input]"
-FIRST_BLOCK = 0
-DEAD = 3
-
-
-def inputs_of(model: MaskedDiffusionModel, states: CalibrationStates) -> dict[str, Tensor]:
-    """What every linear reads at visible tokens [N, D] in float64, by plain forward passes."""
-    found: dict[str, list[Tensor]] = {name: [] for name in model.linears()}
-    for batch in states.batches:
-        handles = [
-            info.module.register_forward_pre_hook(
-                lambda _, args, n=name, b=batch: found[n].append(args[0][b.visible_BL].double())
-            )
-            for name, info in model.linears().items()
-        ]
-        with torch.no_grad():
-            model(batch.ids_BL, attention_mask=batch.visible_BL)
-        for handle in handles:
-            handle.remove()
-    return {name: torch.cat(parts) for name, parts in found.items()}
-
-
-def rounded(x: Tensor, bits: int = 4, group: int | None = None) -> Tensor:
-    """Symmetric round-to-nearest of every row (or of every group of a row), written out."""
-    runs = x.double().reshape(len(x), -1, group or x.shape[-1])
-    scale = runs.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    return (torch.round(runs / scale.clamp_min(1e-30)) * scale).reshape(x.shape)
-
-
-def site_inputs(model: MaskedDiffusionModel, inputs: dict[str, Tensor], block: int, site: Site) -> Tensor:
-    """What the linears of one site read [N, D]."""
-    name = next(n for n, i in model.linears().items() if i.block == block and i.role.site is site)
-    return inputs[name]
-
-
-def sharing(sites: BlockSites, site: Site, channel: int) -> list[int]:
-    """The channels of a site that one output of its producer makes: several where query heads share a value head."""
-    attention = sites.attention
-    width, groups = attention.head_dim, attention.n_heads // attention.n_kv_heads
-    if site is not Site.OUT:
-        return [channel]
-    head, within = divmod(channel, width)
-    first = head // groups * groups
-    return [h * width + within for h in range(first, first + groups)]
 
 
 def formula(sites: BlockSites, site: Site, x_ND: Tensor, alpha: float) -> Tensor:
@@ -152,36 +110,6 @@ def test_search_takes_the_best_alpha_of_the_grid(bits_name: str) -> None:
             assert errors[alpha] <= errors[0.5] * (1 + 1e-3)
             found = learned.get(block_part(index))[f"{site.value}.scale"].double()
             torch.testing.assert_close(found, formula(sites, site, x_ND, alpha), rtol=1e-4, atol=0.0)
-
-
-def silenced(architecture: str) -> MaskedDiffusionModel:
-    """A model in which one channel of one norm is always zero."""
-    model = fresh(architecture)
-    with torch.no_grad():
-        model.block_sites(model.trunk().blocks[FIRST_BLOCK]).norms[Site.QKV].weight[DEAD] = 0.0
-    return model
-
-
-def dead_channel_fit(name: str, *overrides: str) -> tuple[MaskedDiffusionModel, Fitted]:
-    """Fit on the silenced model and hold what every scaling method owes it; returns the quantized model."""
-    method, bits = method_named(name, "bits=w4a4", *overrides)
-    model = silenced("llada_mha")
-    learned = method.fit(model, bits, states_of(model))
-    noted = [note for note in learned.notes if note["what"] == "dead channels left unscaled"]
-    assert noted == [
-        {"what": noted[0]["what"], "where": f"{model.block_name(FIRST_BLOCK)} qkv_input", "count": 1},
-    ]
-    scale_D = learned.get(block_part(FIRST_BLOCK))["qkv_input.scale"]
-    assert scale_D[DEAD] == 1.0
-    assert bool(torch.isfinite(scale_D).all())
-    assert bool((scale_D > 0).all())
-    exact = silenced("llada_mha")
-    method.apply(exact, learned, spec("bits=w16a16").bits)
-    ids = trajectory(silenced("llada_mha"))
-    torch.testing.assert_close(logits(exact, ids), logits(silenced("llada_mha"), ids), rtol=1e-3, atol=1e-4)
-    method.apply(model, learned, bits)
-    assert bool(torch.isfinite(logits(model, ids)).all())
-    return model, learned
 
 
 @pytest.mark.parametrize("search", ["true", "false"])

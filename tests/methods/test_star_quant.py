@@ -22,8 +22,9 @@ from starquant.methods.star_quant.base_transform import Group, Transform, Transf
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, mse_clip, random_rotation
-from tests.methods.test_contract import fresh, logits, method_named, states_of
-from tests.methods.test_sgat import by_hand
+from tests.support.methods import by_hand, method_named
+from tests.support.models import fresh, logits
+from tests.support.states import states_of
 
 QUICK = ("method.transform.steps=5", "method.transform.rows=16", "method.weights.mse_clip=false")
 FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")

@@ -11,7 +11,9 @@ import starquant.methods.solvers as solvers
 from starquant.calibration.batches import CalibrationStates
 from starquant.errors import ConfigError, DataError, RecordError
 from starquant.methods.fitted import Fitted
-from tests.methods.test_contract import fresh, method_named, states_of
+from tests.support.methods import method_named
+from tests.support.models import fresh
+from tests.support.states import states_of
 
 QUICK = ("bits=w4a4", "method.transform.steps=3", "method.transform.rows=16")
 

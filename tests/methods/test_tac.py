@@ -27,7 +27,9 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.roles import Site
 from starquant.quantized.install import install
-from tests.methods.test_contract import fresh, logits, method_named, states_of
+from tests.support.methods import method_named
+from tests.support.models import fresh, logits
+from tests.support.states import states_of
 
 #: Nothing but TAC: no rotation, gate or clip, so that the quantized block is the one `install` makes.
 BARE = (

@@ -26,7 +26,8 @@ from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.quantized.install import is_tied, quantize_block, round_to_nearest
-from tests.calibration.test_walk import hooks_of, llada_gqa, partly_masked
+from tests.support.models import hooks_of, llada_gqa
+from tests.support.states import partly_masked
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from tests.conftest import GOLDEN
+from tests.support.models import edit_config
+from tests.support.paths import GOLDEN
 
 IDS = torch.tensor([[3, 60, 60, 7, 1, 60], [0, 63, 5, 60, 60, 60]])
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -70,11 +71,6 @@ def shards(tmp_path: Path) -> Path:
     llada().save_pretrained(tmp_path / "shards", max_shard_size="10KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
     return tmp_path / "shards"
-
-
-def edit_config(folder: Path, **values: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object], file: str = WEIGHTS) -> None:

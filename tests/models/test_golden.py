@@ -13,7 +13,7 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from tests.conftest import FAMILIES, GOLDEN, golden_arrays
+from tests.support.paths import FAMILIES, GOLDEN, golden_arrays
 
 CLASSES = {"llada_mha": LLaDAModelLM, "dream_gqa": DreamModel}
 REAL = {

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models import load_model, load_tokenizer
 from starquant.models.dream import DreamConfig, DreamModel
-from tests.conftest import GOLDEN
+from tests.support.models import edit_config
+from tests.support.paths import GOLDEN
 
 
 @pytest.fixture
@@ -27,11 +28,6 @@ def refuse(folder: Path, *texts: str, error: type[Exception] = CheckpointError, 
         load_model(folder, **options)
     for text in texts:
         assert text in str(caught.value)
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_index_beside_a_single_file(folder: Path) -> None:

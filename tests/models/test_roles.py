@@ -12,7 +12,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import LinearInfo, Role
-from tests.conftest import GOLDEN, golden_arrays
+from tests.support.paths import GOLDEN, golden_arrays
 
 LLADA_NAMES = dict(zip(Role, "q_proj k_proj v_proj attn_out ff_proj up_proj ff_out".split(), strict=True))
 DREAM_NAMES = {role: f"self_attn.{role.value}" for role in (Role.Q, Role.K, Role.V)}

@@ -37,11 +37,11 @@ from starquant.quantized.state_transforms import SiteTransform
 from starquant.runs.execute import execute
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
-from tests.config.test_run import spec
-from tests.methods.test_contract import fitted_once, fresh, logits, method_named
-from tests.store.test_records import make_record
+from tests.support.methods import FOUR, fitted_once, method_named
+from tests.support.models import fresh, logits
+from tests.support.records import make_record
+from tests.support.specs import spec
 
-FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])
 QUANTIZING = [name for name in METHODS if name != "none"]
 

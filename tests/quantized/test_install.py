@@ -83,7 +83,7 @@ def test_16_bits_change_nothing(golden_model) -> None:
 
 def test_more_bits_lose_less(family: str) -> None:
     from starquant.models import load_model
-    from tests.conftest import GOLDEN
+    from tests.support.paths import GOLDEN
 
     exact = logits(load_model(GOLDEN / family))
     quality = []

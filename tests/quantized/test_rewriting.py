@@ -22,7 +22,7 @@ from starquant.quantized import (
     transform_queries_and_keys,
 )
 from starquant.quantized.install import install, quantize_block, round_to_nearest
-from tests.calibration.test_walk import llada_gqa
+from tests.support.models import llada_gqa
 
 WIDTHS = (12, 20, 28, 148, 64)  # the Hadamard matrices of the first two are not symmetric
 HEADS = [(6, 6), (6, 2), (4, 1)]

@@ -26,8 +26,8 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import Context
 from starquant.models.roles import Role, Site
 from starquant.quantized import BlockAffine, SiteTransform, StateGate
-from tests.conftest import GOLDEN
-from tests.methods.test_contract import llada_gqa
+from tests.support.models import llada_gqa, logits
+from tests.support.paths import GOLDEN
 
 MAKERS: dict[str, Callable[[], MaskedDiffusionModel]] = {
     "llada": llada_gqa,
@@ -110,11 +110,6 @@ def equip(model: MaskedDiffusionModel) -> MaskedDiffusionModel:
 
 def sampler_of(model: MaskedDiffusionModel, cfg: float = 0.0) -> LLaDASampler | DreamSampler:
     return LLaDASampler(6, 6, 6, cfg_scale=cfg) if model.logit_offset == 0 else DreamSampler(6, 6)
-
-
-def logits(model: MaskedDiffusionModel, ids: Tensor, visible: Tensor | None = None) -> Tensor:
-    with torch.no_grad():
-        return model(ids, attention_mask=visible).logits
 
 
 def test_gates_follow_a_token_that_is_filled_and_masked_again(model: MaskedDiffusionModel) -> None:

@@ -12,17 +12,15 @@ from starquant.errors import RecordError
 from starquant.reports.across_seeds import main, read_rows, table
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.records import RecordStore
-from tests.config.test_run import spec
-from tests.reports.test_paired import fidelity_rows, items_of
-from tests.store.test_records import make_record
+from tests.support.records import fidelity_rows, items_of, make_record, write_record
+from tests.support.specs import spec
 
 TASK = "testbed_facts"
 
 
 def write(folder: Path, method: str, values: list[float], model: int = 0, rotation: int | None = None) -> Path:
     seeds = [f"model.seed={model}", *([] if rotation is None else [f"method.rotation_seed={rotation}"])]
-    run = spec(f"method={method}", "bits=w4a4", f"tasks.names=[{TASK}]", *seeds)
-    return RecordStore(folder).write(run, make_record(run), {TASK: items_of(values)})
+    return write_record(folder, {TASK: items_of(values)}, f"method={method}", f"tasks.names=[{TASK}]", *seeds)
 
 
 def test_runs_are_paired_by_both_seeds_and_by_item(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from starquant.errors import RecordError
 from starquant.reports.assembly import AVERAGE, WHOLE, Estimate, Section, assemble, to
 from starquant.reports.definitions import TABLES
 from starquant.reports.selection import read_runs
-from tests.reports.fabricated import FACTS, PROFILES, answers, put
+from tests.support.tables import FACTS, PROFILES, answers, put
 
 Data = dict[tuple[int, int], dict[str, list[float]]]
 STAR = to("STaR-Quant")

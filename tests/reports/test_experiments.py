@@ -13,8 +13,8 @@ from starquant.reports import figures
 from starquant.reports.__main__ import condition, main
 from starquant.reports.definitions import PAPER
 from starquant.reports.experiments import NAMES, after_sweep, build, table
-from tests.conftest import REPOSITORY
-from tests.reports.fabricated import FACTS, answers, put, put_table
+from tests.support.paths import REPOSITORY
+from tests.support.tables import FACTS, answers, put, put_table
 
 FIGURE3, SOFTMAX_V = "figure3_trajectory", "w4a4_softmax_v"
 

@@ -15,8 +15,8 @@ from starquant.evaluation.activations import measure
 from starquant.models.base import MaskedDiffusionModel
 from starquant.reports.figures import main, trajectory
 from starquant.runs.execute import execute
-from tests.config.test_run import spec
-from tests.reports.test_paired import fidelity_rows, write
+from tests.support.records import fidelity_rows, write
+from tests.support.specs import spec
 
 
 @pytest.fixture(scope="module")

@@ -14,36 +14,8 @@ from starquant.reports.paired import compare, main, shared
 from starquant.reports.run_table import rows
 from starquant.statistics.bootstrap import paired_bootstrap
 from starquant.store.record import Score
-from starquant.store.records import RecordStore, read_record
-from tests.config.test_run import spec
-from tests.store.test_records import make_record
-
-
-def write(folder: Path, bits: str, items: dict[str, list[dict[str, Any]]], scores: list[Score] | None = None) -> Path:
-    run = spec(f"bits={bits}")
-    record = make_record(run)
-    if scores is not None:
-        record = record.model_copy(update={"scores": record.scores + scores})
-    return RecordStore(folder).write(run, record, items)
-
-
-def items_of(values: list[float], **more: Any) -> list[dict[str, Any]]:
-    return [
-        {"doc_id": i, "target": 3, "resps": [["x\u2028y"]], "filter": "none", "metrics": ["acc"], "doc_hash": f"h{i}"}
-        | {"acc": value}
-        | more
-        for i, value in enumerate(values)
-    ]
-
-
-def fidelity_rows(values: list[list[float]]) -> list[dict[str, Any]]:
-    """One row a step and, last, the answer's."""
-    found = []
-    for prompt, steps in enumerate(values):
-        same = {"prompt": prompt, "doc_hash": f"p{prompt}"}
-        found += [same | {"step": s, "mask_ratio": 1.0 - s / 9, "kl": kl} for s, kl in enumerate(steps)]
-        found.append(same | {"step": None, "mask_ratio": None, "same_answer": 1.0})
-    return found
+from starquant.store.records import read_record
+from tests.support.records import fidelity_rows, items_of, write
 
 
 def test_difference_is_of_pairs(tmp_path: Path) -> None:

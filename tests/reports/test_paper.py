@@ -10,8 +10,8 @@ import pytest
 from starquant.reports.assembly import AVERAGE, PAPER_MARK, WHOLE, Section, assemble, to
 from starquant.reports.definitions import NINE, TABLES
 from starquant.reports.selection import read_runs
-from tests.conftest import REPOSITORY
-from tests.reports.fabricated import FACTS, answers, put
+from tests.support.paths import REPOSITORY
+from tests.support.tables import FACTS, answers, put
 
 FILES = {
     "table1_main": "table1_w4a4",

@@ -9,7 +9,7 @@ import pytest
 from starquant.reports.paired import compare
 from starquant.reports.publish import main
 from starquant.store.items import read_raw
-from tests.reports.test_paired import fidelity_rows, items_of, write
+from tests.support.records import fidelity_rows, items_of, write
 
 
 @pytest.fixture

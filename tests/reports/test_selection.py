@@ -9,7 +9,7 @@ import pytest
 
 from starquant.errors import RecordError
 from starquant.reports.selection import ALLOWED, Run, one_a_seed, read_runs, refuse_mixture
-from tests.reports.fabricated import FACTS, put, score
+from tests.support.tables import FACTS, put, score
 
 VALUES = {FACTS: [1.0, 0.0, 1.0]}
 

@@ -12,9 +12,9 @@ from starquant.errors import RecordError
 from starquant.reports.comparison import comparison, main, markdown
 from starquant.reports.frame import pivot, scores_frame
 from starquant.store.records import RecordStore
-from tests.config.test_run import spec
-from tests.conftest import REPOSITORY
-from tests.store.test_records import make_record
+from tests.support.paths import REPOSITORY
+from tests.support.records import make_record
+from tests.support.specs import spec
 
 
 def test_one_row_a_score(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from starquant.reports.definitions import TABLES
 from starquant.reports.experiments import build
 from starquant.reports.selection import read_runs
 from starquant.reports.writing import cell_text, comma_separated, latex, markdown, write
-from tests.reports.fabricated import FACTS, answers, put, put_table
+from tests.support.tables import FACTS, answers, put, put_table
 
 TABLE1 = TABLES["table1_main"]
 MADE_UP = [

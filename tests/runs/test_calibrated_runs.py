@@ -14,7 +14,7 @@ from starquant.evaluation.testbed_tasks import items
 from starquant.runs.execute import Result, execute
 from starquant.testbed.items import Split
 from starquant.testbed.shipped import weights_folder
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 FEW = (
     *("calibration.source.segments=12", "fidelity.source.segments=6", "fidelity.resamples=50"),

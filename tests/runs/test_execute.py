@@ -15,8 +15,8 @@ import pytest
 from starquant.reports.run_table import render
 from starquant.runs.execute import Result, execute
 from starquant.store.record import RunRecord
-from tests.config.test_run import spec
-from tests.conftest import REPOSITORY
+from tests.support.command_line import ENVIRONMENT, RUN
+from tests.support.specs import spec
 
 QUICK = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=16")
 
@@ -112,8 +112,8 @@ def test_scores_do_not_depend_on_the_batch_size(finished: Result, tmp_path: Path
 def test_killed_and_started_again(finished: Result, tmp_path: Path) -> None:
     """SIGKILL while answering; the second run repeats no answered request and ends with the same scores."""
     arguments = [*QUICK, "method=rtn", f"paths.results={tmp_path}", "runtime.batch_size=1", "runtime.threads=1"]
-    command = [sys.executable, str(REPOSITORY / "run.py"), *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = [*RUN, *arguments]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         logs = list(tmp_path.glob("unfinished/*/*/*.jsonl"))

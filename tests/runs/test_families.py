@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.runs.execute import execute
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 WORDS = "Question: Answer: what is the sum of one two three four and #### red blue green . ?".split()
 SPECIAL = {"mask_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}

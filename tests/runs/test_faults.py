@@ -19,11 +19,10 @@ from starquant.errors import RecordError
 from starquant.reports.experiments import build
 from starquant.runs.execute import execute
 from starquant.store.artifacts import ArtifactStore
-from tests.config.test_run import spec
-from tests.conftest import REPOSITORY
+from tests.support.command_line import ENVIRONMENT, RUN, run_in_process
+from tests.support.paths import REPOSITORY
+from tests.support.specs import spec
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-RUN = (sys.executable, str(REPOSITORY / "run.py"))
 QUICK = ("tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none", "runtime.threads=1")
 LEARNED = ("method=star_quant", "method.transform.steps=8", *QUICK)
 
@@ -151,13 +150,15 @@ def test_two_sweeps_in_one_folder_compute_everything_once(tmp_path: Path) -> Non
 def test_a_sweep_that_is_killed_and_goes_on_ends_in_the_same_table_byte_for_byte(tmp_path: Path) -> None:
     tasks = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=8", "runtime.threads=1")
     options = ("model=tiny", "method=rtn", "fidelity=none", *tasks, "runtime.batch_size=2")
-    sweep = [*RUN, "experiment=table5_w8a8", *options]
+    sweep = ("experiment=table5_w8a8", *options)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert subprocess.run([*sweep, f"paths.results={whole}"], env=ENVIRONMENT, capture_output=True).returncode == 0
-    command = [*sweep, f"paths.results={broken}"]
-    killed_when(command, lambda: bool(list(broken.glob("unfinished/*/*/testbed_programs.jsonl"))))
+    assert run_in_process(*sweep, results=whole).returncode == 0
+    killed_when(
+        [*RUN, *sweep, f"paths.results={broken}"],
+        lambda: bool(list(broken.glob("unfinished/*/*/testbed_programs.jsonl"))),
+    )
     assert not list(broken.glob("records/*-rtn-*.json"))
-    assert subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == 0
+    assert run_in_process(*sweep, results=broken).returncode == 0
     built = [build("table5_w8a8", results, results / "out", allow=["dirty"]) for results in (whole, broken)]
     for ours, theirs in zip(*built, strict=True):
         assert ours.read_bytes() == theirs.read_bytes()
@@ -201,8 +202,7 @@ def test_a_clock_that_is_moved_back_changes_nothing(tmp_path: Path, capsys: pyte
 def test_a_results_folder_that_cannot_be_written_is_one_error_before_any_work(tmp_path: Path, folder: str) -> None:
     (tmp_path / "FILE").write_text("mine")
     results = folder if folder.startswith("/") else str(tmp_path / folder)
-    command = [*RUN, "-m", "method=rtn,awq", *QUICK, f"paths.results={results}"]
-    done = subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True)
+    done = run_in_process("-m", "method=rtn,awq", *QUICK, results=Path(results))
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: paths.results: {results}: cannot be written: ")
     assert len(done.stderr.splitlines()) == 1

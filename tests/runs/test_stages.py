@@ -15,7 +15,7 @@ from starquant.session.devices import leased
 from starquant.session.processes import ALONE, LAUNCHED, Processes, launched_rank, processes
 from starquant.session.session import Session
 from starquant.store.record import RunRecord
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 METHOD = ("method=star_quant", "method.transform.steps=4", "fidelity=none", "tasks.limit=8")
 

@@ -12,7 +12,7 @@ from starquant.reports.publish import publish
 from starquant.runs.execute import execute
 from starquant.session.logs import FILE_ONLY, in_file, on_terminal
 from starquant.store.records import record_paths
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 QUICK = ("method=rtn", "tasks.names=[testbed_facts]", "tasks.limit=4", "fidelity=none")
 LEARNED = ("method=gptq", "calibration.source.segments=4", *QUICK[1:])

@@ -10,7 +10,7 @@ import pytest
 from starquant.runs.execute import execute
 from starquant.session.progress import SILENT, Progress, for_terminal
 from starquant.session.session import Session
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 QUICK = ("method=rtn", "tasks.names=[testbed_facts]", "tasks.limit=4", "fidelity=none")
 

@@ -12,7 +12,7 @@ from starquant.runs.execute import execute
 from starquant.session.logs import on_terminal
 from starquant.session.session import Session, of_process
 from starquant.session.tracker import NullTracker
-from tests.config.test_run import spec
+from tests.support.specs import spec
 
 QUICK = ("tasks.names=[testbed_facts]", "tasks.limit=4", "reuse=never")
 

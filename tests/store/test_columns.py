@@ -13,9 +13,8 @@ import pytest
 from starquant.errors import RecordError
 from starquant.store.columns import FILE, columns_of, read_columns, read_rows, write_columns
 from starquant.store.records import RecordStore
-from tests.config.test_run import spec
-from tests.reports.test_paired import fidelity_rows, items_of
-from tests.store.test_records import make_record
+from tests.support.records import fidelity_rows, items_of, make_record
+from tests.support.specs import spec
 
 VALUES = [1.0, 0.0, 1.0, 0.123456789]
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from starquant.errors import RecordError
 from starquant.store.locks import exclusive, is_held
-from tests.conftest import REPOSITORY
+from tests.support.processes import start
 
 HOLD = """
 import sys
@@ -21,16 +19,6 @@ with on_terminal(), exclusive(Path(sys.argv[1]), "cell a"):
     print("held", flush=True)
     sys.stdin.readline()
 """
-
-
-def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process that says "held" and then waits for a line."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, cwd=REPOSITORY, **pipes)
-
-
-def end(process: subprocess.Popen[str], line: str = "\n") -> None:
-    process.communicate(line, timeout=30)
 
 
 def test_the_second_waits_says_for_what_and_follows_a_killed_first(tmp_path: Path) -> None:

@@ -8,37 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from starquant.config.run import RunSpec
 from starquant.errors import RecordError
 from starquant.store.files import write_atomically
-from starquant.store.manifest import ManifestEntry
 from starquant.store.provenance import code_digest, collect
-from starquant.store.record import RunRecord, Score, Timings
 from starquant.store.records import RecordStore, read_record, record_paths
-from tests.config.test_run import spec
-
-
-def make_record(run: RunSpec, value: float = 0.5) -> RunRecord:
-    score = Score(
-        task="testbed_facts",
-        metric="acc",
-        filter="none",
-        value=value,
-        stderr=0.01,
-        n=8,
-        higher_is_better=True,
-        task_version="1.0",
-        num_fewshot=0,
-    )
-    return RunRecord(
-        digest=run.digest(),
-        spec=run.model_dump(mode="json"),
-        status="complete",
-        scores=[score],
-        manifest=[ManifestEntry(name="x", kind="linear", role="q_proj", weight_bits=4)],
-        timings=Timings(seconds={"evaluate": 1.0}, peak_host_memory_gb=0.5, peak_device_memory_gb=None),
-        provenance=collect("cpu", "cpu"),
-    )
+from tests.support.records import make_record
+from tests.support.specs import spec
 
 
 def test_round_trip_and_layout(tmp_path: Path) -> None:

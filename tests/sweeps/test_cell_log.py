@@ -11,7 +11,7 @@ import pytest
 from starquant.errors import ConfigError, RecordError
 from starquant.sweeps import cell_log as cells
 from starquant.sweeps.cell_log import CellEntry, CellLog
-from tests.store.test_locks import end, start
+from tests.support.processes import end, start
 
 KEY, NAME = "0123456789abcdef", "tiny:0 w4a4 rtn testbed"
 HOLD = """

@@ -12,7 +12,7 @@ import pytest
 from starquant.errors import ConfigError
 from starquant.sweeps import cells as composing
 from starquant.sweeps.cells import LAUNCHER_EXTRAS, Cell, Plan, plan
-from tests.config.test_run import CONF, OPTIONS, spec
+from tests.support.specs import CONF, OPTIONS, spec
 
 
 @functools.cache

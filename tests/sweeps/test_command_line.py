@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import GOLDEN, REPOSITORY
-
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def run(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "run.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=ENVIRONMENT, cwd=REPOSITORY)
+from tests.support.command_line import run, run_in_process
+from tests.support.paths import GOLDEN
 
 
 def refused(tmp_path: Path, *arguments: str) -> str:
     """Run, expect one clear refusal that leaves nothing behind, and return it."""
     results = tmp_path / "results"
-    done = run(*arguments, f"paths.results={results}")
+    done = run_in_process(*arguments, results=results)
     assert done.returncode not in (0, -9), done.stdout
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
-    left = [path for path in results.rglob("*") if path.is_file()] if results.exists() else []
+    left = [path for path in results.rglob("*") if path.is_file() and path.suffix != ".log"]
     assert {path.parent.name for path in left} <= {"cells", "locks"}
     told = [json.loads(path.read_text()) for path in results.glob("cells/*.json")]  # what status shows
     assert {one["state"] for one in told} <= {"failed"}
@@ -97,7 +88,6 @@ def test_missing_checkpoint_folder(tmp_path: Path) -> None:
     assert f"{tmp_path}/nowhere: no such checkpoint folder" in message
 
 
-@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_pickled_weights(tmp_path: Path, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -106,7 +96,6 @@ def test_pickled_weights(tmp_path: Path, checkpoint: Path) -> None:
     assert "only safetensors are read" in message
 
 
-@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_another_architecture(tmp_path: Path, checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
@@ -114,7 +103,6 @@ def test_another_architecture(tmp_path: Path, checkpoint: Path) -> None:
     assert "config.json: model_type is 'llama'; allowed: llada, Dream" in message
 
 
-@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_truncated_weights(tmp_path: Path, checkpoint: Path) -> None:
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
@@ -122,7 +110,6 @@ def test_truncated_weights(tmp_path: Path, checkpoint: Path) -> None:
     assert "model.safetensors: truncated" in message
 
 
-@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_task_file_with_a_missing_field(tmp_path: Path) -> None:
     file = tmp_path / "data" / "piqa" / "validation.jsonl"
     file.parent.mkdir(parents=True)
@@ -142,7 +129,6 @@ def test_no_consent_for_model_written_code(tmp_path: Path) -> None:
     assert "tasks.allow_code_execution: humaneval runs programs that the model writes" in message
 
 
-@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
     message = refused(
         tmp_path, "model=llada", f"model.path={checkpoint}", "method=rtn", "tasks.names=[piqa]", "fidelity=none"
@@ -150,7 +136,6 @@ def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
     assert "no tokenizer" in message
 
 
-@pytest.mark.slow  # a process of its own; what it says is tested without
 def test_unavailable_device_and_unshipped_seed(tmp_path: Path) -> None:
     assert "runtime.device: 'tpu9'" in refused(tmp_path, "runtime.device=tpu9")
     assert "model.seed: got 99, allowed: 0, 1, 2 (the embedded models that are shipped)" in refused(
@@ -161,7 +146,7 @@ def test_unavailable_device_and_unshipped_seed(tmp_path: Path) -> None:
 def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    done = run(f"paths.results={file}")
+    done = run_in_process(results=file)
     assert done.returncode == 2  # before anything is run
     assert f"error: paths.results: {file}: cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
@@ -170,7 +155,7 @@ def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_one_bad_cell_does_not_stop_a_sweep(tmp_path: Path) -> None:
     cells = ("-m", "bits.weights.group_size=100,32", "method=rtn")
-    done = run(*cells, "tasks.names=[testbed_facts]", "tasks.limit=8", f"paths.results={tmp_path}")
+    done = run_in_process(*cells, "tasks.names=[testbed_facts]", "tasks.limit=8", results=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "bits.weights.group_size: got 100, which does not divide" in done.stderr
@@ -179,7 +164,7 @@ def test_one_bad_cell_does_not_stop_a_sweep(tmp_path: Path) -> None:
 
 def test_sweep_computes_full_precision_once(tmp_path: Path) -> None:
     cells = ("-m", "bits=w16a16,w8a8,w4a4", "method=rtn")
-    done = run(*cells, "tasks.names=[testbed_facts]", "tasks.limit=16", f"paths.results={tmp_path}")
+    done = run_in_process(*cells, "tasks.names=[testbed_facts]", "tasks.limit=16", results=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("running: tiny-w16a16-none") == 1
     assert done.stderr.count("reused: ") == 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +11,10 @@ from typing import Any
 import pytest
 
 from starquant.sweeps.cells import LAUNCHER_EXTRAS
-from tests.conftest import REPOSITORY
+from tests.support.command_line import RUN, process, run_in_process
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-ENVIRONMENT |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 QUICK = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=9", "fidelity=none", "runtime.threads=1")
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=ENVIRONMENT, text=True, capture_output=True, timeout=300, cwd=REPOSITORY)
 
 
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow), "ray"])
@@ -31,7 +24,7 @@ def test_two_jobs(launcher: str, tmp_path: Path) -> None:
     if find_spec(module) is None:
         pytest.skip(f"the extra '{extra}' is not installed")
     cells = ("-m", f"launcher={launcher}", "method=rtn", "bits.weights.group_size=null,100")
-    done = run(sys.executable, "run.py", *cells, *QUICK, f"paths.results={tmp_path}")
+    done = process(*RUN, *cells, *QUICK, f"paths.results={tmp_path}", **RAY)
     assert done.returncode == 1, done.stderr
     assert "2 cells: 1 done, 1 failed" in done.stderr
     assert "failed: tiny:0 w4a4 rtn testbed_facts+testbed_programs: bits.weights.group_size: got 100" in done.stderr
@@ -49,11 +42,11 @@ def scores(results: Path, bits: str) -> list[dict[str, Any]]:
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     """Nine items on two processes: an uneven share, padded by lm-eval; the first one calibrates and writes."""
     options = ("method=smoothquant", "fidelity=testbed", *(o for o in QUICK if not o.startswith("fidelity")))
-    alone = run(sys.executable, "run.py", *options, f"paths.results={tmp_path / 'one'}")
+    alone = run_in_process(*options, results=tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
     launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     exported = f"export.dir={tmp_path / 'packed'}"
-    both = run(*launch, "run.py", *options, f"paths.results={tmp_path / 'two'}", exported)
+    both = process(*launch, *RUN[1:], *options, f"paths.results={tmp_path / 'two'}", exported)
     assert both.returncode == 0, both.stderr
     assert both.stderr.count("exported: ") == 1 and (tmp_path / "packed" / "model.safetensors").exists()
     assert both.stderr.count("2 processes share the items of every task") == 1

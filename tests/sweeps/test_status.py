@@ -20,7 +20,7 @@ from starquant.sweeps.cell_log import CellEntry, CellLog
 from starquant.sweeps.cells import Cell, Plan, plan
 from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.status import main
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 BITS = ("w3a3", "w4a4", "w4a8", "w8a8")
 

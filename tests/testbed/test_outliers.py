@@ -7,7 +7,7 @@ import torch
 
 from starquant.models import load_model
 from starquant.testbed.outliers import strengthen
-from tests.conftest import GOLDEN
+from tests.support.paths import GOLDEN
 
 
 @pytest.mark.parametrize("architecture", ["llada_mha", "dream_gqa"])

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from starquant.config.run import TrackerSpec
 from starquant.errors import DataError
 from starquant.runs.execute import execute
-from starquant.store.records import RecordStore
 from starquant.tracking.tracker import WandbTracker, marker_of
-from tests.config.test_run import spec
-from tests.store.test_records import make_record
-from tests.tracking.test_wandb_offline import PROJECT, TRACKER
-from tests.tracking.wandb_files import OfflineRun, offline_runs, records_of
+from tests.support.records import write_record
+from tests.support.specs import spec
+from tests.support.wandb_files import OfflineRun, offline_runs, records_of
+
+PROJECT = "quant"
+TRACKER = TrackerSpec(name="wandb", project=PROJECT, timeout_s=120.0)
 
 
 def exit_code(run: OfflineRun) -> int:
@@ -40,7 +42,7 @@ def test_a_failed_run_is_a_run_in_state_failed_and_the_record_takes_its_place(tm
     assert (failed.run.project, failed.run.job_type) == (PROJECT, "rtn")
     assert not marker.exists()
     assert not list((folder / "failed").iterdir())
-    tracker.publish(RecordStore(tmp_path).write(run, make_record(run)))
+    tracker.publish(write_record(tmp_path, {}, "method=rtn"))
     tracker.close()
     _, done = offline_runs(folder)[run.digest()]
     assert exit_code(done) == 0

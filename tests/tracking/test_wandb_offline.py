@@ -14,23 +14,17 @@ import pytest
 from starquant.config.run import TrackerSpec
 from starquant.session.tracker import NullTracker
 from starquant.store.record import RunRecord
-from starquant.store.records import RecordStore, read_record
+from starquant.store.records import read_record
 from starquant.tracking import make_tracker
 from starquant.tracking.tracker import WandbTracker, marker_of
-from tests.config.test_run import spec
-from tests.conftest import REPOSITORY
-from tests.reports.test_paired import fidelity_rows, items_of
-from tests.store.test_records import make_record
-from tests.tracking.wandb_files import OfflineRun, offline_runs
+from tests.support.paths import REPOSITORY
+from tests.support.records import fidelity_rows, items_of, write_record
+from tests.support.specs import spec
+from tests.support.wandb_files import OfflineRun, offline_runs
 
 PROJECT, GROUPS = "quant", ("testbed", "table5_w8a8", "testbed")
 TRACKER = TrackerSpec(name="wandb", project=PROJECT, timeout_s=120.0)
 KL = [[1.0, 2.0, 4.0], [3.0, 6.0, 8.0], [5.0, 4.0]]  # by prompt and step; the last prompt ends earlier
-
-
-def write(results: Path, items: dict[str, list[dict[str, Any]]], *overrides: str) -> Path:
-    run = spec(*overrides)
-    return RecordStore(results).write(run, make_record(run), items)
 
 
 def measured(kl: list[list[float]]) -> list[dict[str, Any]]:
@@ -75,9 +69,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     results = tmp_path_factory.mktemp("results")
     items = {"testbed_facts": items_of([1.0, 0.0])}
     paths = (
-        write(results, items | {"fidelity": measured(KL)}, "bits=w4a4"),
-        write(results, items, "bits=w8a8", "experiment=table5_w8a8"),
-        write(results, items | {"fidelity": measured(KL[:1])}, "bits=w3a3"),
+        write_record(results, items | {"fidelity": measured(KL)}, "bits=w4a4"),
+        write_record(results, items, "bits=w8a8", "experiment=table5_w8a8"),
+        write_record(results, items | {"fidelity": measured(KL[:1])}, "bits=w3a3"),
     )
     folder = results / "wandb"
     tell(folder, *paths).close()
@@ -176,7 +170,7 @@ def test_another_project_is_told_too(told: Told, tmp_path: Path, capsys: pytest.
 
 
 def test_a_failed_worker_is_named_and_leaves_no_marker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, {}, "bits=w4a4")
+    path = write_record(tmp_path, {}, "bits=w4a4")
     path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 99'))
     folder = tmp_path / "wandb"
     tell(folder, path).close()
@@ -189,7 +183,7 @@ def test_a_failed_worker_is_named_and_leaves_no_marker(tmp_path: Path, capsys: p
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path, {}, "bits=w4a4")
+    path = write_record(tmp_path, {}, "bits=w4a4")
     (tmp_path / "file").write_text("mine")
     tell(tmp_path / "file" / "wandb", path).close()
     message = capsys.readouterr().err
@@ -206,7 +200,7 @@ def test_where_wandb_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_tracker_nothing_is_imported_or_written(tmp_path: Path) -> None:
-    path = write(tmp_path, {}, "bits=w4a4")
+    path = write_record(tmp_path, {}, "bits=w4a4")
     assert isinstance(make_tracker(spec(f"paths.results={tmp_path}")), NullTracker)
     code = (
         "import json, sys; from pathlib import Path; from starquant.config.run import RunSpec; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import random
 from collections.abc import Mapping, Sequence
@@ -14,17 +13,11 @@ import numpy as np
 from starquant.config.run import RunSpec
 from starquant.store.record import RunRecord, Score
 from starquant.store.records import RecordStore
-from tests.config.test_run import compose, spec
-from tests.reports.test_paired import fidelity_rows
-from tests.store.test_records import make_record
+from tests.support.records import fidelity_rows, make_record
+from tests.support.specs import compose, spec
 
 FACTS, PROFILES = "testbed_facts", "testbed_profiles"
 Values = Mapping[str, Sequence[float]]
-
-
-@functools.cache
-def _composed(method: str, bits: str, model: str) -> dict[str, Any]:
-    return compose(f"method={method}", f"bits={bits}", f"model={model}")
 
 
 @functools.cache
@@ -36,7 +29,7 @@ def run_of(
     method: str, bits: str = "w4a4", model: str = "tiny", changes: Mapping[str, Any] | None = None, **seeds: Any
 ) -> RunSpec:
     """A specification; `changes` by dotted key, `seed` of the model and `rotation` of the method."""
-    config = copy.deepcopy(_composed(method, bits, model))
+    config = compose(f"method={method}", f"bits={bits}", f"model={model}")
     named = {"seed": "model.seed", "rotation": "method.rotation_seed"}
     for dotted, value in {**(changes or {}), **{named[name]: value for name, value in seeds.items()}}.items():
         *parents, leaf = dotted.split(".")

@@ -1,0 +1,85 @@
+"""The command line, in a process of its own and in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from tests.support.paths import REPOSITORY
+
+RUN = (sys.executable, str(REPOSITORY / "run.py"))
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+ENVIRONMENT = {**os.environ, **QUIET}
+
+
+def process(*command: str, seconds: float = 300, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in the root of the repository; `more` are environment variables."""
+    settings = {"env": ENVIRONMENT | more, "cwd": REPOSITORY, "timeout": seconds}
+    return subprocess.run(command, capture_output=True, text=True, **settings)
+
+
+def run(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return process(*RUN, *arguments, seconds=seconds)
+
+
+def run_in_process(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]:
+    """Run the same here, as if nothing had run in this process before; `results` is where it writes.
+
+    Nothing else knows how the entry point is called.
+    """
+    words = [*arguments, f"paths.results={results}"]
+    out, err = io.StringIO(), io.StringIO()
+    with _left_as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = _main(words)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def _main(words: list[str]) -> int:
+    """Call the entry point; returns the exit code that a process would have."""
+    import run as entry
+
+    with mock.patch.object(sys, "argv", [RUN[1], *words]):
+        try:
+            code: object = entry.main()  # type: ignore[func-returns-value]
+        except SystemExit as ending:
+            code = ending.code
+    assert code is None or isinstance(code, int), code
+    return code or 0
+
+
+@contextlib.contextmanager
+def _left_as_it_was() -> Iterator[None]:
+    """Keep environment, folder, signal handler, logging, threads and Hydra's state; forget what a process remembers."""
+    import torch
+    from hydra.core.global_hydra import GlobalHydra
+
+    root, folder, threads = logging.getLogger(), os.getcwd(), torch.get_num_threads()
+    handlers, level, handler = list(root.handlers), root.level, signal.getsignal(signal.SIGTERM)
+    _forget()
+    with mock.patch.dict(os.environ, QUIET):
+        os.chdir(REPOSITORY)
+        try:
+            yield
+        finally:
+            os.chdir(folder)
+            signal.signal(signal.SIGTERM, handler)
+            root.handlers[:], root.level = handlers, level
+            torch.set_num_threads(threads)
+            GlobalHydra.instance().clear()
+            _forget()
+
+
+def _forget() -> None:
+    """Drop the session that a process has for all its cells."""
+    from starquant.session import session
+
+    session._OF_PROCESS.clear()

@@ -1,0 +1,41 @@
+"""Formulas of methods, written out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from starquant.models.roles import BlockSites, Site
+
+GRID = 20  # candidates of a search for scales
+
+
+def rounded(x: Tensor, bits: int = 4, group: int | None = None) -> Tensor:
+    """Symmetric round-to-nearest of every row (or of every group of a row), written out."""
+    runs = x.double().reshape(len(x), -1, group or x.shape[-1])
+    scale = runs.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (torch.round(runs / scale.clamp_min(1e-30)) * scale).reshape(x.shape)
+
+
+def sharing(sites: BlockSites, site: Site, channel: int) -> list[int]:
+    """The channels of a site that one output of its producer makes: several where query heads share a value head."""
+    attention = sites.attention
+    width, groups = attention.head_dim, attention.n_heads // attention.n_kv_heads
+    if site is not Site.OUT:
+        return [channel]
+    head, within = divmod(channel, width)
+    first = head // groups * groups
+    return [h * width + within for h in range(first, first + groups)]
+
+
+def lost(x_ND: Tensor, delta: Tensor) -> float:
+    """||X dW^T||^2."""
+    return float((x_ND @ delta.T).square().sum())
+
+
+def candidate(sites: BlockSites, site: Site, x_ND: Tensor, alpha: float) -> Tensor:
+    """mean|X|^alpha, averaged where heads share a value head, over the root of its extremes' product."""
+    magnitude = x_ND.abs().mean(0).tolist()
+    shared = [sharing(sites, site, channel) for channel in range(len(magnitude))]
+    scale = [(sum(magnitude[c] for c in group) / len(group)) ** alpha for group in shared]
+    return torch.tensor(scale, dtype=torch.float64) / (max(scale) * min(scale)) ** 0.5

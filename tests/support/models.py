@@ -1,0 +1,65 @@
+"""Small models of every family, and what they compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from starquant.diffusion import DreamSampler, LLaDASampler
+from starquant.diffusion.trajectories import record_trajectory
+from starquant.models import load_model
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.testbed.shipped import weights_folder
+from tests.support.paths import GOLDEN
+
+ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")
+
+
+def llada_gqa(**more: object) -> MaskedDiffusionModel:
+    """A random LLaDA with two value heads for six query heads, and gains that differ."""
+    torch.manual_seed(1)
+    sizes = {"d_model": 96, "n_heads": 6, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 160, "vocab_size": 200}
+    ids = {"mask_token_id": 199, "eos_token_id": 198, "pad_token_id": 198}
+    model = LLaDAModelLM(LLaDAConfig(**sizes | ids | more, max_sequence_length=64, init_std=0.15))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_f" in name:
+                parameter.copy_(1 + 0.5 * torch.rand_like(parameter))
+    return model.eval()
+
+
+def fresh(architecture: str) -> MaskedDiffusionModel:
+    return llada_gqa() if architecture == "llada_gqa" else load_model(GOLDEN / architecture)
+
+
+def fresh_tiny() -> MaskedDiffusionModel:
+    return load_model(weights_folder(0))
+
+
+def logits(model: MaskedDiffusionModel, ids: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, attention_mask=visible).logits
+
+
+def trajectory(model: MaskedDiffusionModel) -> torch.Tensor:
+    """States [S, L] of one full-precision trajectory, mask ratios 1 to 0."""
+    kind = {"llada": LLaDASampler, "dream": DreamSampler}[model.likelihood_noise]
+    length = {"gen_length": 12, "block_length": 12} if kind is LLaDASampler else {"max_new_tokens": 12}
+    found = record_trajectory(model, torch.tensor([[5, 6, 7, 8]]), kind(steps=12, **length))
+    assert found.ratio_SB[0] == 1.0
+    assert found.ratio_SB[-1] == 0.0
+    return found.ids_SBL[:, 0]
+
+
+def edit_config(folder: Path, **values: object) -> None:
+    """Change values of a checkpoint's configuration."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def hooks_of(module: nn.Module) -> list[object]:
+    return [h for m in module.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]

@@ -1,0 +1,72 @@
+"""Records and items with made-up numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from starquant.config.run import RunSpec
+from starquant.store.manifest import ManifestEntry
+from starquant.store.provenance import collect
+from starquant.store.record import RunRecord, Score, Timings
+from starquant.store.records import RecordStore
+from tests.support.specs import spec
+
+
+def make_record(run: RunSpec, value: float = 0.5) -> RunRecord:
+    score = Score(
+        task="testbed_facts",
+        metric="acc",
+        filter="none",
+        value=value,
+        stderr=0.01,
+        n=8,
+        higher_is_better=True,
+        task_version="1.0",
+        num_fewshot=0,
+    )
+    return RunRecord(
+        digest=run.digest(),
+        spec=run.model_dump(mode="json"),
+        status="complete",
+        scores=[score],
+        manifest=[ManifestEntry(name="x", kind="linear", role="q_proj", weight_bits=4)],
+        timings=Timings(seconds={"evaluate": 1.0}, peak_host_memory_gb=0.5, peak_device_memory_gb=None),
+        provenance=collect("cpu", "cpu"),
+    )
+
+
+Items = dict[str, list[dict[str, Any]]]
+
+
+def write_record(folder: Path, items: Items, *overrides: str, scores: Sequence[Score] = ()) -> Path:
+    """Write the record of a specification with these items, and with more scores."""
+    run = spec(*overrides)
+    record = make_record(run)
+    record = record.model_copy(update={"scores": [*record.scores, *scores]})
+    return RecordStore(folder).write(run, record, items)
+
+
+def write(folder: Path, bits: str, items: Items, scores: Sequence[Score] = ()) -> Path:
+    """Write a record of round to nearest at these bits."""
+    return write_record(folder, items, f"bits={bits}", scores=scores)
+
+
+def items_of(values: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"doc_id": i, "target": 3, "resps": [["x\u2028y"]], "filter": "none", "metrics": ["acc"], "doc_hash": f"h{i}"}
+        | {"acc": value}
+        | more
+        for i, value in enumerate(values)
+    ]
+
+
+def fidelity_rows(values: list[list[float]]) -> list[dict[str, Any]]:
+    """One row a step and, last, the answer's."""
+    found = []
+    for prompt, steps in enumerate(values):
+        same = {"prompt": prompt, "doc_hash": f"p{prompt}"}
+        found += [same | {"step": s, "mask_ratio": 1.0 - s / 9, "kl": kl} for s, kl in enumerate(steps)]
+        found.append(same | {"step": None, "mask_ratio": None, "same_answer": 1.0})
+    return found
