@@ -16,7 +16,7 @@ import yaml
 
 from starquant.errors import ConfigError, StarquantError
 from starquant.reports.experiments import NAMES, build
-from starquant.reports.selection import ALLOWED, without_collection
+from starquant.reports.selection import ALLOWED, Results, without_collection
 
 
 def condition(text: str) -> tuple[str, Any]:
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         where = dict(condition(text) for text in given.where)
         with without_collection():
-            paths = [build(name, given.records, given.out or given.records, given.allow, where) for name in given.name]
+            results, out = Results(given.records), given.out or given.records
+            paths = [build(name, results, out, given.allow, where) for name in given.name]
         print("\n".join(str(path) for built in paths for path in built))
     except (StarquantError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

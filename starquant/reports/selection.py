@@ -83,6 +83,26 @@ def read_runs(folder: Path) -> list[Run]:
         return [Run(path, read_head(path)) for path in record_paths(folder)]
 
 
+class Results:
+    """The runs below a results folder, read when a table first asks for them, once for all tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, results: Path | Results) -> Results:
+        """Return the results of a folder, or these results."""
+        return results if isinstance(results, Results) else cls(results)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs, in the order of their names; raises as `read_runs`."""
+        return read_runs(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
 @contextmanager
 def without_collection() -> Iterator[None]:
     """Suspend the search for cycles, which takes longer than reading where millions of small objects are made."""
