@@ -1,4 +1,4 @@
-"""Complete a prompt with any checkpoint folder, packed or not: `python -m starquant.packed.completion DIR "prompt"`."""
+"""Complete a prompt with any checkpoint folder, packed or not: `python -m starquant generate DIR "prompt"`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a completion; returns 2 after bad input."""
-    parser = argparse.ArgumentParser(prog="python -m starquant.packed.completion", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m starquant generate", description=__doc__)
     parser.add_argument("folder", help="checkpoint folder, or hub id")
     parser.add_argument("prompt")
     parser.add_argument("--length", type=int, default=64, help="tokens of the answer (default 64)")

@@ -1,7 +1,7 @@
 """Tables and figures of the paper's experiments, from records.
 
-python -m starquant.reports table1_main                            of results/, to results/tables/
-python -m starquant.reports figure3_trajectory --records results/published/figure3_trajectory --out OUT
+python -m starquant tables table1_main                            of results/, to results/tables/
+python -m starquant tables figure3_trajectory --records results/published/figure3_trajectory --out OUT
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def condition(text: str) -> tuple[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write what is asked for and print the paths; returns 2 after bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m starquant.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m starquant tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="+", help=f"any of {', '.join(NAMES)}")
     parser.add_argument("--records", type=Path, default=Path("results"), help="results folder (default: results)")

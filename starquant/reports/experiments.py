@@ -160,7 +160,7 @@ def after_sweep(name: str, results: Path) -> None:
         paths = build(name, results, results)
     except RecordError as error:
         print(
-            f"note: {name} was not built: {error} (python -m starquant.reports {name} --records {results})",
+            f"note: {name} was not built: {error} (python -m starquant tables {name} --records {results})",
             file=sys.stderr,
         )
         return

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from starquant.sweeps.cell_log import CellEntry, CellLog
+from starquant.sweeps.cell_log import CellEntry, CellLog, State
 
 POLL_S = 1.0
-ORDER = ("done", "failed", "died", "running", "missing")
+ORDER: tuple[State, ...] = ("done", "failed", "died", "running", "missing")
 
 
 class _Cell(Protocol):

@@ -13,7 +13,7 @@ import pytest
 
 from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
-from starquant.sweeps.cells import LAUNCHER_EXTRAS
+from starquant.sweeps.overrides import LAUNCHER_EXTRAS
 from tests.support.specs import CONF, OPTIONS, compose, spec
 
 

@@ -74,8 +74,8 @@ def test_killed_while_the_record_is_written(tmp_path: Path) -> None:
         "    replace(a, b)\n"
         "os.replace = dies\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "import run\n"
-        "run.main()\n"
+        "from starquant.sweeps.command_line import main\n"
+        "sys.exit(main())\n"
     )
     results = tmp_path / "results"
     command = [sys.executable, str(script), "method=rtn", *QUICK, f"paths.results={results}"]

@@ -32,28 +32,14 @@ def run(*arguments: str, seconds: float = 240) -> subprocess.CompletedProcess[st
 
 
 def run_in_process(*arguments: str, results: Path) -> subprocess.CompletedProcess[str]:
-    """Run the same here, as if nothing had run in this process before; `results` is where it writes.
+    """Run the same here, as if nothing had run in this process before; `results` is where it writes."""
+    from starquant.sweeps.command_line import main
 
-    Nothing else knows how the entry point is called.
-    """
     words = [*arguments, f"paths.results={results}"]
     out, err = io.StringIO(), io.StringIO()
     with _left_as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = _main(words)
+        code = main(words)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-
-
-def _main(words: list[str]) -> int:
-    """Call the entry point; returns the exit code that a process would have."""
-    import run as entry
-
-    with mock.patch.object(sys, "argv", [RUN[1], *words]):
-        try:
-            code: object = entry.main()  # type: ignore[func-returns-value]
-        except SystemExit as ending:
-            code = ending.code
-    assert code is None or isinstance(code, int), code
-    return code or 0
 
 
 @contextlib.contextmanager

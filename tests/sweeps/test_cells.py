@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from starquant.errors import ConfigError
-from starquant.sweeps import cells as composing
-from starquant.sweeps.cells import LAUNCHER_EXTRAS, Cell, Plan, plan
+from starquant.sweeps import overrides as judging
+from starquant.sweeps.cells import Cell, Plan
+from starquant.sweeps.command_line import plan_of
+from starquant.sweeps.overrides import LAUNCHER_EXTRAS
 from tests.support.specs import CONF, OPTIONS, spec
 
 
 @functools.cache
 def planned(*arguments: str) -> Plan:
-    found = plan(arguments)
+    found = plan_of(arguments)
     assert found is not None
     return found
 
@@ -32,7 +34,7 @@ def names(*arguments: str) -> list[str]:
 
 @pytest.fixture
 def all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composing, "_installed", lambda _: True)
+    monkeypatch.setattr(judging, "_installed", lambda _: True)
 
 
 def test_without_overrides_there_is_one_cell_of_the_papers_method() -> None:
@@ -147,7 +149,7 @@ def test_a_sweep_is_named_by_its_cells_not_by_their_order() -> None:
     "flags", [("--help",), ("--cfg", "job"), ("--cfg=job", "bits=w8a8"), ("-c", "all"), ("--info",), ("--version",)]
 )
 def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
-    assert plan(flags) is None
+    assert plan_of(flags) is None
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
         (("bits=glob(*)",), r"bits: got several values, bits=glob\(\*\); add -m"),
         (("-m", "experiment=table2_ablation,table5_w8a8"), r"experiment: got several values, .* has one experiment"),
         (("-m", "launcher=basic,joblib"), r"launcher: got several values, .* has one launcher"),
-        (("-m", "method=rtn", "seed=interval(1,2)"), r"BasicSweeper does not support sweep type"),
+        (("-m", "method=rtn", "seed=interval(1,2)"), r"seed: got seed=interval\(1,2\), allowed: a list, range or glob"),
         (("-m", "method=rtn", "seed=1,abc"), r"seed: got 'abc', allowed: valid integer"),
         (("rtn",), r"rtn: expected key=value"),
         (("--cfg", "job", "method=rtnn"), r"method: got 'rtnn', allowed: .*\. Did you mean 'rtn'\?"),
@@ -178,25 +180,25 @@ def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
 @pytest.mark.usefixtures("all_installed")
 def test_bad_input_is_named(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
-        plan(arguments)
+        plan_of(arguments)
     assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("launcher", sorted(LAUNCHER_EXTRAS))
 def test_a_launcher_that_is_not_installed_names_its_extra(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(composing, "_installed", lambda module: bool(asked.append(module)))
+    monkeypatch.setattr(judging, "_installed", lambda module: bool(asked.append(module)))
     module, extra = LAUNCHER_EXTRAS[launcher]
     with pytest.raises(ConfigError) as caught:
-        plan(["-m", "method=rtn", "seed=1,2", f"launcher={launcher}"])
+        plan_of(["-m", "method=rtn", "seed=1,2", f"launcher={launcher}"])
     assert str(caught.value) == f"launcher: got '{launcher}', which needs: pip install 'starquant[{extra}]'"
     assert asked == [module]
 
 
 def test_whether_a_launcher_is_installed() -> None:
-    assert composing._installed("hydra.core")
-    assert not composing._installed("hydra.nothing")
-    assert not composing._installed("nothing_at_all.launcher")
+    assert judging._installed("hydra.core")
+    assert not judging._installed("hydra.nothing")
+    assert not judging._installed("nothing_at_all.launcher")
 
 
 def test_every_launcher_that_needs_a_package_is_known() -> None:
@@ -207,13 +209,13 @@ def test_every_launcher_that_needs_a_package_is_known() -> None:
 
 
 def test_a_method_without_its_file_is_told_apart_from_an_unknown_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(composing, "METHODS", {"fresh": "a.b:C"})
+    monkeypatch.setattr(judging, "METHODS", {"fresh": "a.b:C"})
     with pytest.raises(ConfigError, match=r"^method: 'fresh' is registered, but conf/method/fresh.yaml is missing$"):
-        plan(["method=fresh"])
+        plan_of(["method=fresh"])
 
 
 def cells(*words: str) -> tuple[Cell, ...]:
-    found = plan(["method=star_quant", *words])
+    found = plan_of(["method=star_quant", *words])
     assert found is not None
     return found.cells
 
@@ -226,4 +228,4 @@ def test_what_scores_nothing_is_another_cell() -> None:
 
 def test_a_sweep_has_one_results_folder_and_at_least_one_cell() -> None:
     with pytest.raises(ConfigError, match=r"paths\.results: got a, b; a sweep has one results folder"):
-        plan(["-m", "paths.results=a,b", "method=rtn"])
+        plan_of(["-m", "paths.results=a,b", "method=rtn"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from starquant.sweeps.cells import LAUNCHER_EXTRAS
+from starquant.sweeps.overrides import LAUNCHER_EXTRAS
 from tests.support.command_line import RUN, process, run_in_process
 
 RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}

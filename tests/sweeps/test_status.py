@@ -1,9 +1,10 @@
-"""How a sweep stands and how it ended: the status command, the summary, the bar, run.py's exit code."""
+"""How a sweep stands and how it ended: the status command, the summary, the bar, exit codes."""
 
 from __future__ import annotations
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,14 +13,15 @@ from typing import Any
 
 import pytest
 
-import run
 from starquant.errors import ConfigError
+from starquant.sweeps import command_line, status
 from starquant.sweeps import progress as watching
-from starquant.sweeps import status
 from starquant.sweeps.cell_log import CellEntry, CellLog
-from starquant.sweeps.cells import Cell, Plan, plan
+from starquant.sweeps.cells import Cell, Plan
+from starquant.sweeps.command_line import plan_of
 from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.status import main
+from starquant.sweeps.sweeper import CellSweeper
 from tests.support.paths import REPOSITORY
 
 BITS = ("w3a3", "w4a4", "w4a8", "w8a8")
@@ -35,7 +37,7 @@ def planned(arguments: list[str]) -> Plan:
 
 @functools.cache
 def _planned(arguments: tuple[str, ...]) -> Plan:
-    found = plan(arguments)
+    found = plan_of(arguments)
     assert found is not None
     return found
 
@@ -64,7 +66,7 @@ def test_status_shows_every_cell_and_is_1_until_all_are_done(
     end(tmp_path, eight, "done")
     end(tmp_path, mixed, "failed", error="bits: a bad one")
     end(tmp_path, three, "died")
-    monkeypatch.setattr(status, "plan", planned)  # made once
+    monkeypatch.setattr(status, "plan_of", planned)  # made once
     assert main(arguments) == 1
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split(maxsplit=5) for line in lines[:-1]]
@@ -111,7 +113,7 @@ def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureF
         (["model=tiny", "tabel1_main"], "error: experiment: got 'tabel1_main', allowed: figure1_activations, "),
         (["table5_w8a8", "model=tinny"], "error: model: got 'tinny', allowed: "),
         (["bits=w8a8,w4a4"], "error: bits: got several values"),
-        (["--cfg", "job"], "error: usage: python -m starquant.sweeps.status "),
+        (["--cfg", "job"], "error: usage: python -m starquant status "),
     ],
 )
 def test_status_is_2_after_bad_input(
@@ -127,7 +129,7 @@ def test_status_is_2_after_bad_input(
 def test_status_says_how_it_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "usage: python -m starquant.sweeps.status EXPERIMENT|-m [KEY=VALUE ...]" in out
+    assert "usage: python -m starquant status EXPERIMENT|-m [KEY=VALUE ...]" in out
     assert "experiments: figure1_activations, " in out
     assert "none" not in out.splitlines()[-1]
 
@@ -235,35 +237,27 @@ def test_a_bar_that_is_not_enabled_looks_at_nothing(bars: list[FakeBar]) -> None
     assert bars == []
 
 
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What run.py hands to Hydra."""
-    monkeypatch.setenv("TQDM_DISABLE", os.environ.get("TQDM_DISABLE", "1"))
-    words: list[str] = ["run.py"]
-    monkeypatch.setattr(sys, "argv", words)
-    return words
-
-
-def test_run_sums_up_whatever_the_cells_have_left(
-    tmp_path: Path, launched: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_sweep_is_summed_up_whatever_its_cells_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = sweep(tmp_path, *BITS)
     three, four, mixed, _ = planned(arguments).cells
+    launched: list[Plan] = []
 
-    def hydra() -> None:
+    def launch(self: CellSweeper, plan: Plan) -> None:
+        launched.append(plan)
         end(tmp_path, three, "done", reused=True)
         end(tmp_path, four, "done")
         end(tmp_path, mixed, "failed", error="bits: a bad one")
 
-    monkeypatch.setattr(run, "cell", hydra)
-    assert run.launch(planned(arguments), arguments) == 2
+    monkeypatch.setattr(CellSweeper, "launch", launch)
+    assert command_line.main(arguments) == 1
     assert capsys.readouterr().err.splitlines() == [
         "4 cells: 2 done (1 there already), 1 failed, 1 missing",
         "  failed: tiny:0 w4a8 rtn testbed: bits: a bad one",
         "  missing: tiny:0 w8a8 rtn testbed",
     ]
-    name = planned(arguments).name
-    assert launched == ["run.py", *arguments, f"hydra.sweep.dir={tmp_path}/sweeps/{name}"]
+    assert [plan.cells for plan in launched] == [planned(arguments).cells]
 
 
 def failing() -> None:
@@ -274,25 +268,35 @@ def interrupted() -> None:
     raise KeyboardInterrupt
 
 
+def terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+
+
 @pytest.mark.parametrize(
-    ("state", "code", "told"),
-    [("done", 0, ""), ("failed", 1, ""), (failing, 2, "error: model: not there"), (interrupted, 130, "interrupted: ")],
+    ("state", "code", "message"),
+    [
+        ("done", 0, ""),
+        ("failed", 1, ""),
+        (failing, 2, "error: model: not there"),
+        (interrupted, 130, "interrupted: "),
+        (terminated, 143, "interrupted: "),
+    ],
 )
-def test_runs_exit_code(
+def test_exit_code_of_a_single_run(
     state: Any,
     code: int,
-    told: str,
+    message: str,
     tmp_path: Path,
-    launched: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    launched += ["bits=w8a8", "method=rtn", f"paths.results={tmp_path}"]
-    (cell,) = planned(launched[1:]).cells
-    monkeypatch.setattr(run, "cell", state if callable(state) else lambda: end(tmp_path, cell, state))
-    with pytest.raises(SystemExit) as caught:
-        run.main()
-    assert caught.value.code == code
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        command_line, "run_cell", lambda cell: state() if callable(state) else end(tmp_path, cell, state)
+    )
+    assert command_line.main(["bits=w8a8", "method=rtn", f"paths.results={tmp_path}"]) == code
     err = capsys.readouterr().err
-    assert err.startswith(told)
-    assert bool(err) == bool(told)  # no summary of a single run
+    assert message in err
+    assert bool(err) == bool(message)  # no summary of a single run
+    assert signal.getsignal(signal.SIGTERM) == handler

@@ -1,0 +1,55 @@
+"""`python -m starquant COMMAND ...`: every command of the project under one name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from starquant.errors import nearest
+
+#: Command -> module whose `main(arguments)` returns an exit code, and what it does.
+COMMANDS = {
+    "run": (
+        "starquant.sweeps.command_line",
+        "quantize and score: run [-m] KEY=VALUE ... (the word `run` may be left out)",
+    ),
+    "status": ("starquant.sweeps.status", "where the cells of a sweep stand: status EXPERIMENT|-m [KEY=VALUE ...]"),
+    "tables": ("starquant.reports.__main__", "tables and figures from records: tables NAME ..."),
+    "generate": ("starquant.packed.completion", "complete a prompt with a checkpoint folder: generate DIR PROMPT"),
+    "evaluate": ("starquant.evaluation.__main__", "lm-eval's command line with checkpoint folders of this project"),
+}
+
+
+def usage() -> str:
+    """Return a line a command."""
+    lines = [f"  {name:10s}{what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: python -m starquant COMMAND ...", *lines, "COMMAND --help says more."])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; 2 after an unknown one."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words in (["-h"], ["--help"]):
+        print(usage())
+        return 0
+    first = words[0]
+    if first in COMMANDS:
+        words = words[1:]
+    elif "=" in first or first.startswith(("-", "~")):
+        first = "run"
+    else:
+        print(
+            f"error: {first}: unknown command; allowed: {', '.join(COMMANDS)}.{nearest(first, COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    if not sys.stderr.isatty() or os.environ.get("CI"):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
+    code: int = import_module(COMMANDS[first][0]).main(words)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""One cell as a job, in whichever process a launcher runs it; what became of it is kept in the cell's file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+
+from starquant.errors import StarquantError
+from starquant.runs.preflight import check_paths
+from starquant.session.processes import launched_rank
+from starquant.sweeps.cell_log import CellEntry, CellLog
+from starquant.sweeps.cells import Cell
+
+#: Names the process that started a sweep, to its workers on this machine.
+PARENT = "STARQUANT_SWEEP_PID"
+
+
+def run_cell(cell: Cell) -> None:
+    """Run one cell; an error is kept for the end, so that a sweep goes on."""
+    end_with_parent()
+    if launched_rank():  # of several processes the first one tells
+        with contextlib.suppress(StarquantError):
+            execute_cell(cell)
+        return
+    log = CellLog(cell.results)
+    try:
+        with log.running(cell.key, cell.name) as outcome:
+            outcome.append(execute_cell(cell))
+    except StarquantError as error:
+        if cell.spec.debug.traceback:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    except (Exception, SystemExit):  # a library may ask to exit
+        if launched_rank() is not None:  # the other processes wait for this one: all must end
+            raise
+        traceback.print_exc()
+
+
+def end_with_parent() -> None:
+    """Let a worker of this machine end when the process that started the sweep does (Linux)."""
+    if os.environ.get(PARENT, str(os.getpid())) != str(os.getpid()) and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def execute_cell(cell: Cell) -> CellEntry:
+    """Run a cell and print its report; returns what became of it."""
+    check_paths(cell.spec)  # before torch is imported
+    from starquant.reports.run_table import render
+    from starquant.runs.execute import execute
+
+    result = execute(cell.spec, progress=os.environ.get("TQDM_DISABLE") != "1")
+    if not launched_rank():
+        if result.record is None:
+            print(f"wrote: {result.path}", flush=True)
+        else:
+            print(render(result.record, result.baseline, result.path), flush=True)
+    result.tracker.close()
+    record = result.path.relative_to(cell.results).as_posix() if result.path.exists() else None
+    return CellEntry(key=cell.key, name=cell.name, state="done", record=record, reused=result.reused)

@@ -1,0 +1,161 @@
+"""A sweeper for Hydra: every cell is validated before the first one runs, then Hydra's launcher has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from starquant.errors import ConfigError
+from starquant.sweeps.cells import Cell, Plan, validate_folders, validate_plan
+from starquant.sweeps.composition import Composer, varied_keys
+from starquant.sweeps.overrides import CONF, Groups, expand, parse_overrides, validate_option
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The task function of a launcher: each job takes its cell, as it was validated, by the job's number.
+
+    Hydra's launchers compose a job's configuration once more by themselves; nothing of it is read but the number.
+    """
+
+    cells: tuple[Cell, ...]
+    task: Callable[[Cell], Any]
+
+    def __call__(self, _: DictConfig) -> Any:
+        """Run the job's cell."""
+        return self.task(self.cells[HydraConfig.get().job.num])
+
+
+class CellSweeper(Sweeper):
+    """Enumerates, validates and launches the cells of a sweep.
+
+    Args:
+        params: swept by an experiment; the command line wins over them.
+        max_batch_size: cells that a launcher gets at once, None for all.
+    """
+
+    def __init__(self, params: DictConfig | None = None, max_batch_size: int | None = None) -> None:
+        self.params = {} if params is None else {str(key): params[key] for key in params}
+        self.max_batch_size = max_batch_size
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra gives; the task function gets a `Cell` in place of a configuration."""
+        self._context, self._task, self._config = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Validate every cell that `arguments` stand for, then launch them; raises ConfigError."""
+        return self.launch(self.validate_cells(arguments))
+
+    def validate_cells(self, arguments: Sequence[str]) -> Plan:
+        """Enumerate, compose and validate the cells, each once.
+
+        Raises:
+            ConfigError: an unknown option or key, a value that is not allowed, a sweep of no cells, cells that cannot
+                be run together.
+        """
+        loader, config = self._context.config_loader, self._config
+        groups = Groups(loader, config.hydra.overrides.hydra)
+        overrides = [*self._swept_by_experiment(arguments), *parse_overrides(arguments, loader)]
+        for override in overrides:
+            validate_option(override, groups)
+        overrides = [override for override in overrides if not override.is_hydra_override()]
+        composer = Composer(
+            compose=lambda words: loader.load_sweep_config(config, words),
+            groups=groups,
+            parse=lambda words: parse_overrides(words, loader),
+            varied=varied_keys(overrides, groups),
+        )
+        cells: dict[str, tuple[Cell, tuple[str, ...]]] = {}
+        folders = []
+        for words in expand(overrides):
+            cell = composer.cell(words)
+            cells.setdefault(cell.key, (cell, tuple(words)))
+            folders.append(cell.spec.paths.results)
+        if composer.first is None:
+            raise ConfigError("the sweep has no cells: one of its keys has no value")
+        validate_folders(folders)
+        plan = Plan(
+            cells=tuple(cell for cell, _ in cells.values()),
+            overrides=tuple(words for _, words in cells.values()),
+            sweep=True,
+            config=composer.first,
+        )
+        validate_plan(plan)
+        return plan
+
+    def _swept_by_experiment(self, arguments: Sequence[str]) -> list[Override]:
+        """Return `params` without what the command line says in another spelling (`++key=`)."""
+        loader = self._context.config_loader
+        own = {o.key_or_group: o.get_key_element() for o in parse_overrides(arguments, loader)}
+        words = [f"{key}={option}" for key, option in self.params.items() if own.get(key, key) == key]
+        return parse_overrides(words, loader)
+
+    def launch(self, plan: Plan) -> list[Any]:
+        """Hand the cells to Hydra's launcher; returns what it returns, raises what a job could not keep to itself."""
+        self._name_folder(plan)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=Jobs(plan.cells, self._task), config=plan.config
+        )
+        size = self.max_batch_size or len(plan.cells)
+        returned = []
+        for start in range(0, len(plan.cells), size):
+            jobs = launcher.launch(plan.overrides[start : start + size], initial_job_idx=start)
+            returned += [job.return_value for job in jobs]
+        return returned
+
+    def _name_folder(self, plan: Plan) -> None:
+        """Name the launcher's folder by the cells, unless the command line names it, and keep the words there."""
+        settings = plan.config.hydra
+        if not any(word.startswith("hydra.sweep.dir=") for word in settings.overrides.hydra):
+            name = QuotedString(str(plan.results / "sweeps" / plan.name), Quote.single)
+            settings.sweep.dir = name.text
+            settings.overrides.hydra.append(f"hydra.sweep.dir={name.with_quotes()}")  # jobs compose from these
+        folder = Path(settings.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self._config, folder / "multirun.yaml")
+
+
+@contextmanager
+def opened() -> Iterator[HydraContext]:
+    """Initialize Hydra on conf/."""
+    with hydra.initialize_config_dir(str(CONF), job_name="run", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        yield HydraContext(loader, Callback())  # type: ignore[arg-type]  # the declared class is private to Hydra
+
+
+def sweeper_of(
+    overrides: Sequence[Override], multirun: bool, context: HydraContext, task: Callable[[Cell], Any]
+) -> CellSweeper | None:
+    """Return the sweeper of a command line; None of a single run.
+
+    A sweep has `-m`, or an experiment whose YAML says `hydra.mode: MULTIRUN`.
+    """
+    settled = [o.input_line or "" for o in overrides if o.is_hydra_override()]
+    chosen = [o.input_line or "" for o in overrides if o.key_or_group in ("experiment", "launcher")]
+    may_sweep = any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides)
+    if multirun:
+        settled = [word for word in settled if not word.startswith("hydra.mode=")] + ["hydra.mode=MULTIRUN"]
+    elif not may_sweep:
+        return None
+    config = hydra.compose("config", overrides=[*settled, *chosen], return_hydra_config=True)
+    if config.hydra.mode != RunMode.MULTIRUN:
+        return None
+    with open_dict(config.hydra):
+        config.hydra.overrides.task = [o.input_line for o in overrides if not o.is_hydra_override()]
+    sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+    if not isinstance(sweeper, CellSweeper):
+        raise ConfigError(f"hydra/sweeper: got '{config.hydra.runtime.choices['hydra/sweeper']}', allowed: starquant")
+    return sweeper
