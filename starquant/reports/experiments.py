@@ -12,7 +12,7 @@ import pandas as pd
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
 from starquant.reports.definitions import FIGURES, FULL, TABLES, TRAJECTORIES
-from starquant.reports.selection import Results, Run, one_a_seed, refuse_mixture
+from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
 
@@ -48,11 +48,11 @@ QUANTIZED_ONLY = ("bits", "method", "calibration", "fidelity")
 
 def frames(name: str, records: Path, allow: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     """Return a table as text, one data frame for each model; raises as `table`."""
-    found = {}
+    frame_by_model = {}
     for section in table(name, records, allow):
         header, *lines = grid(section)
-        found[section.model] = pd.DataFrame(lines, columns=header).set_index("")
-    return found
+        frame_by_model[section.model] = pd.DataFrame(lines, columns=header).set_index("")
+    return frame_by_model
 
 
 def trajectory_figure(
@@ -78,11 +78,11 @@ def _lines(records: Path | Results, allow: Sequence[str], where: dict[str, Any] 
     models = sorted({str(run.get("model.name")) for _, run in lines})
     if len(models) > 1:
         raise RecordError(f"{records}: holds records of {', '.join(models)}; choose by --where model.name={models[0]}")
-    refuse_mixture([run for _, run in lines], allow)
-    followed: dict[Any, tuple[dict[str, Any], Run]] = {}
+    validate_together([run for _, run in lines], allow)
+    trajectories: dict[Any, tuple[dict[str, Any], Run]] = {}
     for _, run in lines:
-        before, first = followed.setdefault(run.get("model.seed"), (trajectories_of(run.record.spec), run))
-        if before != trajectories_of(run.record.spec):
+        expected, first = trajectories.setdefault(run.get("model.seed"), (trajectories_of(run.record.spec), run))
+        if expected != trajectories_of(run.record.spec):
             raise RecordError(f"{first.path.name} and {run.path.name}: follow other trajectories; choose by --where")
     return lines
 

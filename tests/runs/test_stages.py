@@ -94,7 +94,7 @@ def test_a_calibration_of_other_code_is_made_again_unless_any_will_do(
     calibrated: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, made = calibrated
-    monkeypatch.setattr("starquant.store.provenance.code_digest", lambda *_: "other")
+    monkeypatch.setattr("starquant.store.provenance.CodeDigest.of", lambda *_: "other")
     assert run(results, "testbed_facts", "stage=calibrate", "reuse=any").reused
     with pytest.raises(RecordError, match="nothing of this code was calibrated"):
         run(results, "testbed_facts", "stage=evaluate")
