@@ -20,7 +20,7 @@ def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> Refer
     """Return full precision's held-out trajectories; a small reference serves the session's next run as well.
 
     Returns:
-        None where fidelity is not measured: of full precision, and on all processes but the first.
+        None where fidelity is not measured: of what no method is applied to, and on all processes but the first.
 
     Raises:
         StarquantError: an answer that does not fit the context.

@@ -90,6 +90,7 @@ class Inputs:
     def _read(self, device: str) -> Loaded:
         spec, tokenizer = self.spec, load_tokenizer(self.folder)
         skeleton = skeleton_of(self.checkpoint, self.family.model)
+        assert isinstance(skeleton, MaskedDiffusionModel)
         METHODS.build(spec.method).validate(skeleton, spec.bits)
         texts = read_texts(spec, tokenizer, skeleton)
         if self.packed:

@@ -48,7 +48,7 @@ def validate_export(spec: RunSpec) -> None:
     if not spec.quantizes or spec.stage in ("calibrate", "inspect"):
         raise ConfigError(
             f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
-            "what is exported; allowed: a method other than none, stage=all or evaluate"
+            "what is exported; allowed: a method other than none and packed, stage=all or evaluate"
         )
     if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
         validate_target(Path(spec.export.dir))

@@ -128,7 +128,7 @@ def test_a_disk_that_fills_up_while_calibrating(tmp_path: Path, monkeypatch: pyt
 
     run = spec(*LEARNED, "stage=calibrate", f"paths.results={tmp_path}")
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", full)
+        patch.setattr("starquant.methods.fitted.save_file", full)
         with pytest.raises(RecordError, match=r"ends\.safetensors: cannot be written: .*No space left"):
             execute(run)
     assert not (tmp_path / "artifacts").exists()

@@ -8,10 +8,13 @@ from typing import Any
 
 from starquant.config.run import RunSpec
 from starquant.store.manifest import ManifestEntry
-from starquant.store.provenance import collect
+from starquant.store.provenance import collect, running_code
 from starquant.store.record import RunRecord, Score, Timings
 from starquant.store.records import RecordStore
 from tests.support.specs import spec
+
+#: Taken once, as a session does.
+CODE = running_code()
 
 
 def make_record(run: RunSpec, value: float = 0.5) -> RunRecord:
@@ -33,7 +36,7 @@ def make_record(run: RunSpec, value: float = 0.5) -> RunRecord:
         scores=[score],
         manifest=[ManifestEntry(name="x", kind="linear", role="q_proj", weight_bits=4)],
         timings=Timings(seconds={"evaluate": 1.0}, peak_host_memory_gb=0.5, peak_device_memory_gb=None),
-        provenance=collect("cpu", "cpu"),
+        provenance=collect("cpu", "cpu", CODE),
     )
 
 
