@@ -16,7 +16,7 @@ from starquant.models.checkpoint import inspect
 from starquant.models.context import Context, KeyValueCache, bidirectional, running_positions
 from starquant.models.layers import Rotary, select
 from starquant.models.roles import ROLES, BlockSites, LinearInfo, require_count
-from starquant.models.validation import validate_parameters
+from starquant.models.validation import load_quantizations, validate_parameters
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,8 @@ class MaskedDiffusionModel(PreTrainedModel):
         folder = Path(str(pretrained_model_name_or_path))
         if folder.is_dir():
             validate_parameters(inspect(folder), cls)
+        else:  # a hub id: what is packed is judged once transformers has its files, if it knows the format
+            load_quantizations()
         return cls.from_validated(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod

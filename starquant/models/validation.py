@@ -71,6 +71,12 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.state_dict().items() if isinstance(p, torch.Tensor)}
 
 
+def load_quantizations() -> None:
+    """Let transformers know every packed format."""
+    for method in QUANTIZATIONS:
+        QUANTIZATIONS.load(method)
+
+
 def _prepare_packed(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """Give a model on the meta device the modules of a packed checkpoint; nothing where it is none.
 
