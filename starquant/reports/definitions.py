@@ -154,5 +154,7 @@ TRAJECTORIES = Definition(
     draw="trajectory",
 )
 #: Figures of records; figure 1 is drawn from reports of `stage=inspect`.
-FIGURES = {definition.name: definition for definition in (TRAJECTORIES,)}
+FIGURES = {
+    TRAJECTORIES.name: TRAJECTORIES,
+}
 ACTIVATIONS = "figure1_activations"
