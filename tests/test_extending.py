@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from starquant.reports import definitions, experiments, figures
 from starquant.reports.__main__ import main as build_tables
 from starquant.store.records import read_record, record_paths
 from starquant.sweeps import command_line, overrides, status, sweeper
-from tests.support.command_line import process, run_in_process
+from tests.support.command_line import ENVIRONMENT, run_in_process
 from tests.support.models import fresh, logits, trajectory
 from tests.support.paths import REPOSITORY
 from tests.support.specs import spec
@@ -96,13 +97,10 @@ def sections() -> dict[str, Section]:
     for title, body in zip(titled[::2], titled[1::2], strict=True):
         fenced = re.findall(r"^```(\w+)\n(.*?)^```", body, re.DOTALL | re.MULTILINE)
         prose = re.sub(r"^```.*?^```", "", body, flags=re.DOTALL | re.MULTILINE)
-        words = [
-            shlex.split(line, comments=True) for kind, text in fenced if kind == "bash" for line in text.splitlines()
-        ]
+        lines = [line for kind, text in fenced if kind == "bash" for line in text.splitlines()]
+        commands = [shlex.split(line, comments=True) for line in lines]
         files = [Block.of(text) for kind, text in fenced if kind != "bash"]
-        read[title] = Section(
-            re.findall(r"^### (.+)$", prose, re.MULTILINE), files, [shlex.split(line, comments=True) for line in lines]
-        )
+        read[title] = Section(re.findall(r"^### (.+)$", prose, re.MULTILINE), files, commands)
     return read
 
 
@@ -250,10 +248,11 @@ def test_a_table_and_a_figure(copy: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_everything_in_a_checkout_of_its_own(tmp_path: Path) -> None:
     """All sections typed into one checkout, and its own commands, in processes of their own."""
     root = typed(tmp_path / "copy", *SECTIONS)
+    here = ENVIRONMENT | {"PYTHONPATH": str(root)}
     for section in SECTIONS.values():
         for _, *words in section.commands:
             command = [sys.executable, *(str(root / word) if word.endswith("_windowed.py") else word for word in words)]
-            done = process(*command, PYTHONPATH=str(root), cwd=root)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=here, timeout=300)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert (root / "results/tables/weights_only.md").exists()
     assert (root / "results/figures/weights_only_kl.png").exists()
