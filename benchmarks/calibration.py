@@ -92,7 +92,7 @@ def peak_of(folder: str, method: Method) -> None:
 
     model = load_model(folder, blocks_on_disk=True)
     states = random_states(2048, 8, 128)
-    before = peak = anonymous_mib()
+    baseline = peak = anonymous_mib()
     done = threading.Event()
 
     def watch() -> None:
@@ -108,7 +108,7 @@ def peak_of(folder: str, method: Method) -> None:
     seconds = time.perf_counter() - began
     done.set()
     thread.join()
-    print(json.dumps({"peak": peak - before, "seconds": seconds}))
+    print(json.dumps({"peak": peak - baseline, "seconds": seconds}))
 
 
 def in_a_process(model: MaskedDiffusionModel, method_name: str) -> dict[str, float]:
@@ -117,8 +117,8 @@ def in_a_process(model: MaskedDiffusionModel, method_name: str) -> dict[str, flo
         model.save_pretrained(folder)
         command = [sys.executable, __file__, "--peak", folder, method_name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        costs: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return costs
 
 
 def grow(layers: list[int]) -> None:
@@ -128,10 +128,10 @@ def grow(layers: list[int]) -> None:
         for count in layers:
             model = model_of(1024, count, 2816)
             block = sum(p.numel() for p in model.trunk().blocks[0].parameters()) * 4 / 2**20
-            found = in_a_process(model, name)
+            costs = in_a_process(model, name)
             print(
                 f"  {name:8s} {count:3d} layers ({count * block:5.0f} MiB of blocks, {block:.0f} a block): "
-                f"{found['peak']:5.0f} MiB, {found['seconds']:5.1f} s"
+                f"{costs['peak']:5.0f} MiB, {costs['seconds']:5.1f} s"
             )
 
 
@@ -140,14 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--peak", nargs=2, metavar=("FOLDER", "METHOD"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.peak:
-        folder, name = args.peak
+    arguments = parser.parse_args()
+    if arguments.peak:
+        folder, name = arguments.peak
         peak_of(folder, METHODS.build(METHODS.options(name)(name=name)))
         return
     print(machine())
     time_methods()
-    grow(args.layers)
+    grow(arguments.layers)
 
 
 if __name__ == "__main__":

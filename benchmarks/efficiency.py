@@ -88,17 +88,17 @@ def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: st
         event.record()
         return event
 
-    def before(*_: object) -> None:
+    def enter(*_: object) -> None:
         open_spans.append(now())
 
-    def after(*_: object, kind: str) -> None:
+    def leave(*_: object, kind: str) -> None:
         spans.append((kind, open_spans.pop(), now()))
 
     for module in model.modules():
         kind = next((name for name, belongs in kinds if belongs(module)), None)
         if kind is not None:
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(functools.partial(after, kind=kind)))
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(functools.partial(leave, kind=kind)))
     forward()
     spans.clear()
     begin = now()
@@ -108,23 +108,23 @@ def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: st
         handle.remove()
     if device != "cpu":
         torch.cuda.synchronize()
-    found: dict[str, float] = {}
+    milliseconds: dict[str, float] = {}
     for kind, start, end in spans:
-        found[kind] = found.get(kind, 0.0) + (end - start if device == "cpu" else start.elapsed_time(end))
-    found["rest"] = 2 * found["whole"] - sum(found.values())
-    return {name: round(value, 4) for name, value in found.items()}
+        milliseconds[kind] = milliseconds.get(kind, 0.0) + (end - start if device == "cpu" else start.elapsed_time(end))
+    milliseconds["rest"] = 2 * milliseconds["whole"] - sum(milliseconds.values())
+    return {name: round(value, 4) for name, value in milliseconds.items()}
 
 
 def ceilings(device: str) -> dict[str, float]:
     """Measure what the device can do: bf16 and int8 products (operations/s) and a copy (bytes/s)."""
     n = 8192 if device != "cpu" else 512
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
-    found = {"bf16": 2e3 * n**3 / clock(lambda: a @ a, device)}
+    rates = {"bf16": 2e3 * n**3 / clock(lambda: a @ a, device)}
     if device != "cpu":
         i = torch.randint(-8, 8, (n, n), device=device, dtype=torch.int8)
-        found["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i.T), device)
-    found["bytes"] = 2e3 * a.nbytes / clock(lambda: a.clone(), device)
-    return found
+        rates["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i.T), device)
+    rates["bytes"] = 2e3 * a.nbytes / clock(lambda: a.clone(), device)
+    return rates
 
 
 def stored(module: nn.Module) -> int:
@@ -156,10 +156,10 @@ def bound_ms(count: dict[str, float], ceiling: dict[str, float], integer: bool) 
 
 
 def forward_row(
-    model: MaskedDiffusionModel, row: dict[str, Any], given: argparse.Namespace, ceiling: dict[str, float]
+    model: MaskedDiffusionModel, row: dict[str, Any], arguments: argparse.Namespace, ceiling: dict[str, float]
 ) -> dict[str, Any]:
     """Measure the forward of a batch and length under one launch."""
-    rows, length, device = row["batch"], row["tokens"], given.device
+    rows, length, device = row["batch"], row["tokens"], arguments.device
     ids = torch.randint(0, VOCABULARY - 10, (rows, length), device=device)
     ids[:, -PREDICTED:] = int(model.config.mask_token_id)
     positions = (ids == model.mask_token_id).nonzero(as_tuple=True)
@@ -169,17 +169,17 @@ def forward_row(
     work = forward if row["launch"] == "eager" or device == "cpu" else capture(forward)
     took, count = clock(work, device), counted(model, rows, length)
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
-    told = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
-    split = parts(model, forward, device) if row["launch"] == "eager" and rows == given.batches[0] else None
-    return told | {"roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
+    timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
+    split = parts(model, forward, device) if row["launch"] == "eager" and rows == arguments.batches[0] else None
+    return timing | {"roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 
 
-def generation_row(model: MaskedDiffusionModel, row: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+def generation_row(model: MaskedDiffusionModel, row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure an answer end to end: a token a step, in blocks of 32 where the family has them."""
     size = row["tokens"]
     sampler: Any = DreamSampler(size, size) if row["model"] == "dream" else LLaDASampler(size, size, PREDICTED)
     prompt = torch.randint(0, VOCABULARY - 10, (1, size))
-    with replayed(model, row["launch"] != "eager" and given.device != "cpu"):
+    with replayed(model, row["launch"] != "eager" and arguments.device != "cpu"):
         generate(model, prompt, sampler)
         began = time.perf_counter()
         generate(model, prompt, sampler)
@@ -187,39 +187,39 @@ def generation_row(model: MaskedDiffusionModel, row: dict[str, Any], given: argp
     return {"ms": took, "tokens_per_s": 1000 * size / took}
 
 
-def rows_of(family: str, precision: str, launch: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+def rows_of(family: str, precision: str, launch: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return what is to be measured of a model under a launch: a row a batch and length, and one of generation."""
-    size = ANSWER if given.shape == "8b" else PREDICTED
-    cases = [("forward", b, n) for n, b in itertools.product(given.lengths, given.batches)]
-    cases += [("generation", 1, size)] if given.generation else []
-    same = {"model": family, "shape": given.shape, "precision": precision, "ends": given.ends, "launch": launch}
+    size = ANSWER if arguments.shape == "8b" else PREDICTED
+    cases = [("forward", b, n) for n, b in itertools.product(arguments.lengths, arguments.batches)]
+    cases += [("generation", 1, size)] if arguments.generation else []
+    same = {"model": family, "shape": arguments.shape, "precision": precision, "ends": arguments.ends, "launch": launch}
     return [same | {"kind": kind, "batch": batch, "tokens": tokens} for kind, batch, tokens in cases]
 
 
 @torch.inference_mode()
-def measure(family: str, precision: str, given: argparse.Namespace, file: Results) -> Iterator[dict[str, Any]]:
+def measure(family: str, precision: str, arguments: argparse.Namespace, file: Results) -> Iterator[dict[str, Any]]:
     """Yield rows that the file does not hold; blocks are compiled once for all shapes."""
-    todo = {launch: rows_of(family, precision, launch, given) for launch in given.launches}
+    todo = {launch: rows_of(family, precision, launch, arguments) for launch in arguments.launches}
     todo = {launch: [row for row in rows if not file.holds(row)] for launch, rows in todo.items()}
     if not any(todo.values()):
         return
-    model = build(family, given.shape, precision, given.device, given.ends)
+    model = build(family, arguments.shape, precision, arguments.device, arguments.ends)
     size = {"resident_bytes": stored(model)}
     for launch, rows in todo.items():
         with compiled_blocks(model, launch == "compiled" and bool(rows)):
             for row in rows:
                 try:
-                    told = (
-                        forward_row(model, row, given, file.ceilings)
+                    timing = (
+                        forward_row(model, row, arguments, file.ceilings)
                         if row["kind"] == "forward"
-                        else generation_row(model, row, given)
+                        else generation_row(model, row, arguments)
                     )
                 except Exception as error:  # another launch, another size may work
                     reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
                     print(f"  {launch} {row['batch']} x {row['tokens']}: {reason}", file=sys.stderr)
                 else:
-                    yield row | size | told
-                if given.device != "cpu":
+                    yield row | size | timing
+                if arguments.device != "cpu":
                     torch.cuda.empty_cache()  # a graph held the memory that it was captured with
 
 
@@ -238,10 +238,10 @@ class Results:
         self.path, self.device, self.ceilings = path, device, ceilings
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["device"] != device:
-                raise SystemExit(f"error: {path}: was measured on {found['device']}, this is {device}; name another")
-            self.rows = found["rows"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["device"] != device:
+                raise SystemExit(f"error: {path}: was measured on {content['device']}, this is {device}; name another")
+            self.rows = content["rows"]
 
     def holds(self, row: dict[str, Any]) -> bool:
         """Whether a row was measured."""
@@ -272,23 +272,25 @@ def main() -> None:
     parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
     parser.add_argument("--no-generation", dest="generation", action="store_false", help="forwards only")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
-    given = parser.parse_args()
-    given.launches = given.launches or (LAUNCHES if given.device != "cpu" else ("eager",))
-    if given.device != "cpu" and not torch.cuda.is_available():
-        raise SystemExit(f"error: --device {given.device}: there is no GPU here")
-    require_tensor_cores(torch.device(given.device))
-    name = torch.cuda.get_device_name(given.device) if given.device != "cpu" else platform.processor() or "cpu"
-    file = Results(given.out, name, ceilings(given.device))
+    arguments = parser.parse_args()
+    arguments.launches = arguments.launches or (LAUNCHES if arguments.device != "cpu" else ("eager",))
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(f"error: --device {arguments.device}: there is no GPU here")
+    require_tensor_cores(torch.device(arguments.device))
+    name = torch.cuda.get_device_name(arguments.device) if arguments.device != "cpu" else platform.processor() or "cpu"
+    file = Results(arguments.out, name, ceilings(arguments.device))
     print(f"{name}, torch {torch.__version__}, triton {'yes' if HAS_TRITON else 'no'}; {file.ceilings}", flush=True)
-    for family, precision in itertools.product(given.families, given.precisions):
-        for row in measure(family, precision, given, file):
+    for family, precision in itertools.product(arguments.families, arguments.precisions):
+        for row in measure(family, precision, arguments, file):
             file.add(row)
-            told = f"{row['ms']:9.2f} ms {row['tokens_per_s']:10.0f} tokens/s {row['resident_bytes'] / 2**30:6.2f} GiB"
+            figures = (
+                f"{row['ms']:9.2f} ms {row['tokens_per_s']:10.0f} tokens/s {row['resident_bytes'] / 2**30:6.2f} GiB"
+            )
             of = f" {row['of_roofline']:.2f} of the roofline {row['parts_ms'] or ''}" if "of_roofline" in row else ""
             what = (
                 f"{family} {precision:13s} {row['launch']:8s} {row['kind']:10s} {row['batch']:3d} x {row['tokens']:5d}"
             )
-            print(what, told + of, flush=True)
+            print(what, figures + of, flush=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def enumerated(request: ScoreRequest) -> bool:
     return len(request.target) == 1 or 2 ** len(request.target) - 1 <= MC_NUM
 
 
-def plain_score(predict: MaskPredictor, request: ScoreRequest) -> float:
+def reference_score(predict: MaskPredictor, request: ScoreRequest) -> float:
     """One request: all its draws, 32 copies a pass."""
     noise = family_of(predict.model).noise
     generator = seeded_generator(0, "likelihood", request.prompt, request.target)
@@ -108,12 +108,12 @@ def plain_score(predict: MaskPredictor, request: ScoreRequest) -> float:
         answer[masked_RT] = predict.mask_id
         rows, columns = masked_RT.nonzero(as_tuple=True)
         log_probs = predict(ids, (rows, columns + start)).log_softmax(1)
-        found = log_probs.gather(1, target[rows, columns][:, None])[:, 0].double()
-        total += float((found * weight_R[rows]).sum())
+        log_probs_N = log_probs.gather(1, target[rows, columns][:, None])[:, 0].double()
+        total += float((log_probs_N * weight_R[rows]).sum())
     return total
 
 
-def plain_answer(predict: MaskPredictor, prompt: Sequence[int], sampler: LLaDASampler | DreamSampler) -> list[int]:
+def reference_answer(predict: MaskPredictor, prompt: Sequence[int], sampler: LLaDASampler | DreamSampler) -> list[int]:
     """One request: every step of the whole answer."""
     ids = torch.tensor([[*prompt, *[predict.mask_id] * sampler.answer_length]]).to(predict.device)
     state = DenoisingState(ids, len(prompt), None, [seeded_generator(0, "generation", tuple(prompt))])
@@ -129,11 +129,11 @@ def words(text: str) -> tuple[int, ...]:
 
 def likelihood_requests(kind: str, data: Path | None, count: int, suffix: tuple[int, ...]) -> list[ScoreRequest]:
     """Return requests of multiple-choice items, four choices each: "one token" or "several"."""
-    found: list[ScoreRequest] = []
+    requests: list[ScoreRequest] = []
     for index in range(-(-count // 4)):
         context, choices = _item(kind, data, index)
-        found += [ScoreRequest(context, choice, suffix) for choice in choices]
-    return found[:count]
+        requests += [ScoreRequest(context, choice, suffix) for choice in choices]
+    return requests[:count]
 
 
 def _item(kind: str, data: Path | None, index: int) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
@@ -166,65 +166,65 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of the plain loop and of ours, for so many requests."""
+    """Seconds of the plain loop (the reference) and of ours, for so many requests."""
 
-    plain: float
-    ours: float
+    reference: float
+    own: float
     requests: int
 
 
-def timed(name: str, count: int, plain: Any, ours: Any, same: Any) -> Timed:
+def timed(name: str, count: int, reference: Any, own: Any, same: Any) -> Timed:
     """Run both once each (they take many passes), ours first and last; print seconds, ratio, and whether they agree."""
-    first, found = seconds(ours)
-    slow, expected = seconds(plain)
-    fast = min(first, seconds(ours)[0])
+    first, result = seconds(own)
+    slow, expected = seconds(reference)
+    fast = min(first, seconds(own)[0])
     ratio = f"plain {slow:7.2f} s, ours {fast:6.2f} s: {slow / fast:6.1f}x"
-    print(f"{name:44s} {ratio}  ({count} requests; {same(found, expected)})", flush=True)
+    print(f"{name:44s} {ratio}  ({count} requests; {same(result, expected)})", flush=True)
     return Timed(slow, fast, count)
 
 
 def seconds(work: Any) -> tuple[float, Any]:
     """Return how long a call takes, and what it returns."""
     began = time.perf_counter()
-    found = work()
+    result = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began, found
+    return time.perf_counter() - began, result
 
 
-def largest(requests: Sequence[ScoreRequest], found: Sequence[float], expected: Sequence[float]) -> str:
+def largest(requests: Sequence[ScoreRequest], scores: Sequence[float], expected: Sequence[float]) -> str:
     """Say how far scores lie apart, relative to their size; of enumerated targets, how far the draws are off."""
     apart: dict[bool, float] = {}
-    for request, a, b in zip(requests, found, expected, strict=True):
+    for request, a, b in zip(requests, scores, expected, strict=True):
         exact = enumerated(request)
         apart[exact] = max(apart.get(exact, 0.0), abs(a - b) / max(1.0, abs(b)))
-    told = {False: "same draws, scores differ by", True: "summed exactly, the draws are off by"}
-    return "; ".join(f"{told[exact]} {value:.0e}" for exact, value in sorted(apart.items()))
+    phrases = {False: "same draws, scores differ by", True: "summed exactly, the draws are off by"}
+    return "; ".join(f"{phrases[exact]} {value:.0e}" for exact, value in sorted(apart.items()))
 
 
 class Bench:
     """One model with its requests."""
 
-    def __init__(self, family: str, given: argparse.Namespace) -> None:
-        self.family, self.given = family, given
-        model = model_of(family, given.shape, given.device)
+    def __init__(self, family: str, arguments: argparse.Namespace) -> None:
+        self.family, self.arguments = family, arguments
+        model = model_of(family, arguments.shape, arguments.device)
         self.predict, self.full = MaskPredictor(model), FullLogits(model)
         self.noise = family_of(model).noise
         self.suffix = (int(model.config.eos_token_id),) if self.noise.append_eos else ()
 
     def size(self) -> BatchSize:
         """Return the batch size asked for."""
-        return BatchSize.of(self.given.batch_size, self.predict.model)
+        return BatchSize.of(self.arguments.batch_size, self.predict.model)
 
     def likelihood(self, kind: str) -> tuple[list[ScoreRequest], Any]:
         """Return requests, and our way to score them."""
-        requests = likelihood_requests(kind, self.given.data, self.given.requests, self.suffix)
+        requests = likelihood_requests(kind, self.arguments.data, self.arguments.requests, self.suffix)
         estimator = LikelihoodEstimator(self.noise, MC_NUM, batch_size=self.size())
         return requests, lambda: estimator.score(self.predict, requests)
 
     def samplers(self) -> dict[str, Any]:
         """Return samplers by name: by blocks (LLaDA) and over the whole answer."""
-        length = self.given.gen_length
+        length = self.arguments.gen_length
         if self.family == "dream":
             return {"whole answer": DreamSampler(steps=length, max_new_tokens=length)}
         sizes = {f"blocks of {b}": b for b in (16, 32)} | {"whole answer": length}
@@ -232,47 +232,47 @@ class Bench:
 
     def generation(self, sampler: Any, shortcuts: Shortcuts | None = None) -> tuple[Any, Any]:
         """Return the plain way to answer, and ours."""
-        prompts, draw = prompts_of(self.given.data, self.given.requests), random.Random(1)
+        prompts, draw = prompts_of(self.arguments.data, self.arguments.requests), random.Random(1)
         ends = [draw.randrange(20, 61) for _ in prompts]
 
         def settled(index: int, known: list[int]) -> bool:
             return len(known) >= ends[index]
 
-        def ours() -> list[list[int]]:
+        def own() -> list[list[int]]:
             how: dict[str, Any] = {"batch_size": self.size(), "settled": settled}
             if shortcuts is None:
-                found = dict(generate_many(self.predict, prompts, sampler, **how))
+                answers = dict(generate_many(self.predict, prompts, sampler, **how))
             else:
-                found = dict(generate_approximately(self.predict, prompts, sampler, shortcuts, **how))
-            return [found[i][: ends[i]] for i in range(len(prompts))]
+                answers = dict(generate_approximately(self.predict, prompts, sampler, shortcuts, **how))
+            return [answers[i][: ends[i]] for i in range(len(prompts))]
 
-        def plain() -> list[list[int]]:
-            return [plain_answer(self.full, p, sampler)[:end] for p, end in zip(prompts, ends, strict=True)]
+        def reference() -> list[list[int]]:
+            return [reference_answer(self.full, p, sampler)[:end] for p, end in zip(prompts, ends, strict=True)]
 
-        return plain, ours
+        return reference, own
 
 
 def compare(bench: Bench) -> dict[str, Timed]:
     """Time everything against the plain loops; returns seconds by kind."""
-    found = {}
+    times = {}
     for kind in ("one token", "several"):
-        requests, ours = bench.likelihood(kind)
-        found[kind] = timed(
+        requests, own = bench.likelihood(kind)
+        times[kind] = timed(
             f"{bench.family} likelihood, {kind}",
             len(requests),
-            lambda r=requests: [plain_score(bench.full, request) for request in r],
-            ours,
+            lambda r=requests: [reference_score(bench.full, request) for request in r],
+            own,
             lambda a, b, r=requests: largest(r, a, b),
         )
     for name, sampler in bench.samplers().items():
-        plain, ours = bench.generation(sampler)
-        title = f"{bench.family} generation, {bench.given.gen_length} tokens, {name}"
-        found[name] = timed(title, bench.given.requests, plain, ours, _agreement)
-    return found
+        reference, own = bench.generation(sampler)
+        title = f"{bench.family} generation, {bench.arguments.gen_length} tokens, {name}"
+        times[name] = timed(title, bench.arguments.requests, reference, own, _agreement)
+    return times
 
 
-def _agreement(found: Sequence[Any], expected: Sequence[Any]) -> str:
-    apart = sum(x != y for x, y in zip(found, expected, strict=True))
+def _agreement(answers: Sequence[Any], expected: Sequence[Any]) -> str:
+    apart = sum(x != y for x, y in zip(answers, expected, strict=True))
     return f"{apart} answers differ" if apart else "same tokens"
 
 
@@ -280,24 +280,25 @@ def approximate(bench: Bench) -> None:
     """Time approximate generation beside the exact one, blocks of 32. A random model is sure of nothing: the threshold
     is put where it commits about two tokens a step, so that only the time of a step is told, not its quality."""
     sampler = bench.samplers().get("blocks of 32") or bench.samplers()["whole answer"]
-    before, exact = seconds(bench.generation(sampler)[1])
-    print(f"{bench.family} exact{'':26s} {before:6.2f} s")
+    exact_seconds, exact = seconds(bench.generation(sampler)[1])
+    print(f"{bench.family} exact{'':26s} {exact_seconds:6.2f} s")
     for kv_cache in ("none", "prefix", "dual"):
-        took, found = seconds(bench.generation(sampler, Shortcuts(kv_cache, None, 32))[1])
-        told = _agreement(found, exact)
-        print(f"{bench.family} approximate, KV cache {kv_cache:8s} {took:6.2f} s: {before / took:5.1f}x ({told})")
+        took, answers = seconds(bench.generation(sampler, Shortcuts(kv_cache, None, 32))[1])
+        agreement = _agreement(answers, exact)
+        ratio = f"{took:6.2f} s: {exact_seconds / took:5.1f}x"
+        print(f"{bench.family} approximate, KV cache {kv_cache:8s} {ratio} ({agreement})")
 
 
-def vary(bench: Bench, setting: str, values: Sequence[int]) -> None:
+def vary(bench: Bench, setting: str, settings: Sequence[int]) -> None:
     """Time ours with one setting varied, and its peak memory."""
-    for value in values:
-        setattr(bench.given, setting.replace("-", "_"), value)
+    for value in settings:
+        setattr(bench.arguments, setting.replace("-", "_"), value)
         works = {f"likelihood, {kind}": bench.likelihood(kind)[1] for kind in ("one token", "several")}
         works |= {f"generation, {name}": bench.generation(s)[1] for name, s in bench.samplers().items()}
         for name, work in works.items():
-            with PeakMemory(bench.given.device) as peak:
+            with PeakMemory(bench.arguments.device) as peak:
                 took, _ = seconds(work)
-            each = 1000 * took / bench.given.requests
+            each = 1000 * took / bench.arguments.requests
             print(
                 f"{bench.family} {setting} {value:5d}  {name:30s} {each:9.1f} ms a request, peak +{peak.mib:6.0f} MiB"
             )
@@ -311,12 +312,12 @@ NINE = {
 }
 
 
-def hours(found: dict[str, Timed]) -> None:
+def hours(times: dict[str, Timed]) -> None:
     """Print hours for the nine tasks at the lengths that were timed: without few-shot examples and guidance."""
     for kind, tasks in NINE.items():
-        count, one = sum(tasks.values()), found[kind]
-        before, after = (count * s / one.requests / 3600 for s in (one.plain, one.ours))
-        print(f"  {', '.join(tasks):50s} {count:6d} requests: plain {before:7.1f} h, ours {after:7.1f} h")
+        count, one = sum(tasks.values()), times[kind]
+        reference, own = (count * s / one.requests / 3600 for s in (one.reference, one.own))
+        print(f"  {', '.join(tasks):50s} {count:6d} requests: plain {reference:7.1f} h, ours {own:7.1f} h")
 
 
 def main() -> None:
@@ -332,19 +333,19 @@ def main() -> None:
     parser.add_argument("--vary", nargs="+", metavar="SETTING VALUE ...", help="batch-size, requests or gen-length")
     parser.add_argument("--approximate", action="store_true")
     parser.add_argument("--hours", action="store_true", help="estimate the nine tasks")
-    given = parser.parse_args()
-    shape = f"d = 256, 4 layers, {VOCABULARY} words" if given.shape == "small" else "published shapes, bfloat16"
-    print(f"{machine()}; {given.device}; {shape}, mc_num {MC_NUM}, batch {given.batch_size}")
-    for family in given.families:
-        bench = Bench(family, given)
-        if given.vary:
-            vary(bench, given.vary[0], [int(value) for value in given.vary[1:]])
-        elif given.approximate:
+    arguments = parser.parse_args()
+    shape = f"d = 256, 4 layers, {VOCABULARY} words" if arguments.shape == "small" else "published shapes, bfloat16"
+    print(f"{machine()}; {arguments.device}; {shape}, mc_num {MC_NUM}, batch {arguments.batch_size}")
+    for family in arguments.families:
+        bench = Bench(family, arguments)
+        if arguments.vary:
+            vary(bench, arguments.vary[0], [int(value) for value in arguments.vary[1:]])
+        elif arguments.approximate:
             approximate(bench)
         else:
-            found = compare(bench)
-            if given.hours:
-                hours(found)
+            times = compare(bench)
+            if arguments.hours:
+                hours(times)
 
 
 if __name__ == "__main__":

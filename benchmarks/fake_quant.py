@@ -44,13 +44,13 @@ def main() -> None:
     """Print the ratio at d = 1024 and on the embedded model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
-    args = parser.parse_args()
+    arguments = parser.parse_args()
     torch.manual_seed(0)
     print(machine())
-    compare("d = 1024", wide(), 1, 512, args.repeats)
+    compare("d = 1024", wide(), 1, 512, arguments.repeats)
     tiny = load_model(weights_folder(0))
     for rows in (1, 32):
-        compare("tiny", tiny, rows, 32, args.repeats * 10)
+        compare("tiny", tiny, rows, 32, arguments.repeats * 10)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def main() -> None:
     """Print peaks for loading as stored and converted to another dtype."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
-    args = parser.parse_args()
-    sizes = {"d_model": 2048, "n_heads": 16, "n_layers": args.layers, "mlp_hidden_size": 6144, "vocab_size": 8192}
+    arguments = parser.parse_args()
+    sizes = {"d_model": 2048, "n_heads": 16, "n_layers": arguments.layers, "mlp_hidden_size": 6144, "vocab_size": 8192}
     with tempfile.TemporaryDirectory() as folder:
         torch.set_default_dtype(torch.bfloat16)
         model = LLaDAModelLM(LLaDAConfig(**sizes, mask_token_id=1))

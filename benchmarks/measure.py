@@ -21,7 +21,7 @@ def alternate(candidates: dict[str, Callable[[], object]], repeats: int, warmup:
             candidate()
             if round_index >= warmup:
                 times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(durations) for name, durations in times.items()}
 
 
 def machine() -> str:
@@ -38,9 +38,9 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         if self._gpu:
             torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+            self._baseline = torch.cuda.memory_allocated()
         else:
-            self._before = psutil.Process().memory_info().rss
+            self._baseline = psutil.Process().memory_info().rss
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
@@ -48,11 +48,11 @@ class PeakMemory:
     def _watch(self) -> None:
         process = psutil.Process()
         while not self._done.wait(0.005):
-            self.mib = max(self.mib, (process.memory_info().rss - self._before) / 2**20)
+            self.mib = max(self.mib, (process.memory_info().rss - self._baseline) / 2**20)
 
     def __exit__(self, *_: object) -> None:
         if self._gpu:
-            self.mib = (torch.cuda.max_memory_allocated() - self._before) / 2**20
+            self.mib = (torch.cuda.max_memory_allocated() - self._baseline) / 2**20
         else:
             self._done.set()
             self._thread.join()

@@ -76,37 +76,37 @@ def build(family: str, shape: str, name: str, device: str, ends: int = 8) -> Mas
 
 def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[str, Any]:
     """Return quantization_config.modules of a model that is quantized throughout."""
-    found: dict[str, Any] = {}
+    modules: dict[str, Any] = {}
     grid = {"bits": variant.inputs, "symmetric": True, "clip_ratio": 1.0}
     heads = model.config.num_attention_heads
     packed = {"bits": variant.weights, "symmetric": True, "group_size": None}
     for info in model.linears().values():
-        found[info.name] = {"kind": "packed_linear", **packed, "bias": info.module.bias is not None}
+        modules[info.name] = {"kind": "packed_linear", **packed, "bias": info.module.bias is not None}
         transform = transform_at(info.role.site, info.module.in_features, heads, variant)
         site = {"kind": "site", "grid": grid if variant.inputs < 16 else None, "transform": transform}
-        found[info.site] = site | {"state_clip": variant.transform in ("kronecker", "shared")}
+        modules[info.site] = site | {"state_clip": variant.transform in ("kronecker", "shared")}
     if ends < 16:
         names, table = {module: name for name, module in model.named_modules()}, packed | {"bits": ends}
-        found[names[model.trunk().embedding]] = {"kind": "packed_embedding", **table}
-        found[names[model.trunk().head]] = {"kind": "packed_linear", **table, "bias": False}
-    return found
+        modules[names[model.trunk().embedding]] = {"kind": "packed_embedding", **table}
+        modules[names[model.trunk().head]] = {"kind": "packed_linear", **table, "bias": False}
+    return modules
 
 
 def transform_at(site: Site, width: int, heads: int, variant: Variant) -> dict[str, Any] | None:
     """Return what stands at a site."""
     if variant.transform == "none":
         return None
-    cut, found = round(GATE * width), dict[str, Any]({"kind": "site_transform"})
-    found |= dict.fromkeys(("exact", "correction", "gate"))
+    cut, description = round(GATE * width), dict[str, Any]({"kind": "site_transform"})
+    description |= dict.fromkeys(("exact", "correction", "gate"))
     if variant.gates:
-        found["gate"] = {"kind": "state_gate", "width": width, "d_m": cut, "d_u": cut}
+        description["gate"] = {"kind": "state_gate", "width": width, "d_m": cut, "d_u": cut}
     if variant.tac and site is Site.OUT:
-        found["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
+        description["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
     behind_norm = site in (Site.QKV, Site.GATE_UP)
     if variant.transform == "kronecker" or (variant.transform == "shared" and not behind_norm):
-        found["exact"] = dict(zip(("a", "b"), kronecker_sizes(width), strict=True)) | {"kind": "kronecker"}
+        description["exact"] = dict(zip(("a", "b"), kronecker_sizes(width), strict=True)) | {"kind": "kronecker"}
     elif variant.transform == "hadamard" and site is Site.OUT:
-        found["exact"] = {"kind": "heads_hadamard", "heads": heads}
+        description["exact"] = {"kind": "heads_hadamard", "heads": heads}
     elif variant.transform == "hadamard" and site is Site.DOWN:
-        found["exact"] = {"kind": "hadamard", "width": width}
-    return found
+        description["exact"] = {"kind": "hadamard", "width": width}
+    return description

@@ -103,8 +103,8 @@ def overhead(repeats: int) -> None:
             with torch.inference_mode():
                 model(ids)
 
-        found = alternate({n: lambda m=m: forward(m) for n, m in models.items()}, repeats, warmup=3)
-        cells = [f"{n} {1e3 * s:.2f} ms ({s / found['neither']:.2f}x)" for n, s in found.items()]
+        medians = alternate({n: lambda m=m: forward(m) for n, m in models.items()}, repeats, warmup=3)
+        cells = [f"{n} {1e3 * s:.2f} ms ({s / medians['neither']:.2f}x)" for n, s in medians.items()]
         print(f"embedded model, {rows} x {length} tokens: " + ", ".join(cells))
 
 
@@ -131,8 +131,8 @@ def fits() -> None:
     steps = TransformOptions().steps
     with tempfile.TemporaryDirectory() as folder:
         model_of(1024, 4, 3072).save_pretrained(folder)
-        found = _in_a_process(folder, {"name": "quarot"})
-        print(f"  {'quarot (GPTQ)':28s} {found['seconds']:7.1f} s, peak {found['peak']:5.0f} MiB")
+        costs = _in_a_process(folder, {"name": "quarot"})
+        print(f"  {'quarot (GPTQ)':28s} {costs['seconds']:7.1f} s, peak {costs['peak']:5.0f} MiB")
         for structure in ("kronecker", "auto", "shared", "dense"):
             few, more = (
                 _in_a_process(folder, {"name": "star_quant", "transform": {"structure": structure, "steps": n}})
@@ -148,8 +148,8 @@ def _in_a_process(folder: str, options: dict[str, object]) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for part in Path(folder).glob("fitted/*"):
         part.unlink()
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    costs: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return costs
 
 
 def main() -> None:
@@ -158,17 +158,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--count", action="store_true", help="only count operations at the shapes of the 8B models")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.peak:
-        folder, options = args.peak[0], json.loads(args.peak[1])
-        peak_of(folder, METHODS.build(METHODS.options(options["name"]).model_validate_json(args.peak[1])))
+    arguments = parser.parse_args()
+    if arguments.peak:
+        folder, options = arguments.peak[0], json.loads(arguments.peak[1])
+        peak_of(folder, METHODS.build(METHODS.options(options["name"]).model_validate_json(arguments.peak[1])))
         return
     for shape in SHAPES:
         count(shape)
-    if args.count:
+    if arguments.count:
         return
     print(machine())
-    overhead(args.repeats)
+    overhead(arguments.repeats)
     fits()
 
 

@@ -33,8 +33,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", help="items a task, to try it out")
-    given = parser.parse_args()
-    more = [] if given.limit is None else [f"tasks.limit={given.limit}"]
+    options = parser.parse_args()
+    more = [] if options.limit is None else [f"tasks.limit={options.limit}"]
     print(machine())
     sweep = ("-m", f"method={','.join(METHODS)}", f"bits={','.join(BITS)}", *more)
     with tempfile.TemporaryDirectory() as folder:

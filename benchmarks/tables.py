@@ -73,12 +73,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=1000)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / "records"
         records.mkdir()
-        count = fabricate(records, given.records)
+        count = fabricate(records, arguments.records)
         size = sum(path.stat().st_size for path in records.glob("*.json")) / 1e6
         for _ in range(3):
             began = time.perf_counter()

@@ -120,7 +120,7 @@ def microseconds(rows: int, product: Product, tiles: list[Tile]) -> dict[Tile, f
     """
     copies = max(4, min(256, COLD // (product.outputs * product.columns)))
     x, token, weights, channel = operands(rows, product, copies)
-    expected, found = multiply(product, x, token, weights[0], channel, tiles[0]).float(), dict[Tile, float]()
+    expected, times = multiply(product, x, token, weights[0], channel, tiles[0]).float(), dict[Tile, float]()
 
     def work(tile: Tile) -> None:
         for weight in weights:
@@ -131,10 +131,10 @@ def microseconds(rows: int, product: Product, tiles: list[Tile]) -> dict[Tile, f
             apart = (multiply(product, x, token, weights[0], channel, tile).float() - expected).norm() / expected.norm()
             if float(apart) > (0.0 if product.integer else 1e-2):
                 raise ValueError(f"{float(apart):.1e} from {tiles[0]}")
-            found[tile] = 1000 * clock(capture(functools.partial(work, tile)), "cuda", 0.02) / copies
+            times[tile] = 1000 * clock(capture(functools.partial(work, tile)), "cuda", 0.02) / copies
         except Exception as error:
             tqdm.write(f"  {tile}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}")
-    return found
+    return times
 
 
 def main() -> None:
@@ -145,19 +145,21 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 8], help="of weights")
     parser.add_argument("--widths", nargs="+", type=int, default=[3584, 4096, 12288, 18944], help="inputs of products")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that compile")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: no GPU here; tiles are measured on one")
     properties = torch.cuda.get_device_properties(0)
-    stored = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    found = stored.setdefault(properties.name, {})
-    wanted = [p for p in products() if p.bits in given.bits and p.width in given.widths]
-    todo = [(rows, p) for rows, p in itertools.product(given.rows, wanted) if _name(rows, p) not in found]
+    stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    tiles_by_product = stored.setdefault(properties.name, {})
+    wanted = [p for p in products() if p.bits in arguments.bits and p.width in arguments.widths]
+    todo = [
+        (rows, p) for rows, p in itertools.product(arguments.rows, wanted) if _name(rows, p) not in tiles_by_product
+    ]
     processors = properties.multi_processor_count
     tiles = {
         (rows, p): [rule(rows, p.outputs, p.columns, p.integer, processors), *candidates(rows, p)] for rows, p in todo
     }
-    compile_all([(*case, tile) for case, several in tiles.items() for tile in several], given.processes)
+    compile_all([(*case, tile) for case, several in tiles.items() for tile in several], arguments.processes)
     for rows, product in tqdm(todo, unit="product"):
         several = tiles[rows, product]
         times = microseconds(rows, product, several)
@@ -165,10 +167,10 @@ def main() -> None:
             continue
         best, usual = min(times, key=lambda tile: times[tile]), times.get(several[0], float("nan"))
         tqdm.write(f"{_name(rows, product)}: {times[best]:.1f} us, rule {usual:.1f} us; {best}")
-        found[_name(rows, product)] = asdict(best)
-        work = given.out.with_name(given.out.name + ".part")
+        tiles_by_product[_name(rows, product)] = asdict(best)
+        work = arguments.out.with_name(arguments.out.name + ".part")
         work.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(work, given.out)
+        os.replace(work, arguments.out)
 
 
 def _name(rows: int, product: Product) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
 from starquant.calibration.segments import prompts_of
@@ -24,6 +23,7 @@ from starquant.diffusion.sampling import log_probability
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
+from starquant.session.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def make_states(
     *,
     batch_size: int = 16,
     report: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> CalibrationStates:
     """Return the states of `spec.states`, rows of similar length together, padded on the right.
 
@@ -56,7 +56,7 @@ def make_states(
         sampler: of the trajectories.
         batch_size: rows of a batch, also while trajectories are recorded.
         report: plain data to put in front of the states' report (source, fingerprint).
-        progress: show a progress bar while trajectories are recorded.
+        progress: draws a bar while trajectories are recorded.
 
     Raises:
         ConfigError: more states a segment than the trajectory has steps; an answer that fills the context.
@@ -106,7 +106,7 @@ def _from_trajectories(
     model: MaskedDiffusionModel,
     sampler: Sampler,
     batch_size: int,
-    progress: bool,
+    progress: Progress,
 ) -> list[_State]:
     if spec.states.per_segment > sampler.steps:
         raise ConfigError(
@@ -118,7 +118,7 @@ def _from_trajectories(
     recorded: dict[int, list[_State]] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     chunks = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
-    for chunk in tqdm(chunks, desc="calibration trajectories", unit="batch", disable=not progress, leave=False):
+    for chunk in progress.bar(chunks, "calibration trajectories", "batch"):
         ids_BP, visible_BP = _padded([prompts[i] for i in chunk], pad, left=True)
         trajectory = record_trajectory(model, ids_BP, sampler, attention_mask=visible_BP, seed=spec.seed)
         recorded |= zip(chunk, _rows(trajectory), strict=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.calibration.site_statistics import Collect, SiteStatistics
@@ -23,6 +22,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import resident_block
 from starquant.models.context import Context
 from starquant.models.roles import BlockSites, LinearInfo, SiteKey
+from starquant.session.progress import SILENT, Progress
 
 
 @dataclass
@@ -62,12 +62,11 @@ class BlockVisit:
         index: int,
         items: list[_Item],
         states: CalibrationStates,
-        progress: bool,
     ) -> None:
         self.model, self.index, self.states = model, index, states
         self.block = resident_block(model, index)
         self.feeds_quantized = states.inputs != "full_precision"
-        self._items, self._progress = items, progress
+        self._items = items
         self._outputs: list[Tensor] | None = None
         self.exact: nn.Module | None = None
 
@@ -127,8 +126,7 @@ class BlockVisit:
             hooks: called before each batch with it; the hooks it has registered are removed after the batch.
         """
         outputs = []
-        label = f"calibrate block {self.index}"
-        for item in tqdm(self._items, desc=label, unit="batch", disable=not self._progress, leave=False):
+        for item in self._items:
             with hooks(item.batch) if hooks is not None else ExitStack():
                 out = self.block(item.hidden_BLD, item.context)
             if not self.feeds_quantized and self._outputs is None:
@@ -179,7 +177,7 @@ def walk(
     model: MaskedDiffusionModel,
     states: CalibrationStates,
     embed: Callable[[Tensor], Tensor] | None = None,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> Iterator[BlockVisit]:
     """Visit the blocks in order.
 
@@ -187,7 +185,7 @@ def walk(
         model: at full precision, in memory or with its blocks on disk.
         states: what the model is run on.
         embed: maps the embedding [B, L, D] to the basis that the visitor rewrites blocks to.
-        progress: show a bar over the states of each block.
+        progress: draws a bar over the blocks.
 
     Raises:
         DataError: no states.
@@ -195,8 +193,8 @@ def walk(
     if not states.batches:
         raise DataError("calibration: got no states, allowed: at least one segment (calibration.source.segments)")
     items = [_start(model, batch, embed) for batch in states.batches]
-    for index in range(len(model.trunk().blocks)):
-        visit = BlockVisit(model, index, items, states, progress)
+    for index in progress.bar(range(len(model.trunk().blocks)), "calibrate", "block"):
+        visit = BlockVisit(model, index, items, states)
         yield visit
         visit.advance()
         visit.exact = None

@@ -29,7 +29,7 @@ class SourceSpec(Spec):
     length: Count
 
     @model_validator(mode="after")
-    def _text_needs_a_file(self) -> SourceSpec:
+    def _validate_path(self) -> SourceSpec:
         if self.kind == "text" and self.path is None:
             raise ValueError("path: a source of kind 'text' needs a .txt or .jsonl file")
         return self
@@ -56,7 +56,7 @@ class StatesSpec(Spec):
     shares: tuple[Share, ...] | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> StatesSpec:
+    def _validate_ratios(self) -> StatesSpec:
         if self.min_ratio > self.max_ratio:
             raise ValueError(f"min_ratio: got {self.min_ratio}, allowed: at most max_ratio = {self.max_ratio}")
         if self.shares is not None and (not self.shares or abs(sum(self.shares) - 1.0) > 1e-6):

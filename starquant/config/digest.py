@@ -17,19 +17,19 @@ def digest_of(identity: dict[str, Any]) -> str:
 
 def without_inert(spec: Spec) -> dict[str, Any]:
     """Return a specification as plain data, without what cannot change a score."""
-    kept: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for name, field in type(spec).model_fields.items():
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("inert"):
             continue
         value = getattr(spec, name)
-        kept[name] = without_inert(value) if isinstance(value, Spec) else _plain(value)
-    return kept
+        data[name] = without_inert(value) if isinstance(value, Spec) else _as_data(value)
+    return data
 
 
-def _plain(value: Any) -> Any:
+def _as_data(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.model_dump(mode="json")
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _as_data(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

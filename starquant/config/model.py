@@ -30,7 +30,7 @@ class ModelSpec(Spec):
     fingerprint: str | None = None
 
     @model_validator(mode="after")
-    def _path_or_seed(self) -> ModelSpec:
+    def _validate_origin(self) -> ModelSpec:
         if (self.path is None) == (self.seed is None):
             raise ValueError(
                 "give either path (a checkpoint) or seed (the embedded model), the other null; "

@@ -19,7 +19,7 @@ class TaskProtocol(Spec):
     sampler: AnySampler | None = None
 
     @model_validator(mode="after")
-    def _one_kind(self) -> TaskProtocol:
+    def _validate_kind(self) -> TaskProtocol:
         if (self.mc_num is None) == (self.sampler is None):
             raise ValueError("give either mc_num (likelihood task) or sampler (generation task)")
         if self.sampler is not None and self.cfg_scale:

@@ -65,7 +65,7 @@ class RuntimeSpec(Spec):
 
     @field_validator("batch_size", mode="before")
     @classmethod
-    def _number_or_auto(cls, size: Any) -> Any:
+    def _validate_batch_size(cls, size: Any) -> Any:
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(f"got {size!r}, allowed: auto, or a whole number from 1")
         return size
@@ -112,7 +112,7 @@ class RunSpec(Spec):
 
     @field_validator("method", mode="wrap")
     @classmethod
-    def _method_options(cls, value: Any, handler: Any) -> MethodOptions:
+    def _validate_method(cls, value: Any, handler: Any) -> MethodOptions:
         if isinstance(value, MethodOptions):
             return value
         if not isinstance(value, Mapping):
@@ -130,7 +130,7 @@ class RunSpec(Spec):
         return options
 
     @model_validator(mode="after")
-    def _consistent(self) -> RunSpec:
+    def _validate_whole(self) -> RunSpec:
         repeated = sorted({name for name in self.tasks.names if self.tasks.names.count(name) > 1})
         if repeated:
             raise ValueError(f"tasks.names: {', '.join(repeated)} is named more than once")
@@ -140,7 +140,7 @@ class RunSpec(Spec):
                 f"tasks.names: model '{self.model.name}' has no protocol for {', '.join(missing)}; "
                 f"allowed: {', '.join(self.model.protocol)}.{nearest(missing[0], self.model.protocol)}"
             )
-        self.speed.check(self.protocols)
+        self.speed.validate_protocols(self.protocols)
         if not self.tasks.names and self.fidelity.source is None:
             raise ValueError("tasks.names: got [], allowed: at least one task, or a fidelity other than 'none'")
         if not self.tasks.names and self.is_packed:
@@ -212,7 +212,7 @@ class RunSpec(Spec):
         if self.fidelity.source is None and self.calibration.states.sampler != "trajectory":
             identity["model"]["trajectory"] = None
         del identity["speed"]["name"]
-        if self.speed.plain:  # what is exact is not another experiment
+        if self.speed.is_exact:  # what is exact is not another experiment
             del identity["speed"]
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}

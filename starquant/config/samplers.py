@@ -32,7 +32,7 @@ class SamplerSpec(Spec):
 class LLaDASamplerSpec(SamplerSpec):
     """Settings of `diffusion.LLaDASampler`."""
 
-    name: Literal["llada"]  # type: ignore[assignment]
+    name: Literal["llada"]
     steps: Count
     gen_length: Count
     block_length: Count
@@ -53,7 +53,7 @@ class LLaDASamplerSpec(SamplerSpec):
         return "remasking" if self.remasking == "random" else None
 
     @model_validator(mode="after")
-    def _divides(self) -> LLaDASamplerSpec:
+    def _validate_blocks(self) -> LLaDASamplerSpec:
         if self.gen_length % self.block_length:
             raise ValueError(f"block_length {self.block_length} must divide gen_length {self.gen_length}")
         if self.steps % (self.gen_length // self.block_length):
@@ -65,7 +65,7 @@ class LLaDASamplerSpec(SamplerSpec):
 class DreamSamplerSpec(SamplerSpec):
     """Settings of `diffusion.DreamSampler`."""
 
-    name: Literal["dream"]  # type: ignore[assignment]
+    name: Literal["dream"]
     steps: Count
     max_new_tokens: Count
     alg: Literal["entropy", "maskgit_plus", "origin", "topk_margin"] = "entropy"
@@ -95,8 +95,8 @@ SAMPLERS: Registry[type[SamplerSpec]] = Registry(
 )
 
 
-def _by_name(settings: Any) -> SamplerSpec:
-    """Judge settings by the sampler that they name."""
+def _validate_by_name(settings: Any) -> SamplerSpec:
+    """Validate settings by the sampler that they name."""
     if isinstance(settings, SamplerSpec):
         return settings
     if not isinstance(settings, Mapping) or not isinstance(settings.get("name"), str):
@@ -107,5 +107,5 @@ def _by_name(settings: Any) -> SamplerSpec:
     return SAMPLERS.load(name).model_validate_json(json.dumps(dict(settings)))
 
 
-#: Settings of any sampler, judged by their name.
-AnySampler = Annotated[SerializeAsAny[SamplerSpec], BeforeValidator(_by_name)]
+#: Settings of any sampler, validated by their name.
+AnySampler = Annotated[SerializeAsAny[SamplerSpec], BeforeValidator(_validate_by_name)]

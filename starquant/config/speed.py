@@ -32,7 +32,7 @@ class SpeedSpec(Spec):
     mc_num: Annotated[int, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
-    def _used(self) -> SpeedSpec:
+    def _validate_combination(self) -> SpeedSpec:
         if self.block_length is not None and not self.generation:
             raise ValueError("speed.block_length: is read with kv_cache or confidence_threshold only")
         if self.mc_num is not None and self.mc_num % 2:
@@ -51,13 +51,13 @@ class SpeedSpec(Spec):
     @property
     def approximations(self) -> list[str]:
         """Return what is not exact, in words; empty for an exact evaluation."""
-        told = [f"{self.kv_cache} KV cache"] if self.kv_cache != "none" else []
-        told += [f"confidence threshold {self.confidence_threshold:g}"] if self.confidence_threshold else []
-        told += [f"blocks of {self.block_length}"] if self.block_length else []
-        return told + ([f"at most {self.mc_num} draws"] if self.mc_num else [])
+        words = [f"{self.kv_cache} KV cache"] if self.kv_cache != "none" else []
+        words += [f"confidence threshold {self.confidence_threshold:g}"] if self.confidence_threshold else []
+        words += [f"blocks of {self.block_length}"] if self.block_length else []
+        return words + ([f"at most {self.mc_num} draws"] if self.mc_num else [])
 
-    def check(self, protocols: Mapping[str, TaskProtocol]) -> None:
-        """Judge answers by their samplers.
+    def validate_protocols(self, protocols: Mapping[str, TaskProtocol]) -> None:
+        """Judge the protocols of generated answers.
 
         Raises:
             ValueError: answers that do not consist of whole blocks, a sampler that commits by chance.
@@ -90,6 +90,6 @@ class SpeedSpec(Spec):
         return self.model_copy(update=changes)
 
     @property
-    def plain(self) -> bool:
+    def is_exact(self) -> bool:
         """Whether nothing is changed: the name alone says nothing."""
         return self.model_copy(update={"name": "exact"}) == SpeedSpec()

@@ -20,6 +20,7 @@ from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import TokenState
+from starquant.session.progress import SILENT, Progress
 
 SCHEMA_VERSION = 1
 ROWS, BINS, OUTLIERS = 512, 81, 8
@@ -54,7 +55,9 @@ class StateReport:
     idle_energy: list[dict[str, float]] | None
 
 
-def measure(model: MaskedDiffusionModel, states: CalibrationStates, progress: bool = False) -> list[dict[str, Any]]:
+def measure(
+    model: MaskedDiffusionModel, states: CalibrationStates, progress: Progress = SILENT
+) -> list[dict[str, Any]]:
     """Return one row a block and site: its width and a report of each token state.
 
     Raises:
@@ -113,7 +116,7 @@ def _idle_energy(statistics: SiteStatistics, state: TokenState) -> list[dict[str
 
 
 def report(
-    model: MaskedDiffusionModel, states: CalibrationStates, identity: dict[str, Any], progress: bool = False
+    model: MaskedDiffusionModel, states: CalibrationStates, identity: dict[str, Any], progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Return the whole report as plain data.
 
@@ -121,7 +124,7 @@ def report(
         model: at full precision.
         states: that it sees, of masked and of unmasked tokens.
         identity: what it is of, kept in the report.
-        progress: show progress bars.
+        progress: draws bars.
 
     Raises:
         DataError: as `measure`.

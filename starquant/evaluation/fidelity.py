@@ -39,6 +39,7 @@ from starquant.evaluation.trajectory_metrics import (
     summarize,
 )
 from starquant.models.base import MaskedDiffusionModel
+from starquant.session.progress import SILENT, Progress
 from starquant.store.record import Score
 
 __all__ = ["Fidelity", "Reference", "measure", "take_reference"]
@@ -63,7 +64,7 @@ def measure(
     resamples: int,
     seed: int,
     batch_size: BatchSize,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> Fidelity:
     """Compare a model with the reference on every state, then let it generate from the same prompts and seeds.
 
@@ -81,7 +82,7 @@ def measure(
         resamples: of the bootstrap over prompts.
         seed: of the bootstrap.
         batch_size: prompts at a time.
-        progress: show a progress bar.
+        progress: draws a bar.
 
     Raises:
         CheckpointError: predictions that are not finite.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from starquant.config.protocol import TaskProtocol
@@ -32,6 +31,10 @@ from starquant.evaluation.responses import ResponseLog
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.session.processes import ALONE, Processes
+from starquant.session.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -59,7 +62,7 @@ class DiffusionLM(LM):
         tokenizer: its tokenizer.
         batch_size: sequences a forward pass, "auto" for what memory holds; changes scores by rounding only.
         seed: of Monte-Carlo draws and sampling, combined with each request's tokens.
-        progress: show progress bars.
+        progress: draws bars.
         together: the processes that share the items.
         speed: shortcuts of evaluation.
 
@@ -73,7 +76,7 @@ class DiffusionLM(LM):
         protocol: TaskProtocol | None = None,
         batch_size: int | str = "auto",
         seed: int = 0,
-        progress: bool = True,
+        progress: Progress = SILENT,
         together: Processes = ALONE,
         speed: SpeedSpec = EXACT,
     ) -> None:
@@ -226,9 +229,8 @@ class DiffusionLM(LM):
 
     def _bar(self, keys: Sequence[str], todo: Sequence[int], disable: bool) -> tqdm[Any]:
         distinct = len(set(keys))
-        hide = disable or not self.progress
-        initial = distinct - len(todo)
-        return tqdm(total=distinct, initial=initial, desc=self.task, unit="request", disable=hide, leave=False)
+        progress = SILENT if disable else self.progress
+        return progress.bar(None, self.task, "request", total=distinct, initial=distinct - len(todo))
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, all in one call, each distinct text once."""

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from starquant.diffusion import BatchSize, MaskPredictor, Sampler, generate
 from starquant.diffusion.batch_size import in_batches
@@ -22,6 +21,7 @@ from starquant.diffusion.predictor import Cache
 from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.trajectory_metrics import measured_positions
 from starquant.models.base import MaskedDiffusionModel
+from starquant.session.progress import SILENT, Progress
 
 R = TypeVar("R")
 
@@ -89,7 +89,7 @@ def take_reference(
     batch_size: BatchSize,
     seed: int,
     max_positions: int = 64,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> Reference:
     """Generate at full precision and keep, for every state, what predictions are compared with.
 
@@ -102,7 +102,7 @@ def take_reference(
         batch_size: prompts generated at a time; padded on the left.
         seed: of sampling; each prompt's own tokens are mixed in, as in `generate`.
         max_positions: masked positions measured a state; of more, evenly spaced ones stand for all.
-        progress: show a progress bar.
+        progress: draws a bar.
 
     Raises:
         DataError: no prompts, an empty prompt, a prompt that holds [MASK].
@@ -165,11 +165,11 @@ def _record(
 
 
 def by_length(
-    lengths: Sequence[int], size: BatchSize, work: Callable[[Sequence[int]], R], name: str, progress: bool
+    lengths: Sequence[int], size: BatchSize, work: Callable[[Sequence[int]], R], name: str, progress: Progress
 ) -> Iterator[tuple[Sequence[int], R]]:
     """Yield indices of prompts of similar length, the longest first, with what `work` makes of them."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with tqdm(total=len(order), desc=name, unit="prompt", disable=not progress, leave=False) as bar:
+    with progress.bar(None, name, "prompt", total=len(order)) as bar:
         for batch, done in in_batches(order, lengths.__getitem__, size, work):
             yield batch, done
             bar.update(len(batch))

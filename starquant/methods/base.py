@@ -10,6 +10,7 @@ from starquant.config.bits import BitsSpec
 from starquant.config.methods.base import MethodOptions
 from starquant.methods.fitted import Fitted
 from starquant.models.base import MaskedDiffusionModel
+from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
@@ -47,7 +48,7 @@ class Method(ABC, Generic[OptionsT]):
         bits: BitsSpec,
         states: CalibrationStates | None = None,
         into: Fitted | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Fitted:
         """Learn what `apply` needs; must not change the model.
 
@@ -56,7 +57,7 @@ class Method(ABC, Generic[OptionsT]):
             bits: what it will be quantized to.
             states: what to calibrate on; None for methods that need none.
             into: where to keep what is learned, by default in memory.
-            progress: show progress bars.
+            progress: draws bars.
 
         Raises:
             DataError: states that cannot be used (none at all, values that are not finite, a missing token state).
@@ -68,7 +69,7 @@ class Method(ABC, Generic[OptionsT]):
         model: MaskedDiffusionModel,
         fitted: Fitted,
         bits: BitsSpec,
-        progress: bool = False,
+        progress: Progress = SILENT,
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Quantize the model in place and return the manifest: every linear and operand, or why it was left.
@@ -77,6 +78,6 @@ class Method(ABC, Generic[OptionsT]):
             model: at full precision.
             fitted: by `fit`.
             bits: as in `fit`.
-            progress: show a progress bar.
+            progress: draws a bar.
             packed: keep weights as codes (`quantized.packed_linear`) instead of the values they stand for.
         """

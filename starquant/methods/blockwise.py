@@ -23,6 +23,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites
 from starquant.quantized.install import install, quantize_block, validate_fit
 from starquant.quantized.rewriting import rounded_once
+from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
 Tensors = dict[str, Tensor]
@@ -40,7 +41,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         bits: BitsSpec,
         fitted: Fitted,
         states: CalibrationStates | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Tensors:
         """Return what concerns the residual stream as a whole."""
         return {}
@@ -96,7 +97,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         bits: BitsSpec,
         states: CalibrationStates | None = None,
         into: Fitted | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Fitted:
         """Walk the blocks and keep what is learned of each."""
         fitted, bits = into if into is not None else Fitted(), self.effective(bits)
@@ -117,7 +118,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         states: CalibrationStates,
         ends: Tensors,
         fitted: Fitted,
-        progress: bool,
+        progress: Progress,
     ) -> None:
         fed = bits if states.inputs == "quantized" else weights_only(bits)
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
@@ -149,7 +150,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         model: MaskedDiffusionModel,
         fitted: Fitted,
         bits: BitsSpec,
-        progress: bool = False,
+        progress: Progress = SILENT,
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Rewrite the model as the copies were, and install its quantizers.

@@ -9,6 +9,7 @@ from starquant.methods.base import Method
 from starquant.methods.fitted import Fitted
 from starquant.models.base import MaskedDiffusionModel
 from starquant.quantized.install import install
+from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
 
@@ -21,7 +22,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         bits: BitsSpec,
         states: CalibrationStates | None = None,
         into: Fitted | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Fitted:
         """Learn nothing."""
         return into if into is not None else Fitted()
@@ -31,7 +32,7 @@ class FullPrecision(Method[FullPrecisionOptions]):
         model: MaskedDiffusionModel,
         fitted: Fitted,
         bits: BitsSpec,
-        progress: bool = False,
+        progress: Progress = SILENT,
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Change nothing, whatever `bits` say; raises ConfigError for a model that is quantized already."""

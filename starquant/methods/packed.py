@@ -10,6 +10,7 @@ from starquant.methods.base import Method
 from starquant.methods.fitted import Fitted
 from starquant.models.base import MaskedDiffusionModel
 from starquant.quantized.manifest import manifest_of
+from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
 
@@ -22,7 +23,7 @@ class PackedCheckpoint(Method[PackedOptions]):
         bits: BitsSpec,
         states: CalibrationStates | None = None,
         into: Fitted | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Fitted:
         """Learn nothing."""
         return into if into is not None else Fitted()
@@ -32,7 +33,7 @@ class PackedCheckpoint(Method[PackedOptions]):
         model: MaskedDiffusionModel,
         fitted: Fitted,
         bits: BitsSpec,
-        progress: bool = False,
+        progress: Progress = SILENT,
         packed: bool = False,
     ) -> list[ManifestEntry]:
         """Change nothing.

@@ -26,6 +26,7 @@ from starquant.models.roles import BlockSites, Role, Site
 from starquant.numerics import Rotation, has_hadamard, random_rotation
 from starquant.quantized import HadamardTransform, HeadsHadamard, rewriting, transform_queries_and_keys
 from starquant.quantized.install import is_tied
+from starquant.session.progress import SILENT, Progress
 
 QuaRotT = TypeVar("QuaRotT", bound=QuaRotOptions)
 
@@ -46,7 +47,7 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         bits: BitsSpec,
         fitted: Fitted,
         states: CalibrationStates | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Tensors:
         """Return the residual rotation; note where the heads cannot be mixed."""
         heads = model.block_sites(model.trunk().blocks[0]).attention.n_heads

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
@@ -30,6 +29,7 @@ from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, transforms_and_scales
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
+from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
 #: Computes the quantized weight of one linear.
@@ -56,7 +56,7 @@ def install(
     model: MaskedDiffusionModel,
     bits: BitsSpec,
     solve: WeightSolver = round_to_nearest,
-    progress: bool = False,
+    progress: Progress = SILENT,
     packed: bool = False,
 ) -> list[ManifestEntry]:
     """Quantize a model in place and return the manifest, in the order of the forward pass.
@@ -66,7 +66,7 @@ def install(
             that stand at its sites and attention already are kept.
         bits: bit-widths of everything.
         solve: computes the quantized weight of one linear.
-        progress: show a progress bar over the blocks.
+        progress: draws a bar over the blocks.
         packed: keep weights as codes, 4-bit ones two a byte, instead of the values they stand for. A tied embedding
             stays values.
 
@@ -81,7 +81,7 @@ def install(
     validate_fit(model, bits)
     entries, operands = [_embedding(model, bits, packed)], []
     blocks = model.trunk().blocks
-    for index, block in enumerate(tqdm(blocks, desc="quantize", unit="block", disable=not progress, leave=False)):
+    for index, block in enumerate(progress.bar(blocks, "quantize", "block")):
         linears = model.block_linears(block, index).values()
         entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
         operands += quantize_attention(model, block, index, bits.attention)

@@ -16,7 +16,7 @@ import yaml
 
 from starquant.errors import ConfigError, StarquantError
 from starquant.reports.experiments import NAMES, build
-from starquant.reports.selection import ALLOWED, without_collection
+from starquant.reports.selection import ALLOWED, Results, without_collection
 
 
 def condition(text: str) -> tuple[str, Any]:
@@ -41,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     allowed = "; ".join(f"{name}: {what}" for name, what in ALLOWED.items())
     parser.add_argument("--allow", nargs="+", default=[], choices=ALLOWED, help=allowed)
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        where = dict(condition(text) for text in given.where)
+        where = dict(condition(text) for text in options.where)
         with without_collection():
-            paths = [build(name, given.records, given.out or given.records, given.allow, where) for name in given.name]
+            results, out = Results(options.records), options.out or options.records
+            paths = [build(name, results, out, options.allow, where) for name in options.name]
         print("\n".join(str(path) for built in paths for path in built))
     except (StarquantError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -31,7 +31,7 @@ from starquant.store.items import items_folder, trajectories_of
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
 Column = tuple[str, str]
 #: (model seed, rotation seed), None where the method has none.
-Run = tuple[int | None, int | None]
+Seeds = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,23 @@ class Items:
     """One number an item, and a digest that says which items."""
 
     digest: str
-    values: NDArray[np.float64]
+    numbers: NDArray[np.float64]
 
 
 @dataclass
 class Row:
-    """All runs of one method at one bit-width: values of each (task, metric), indexed by item."""
+    """All runs of one method at one bit-width: numbers of each (task, metric), one an item."""
 
     label: tuple[str, ...]
-    runs: dict[Run, dict[Column, Items]] = field(default_factory=dict)
-    trajectories: dict[Run, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[Seeds, dict[Column, Items]] = field(default_factory=dict)
+    trajectories: dict[Seeds, dict[str, Any]] = field(default_factory=dict)
 
     def columns(self) -> list[Column]:
         """Return the (task, metric) pairs that every run has."""
-        per_run = [list(values) for values in self.runs.values()]
-        return [column for column in per_run[0] if all(column in values for values in per_run)]
+        per_run = [list(columns) for columns in self.runs.values()]
+        return [column for column in per_run[0] if all(column in columns for columns in per_run)]
 
-    def values(self, column: Column) -> list[NDArray[np.float64]]:
+    def numbers(self, column: Column) -> list[NDArray[np.float64]]:
         """Return [runs, items] of each model."""
         runs = sorted_runs(self.runs)
         return [self._stack([run for run in runs if run[0] == m], column)[1] for m in models(self.runs)]
@@ -66,39 +66,39 @@ class Row:
         Raises:
             RecordError: no common model, items that differ, fidelity of other trajectories.
         """
-        found = []
+        differences = []
         for model in models(self.runs):
-            ours, theirs = ([r for r in sorted_runs(row.runs) if r[0] == model] for row in (self, other))
-            pairs = [(a, b) for a in ours for b in theirs if _match(a, b)]
+            left_seeds, right_seeds = ([r for r in sorted_runs(row.runs) if r[0] == model] for row in (self, other))
+            pairs = [(a, b) for a in left_seeds for b in right_seeds if _match(a, b)]
             if pairs:
-                ours_are, left = self._stack([a for a, _ in pairs], column)
-                theirs_are, right = other._stack([b for _, b in pairs], column)
+                left_digest, left = self._stack([a for a, _ in pairs], column)
+                right_digest, right = other._stack([b for _, b in pairs], column)
                 alike = column[0] != FIDELITY or all(self.trajectories[a] == other.trajectories[b] for a, b in pairs)
-                if not alike or ours_are != theirs_are:
+                if not alike or left_digest != right_digest:
                     raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
-                found.append(left - right)
-        if not found:
+                differences.append(left - right)
+        if not differences:
             raise RecordError(f"{' '.join(self.label)} and {' '.join(other.label)}: no runs of the same seeds")
-        return found
+        return differences
 
-    def _stack(self, runs: Sequence[Run], column: Column) -> tuple[str, NDArray[np.float64]]:
-        """Return which items they are, and their values [runs, items]."""
-        found = [self.runs[run][column] for run in runs]
-        if any(one.digest != found[0].digest for one in found[1:]):
+    def _stack(self, runs: Sequence[Seeds], column: Column) -> tuple[str, NDArray[np.float64]]:
+        """Return which items they are, and their numbers [runs, items]."""
+        items = [self.runs[run][column] for run in runs]
+        if any(other.digest != items[0].digest for other in items[1:]):
             raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ between its runs")
-        return found[0].digest, np.stack([one.values for one in found])
+        return items[0].digest, np.stack([run.numbers for run in items])
 
 
-def _match(a: Run, b: Run) -> bool:
+def _match(a: Seeds, b: Seeds) -> bool:
     return None in (a[1], b[1]) or a[1] == b[1]
 
 
-def models(runs: dict[Run, Any]) -> list[int | None]:
+def models(runs: dict[Seeds, Any]) -> list[int | None]:
     """Return the model seeds, in order."""
     return sorted({run[0] for run in runs}, key=lambda seed: -1 if seed is None else seed)
 
 
-def sorted_runs(runs: dict[Run, Any]) -> list[Run]:
+def sorted_runs(runs: dict[Seeds, Any]) -> list[Seeds]:
     """Return runs in the order of their seeds."""
     return sorted(runs, key=lambda run: tuple(-1 if seed is None else seed for seed in run))
 
@@ -114,25 +114,25 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
         RecordError: damaged records or items, two records of the same row and seeds.
     """
     rows: dict[tuple[str, ...], Row] = {}
-    found = selection.read_runs(folder)
-    if not found:
+    runs = selection.read_runs(folder)
+    if not runs:
         raise RecordError(f"{folder}: holds no record")
-    selection.one_speed({read.path: read.record.spec for read in found})
-    for read in found:
-        label = tuple(str(v) if (v := read.get(key)) is not None else "" for key in (*by, "bits.name", "method.name"))
+    selection.validate_speed({run.path: run.record.spec for run in runs})
+    for run in runs:
+        label = tuple(str(v) if (v := run.get(key)) is not None else "" for key in (*by, "bits.name", "method.name"))
         row = rows.setdefault(label, Row(label))
-        run = (read.get("model.seed"), read.get("method.rotation_seed"))
-        if run in row.runs:
+        seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
+        if seeds in row.runs:
             raise RecordError(
-                f"{read.path}: a second record of {' '.join(label)}, model seed {run[0]}, rotation seed {run[1]}; give "
-                "a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
+                f"{run.path}: a second record of {' '.join(label)}, model seed {seeds[0]}, rotation seed {seeds[1]}; "
+                "give a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
             )
-        row.runs[run], row.trajectories[run] = _values(read), trajectories_of(read.record.spec)
+        row.runs[seeds], row.trajectories[seeds] = _numbers(run), trajectories_of(run.record.spec)
     return list(rows.values())
 
 
-def _values(run: selection.Run) -> dict[Column, Items]:
-    found: dict[Column, Items] = {}
+def _numbers(run: selection.Run) -> dict[Column, Items]:
+    items_by_column: dict[Column, Items] = {}
     names = [*run.get("tasks.names")]
     if any(score.task == FIDELITY for score in run.record.scores):
         names.append(FIDELITY)
@@ -143,10 +143,11 @@ def _values(run: selection.Run) -> dict[Column, Items]:
         keys = [key.rpartition(",") for key in columns[task].values]
         for metric, _, filter_name in keys:
             if task != FIDELITY or metric in FIDELITY_METRICS:
-                several = sum(name == metric for name, _, _ in keys) > 1
-                values = np.asarray(columns[task].values[f"{metric},{filter_name}"], dtype=np.float64)
-                found[task, f"{metric} ({filter_name})" if several else metric] = Items(columns[task].items, values)
-    return found
+                several = sum(other == metric for other, _, _ in keys) > 1
+                numbers = np.asarray(columns[task].values[f"{metric},{filter_name}"], dtype=np.float64)
+                name = f"{metric} ({filter_name})" if several else metric
+                items_by_column[task, name] = Items(columns[task].items, numbers)
+    return items_by_column
 
 
 def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
@@ -191,7 +192,7 @@ def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
     if difference and (other is None or other is row or column not in other.columns()):
         return ""
     try:
-        interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.values(column))
+        interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.numbers(column))
     except ValueError as error:
         raise RecordError(f"{' '.join(row.label)}: {column[0]} {column[1]}: {error}") from None
     percent = column[1] not in ("kl", "hidden_mse")
@@ -210,11 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--by", action="append", default=[], help="dotted key that tells rows apart, e.g. method.tac.block_size"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if not given.folder.is_dir():
-            raise RecordError(f"{given.folder}: no such folder of records")
-        print(markdown(table(read_rows(given.folder, given.by), given.against)))
+        if not options.folder.is_dir():
+            raise RecordError(f"{options.folder}: no such folder of records")
+        print(markdown(table(read_rows(options.folder, options.by), options.against)))
     except StarquantError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from starquant.errors import RecordError
 from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
-from starquant.reports.selection import Run, one_a_seed, refuse_mixture
-from starquant.statistics.bootstrap import resampled_means
+from starquant.reports.selection import Run, one_a_seed, validate_together
+from starquant.statistics.bootstrap import average_bootstrap, mean_over_models, resampled_means, standard_error
 from starquant.store.items import trajectories_of
 from starquant.store.record import Score
 
-Values = NDArray[np.float64]
+Numbers = NDArray[np.float64]
 Runs = dict[tuple[Any, ...], Run]
 PAPER_MARK = " (paper)"
 AVERAGE, WHOLE = "average", "full precision"
@@ -67,14 +67,16 @@ def assemble(definition: Definition, runs: Sequence[Run], allow: Sequence[str] =
     paper = None if definition.paper is None else pd.read_csv(definition.paper)
     names = sorted({str(run.get("model.name")) for run in chosen})
     if paper is not None:
-        names += [name for name, called in PAPER_MODELS.items() if name not in names and called in set(paper["model"])]
+        names += [
+            name for name, paper_name in PAPER_MODELS.items() if name not in names and paper_name in set(paper["model"])
+        ]
     sections = []
     for name in names:
         own = [run for run in chosen if run.get("model.name") == name]
         own = [run for run in own if run.get("tasks.names")] or own  # figure 3's runs score no task
         settings = _quantized_settings(own)
         rows = {row.label: one_a_seed(f"{name}: {row.label}", _of_row(row, own, settings)) for row in definition.rows}
-        refuse_mixture([run for found in rows.values() for run in found.values()], allow)
+        validate_together([run for row_runs in rows.values() for run in row_runs.values()], allow)
         sections.append(_section(definition, name, rows, paper))
     return sections
 
@@ -89,55 +91,55 @@ def _scored(run: Run) -> tuple[Any, ...]:
 
 
 def _of_row(row: RowOf, runs: Sequence[Run], settings: set[tuple[Any, ...]]) -> list[Run]:
-    found = [run for run in runs if run.matches(row.where)]
-    return [run for run in found if not settings or _scored(run) in settings]
+    matching = [run for run in runs if run.matches(row.where)]
+    return [run for run in matching if not settings or _scored(run) in settings]
 
 
 def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: pd.DataFrame | None) -> Section:
     tasks = list(
         dict.fromkeys(task for runs in rows.values() for run in runs.values() for task in run.get("tasks.names"))
     )
-    ours_run = bool(tasks)
+    has_runs = bool(tasks)
     tasks = tasks or list(NINE if paper is not None and "gsm8k" in paper else ())
     whole = next((rows[row.label] for row in definition.rows if row.where == FULL), {})
     reference = rows.get(definition.against or "", {})
-    called = PAPER_MODELS.get(model)
-    of_paper = None if paper is None or called is None else paper[paper["model"] == called]
-    found = []
+    paper_name = PAPER_MODELS.get(model)
+    of_paper = None if paper is None or paper_name is None else paper[paper["model"] == paper_name]
+    lines = []
     for row in definition.rows:
-        cells = _ours(rows[row.label], tasks, {WHOLE: whole, definition.against or "": reference})
+        cells = _measured_cells(rows[row.label], tasks, {WHOLE: whole, definition.against or "": reference})
         if of_paper is not None:
-            cells |= _papers(row, of_paper)
-        found.append((row.label, len(rows[row.label]), cells))
-    seen = {column for _, _, cells in found for column in cells}
+            cells |= _paper_cells(row, of_paper)
+        lines.append((row.label, len(rows[row.label]), cells))
+    seen = {column for _, _, cells in lines for column in cells}
     order = [*tasks, AVERAGE, to(WHOLE), to(definition.against or ""), "KL"]
-    kept = [column for column in order if column in seen or (column in (*tasks, AVERAGE) and not ours_run)]
+    shown = [column for column in order if column in seen or (column in (*tasks, AVERAGE) and not has_runs)]
     columns = []
-    for column in kept:
+    for column in shown:
         columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
     columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
     first = next((run for runs in rows.values() for run in runs.values()), None)
     shortcuts = () if first is None else tuple(first.speed.approximations)
     limit = None if first is None else first.get("tasks.limit")
-    return Section(called or model, tuple(columns), tuple(found), limit, shortcuts)
+    return Section(paper_name or model, tuple(columns), tuple(lines), limit, shortcuts)
 
 
-def _ours(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:
+def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:
     """Return the cells of a row: tasks, their average, its differences to other rows, KL."""
     if not runs:
         return {}
     cells: dict[str, Estimate] = {}
-    resampled: list[Values] = []
+    resampled: list[Numbers] = []
     for index, task in enumerate(tasks):
         known = _scores(runs, task, *PRIMARY.get(task, (None, None)))
         if len(known) == len(runs):
             resampled.append(100 * _means(list(runs.values()), task, index))
             single = known[0][1].stderr if len(known) == 1 else None
-            spread = float(resampled[-1].std(ddof=1)) if single is None else 100 * single
-            cells[task] = Estimate(100 * _mean_over_models(known), spread)
+            spread = standard_error(resampled[-1]) if single is None else 100 * single
+            cells[task] = Estimate(100 * _mean_of_scores(known), spread)
     if tasks and all(task in cells for task in tasks):
         average = float(np.mean([cells[task].value for task in tasks]))
-        cells[AVERAGE] = Estimate(average, float(np.mean(resampled, axis=0).std(ddof=1)))
+        cells[AVERAGE] = Estimate(average, standard_error(np.mean(resampled, axis=0)))
         for name, other in others.items():
             pairs = _pairs(runs, other)
             if pairs and not all(a is b for a, b in pairs):
@@ -152,45 +154,45 @@ def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
     for model, rotation, seed in other:
         rotations.setdefault((model, seed), []).append((model, rotation, seed))
     return [
-        (run, other[theirs])
+        (run, other[partner])
         for (model, rotation, seed), run in runs.items()
-        for theirs in rotations.get((model, seed), ())
-        if rotation == theirs[1] or None in (rotation, theirs[1])
+        for partner in rotations.get((model, seed), ())
+        if rotation == partner[1] or None in (rotation, partner[1])
     ]
 
 
-def _values(run: Run, task: str) -> tuple[str, Values]:
+def _numbers(run: Run, task: str) -> tuple[str, Numbers]:
     """Return which items they are, and a task's primary metric for each."""
     if task not in run.arrays:
-        run.arrays[task] = _read_values(run, task)
-    found: tuple[str, Values] = run.arrays[task]
-    return found
+        run.arrays[task] = _read_numbers(run, task)
+    items: tuple[str, Numbers] = run.arrays[task]
+    return items
 
 
-def _read_values(run: Run, task: str) -> tuple[str, Values]:
+def _read_numbers(run: Run, task: str) -> tuple[str, Numbers]:
     metric, filter_name = PRIMARY.get(task, (None, None))
     score = run.score(task, metric, filter_name)
     if score is None:
         raise RecordError(f"{run.path}: has no score of {task}")
-    digests, values = [], []
+    digests, numbers = [], []
     for leaf in run.leaves(task):
         columns = run.items[leaf]
         key = f"{score.metric},{score.filter}"
         if key not in columns.values:
             raise RecordError(f"{run.path}: its items of {leaf} have no {score.metric} ({score.filter})")
         digests.append(columns.items)
-        values += columns.values[key]
-    if not values:
+        numbers += columns.values[key]
+    if not numbers:
         raise RecordError(f"{run.path}: has no items of {task}")
-    return " ".join(digests), np.asarray(values, dtype=np.float64)
+    return " ".join(digests), np.asarray(numbers, dtype=np.float64)
 
 
-def _by_model(pairs: Sequence[tuple[Any, Values]]) -> list[Values]:
+def _by_model(pairs: Sequence[tuple[Any, Numbers]]) -> list[Numbers]:
     """Return [runs, items] of each model seed."""
-    models: dict[Any, list[Values]] = {}
-    for seed, values in pairs:
-        models.setdefault(seed, []).append(values)
-    return [np.stack(values) for values in models.values()]
+    models: dict[Any, list[Numbers]] = {}
+    for seed, numbers in pairs:
+        models.setdefault(seed, []).append(numbers)
+    return [np.stack(numbers) for numbers in models.values()]
 
 
 def _scores(runs: Runs, task: str, metric: str | None, filter_name: str | None) -> list[tuple[Run, Score]]:
@@ -199,45 +201,42 @@ def _scores(runs: Runs, task: str, metric: str | None, filter_name: str | None) 
     return [(run, score) for run, score in scores if score is not None]
 
 
-def _mean_over_models(scores: Sequence[tuple[Run, Score]]) -> float:
+def _mean_of_scores(scores: Sequence[tuple[Run, Score]]) -> float:
     """Return the mean over models, which count alike, of means over their runs."""
     pairs = [(run.get("model.seed"), np.asarray(score.value)) for run, score in scores]
-    return float(np.mean([values.mean() for values in _by_model(pairs)]))
+    return mean_over_models(_by_model(pairs))
 
 
-def _means(runs: Sequence[Run], task: str, index: int) -> Values:
+def _means(runs: Sequence[Run], task: str, index: int) -> Numbers:
     """Return resampled means of a task over models, runs and items."""
-    items = [_values(run, task) for run in runs]
+    items = [_numbers(run, task) for run in runs]
     for run, (digest, _) in zip(runs, items, strict=True):
         if digest != items[0][0]:
             raise RecordError(f"{runs[0].path.name} and {run.path.name}: their items of {task} differ")
-    pairs = [(run.get("model.seed"), values) for run, (_, values) in zip(runs, items, strict=True)]
+    pairs = [(run.get("model.seed"), numbers) for run, (_, numbers) in zip(runs, items, strict=True)]
     return resampled_means(_by_model(pairs), task=index)
 
 
 def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estimate:
     """Return the difference of averages, paired by seeds and items; every task has draws of items of its own."""
-    observed, resampled = [], []
-    for index, task in enumerate(tasks):
+    samples: list[list[Numbers]] = []
+    for task in tasks:
         differences = []
         for a, b in pairs:
-            (ours_are, ours), (theirs_are, theirs) = _values(a, task), _values(b, task)
-            if ours_are != theirs_are:
+            (left_digest, left), (right_digest, right) = _numbers(a, task), _numbers(b, task)
+            if left_digest != right_digest:
                 raise RecordError(f"{a.path.name} and {b.path.name}: their items of {task} differ")
-            differences.append((a.get("model.seed"), 100 * (ours - theirs)))
-        stacked = _by_model(differences)
-        observed.append(float(np.mean([values.mean() for values in stacked])))
-        resampled.append(resampled_means(stacked, task=index))
-    means = np.mean(resampled, axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(np.mean(observed)), float(means.std(ddof=1)), float(low), float(high))
+            differences.append((a.get("model.seed"), 100 * (left - right)))
+        samples.append(_by_model(differences))
+    interval = average_bootstrap(samples)
+    return Estimate(interval.mean, interval.stderr, interval.low, interval.high)
 
 
 def _kl(runs: Runs) -> dict[str, Estimate]:
     """Return the mean KL of fidelity, where every run has one, of the same trajectories for each model."""
     known = _scores(runs, "fidelity", "kl", "all")
-    followed = {str((run.get("model.seed"), trajectories_of(run.record.spec))) for run in runs.values()}
-    if len(known) < len(runs) or len(followed) > len({run.get("model.seed") for run in runs.values()}):
+    trajectories = {str((run.get("model.seed"), trajectories_of(run.record.spec))) for run in runs.values()}
+    if len(known) < len(runs) or len(trajectories) > len({run.get("model.seed") for run in runs.values()}):
         return {}
     pairs = []
     for run in runs.values():
@@ -245,10 +244,10 @@ def _kl(runs: Runs) -> dict[str, Estimate]:
         if columns is None or "kl,none" not in columns.values:
             raise RecordError(f"{run.path}: its items of fidelity have no kl")
         pairs.append((run.get("model.seed"), np.asarray(columns.values["kl,none"], dtype=np.float64)))
-    return {"KL": Estimate(_mean_over_models(known), float(resampled_means(_by_model(pairs)).std(ddof=1)))}
+    return {"KL": Estimate(_mean_of_scores(known), standard_error(resampled_means(_by_model(pairs))))}
 
 
-def _papers(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:
+def _paper_cells(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:
     """Return the paper's figures of a row, by column, marked as the paper's."""
     if row.paper is None:
         return {}

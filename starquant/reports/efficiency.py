@@ -35,8 +35,8 @@ def read(folder: Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            rows += [{"device": found["device"]} | row for row in found["rows"] if row["shape"] == "8b"]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            rows += [{"device": content["device"]} | row for row in content["rows"] if row["shape"] == "8b"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: not readable as a measurement ({type(error).__name__}: {error})") from None
     if not rows:
@@ -46,14 +46,14 @@ def read(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
+def table(measurements: pd.DataFrame) -> pd.DataFrame:
     """Return milliseconds, speed and memory of each precision's fastest launch against bf16's, by batch and length.
 
     `transforms` is the share of a forward that online transforms, gates and TAC take together, `gates` and `TAC` their
     own: by how much it is shorter without them.
     """
     lines = []
-    for key, rows in found.groupby(list(KEYS), sort=False):
+    for key, rows in measurements.groupby(list(KEYS), sort=False):
         by: dict[str, dict[Any, Any]] = {}
         for row in rows.to_dict("records"):  # the fastest launch of each precision
             if row["ms"] < by.get(row["precision"], row | {"ms": math.inf})["ms"]:
@@ -78,11 +78,11 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).replace({"model": NAMES})
 
 
-def parts(found: pd.DataFrame) -> pd.DataFrame:
+def parts(measurements: pd.DataFrame) -> pd.DataFrame:
     """Return milliseconds by part of the forwards that were taken apart, launched by Python; empty for none."""
-    if "parts_ms" not in found:
+    if "parts_ms" not in measurements:
         return pd.DataFrame()
-    taken = [row for row in found.to_dict("records") if isinstance(row["parts_ms"], dict)]
+    taken = [row for row in measurements.to_dict("records") if isinstance(row["parts_ms"], dict)]
     lines = [{k: row[k] for k in KEYS} | {"precision": row["precision"]} | row["parts_ms"] for row in taken]
     return pd.DataFrame(lines).replace({"model": NAMES}).fillna("")
 
@@ -105,10 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(arguments).folder
     failed = 0
     try:
-        found = read(folder)
-        print("Measured\n\n" + markdown(table(found)))
-        if len(parts(found)):
-            print("\nParts of a forward launched by Python, ms\n\n" + markdown(parts(found)))
+        measurements = read(folder)
+        print("Measured\n\n" + markdown(table(measurements)))
+        if len(parts(measurements)):
+            print("\nParts of a forward launched by Python, ms\n\n" + markdown(parts(measurements)))
     except StarquantError as error:
         print(f"error: {error}", file=sys.stderr)
         failed = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ import pandas as pd
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, FULL, TABLES, TRAJECTORIES, Definition
-from starquant.reports.selection import Run, one_a_seed, read_runs, refuse_mixture
+from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
-from starquant.store.records import record_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,12 +22,14 @@ if TYPE_CHECKING:
 NAMES = (*TABLES, *FIGURES, ACTIVATIONS)
 
 
-def table(name: str, records: Path, allow: Sequence[str] = (), where: dict[str, Any] | None = None) -> list[Section]:
+def table(
+    name: str, records: Path | Results, allow: Sequence[str] = (), where: dict[str, Any] | None = None
+) -> list[Section]:
     """Return the sections of a table.
 
     Args:
         name: of the experiment.
-        records: folder of records.
+        records: folder of results, or what was read of it for other tables.
         allow: what `selection.ALLOWED` names.
         where: dotted configuration keys and values that records must have, beside those of the table.
 
@@ -48,19 +48,23 @@ QUANTIZED_ONLY = ("bits", "method", "calibration", "fidelity")
 
 def frames(name: str, records: Path, allow: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     """Return a table as text, one data frame for each model; raises as `table`."""
-    found = {}
+    frame_by_model = {}
     for section in table(name, records, allow):
         header, *lines = grid(section)
-        found[section.model] = pd.DataFrame(lines, columns=header).set_index("")
-    return found
+        frame_by_model[section.model] = pd.DataFrame(lines, columns=header).set_index("")
+    return frame_by_model
 
 
-def trajectory_figure(records: Path, allow: Sequence[str] = (), where: dict[str, Any] | None = None) -> Figure:
+def trajectory_figure(
+    records: Path | Results, allow: Sequence[str] = (), where: dict[str, Any] | None = None
+) -> Figure:
     """Return figure 3 drawn from records; raises RecordError where there are none, or they do not go together."""
     return _drawn(TRAJECTORIES, records, allow, where)
 
 
-def _drawn(definition: Definition, records: Path, allow: Sequence[str], where: dict[str, Any] | None) -> Figure:
+def _drawn(
+    definition: Definition, records: Path | Results, allow: Sequence[str], where: dict[str, Any] | None
+) -> Figure:
     from starquant.reports import figures
 
     lines = _lines(definition, records, allow, where)
@@ -69,7 +73,7 @@ def _drawn(definition: Definition, records: Path, allow: Sequence[str], where: d
 
 
 def _lines(
-    definition: Definition, records: Path, allow: Sequence[str], where: dict[str, Any] | None
+    definition: Definition, records: Path | Results, allow: Sequence[str], where: dict[str, Any] | None
 ) -> list[tuple[str, Run]]:
     """Return a figure's runs, of fidelity, with the labels of their lines; raises as `trajectory_figure`."""
     runs = [run for run in _chosen(records, where) if run.get("fidelity.source") is not None]
@@ -83,11 +87,11 @@ def _lines(
     models = sorted({str(run.get("model.name")) for _, run in lines})
     if len(models) > 1:
         raise RecordError(f"{records}: holds records of {', '.join(models)}; choose by --where model.name={models[0]}")
-    refuse_mixture([run for _, run in lines], allow)
-    followed: dict[Any, tuple[dict[str, Any], Run]] = {}
+    validate_together([run for _, run in lines], allow)
+    trajectories: dict[Any, tuple[dict[str, Any], Run]] = {}
     for _, run in lines:
-        before, first = followed.setdefault(run.get("model.seed"), (trajectories_of(run.record.spec), run))
-        if before != trajectories_of(run.record.spec):
+        expected, first = trajectories.setdefault(run.get("model.seed"), (trajectories_of(run.record.spec), run))
+        if expected != trajectories_of(run.record.spec):
             raise RecordError(f"{first.path.name} and {run.path.name}: follow other trajectories; choose by --where")
     return lines
 
@@ -102,18 +106,8 @@ def reports(records: Path) -> list[dict[str, Any]]:
     return [read_report(path) for path in paths]
 
 
-def _written(records: Path) -> tuple[tuple[str, int], ...]:
-    """Return what tells whether records have changed since they were read."""
-    return tuple((path.name, path.stat().st_mtime_ns) for path in record_paths(records))
-
-
-@functools.lru_cache(maxsize=1)
-def _read_once(records: Path, written: tuple[tuple[str, int], ...]) -> list[Run]:
-    return read_runs(records)
-
-
-def _chosen(records: Path, where: dict[str, Any] | None) -> list[Run]:
-    where, runs = where or {}, _read_once(records, _written(records))
+def _chosen(records: Path | Results, where: dict[str, Any] | None) -> list[Run]:
+    where, runs = where or {}, Results.of(records).runs
     if runs and not any(run.matches(where) for run in runs):
         wanted = ", ".join(f"{key}={value}" for key, value in where.items())
         raise RecordError(f"{records}: no record has {wanted} (--where)")
@@ -123,12 +117,19 @@ def _chosen(records: Path, where: dict[str, Any] | None) -> list[Run]:
 
 def build(
     name: str,
-    results: Path,
+    results: Path | Results,
     out: Path,
     allow: Sequence[str] = (),
     where: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Write a table or figure; returns the paths.
+
+    Args:
+        name: of the experiment.
+        results: folder of results, or what was read of it for other tables.
+        out: where `tables/` and `figures/` are written.
+        allow: what `selection.ALLOWED` names.
+        where: as in `table`.
 
     Raises:
         ConfigError: no such table or figure.
@@ -136,6 +137,7 @@ def build(
     """
     if name not in NAMES:
         raise ConfigError(f"got '{name}', allowed: {', '.join(NAMES)}")
+    results = Results.of(results)
     if name in TABLES:
         sections = table(name, results, allow, where)
         if not any(runs for section in sections for _, runs, _ in section.rows):
@@ -144,7 +146,7 @@ def build(
     return _figure(name, results, out / "figures", allow, where)
 
 
-def _figure(name: str, results: Path, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
+def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
     from starquant.reports import figures
 
     if name in FIGURES:
@@ -152,7 +154,7 @@ def _figure(name: str, results: Path, out: Path, allow: Sequence[str], where: di
     else:
         drawn = [
             (f"{name}-{report['name']}-{site}", figures.activations(report, site))
-            for report in reports(results)
+            for report in reports(results.folder)
             for site in dict.fromkeys(row["site"] for row in report["rows"])
         ]
     out.mkdir(parents=True, exist_ok=True)

@@ -44,17 +44,17 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     labels = list(dict.fromkeys(label for label, _ in records))
     for index, label in enumerate(labels):
         own = [path for name, path in records if name == label]
-        values = by_step(own, metric)
-        steps = sorted(values)
+        numbers = by_step(own, metric)
+        steps = sorted(numbers)
         try:
-            found = [bootstrap(values[step]) for step in steps]
+            intervals = [bootstrap(numbers[step]) for step in steps]
         except ValueError as error:
             raise RecordError(f"{own[0]}: {metric}: {error}") from None
         shade = str(0.65 * index / max(1, len(labels) - 1))
         marks: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": STYLES[index % len(STYLES)]}
-        axes.plot([s + 1 for s in steps], [f.mean for f in found], label=label, color=shade, markersize=4, **marks)
+        axes.plot([s + 1 for s in steps], [f.mean for f in intervals], label=label, color=shade, markersize=4, **marks)
         axes.fill_between(
-            [s + 1 for s in steps], [f.low for f in found], [f.high for f in found], color=shade, alpha=0.15
+            [s + 1 for s in steps], [f.low for f in intervals], [f.high for f in intervals], color=shade, alpha=0.15
         )
     axes.set(xlabel="denoising step", ylabel=f"{metric} against full precision", ylim=(0, None))
     axes.legend(frameon=False)
@@ -123,12 +123,12 @@ def _labelled(text: str) -> tuple[str, Path]:
 def read_report(path: Path) -> dict[str, Any]:
     """Return a report of activations; raises RecordError when it is damaged or of another schema."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not readable as a report of activations ({error})") from None
-    if not isinstance(found, dict) or found.get("kind") != "activations" or found.get("schema_version") != 1:
+    if not isinstance(report, dict) or report.get("kind") != "activations" or report.get("schema_version") != 1:
         raise RecordError(f"{path}: not a report of activations, version 1")
-    return found
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,15 +147,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sites.add_argument("--site", default="qkv_input")
     for kind in (steps, sites):
         kind.add_argument("--out", type=Path, required=True, help="path without suffix")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if not given.out.parent.is_dir():
-            raise ConfigError(f"--out: {given.out.parent} is no folder")
-        if given.kind == "trajectory":
-            figure = trajectory(given.records, given.metric)
+        if not options.out.parent.is_dir():
+            raise ConfigError(f"--out: {options.out.parent} is no folder")
+        if options.kind == "trajectory":
+            figure = trajectory(options.records, options.metric)
         else:
-            figure = activations(read_report(given.report), given.site)
-        for path in save(figure, given.out):
+            figure = activations(read_report(options.report), options.site)
+        for path in save(figure, options.out):
             print(path)
     except (StarquantError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from starquant.errors import RecordError
-from starquant.reports.selection import one_speed
+from starquant.reports.selection import validate_speed
 from starquant.store.records import read_record, record_paths
 
 COLUMNS = (
@@ -45,7 +45,7 @@ def scores_frame(folder: Path) -> pd.DataFrame:
             run | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
             for score in record.scores
         ]
-    one_speed(specs)
+    validate_speed(specs)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 

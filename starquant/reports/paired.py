@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starquant.errors import RecordError, StarquantError
-from starquant.reports.selection import one_speed
+from starquant.reports.selection import validate_speed
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import items_folder, trajectories_of
@@ -47,16 +47,16 @@ def compare(
         RecordError: items that are missing, damaged, fewer than two, or not the same in both; no such metric.
     """
     if task == "fidelity":
-        _same_trajectories(a, b)
-    left, right = (_columns(path, task) for path in (a, b))
-    return _difference((a, b), left, right, metric, filter_name, resamples, seed)
+        _validate_trajectories(a, b)
+    columns = (_columns(a, task), _columns(b, task))
+    return _difference((a, b), columns, metric, filter_name, resamples, seed)
 
 
 def _columns(record: Path, task: str) -> TaskColumns:
-    found = read_columns(items_folder(record))
-    if task not in found:
+    columns = read_columns(items_folder(record))
+    if task not in columns:
         raise RecordError(f"{items_folder(record) / task}.jsonl: items cannot be read, there are none")
-    return found[task]
+    return columns[task]
 
 
 def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
@@ -65,56 +65,56 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     Raises:
         RecordError: as `compare`; records that share no task.
     """
-    ours, theirs = (read_columns(items_folder(path)) for path in (a, b))
-    tasks = [task for task in sorted(ours) if task in theirs]
+    left_tasks, right_tasks = (read_columns(items_folder(path)) for path in (a, b))
+    tasks = [task for task in sorted(left_tasks) if task in right_tasks]
     if not tasks:
         raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold items of no common task")
-    found = []
+    rows = []
     if "fidelity" in tasks:
-        _same_trajectories(a, b)
+        _validate_trajectories(a, b)
     for task in tasks:
-        left, right = ours[task], theirs[task]
+        left, right = left_tasks[task], right_tasks[task]
         for metric, _, name in (key.rpartition(",") for key in left.values if key in right.values):
-            found.append((task, metric, name, _difference((a, b), left, right, metric, name, 2000, 0)))
-    return found
+            rows.append((task, metric, name, _difference((a, b), (left, right), metric, name, 2000, 0)))
+    return rows
 
 
-def _same_trajectories(a: Path, b: Path) -> None:
+def _validate_trajectories(a: Path, b: Path) -> None:
     """Refuse fidelity of other models, precisions or trajectories."""
-    ours, theirs = (trajectories_of(read_record(path).spec) for path in (a, b))
-    for name, left in ours.items():
-        if left != theirs[name]:
+    left, right = (trajectories_of(read_record(path).spec) for path in (a, b))
+    for name, setting in left.items():
+        if setting != right[name]:
             raise RecordError(
-                f"{a} and {b}: {name} differs ({left} and {theirs[name]}); their fidelity is of other states"
+                f"{a} and {b}: {name} differs ({setting} and {right[name]}); their fidelity is of other states"
             )
 
 
 def _difference(
-    sides: tuple[Path, Path],
-    left: TaskColumns,
-    right: TaskColumns,
+    records: tuple[Path, Path],
+    columns: tuple[TaskColumns, TaskColumns],
     metric: str,
     filter_name: str | None,
     resamples: int,
     seed: int,
 ) -> PairedInterval:
-    keys = [_key(path, side, metric, filter_name) for path, side in zip(sides, (left, right), strict=True)]
-    ours, theirs = left.values[keys[0]], right.values[keys[1]]
-    if left.items != right.items:
+    left, right = (
+        side.values[_key(path, side, metric, filter_name)] for path, side in zip(records, columns, strict=True)
+    )
+    if columns[0].items != columns[1].items:
         raise RecordError(
-            f"{sides[0]} and {sides[1]}: their items of {metric} differ ({len(ours)} and {len(theirs)}; one has "
+            f"{records[0]} and {records[1]}: their items of {metric} differ ({len(left)} and {len(right)}; one has "
             "others, or another document under the same number)"
         )
-    if len(ours) < 2:
-        raise RecordError(f"{sides[0]}: {len(ours)} item of {metric}; an interval needs two or more")
-    return paired_bootstrap(ours, theirs, resamples, seed)
+    if len(left) < 2:
+        raise RecordError(f"{records[0]}: {len(left)} item of {metric}; an interval needs two or more")
+    return paired_bootstrap(left, right, resamples, seed)
 
 
-def _key(path: Path, columns: TaskColumns, metric: str, asked: str | None) -> str:
+def _key(path: Path, columns: TaskColumns, metric: str, filter_name: str | None) -> str:
     known = [key.rpartition(",")[::2] for key in columns.values]
-    filters = [name for found, name in known if found == metric and asked in (None, name)]
+    filters = [name for known_metric, name in known if known_metric == metric and filter_name in (None, name)]
     if len(filters) != 1:
-        got = metric if asked is None else f"{metric} ({asked})"
+        got = metric if filter_name is None else f"{metric} ({filter_name})"
         problem = "has several filters, name one" if filters else "has no numbers"
         raise RecordError(f"{path}: {got} {problem}; there are {', '.join(f'{m} ({f})' for m, f in known)}")
     return f"{metric},{filters[0]}"
@@ -125,14 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.paired", description=main.__doc__)
     parser.add_argument("a", type=Path, help="a record, NAME.json, with NAME.items beside it")
     parser.add_argument("b", type=Path, help="the record it is compared with")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        one_speed({path: read_record(path).spec for path in (given.a, given.b)})
-        found = shared(given.a, given.b)
+        validate_speed({path: read_record(path).spec for path in (options.a, options.b)})
+        rows = shared(options.a, options.b)
     except StarquantError as error:
         print(error, file=sys.stderr)
         return 2
-    cells = [HEADER, *(_cells(*row) for row in found)]
+    cells = [HEADER, *(_cells(*row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
     for row in cells:
         print("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))

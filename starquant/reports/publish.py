@@ -46,9 +46,9 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
         out = items_folder(target / path.name)
         out.mkdir(parents=True, exist_ok=True)
         columns = read_columns(items_folder(path)) if items_folder(path).is_dir() else {}
-        kept = {task: numbers.model_dump() for task, numbers in columns.items()}
-        keep_columns(out, kept)
-        if steps and FIDELITY in kept:
+        tasks = {task: numbers.model_dump() for task, numbers in columns.items()}
+        keep_columns(out, tasks)
+        if steps and FIDELITY in tasks:
             rows = "".join(json.dumps(row) + "\n" for row in _steps(read_raw(path, FIDELITY)))
             (out / f"{FIDELITY}.jsonl").write_text(rows, encoding="utf-8")
         shutil.copyfile(path, target / path.name)  # last: a record stands for finished items
@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="folder of records with their items beside them")
     parser.add_argument("target", type=Path, help="folder to copy them to")
     parser.add_argument("--steps", action="store_true", help="keep fidelity at every denoising step")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        if not given.source.is_dir():
-            raise ConfigError(f"{given.source}: no such folder of records")
-        print(f"{publish(given.source, given.target, given.steps)} records in {given.target}")
+        if not options.source.is_dir():
+            raise ConfigError(f"{options.source}: no such folder of records")
+        print(f"{publish(options.source, options.target, options.steps)} records in {options.target}")
     except (StarquantError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

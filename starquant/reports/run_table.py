@@ -20,9 +20,11 @@ def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]
     whole column of a packed checkpoint, which has no baseline.
     """
     scores = () if baseline is None else baseline.scores
-    before = {(s.task, s.metric, s.filter): s for s in scores if s.task != FIDELITY}
+    references = {(s.task, s.metric, s.filter): s for s in scores if s.task != FIDELITY}
     requested = record.spec["tasks"]["names"]
-    return [_row(score, before.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)]
+    return [
+        _row(score, references.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)
+    ]
 
 
 def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
@@ -30,14 +32,14 @@ def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
     return [score for name in requested for score in record.scores if score.task == name] + fidelity
 
 
-def _row(score: Score, before: Score | None) -> tuple[str, ...]:
+def _row(score: Score, reference: Score | None) -> tuple[str, ...]:
     return (
         score.task,
         _metric(score),
         str(score.n),
-        "" if before is None else _number(before.value, before.unit),
+        "" if reference is None else _number(reference.value, reference.unit),
         _number(score.value, score.unit),
-        "" if before is None or score.unit != "fraction" else f"{100 * (score.value - before.value):+.2f}",
+        "" if reference is None or score.unit != "fraction" else f"{100 * (score.value - reference.value):+.2f}",
         "" if score.stderr is None else _number(score.stderr, score.unit),
     )
 

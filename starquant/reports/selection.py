@@ -83,37 +83,56 @@ def read_runs(folder: Path) -> list[Run]:
         return [Run(path, read_head(path)) for path in record_paths(folder)]
 
 
+class Results:
+    """The runs below a results folder, read when a table first asks for them, once for all tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, results: Path | Results) -> Results:
+        """Return the results of a folder, or these results."""
+        return results if isinstance(results, Results) else cls(results)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs, in the order of their names; raises as `read_runs`."""
+        return read_runs(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+
 @contextmanager
 def without_collection() -> Iterator[None]:
     """Suspend the search for cycles, which takes longer than reading where millions of small objects are made."""
-    was = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if enabled:
             gc.enable()
 
 
-def one_speed(specs: Mapping[Path, dict[str, Any]]) -> list[str]:
-    """Return the approximations that all runs were evaluated with, in words.
+def validate_speed(specs: Mapping[Path, dict[str, Any]]) -> None:
+    """Judge the evaluations of runs that stand side by side.
 
     Raises:
-        RecordError: runs with others, or exact ones among them.
+        RecordError: some are approximate, and the others exact or approximate in another way.
     """
-    found: dict[str, Path] = {}
+    first_paths: dict[str, Path] = {}
     for path, spec in specs.items():
         words = SpeedSpec.model_validate(spec.get("speed") or {}).approximations
-        found.setdefault(", ".join(words) or "exact", path)
-    if len(found) > 1:
-        (one, first), (other, second), *_ = found.items()
+        first_paths.setdefault(", ".join(words) or "exact", path)
+    if len(first_paths) > 1:
+        (one, first), (other, second), *_ = first_paths.items()
         raise RecordError(
             f"speed (approximations): {one} in {first.name}, {other} in {second.name}; they are never mixed"
         )
-    return [words for words in found if words != "exact"]
 
 
-def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
+def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     """Judge the runs of one table.
 
     Raises:
@@ -127,14 +146,14 @@ def refuse_mixture(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
                 f"{len(dirty)} of {len(runs)} records are of code that was not committed, the first "
                 f"{dirty[0].path.name}; --allow dirty takes them"
             )
-    one_speed({run.path: run.record.spec for run in runs})
+    validate_speed({run.path: run.record.spec for run in runs})
     seen: dict[tuple[str, str, str], tuple[object, Run]] = {}
 
     def same(kind: str, model: str, what: str, value: object, run: Run) -> None:
-        before, first = seen.setdefault((kind, model, what), (value, run))
-        if before != value and kind not in allow:
+        expected, first = seen.setdefault((kind, model, what), (value, run))
+        if expected != value and kind not in allow:
             way = f"; --allow {kind} mixes them" if kind in ALLOWED else ""
-            raise RecordError(f"{what}: {before} in {first.path.name}, {value} in {run.path.name}{way}")
+            raise RecordError(f"{what}: {expected} in {first.path.name}, {value} in {run.path.name}{way}")
 
     for run in runs:
         model = str(run.get("model.name"))
@@ -157,27 +176,27 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
     Raises:
         RecordError: two runs of the same seeds; the message names the keys that differ.
     """
-    found: dict[tuple[Any, ...], Run] = {}
+    runs_by_seed: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         seeds = tuple(run.get(key) for key in SEEDS)
-        if seeds in found:
-            other = found[seeds]
+        if seeds in runs_by_seed:
+            other = runs_by_seed[seeds]
             differ = sorted(
                 key for key in _differences(other.record.spec, run.record.spec) if not key.startswith(INERT)
             )
             if {*differ} <= {"tasks.names", "tasks.name"} and not {*other.get("tasks.names")} & {
                 *run.get("tasks.names")
             }:
-                found[seeds] = _joined(other, run)  # jobs of their own for each task
+                runs_by_seed[seeds] = _joined(other, run)  # jobs of their own for each task
                 continue
-            told = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
+            differences = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
             raise RecordError(
-                f"{label}: {other.path.name} and {run.path.name} are both its records; they differ in {told}; "
+                f"{label}: {other.path.name} and {run.path.name} are both its records; they differ in {differences}; "
                 "choose by --where KEY=VALUE, or give a folder with one of them"
             )
-        found[seeds] = run
-    order = sorted(found, key=lambda seeds: [-1 if seed is None else seed for seed in seeds])
-    return {seeds: found[seeds] for seeds in order}
+        runs_by_seed[seeds] = run
+    order = sorted(runs_by_seed, key=lambda seeds: [-1 if seed is None else seed for seed in seeds])
+    return {seeds: runs_by_seed[seeds] for seeds in order}
 
 
 def _joined(a: Run, b: Run) -> Run:

@@ -40,23 +40,23 @@ def grid(section: Section) -> list[list[str]]:
 
 def notes(sections: Sequence[Section]) -> list[str]:
     """Return what a reader must know of the cells."""
-    found = ["Task scores in percent, standard errors in parentheses, KL in nats."]
+    sentences = ["Task scores in percent, standard errors in parentheses, KL in nats."]
     for section in sections:
         if section.limit is not None:
-            found.append(f"{section.model}: the first {section.limit} items of each task only.")
+            sentences.append(f"{section.model}: the first {section.limit} items of each task only.")
         if section.approximations:
-            found.append(f"{section.model}: evaluated approximately ({', '.join(section.approximations)}).")
+            sentences.append(f"{section.model}: evaluated approximately ({', '.join(section.approximations)}).")
     if any(cell.low is not None for s in sections for _, _, cells in s.rows for cell in cells.values()):
-        found.append(
+        sentences.append(
             "Differences are paired by model, seed and item; brackets are 95 % bootstrap intervals, * where they leave "
             "out zero."
         )
     if any(column.endswith(PAPER_MARK) for s in sections for column in s.columns):
-        found.append(
+        sentences.append(
             "Columns marked (paper) are figures printed in arXiv 2606.04945 (differences: of its printed averages), "
             "not ours. Empty: not run."
         )
-    return found
+    return sentences
 
 
 def markdown(definition: Definition, sections: Sequence[Section]) -> str:
@@ -105,13 +105,15 @@ def comma_separated(sections: Sequence[Section]) -> str:
     for section in sections:
         for label, runs, cells in section.rows:
             for column in section.columns:
-                cell, ours = cells.get(column), not column.endswith(PAPER_MARK)
+                cell, measured = cells.get(column), not column.endswith(PAPER_MARK)
                 if cell is None:
                     continue
                 numbers = (cell.value, cell.stderr, cell.low, cell.high)
-                told = ["" if x is None else f"{x:.10g}" for x in numbers]
-                source = ["starquant" if ours else "paper", *told]
-                writer.writerow([section.model, label, runs if ours else "", column.removesuffix(PAPER_MARK), *source])
+                texts = ["" if x is None else f"{x:.10g}" for x in numbers]
+                source = ["starquant" if measured else "paper", *texts]
+                writer.writerow(
+                    [section.model, label, runs if measured else "", column.removesuffix(PAPER_MARK), *source]
+                )
     return stream.getvalue()
 
 

@@ -1,82 +1,137 @@
-"""The calibration of a run as an artifact: found, waited for, or made; runs that differ in tasks only share it."""
+"""The calibration of a run as an artifact: reused, waited for, or made; runs that differ in tasks only share it."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from starquant.calibration.batches import CalibrationStates
+from starquant.calibration.masked_states import make_states
+from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted
-from starquant.runs.inputs import Loaded
-from starquant.runs.stages import Say, calibration_states
+from starquant.models import family_of
+from starquant.runs.inputs import Inputs, Loaded, Texts
+from starquant.runs.timing import device_name
+from starquant.session.session import Session
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
 from starquant.store.locks import exclusive
 
+log = logging.getLogger(__name__)
 
-def ensure_calibrated(
-    spec: RunSpec, store: ArtifactStore, load: Callable[[], Loaded], device_name: str, say: Say, progress: bool
-) -> tuple[Artifact, bool]:
-    """Return the calibration of a pinned run, and whether it was there already.
 
-    Args:
-        spec: pinned.
-        store: of calibrations.
-        load: gives what is read, when it has to be made.
-        device_name: for its provenance.
-        say: prints a line.
-        progress: show progress bars.
+def calibrate(inputs: Inputs, session: Session) -> tuple[Artifact, bool]:
+    """Return the calibration of a run, on every process, and whether it was there already.
 
     Raises:
         StarquantError: states that cannot be made, a fit that fails, a folder that cannot be written; with
             stage=evaluate, a calibration that is not there.
     """
-    digest, code = spec.calibration_digest(), provenance.code_digest(provenance.FITTING)
-    found = _usable(spec, store, digest, code, say, alone=False)
-    if found is not None:
-        return found, True
+    return session.processes.by_first(_reuse_or_make, inputs, session)
+
+
+def _reuse_or_make(inputs: Inputs, session: Session) -> tuple[Artifact, bool]:
+    spec = inputs.spec
+    store, digest = ArtifactStore(Path(spec.paths.results)), spec.calibration_digest()
+    artifact = _reusable_artifact(spec, store, session, alone=False)
+    if artifact is not None:
+        return artifact, True
     if spec.stage == "evaluate":
         raise RecordError(
             f"{store.path(digest)}: nothing of this code was calibrated for {spec.model.name} {spec.bits.name} "
             f"{spec.method.name}; run stage=calibrate first (or stage=all)"
         )
     with exclusive(store.lock(digest), f"the calibration of {spec.model.name} {spec.bits.name} {spec.method.name}"):
-        found = _usable(spec, store, digest, code, say, alone=True)
-        if found is not None:
-            return found, True
-        return _make(spec, store, load(), device_name, say, progress), False
+        artifact = _reusable_artifact(spec, store, session, alone=True)
+        if artifact is not None:
+            return artifact, True
+        return _make(spec, inputs.load(session.device), store, session), False
 
 
-def _usable(spec: RunSpec, store: ArtifactStore, digest: str, code: str, say: Say, alone: bool) -> Artifact | None:
-    found = None if spec.reuse == "never" and spec.stage != "evaluate" else store.find(digest, alone)
-    if found is not None and (found.code_digest == code or spec.reuse == "any"):
-        say(f"calibrated already: {store.path(digest)}")
-        return found
-    return None
+def _reusable_artifact(spec: RunSpec, store: ArtifactStore, session: Session, alone: bool) -> Artifact | None:
+    if spec.reuse == "never" and spec.stage != "evaluate":
+        return None
+    digest = spec.calibration_digest()
+    artifact = store.find(digest, alone)
+    if artifact is None or (artifact.code_digest != session.code.fitting and spec.reuse != "any"):
+        return None
+    log.info("calibrated already: %s", store.path(digest))
+    return artifact
 
 
-def _make(spec: RunSpec, store: ArtifactStore, loaded: Loaded, device_name: str, say: Say, progress: bool) -> Artifact:
-    digest, code = spec.calibration_digest(), provenance.code_digest(provenance.FITTING)
-    work = store.unfinished(digest, code)
+def _make(spec: RunSpec, loaded: Loaded, store: ArtifactStore, session: Session) -> Artifact:
+    digest, code, began = spec.calibration_digest(), session.code, time.perf_counter()
+    work = store.unfinished(digest, code.fitting)
     if spec.reuse == "never":
         shutil.rmtree(work, ignore_errors=True)
     if work.exists():
-        say(f"going on from an interrupted calibration: {work}")
-    model, began = loaded.get(), time.perf_counter()
-    states = calibration_states(spec, loaded.texts, model, say, progress)
-    fitted = METHODS.build(spec.method).fit(model, spec.bits, states, Fitted.resume(work), progress)
+        log.info("going on from an interrupted calibration: %s", work)
+    states = calibration_states(spec, loaded, session)
+    method = METHODS.build(spec.method)
+    fitted = method.fit(loaded.model, spec.bits, states, Fitted.resume(work), session.progress)
     fitted.save(work)
     return store.finish(
         work,
         Artifact(
             digest=digest,
             identity=spec.calibration_identity(),
-            code_digest=code,
+            code_digest=code.fitting,
             calibration=None if states is None else states.report,
             seconds={"calibrate": round(time.perf_counter() - began, 3)},
-            provenance=provenance.collect(spec.runtime.device, device_name),
+            provenance=provenance.collect(session.device, device_name(session.device), code),
         ),
     )
+
+
+def calibration_states(spec: RunSpec, loaded: Loaded, session: Session) -> CalibrationStates | None:
+    """Return what the method calibrates on, None when it needs nothing.
+
+    Raises:
+        StarquantError: states that cannot be made.
+    """
+    calibration, segments = spec.calibration, loaded.texts.calibration
+    if calibration.source is None or segments is None:
+        return None
+    sampler = family_of(loaded.model).make_sampler(spec.model.trajectory)
+    report = {"source": calibration.source.kind, "fingerprint": calibration.fingerprint}
+    # Not at the run's batch size: what is fitted must not depend on it, not even by rounding.
+    states = make_states(segments, calibration, loaded.model, sampler, report=report, progress=session.progress)
+    empty = states.report["empty_bins"]
+    if empty:
+        log.info("note: no calibration state has a mask ratio in bins %s of %d", empty, calibration.bins)
+    return states
+
+
+def read_fit(spec: RunSpec, artifact: Artifact, texts: Texts) -> tuple[Fitted, dict[str, Any] | None]:
+    """Return what the method learned, and the report of the states that it learned from, None without any."""
+    fitted = Fitted.load(ArtifactStore(Path(spec.paths.results)).path(artifact.digest))
+    for what in dict.fromkeys(note["what"] for note in fitted.notes):
+        where = [note["where"] for note in fitted.notes if note["what"] == what]
+        log.info("note: %s (%s%s)", what, where[0], f" and {len(where) - 1} more" if len(where) > 1 else "")
+    if artifact.calibration is None:
+        return fitted, None
+    return fitted, artifact.calibration | calibration_overlap(spec, texts)
+
+
+def calibration_overlap(spec: RunSpec, texts: Texts) -> dict[str, Any]:
+    """Return which tasks and how many fidelity prompts share text with the calibration data, and say so."""
+    source, segments = spec.calibration.source, texts.calibration
+    if source is None or segments is None:
+        return {}
+    held_out = [segment.text for segment in texts.fidelity or ()]
+    shared_prompts = item_overlap([segment.text for segment in segments], held_out)
+    if shared_prompts:
+        log.warning("%d of %d fidelity prompts share text with the calibration data", shared_prompts, len(held_out))
+    shared_tasks = dataset_overlap(source, spec.tasks.names)
+    if shared_tasks:
+        log.info(
+            "note: calibration reads %s (%s), and %s of the same data set is scored; the record says so",
+            *(source.kind, source.split, ", ".join(shared_tasks)),
+        )
+    return {"overlapping_tasks": shared_tasks, "overlapping_prompts": shared_prompts}

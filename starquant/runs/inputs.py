@@ -1,65 +1,112 @@
-"""A run's inputs: pinned by content, and the checkpoint in memory."""
+"""What a run reads: pinned by content, judged, and in memory once something has to be computed."""
 
 from __future__ import annotations
 
+import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from starquant.calibration import segments
+from starquant.calibration.batches import Segment
+from starquant.config.calibration import SourceSpec
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
-from starquant.models import load_model, load_tokenizer, resolve_folder
+from starquant.errors import ConfigError
+from starquant.models import family_of, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.checkpoint import fingerprint
-from starquant.models.loading import validate_checkpoint
-from starquant.models.validation import skeleton_of
+from starquant.models.checkpoint import Checkpoint, fingerprint
+from starquant.models.family import Family
+from starquant.models.loading import read_model, validate_checkpoint
+from starquant.models.validation import DTYPES, skeleton_of
 from starquant.runs.packed import with_bits_of
-from starquant.runs.stages import Texts, pin_sources, read_texts
 from starquant.testbed.shipped import weights_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The segments of a run, read before anything is computed; None where it needs none."""
+
+    calibration: list[Segment] | None
+    fidelity: list[Segment] | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run reads, in memory.
+
+    Attributes:
+        model: at full precision until a method is applied to it.
+        tokenizer: of the checkpoint.
+        texts: to calibrate on and to be compared on.
+        seconds: that reading the weights took.
+    """
+
+    model: MaskedDiffusionModel
+    tokenizer: PreTrainedTokenizerBase
+    texts: Texts
+    seconds: float
 
 
 @dataclass
-class Loaded:
-    """The checkpoint in memory, read once for the full-precision and the quantized run."""
+class Inputs:
+    """The inputs of a run, read once for full precision and the quantized model.
 
-    folder: Path
+    Attributes:
+        spec: pinned: digests of all content are in it.
+        folder: of the checkpoint.
+        checkpoint: as it was judged.
+        family: of the checkpoint.
+        loaded: once it has been read.
+    """
+
     spec: RunSpec
-    device: str
-    tokenizer: PreTrainedTokenizerBase
-    texts: Texts
-    packed: bool = False
-    seconds: float = 0.0
-    model: MaskedDiffusionModel | None = field(default=None)
+    folder: Path
+    checkpoint: Checkpoint
+    family: Family
+    loaded: Loaded | None = None
 
-    @classmethod
-    def prepare(cls, folder: Path, spec: RunSpec, device: str) -> Loaded:
-        """Read everything but the weights, so that bad text is found before anything is computed.
+    @property
+    def packed(self) -> bool:
+        """Whether the checkpoint is quantized already."""
+        return "quantization_config" in self.checkpoint.config
+
+    def load(self, device: str) -> Loaded:
+        """Return what is read; all but the weights is judged first.
 
         Raises:
-            StarquantError: a method that does not fit the model, text that cannot be used.
+            StarquantError: a method that does not fit the model, text that cannot be used, weights that are not finite.
         """
-        checkpoint, family = validate_checkpoint(folder)
-        tokenizer = load_tokenizer(folder)
-        skeleton = skeleton_of(checkpoint, family.model)
+        if self.loaded is None:
+            self.loaded = self._read(device)
+        return self.loaded
+
+    def _read(self, device: str) -> Loaded:
+        spec, tokenizer = self.spec, load_tokenizer(self.folder)
+        skeleton = skeleton_of(self.checkpoint, self.family.model)
         METHODS.build(spec.method).validate(skeleton, spec.bits)
-        packed = "quantization_config" in checkpoint.config
-        return cls(folder, spec, device, tokenizer, read_texts(spec, tokenizer, skeleton), packed)
+        texts = read_texts(spec, tokenizer, skeleton)
+        if self.packed:
+            log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
+        began = time.perf_counter()
+        model = read_model(self.checkpoint, self.family, DTYPES[spec.model.dtype], device)
+        return Loaded(model, tokenizer, texts, time.perf_counter() - began)
 
-    def get(self) -> MaskedDiffusionModel:
-        """Return the model, read when first asked for."""
-        if self.model is None:
-            began = time.perf_counter()
-            self.model = load_model(self.folder, dtype=self.spec.model.dtype, device=self.device)
-            self.seconds = time.perf_counter() - began
-        return self.model
+    def free(self) -> None:
+        """Give the model's memory back."""
+        self.loaded = None
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
-def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
+def pin(spec: RunSpec) -> Inputs:
     """Put a specification into its one spelling and digests of its inputs' content into it.
-
-    Returns it, and the checkpoint folder.
 
     Raises:
         StarquantError: checkpoint or data files are missing or malformed.
@@ -72,11 +119,59 @@ def pin(spec: RunSpec) -> tuple[RunSpec, Path]:
         folder = weights_folder(spec.model.seed)
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
-    checkpoint, _ = validate_checkpoint(folder)
+    checkpoint, family = validate_checkpoint(folder)
     spec = with_bits_of(spec, checkpoint)
-    model = spec.model.model_copy(update={"fingerprint": fingerprint(folder)})
-    tasks = spec.tasks
-    if tasks.data_dir is not None:
-        data = offline.check_data(Path(tasks.data_dir), tasks.names)
-        tasks = tasks.model_copy(update={"data_fingerprint": data})
-    return pin_sources(spec.model_copy(update={"model": model, "tasks": tasks})), folder
+    changes: dict[str, Any] = {"model": spec.model.model_copy(update={"fingerprint": fingerprint(folder)})}
+    if spec.tasks.data_dir is not None:
+        data = offline.check_data(Path(spec.tasks.data_dir), spec.tasks.names)
+        changes["tasks"] = spec.tasks.model_copy(update={"data_fingerprint": data})
+    for name, part in (("calibration", spec.calibration), ("fidelity", spec.fidelity)):
+        if part.source is not None:
+            digest = segments.fingerprint(part.source, spec.tasks.data_dir, f"{name}.source")
+            changes[name] = part.model_copy(update={"fingerprint": digest})
+    return Inputs(spec.model_copy(update=changes), folder, checkpoint, family)
+
+
+def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedDiffusionModel) -> Texts:
+    """Read what a run calibrates on and is compared on, and judge it by the model (which may be on the meta device).
+
+    Raises:
+        StarquantError: text that cannot be used, a segment longer than the context, a trajectory that does not fit.
+    """
+    _validate_trajectory(spec, model)
+    bos = family_of(model).bos_token_id(tokenizer)
+    context_length, data_dir = model.config.context_length, spec.tasks.data_dir
+
+    def read(source: SourceSpec | None, seed: int, where: str) -> list[Segment] | None:
+        if source is None:
+            return None
+        texts = segments.read_segments(source, tokenizer, context_length, seed=seed, data_dir=data_dir, where=where)
+        return texts if bos is None else [_begin(segment, bos, context_length) for segment in texts]
+
+    return Texts(
+        read(spec.calibration.source, spec.calibration.seed, "calibration.source"),
+        # Seed 0: the same prompts whatever the run's seed, since methods are compared on them.
+        read(spec.fidelity.source, 0, "fidelity.source"),
+    )
+
+
+def _validate_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> None:
+    """Judge the trajectory of calibration or fidelity by the model's context and its own steps."""
+    states = spec.calibration.states
+    recorded = spec.calibration.source is not None and states.sampler == "trajectory"
+    if spec.fidelity.source is None and not recorded:
+        return
+    sampler = family_of(model).make_sampler(spec.model.trajectory)
+    segments.prompts_of([], sampler.answer_length, model.config.context_length)
+    if states.sampler == "trajectory" and states.per_segment > sampler.steps:
+        raise ConfigError(
+            f"calibration.states.per_segment: got {states.per_segment}, allowed: at most the trajectory's "
+            f"{sampler.steps} steps"
+        )
+
+
+def _begin(segment: Segment, bos: int, limit: int) -> Segment:
+    """Put BOS in front of a prompt, as the family's evaluation does (Dream)."""
+    if not segment.prompt_length:
+        return segment
+    return replace(segment, ids=(bos, *segment.ids)[:limit], prompt_length=segment.prompt_length + 1)

@@ -8,11 +8,12 @@ from starquant.config.run import RunSpec
 from starquant.config.tasks import validate_consent
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
 from starquant.store.exports import exported_from, validate_target
+from starquant.store.records import RecordStore
 from starquant.testbed.shipped import weights_folder
 
 
-def check_paths(spec: RunSpec) -> None:
-    """Check that what is named exists and is of the right kind.
+def validate_paths(spec: RunSpec) -> None:
+    """Judge whether what is named exists and is of the right kind.
 
     Raises:
         StarquantError: an embedded model that is not shipped, a checkpoint or data folder that is not there, a
@@ -33,10 +34,10 @@ def check_paths(spec: RunSpec) -> None:
     if Path(spec.paths.results).is_file():
         raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
     validate_consent(tasks)
-    check_export(spec)
+    validate_export(spec)
 
 
-def check_export(spec: RunSpec) -> None:
+def validate_export(spec: RunSpec) -> None:
     """Judge what is to be exported and where.
 
     Raises:
@@ -47,18 +48,16 @@ def check_export(spec: RunSpec) -> None:
     if not spec.quantizes or spec.stage in ("calibrate", "inspect"):
         raise ConfigError(
             f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
-            "what is exported; allowed: a method other than none and packed, stage=all or evaluate"
+            "what is exported; allowed: a method other than none, stage=all or evaluate"
         )
     if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
         validate_target(Path(spec.export.dir))
 
 
-def check_results(spec: RunSpec) -> None:
-    """Check once, before any cell of a sweep is run, that results can be written.
+def validate_results(spec: RunSpec) -> None:
+    """Judge once, before any cell of a sweep is run, whether results can be written.
 
     Raises:
         RecordError: they cannot.
     """
-    from starquant.store.records import RecordStore
-
     RecordStore(Path(spec.paths.results)).prepare()

@@ -1,1 +1,1 @@
-"""Where a run happens: device, processes, progress bars, log, tracker."""
+"""Where runs happen: device, processes, progress bars, log, tracker, and what runs of one process share."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,23 +14,25 @@ from filelock import FileLock, Timeout
 
 from starquant.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 FREE = "cuda:free"
 POLL_S = 2.0
 
 
 @contextmanager
-def leased(asked: str, count: int | None = None) -> Iterator[str]:
+def leased(device: str, count: int | None = None) -> Iterator[str]:
     """Yield a torch device; for "cuda:free" a whole GPU, waited for, and given back in the end (or by being killed).
 
     Args:
-        asked: a torch device, or "cuda:free".
+        device: a torch device, or "cuda:free".
         count: of GPUs; None asks torch.
 
     Raises:
         ConfigError: "cuda:free" without a GPU.
     """
-    if asked != FREE:
-        yield asked
+    if device != FREE:
+        yield device
         return
     if count is None:
         import torch
@@ -42,7 +44,7 @@ def leased(asked: str, count: int | None = None) -> Iterator[str]:
     folder.mkdir(exist_ok=True)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")  # their numbers are of what is visible
     locks = [FileLock(folder / f"{visible}-{index}.lock") for index in range(count)]
-    told = False
+    waiting = False
     while True:
         for index, lock in enumerate(locks):
             try:
@@ -54,7 +56,7 @@ def leased(asked: str, count: int | None = None) -> Iterator[str]:
             finally:
                 lock.release()
             return
-        if not told:
-            print(f"waiting: all {count} GPUs are leased by other runs", file=sys.stderr, flush=True)
-            told = True
+        if not waiting:
+            log.info("waiting: all %d GPUs are leased by other runs", count)
+            waiting = True
         time.sleep(POLL_S)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starquant.errors import StarquantError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,20 @@ class Processes:
         """Whether this is the process that calibrates, writes and prints."""
         return self.rank == 0
 
-    def by_first(self, work: Callable[[], T]) -> T:
-        """Return what the first process makes of it, on every process; an error of the user is raised on all.
+    def by_first(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return on every process what `work` returns on the first; an error of the user is raised on all.
 
         Raises:
             StarquantError: of `work`.
         """
         if self.world == 1:
-            return work()
+            return work(*args, **kwargs)
         from accelerate.utils import broadcast_object_list
 
         outcome: list[Any] = [None, None]
         if self.first:
             try:
-                outcome[0] = work()
+                outcome[0] = work(*args, **kwargs)
             except StarquantError as error:
                 outcome[1] = error
         broadcast_object_list(outcome)
@@ -60,8 +61,8 @@ class Processes:
         """Return a scalar of every process, [world]."""
         from accelerate.utils import gather
 
-        found: Tensor = number if self.world == 1 else gather(number.reshape(1))
-        return found
+        numbers: Tensor = number if self.world == 1 else gather(number.reshape(1))
+        return numbers
 
     def gather_objects(self, obj: Any, rank: int = 0) -> list[Any] | None:
         """Return an object of every process, in order, to the process `rank`; None to the others."""
@@ -69,9 +70,9 @@ class Processes:
             return [obj]
         import torch.distributed as dist
 
-        found = [None] * self.world if self.rank == rank else None
-        dist.gather_object(obj, found, dst=rank)
-        return found
+        objects = [None] * self.world if self.rank == rank else None
+        dist.gather_object(obj, objects, dst=rank)
+        return objects
 
     def wait(self) -> None:
         """Wait until every process is here."""
@@ -80,23 +81,23 @@ class Processes:
 
             wait_for_everyone()
 
-    def device(self, asked: str) -> str:
+    def device(self, device: str) -> str:
         """Return this process's device: with "cuda", the GPU of its local number."""
         local = os.environ.get("LOCAL_RANK", "0")
-        return f"cuda:{local}" if asked == "cuda" and self.world > 1 else asked
+        return f"cuda:{local}" if device == "cuda" and self.world > 1 else device
 
 
 ALONE = Processes()
 
 
-#: What a launcher tells each of its processes; with less, some of it is left over from another program.
-TOLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+#: What a launcher sets for each of its processes; with less, some of it is left over from another program.
+LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched_rank() -> int | None:
     """Return this process's number among several, None where a launcher did not start several."""
-    told = [os.environ.get(name) for name in TOLD]
-    return int(told[1] or 0) if all(told) and told[0] != "1" else None
+    settings = [os.environ.get(name) for name in LAUNCHED]
+    return int(settings[1] or 0) if all(settings) and settings[0] != "1" else None
 
 
 def processes() -> Processes:

@@ -39,15 +39,16 @@ class PairedInterval(Interval):
 
 
 def bootstrap(
-    values_N: ArrayLike | Sequence[float], resamples: int = 2000, seed: int = 0, level: float = 0.95
+    sample_N: ArrayLike | Sequence[float], resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
     """Resample items with replacement and return the interval of their mean.
 
     Raises:
         ValueError: fewer than two values, values that are not finite, no resamples, a level outside (0, 1).
     """
-    values = _checked(values_N, resamples, level)
-    return Interval(*_summary(values, _means(values, resamples, seed), level), len(values))
+    numbers_N = _require_sample(sample_N, resamples, level)
+    means_R = _means(numbers_N, resamples, seed)
+    return Interval(float(numbers_N.mean()), standard_error(means_R), *percentiles(means_R, level), len(numbers_N))
 
 
 def paired_bootstrap(
@@ -65,15 +66,12 @@ def paired_bootstrap(
     a, b = np.asarray(a_N, dtype=np.float64), np.asarray(b_N, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"pairs need two sides of one shape, got {a.shape} and {b.shape}")
-    values = _checked(a - b, resamples, level)
-    means = _means(values, resamples, seed)
-    observed = values.mean()
-    crossed = np.ones(()) if observed == 0 else (means * np.sign(observed) <= 0).mean()
-    return PairedInterval(*_summary(values, means, level), len(values), float(crossed))
+    differences_N = _require_sample(a - b, resamples, level)
+    return _paired(float(differences_N.mean()), _means(differences_N, resamples, seed), level, len(differences_N))
 
 
 def crossed_bootstrap(
-    differences: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, level: float = 0.95
+    samples: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> PairedInterval:
     """Return the interval of a mean over models of a mean over runs and items, runs and items both resampled.
 
@@ -81,7 +79,7 @@ def crossed_bootstrap(
     one draw of items and one of runs serves all models that have as many of them.
 
     Args:
-        differences: one array [runs, items] a model, each value a pair's difference (or a plain value).
+        samples: one array [runs, items] a model, of pairs' differences or of plain numbers.
         resamples: number of resamples.
         seed: of the resampling.
         level: of the interval.
@@ -89,32 +87,64 @@ def crossed_bootstrap(
     Raises:
         ValueError: no models, arrays without two dimensions or two items, values that are not finite.
     """
-    if not differences:
-        raise ValueError("a bootstrap needs values of at least one model")
-    for values in differences:
-        if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] < 2 or not np.isfinite(values).all():
-            raise ValueError(f"a bootstrap needs finite values [runs, items >= 2], got shape {values.shape}")
-    means = resampled_means(differences, resamples, seed)
-    observed = float(np.mean([values.mean() for values in differences]))
-    crossed = 1.0 if observed == 0 else float((means * np.sign(observed) <= 0).mean())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    n = sum(values.size for values in differences)
-    return PairedInterval(observed, float(means.std(ddof=1)), float(low), float(high), n, crossed)
+    _require_samples(samples)
+    means_R = resampled_means(samples, resamples, seed)
+    return _paired(mean_over_models(samples), means_R, level, sum(sample.size for sample in samples))
+
+
+def average_bootstrap(
+    tasks: Sequence[Sequence[NDArray[np.float64]]], resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Return the interval of the average of several tasks' means, each task as in `crossed_bootstrap`.
+
+    Every task has draws of items of its own, and all have one draw of runs.
+
+    Args:
+        tasks: one array [runs, items] a model, of each task.
+        resamples: number of resamples.
+        seed: of the resampling.
+        level: of the interval.
+
+    Raises:
+        ValueError: no tasks.
+    """
+    if not tasks:
+        raise ValueError("an average needs at least one task")
+    means_R = np.mean([resampled_means(samples, resamples, seed, n) for n, samples in enumerate(tasks)], axis=0)
+    average = float(np.mean([mean_over_models(samples) for samples in tasks]))
+    size = sum(sample.size for samples in tasks for sample in samples)
+    return Interval(average, standard_error(means_R), *percentiles(means_R, level), size)
 
 
 def resampled_means(
-    values: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, task: int = 0
+    samples: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, task: int = 0
 ) -> NDArray[np.float64]:
     """Return means [resamples] over models of means over resampled runs and items; arguments as `crossed_bootstrap`.
 
     Tasks of other numbers have the same draws of runs, and draws of items of their own.
     """
-    runs, items = (tuple(sorted({v.shape[axis] for v in values})) for axis in (0, 1))
+    runs, items = (tuple(sorted({sample.shape[axis] for sample in samples})) for axis in (0, 1))
     run_shares, item_shares = _shares(runs, items, resamples, seed, task)
-    means: NDArray[np.float64] = np.mean(
-        [np.einsum("rn,rn->r", item_shares[v.shape[1]] @ v.T, run_shares[v.shape[0]]) for v in values], axis=0
+    means_R: NDArray[np.float64] = np.mean(
+        [np.einsum("rn,rn->r", item_shares[s.shape[1]] @ s.T, run_shares[s.shape[0]]) for s in samples], axis=0
     )
-    return means
+    return means_R
+
+
+def mean_over_models(samples: Sequence[NDArray[np.float64]]) -> float:
+    """Return the mean over models, which count alike, of the means of their arrays."""
+    return float(np.mean([sample.mean() for sample in samples]))
+
+
+def standard_error(means_R: NDArray[np.float64]) -> float:
+    """Return the bootstrap standard error: the standard deviation of resampled means."""
+    return float(means_R.std(ddof=1))
+
+
+def percentiles(means_R: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """Return the ends of the percentile interval of resampled means."""
+    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 @functools.lru_cache(maxsize=16)
@@ -131,26 +161,32 @@ def _shares(
     return {n: drawn(n, of_runs) for n in runs}, {n: drawn(n, of_items) for n in items}
 
 
-def _checked(values: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < 2:
-        raise ValueError(f"a bootstrap needs two values or more in a row, got shape {array.shape}")
-    if not np.isfinite(array).all():
+def _paired(observed: float, means_R: NDArray[np.float64], level: float, n: int) -> PairedInterval:
+    across_zero = 1.0 if observed == 0 else float((means_R * np.sign(observed) <= 0).mean())
+    return PairedInterval(observed, standard_error(means_R), *percentiles(means_R, level), n, across_zero)
+
+
+def _require_sample(numbers: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:
+    sample_N = np.asarray(numbers, dtype=np.float64)
+    if sample_N.ndim != 1 or len(sample_N) < 2:
+        raise ValueError(f"a bootstrap needs two values or more in a row, got shape {sample_N.shape}")
+    if not np.isfinite(sample_N).all():
         raise ValueError("a bootstrap needs finite values")
     if resamples < 2 or not 0.0 < level < 1.0:
         raise ValueError(f"resamples must be 2 or more and level inside (0, 1), got {resamples} and {level}")
-    return array
+    return sample_N
 
 
-def _means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    rng, size = np.random.default_rng(seed), len(values)
+def _require_samples(samples: Sequence[NDArray[np.float64]]) -> None:
+    if not samples:
+        raise ValueError("a bootstrap needs values of at least one model")
+    for sample in samples:
+        if sample.ndim != 2 or sample.shape[0] < 1 or sample.shape[1] < 2 or not np.isfinite(sample).all():
+            raise ValueError(f"a bootstrap needs finite values [runs, items >= 2], got shape {sample.shape}")
+
+
+def _means(sample_N: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    rng, size = np.random.default_rng(seed), len(sample_N)
     rows = max(1, _CHUNK // size)
     chunks = [min(rows, resamples - begin) for begin in range(0, resamples, rows)]
-    return np.concatenate([values[rng.integers(0, size, (count, size))].mean(1) for count in chunks])
-
-
-def _summary(
-    values: NDArray[np.float64], means: NDArray[np.float64], level: float
-) -> tuple[float, float, float, float]:
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(means.std(ddof=1)), float(low), float(high)
+    return np.concatenate([sample_N[rng.integers(0, size, (count, size))].mean(1) for count in chunks])

@@ -89,7 +89,7 @@ class ArtifactStore:
         if not folder.exists():
             return None
         try:
-            return self._checked(folder, digest)
+            return self._validate(folder, digest)
         except NewerRecordError:
             raise
         except RecordError as error:
@@ -97,7 +97,7 @@ class ArtifactStore:
                 set_aside(folder, str(error))
             return None
 
-    def _checked(self, folder: Path, digest: str) -> Artifact:
+    def _validate(self, folder: Path, digest: str) -> Artifact:
         header = folder / HEADER
         try:
             artifact = Artifact.model_validate(json.loads(header.read_text(encoding="utf-8")))
@@ -129,12 +129,12 @@ class ArtifactStore:
             artifact = artifact.model_copy(update={"files": files})
             write_atomically(made / HEADER, json.dumps(artifact.model_dump(mode="json"), indent=1) + "\n")
             self.folder.mkdir(parents=True, exist_ok=True)
-            before = target.with_name(f".{target.name}.old")
-            shutil.rmtree(before, ignore_errors=True)  # of a process that died here
+            replaced = target.with_name(f".{target.name}.old")
+            shutil.rmtree(replaced, ignore_errors=True)  # of a process that died here
             if target.exists():
-                target.rename(before)
+                target.rename(replaced)
             made.rename(target)
-            shutil.rmtree(before, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
             raise RecordError(f"{target}: cannot be written: {error}") from error
         shutil.rmtree(made.parent, ignore_errors=True)

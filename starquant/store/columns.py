@@ -42,7 +42,7 @@ class TaskColumns(BaseModel):
     values: dict[str, list[float]]
 
     @model_validator(mode="after")
-    def _whole(self) -> TaskColumns:
+    def _validate_lengths(self) -> TaskColumns:
         for name, numbers in self.values.items():
             if len(numbers) != self.n:
                 raise ValueError(f"{name} has {len(numbers)} numbers for {self.n} items")
@@ -60,7 +60,7 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> TaskColumns:
     Raises:
         ValueError: a number that is not finite.
     """
-    found: dict[str, dict[tuple[Any, str], list[float]]] = {}
+    by_metric: dict[str, dict[tuple[Any, str], list[float]]] = {}
     items: set[tuple[Any, str]] = set()
     for number, row in enumerate(rows, 1):
         key = next((name for name in ("doc_id", "prompt") if name in row), None)
@@ -74,12 +74,12 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> TaskColumns:
                 continue
             if not math.isfinite(value):
                 raise ValueError(f"line {number}: {name} is {value}, not a finite number")
-            by_item = found.setdefault(f"{name},{row.get('filter', 'none')}", {})
+            by_item = by_metric.setdefault(f"{name},{row.get('filter', 'none')}", {})
             by_item.setdefault(item, []).append(float(value))
     order = sorted(items)
     means = {
         name: [float(f"{sum(by_item[item]) / len(by_item[item]):.9g}") for item in order]
-        for name, by_item in found.items()
+        for name, by_item in by_metric.items()
         if len(by_item) == len(order)
     }
     digest = hashlib.sha256(json.dumps(order).encode()).hexdigest()[:16]
@@ -111,10 +111,10 @@ def read_columns(folder: Path) -> dict[str, TaskColumns]:
     """
     path = folder / FILE
     if not path.exists():
-        found = {file.stem: _from_rows(file) for file in sorted(folder.glob("*.jsonl"))}
-        if not found:
+        tasks = {file.stem: _from_rows(file) for file in sorted(folder.glob("*.jsonl"))}
+        if not tasks:
             raise RecordError(f"{folder}: the items of the record cannot be read (there are none)")
-        return found
+        return tasks
     try:
         content = _Columns.model_validate_json(path.read_bytes())
         if content.schema_version != SCHEMA_VERSION:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import tempfile
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -33,5 +35,5 @@ def set_aside(path: Path, why: str) -> Path:
         path.rename(taken[-1])
     except FileNotFoundError:  # another process was first
         return taken[-1]
-    print(f"warning: {why}; set aside as {taken[-1].name} and computed again", file=sys.stderr, flush=True)
+    log.warning("%s; set aside as %s and computed again", why, taken[-1].name)
     return taken[-1]

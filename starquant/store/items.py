@@ -11,8 +11,8 @@ from starquant.store.columns import read_rows
 def trajectories_of(spec: dict[str, Any]) -> dict[str, Any]:
     """Return what two specifications must share for their fidelity to be compared, by dotted name."""
     model, fidelity = spec["model"], spec["fidelity"]
-    found = {f"model.{name}": model.get(name) for name in ("fingerprint", "dtype", "trajectory")}
-    return found | {f"fidelity.{name}": fidelity.get(name) for name in ("source", "positions")}
+    shared = {f"model.{name}": model.get(name) for name in ("fingerprint", "dtype", "trajectory")}
+    return shared | {f"fidelity.{name}": fidelity.get(name) for name in ("source", "positions")}
 
 
 def items_folder(record: Path) -> Path:

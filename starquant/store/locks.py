@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from starquant.errors import RecordError
+
+log = logging.getLogger(__name__)
 
 
 def lock_path(results: Path, kind: str, key: str) -> Path:
@@ -30,7 +32,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            print(f"waiting: another process is at {what}", file=sys.stderr, flush=True)
+            log.info("waiting: another process is at %s", what)
             lock.acquire()
     except OSError as error:
         raise RecordError(f"{path}: cannot be locked: {error.strerror or error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import platform
 import subprocess
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from starquant.session.session import Code
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGES = (
@@ -108,17 +109,11 @@ def _yaml(node: yaml.Node | None) -> str:
     return "" if node is None else f"{node.tag} {node.value!a}"
 
 
-@functools.cache
-def _process() -> CodeDigest:
-    return CodeDigest()
-
-
 def code_digest(rooms: Sequence[str] = SCORING) -> str:
-    """Return the digest of some rooms, as they were when this process first read them."""
-    return _process().of(rooms)
+    """Return the digest of some rooms, as they are now."""
+    return CodeDigest().of(rooms)
 
 
-@functools.cache
 def source() -> tuple[str | None, bool | None]:
     """Return the git SHA, and whether code or configuration differ from it or are not in it; None outside git."""
     sha = _git("rev-parse", "HEAD")
@@ -126,13 +121,25 @@ def source() -> tuple[str | None, bool | None]:
     return sha, None if status is None else bool(status)
 
 
-def collect(device: str, device_name: str) -> dict[str, Any]:
-    """Return provenance as plain data; git fields are None outside a git checkout."""
-    sha, dirty = source()
+def running_code() -> Code:
+    """Return what code this is, as it lies on disk now; a session takes it once."""
+    (sha, dirty), digest = source(), CodeDigest()
+    return Code(sha, dirty, scoring=digest.of(SCORING), fitting=digest.of(FITTING))
+
+
+def collect(device: str, device_name: str, code: Code | None = None) -> dict[str, Any]:
+    """Return provenance as plain data; git fields are None outside a git checkout.
+
+    Args:
+        device: that was computed on.
+        device_name: what it is called.
+        code: that computed; None takes what lies on disk now.
+    """
+    code = code or running_code()
     return {
-        "git_sha": sha,
-        "git_dirty": dirty,
-        "code_digest": code_digest(),
+        "git_sha": code.git_sha,
+        "git_dirty": code.git_dirty,
+        "code_digest": code.scoring,
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),

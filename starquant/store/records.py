@@ -139,16 +139,16 @@ def _read(path: Path, kind: type[RecordT]) -> RecordT:
     try:
         record = kind.model_validate_json(text)
     except ValidationError as error:
-        _judge_version(path, text)
+        _validate_version(path, text)
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
         raise RecordError(f"{path}: {where}: {problem['msg']}") from None
     if record.schema_version not in READABLE_VERSIONS:
-        _judge_version(path, text)
+        _validate_version(path, text)
     return record
 
 
-def _judge_version(path: Path, text: bytes) -> None:
+def _validate_version(path: Path, text: bytes) -> None:
     try:
         version = _Version.model_validate_json(text).schema_version
     except ValidationError as error:

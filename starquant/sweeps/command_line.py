@@ -27,12 +27,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from starquant.errors import ConfigError, StarquantError, nearest
-from starquant.runs.preflight import check_results
+from starquant.runs.preflight import validate_results
 from starquant.session.processes import launched_rank
 from starquant.sweeps.cell_log import CellEntry, CellLog
 from starquant.sweeps.cells import Plan, validate_plan
 from starquant.sweeps.composition import Composer
-from starquant.sweeps.jobs import PARENT, run_cell
+from starquant.sweeps.jobs import PARENT, CellRunner
 from starquant.sweeps.overrides import CONF, Groups, parse_overrides, validate_option
 from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.sweeper import CellSweeper, opened, sweeper_of
@@ -126,7 +126,7 @@ class Validated:
             return
         (cell,) = self.plan.cells
         job = run_job(
-            task_function=lambda _: run_cell(cell),
+            task_function=lambda _: CellRunner()(cell),
             config=self.plan.config,
             job_dir_key="hydra.run.dir",
             job_subdir_key=None,
@@ -149,7 +149,7 @@ def validate_command_line(command: CommandLine, context: HydraContext) -> Valida
         validate_option(override, groups)
         if override.key_or_group.startswith("hydra.callbacks"):
             raise ConfigError(f"{override.key_or_group}: callbacks of Hydra are not called; allowed: none")
-    sweeper = sweeper_of(overrides, command.multirun, context, run_cell)
+    sweeper = sweeper_of(overrides, command.multirun, context, CellRunner())
     if sweeper is not None:
         words = [override.input_line or "" for override in overrides if not override.is_hydra_override()]
         return Validated(sweeper.validate_cells(words), sweeper)
@@ -193,7 +193,7 @@ def run(validated: Validated, context: HydraContext) -> int:
         RecordError: the results folder cannot be written.
     """
     plan = validated.plan
-    check_results(plan.cells[0].spec)
+    validate_results(plan.cells[0].spec)
     log = CellLog(plan.results)
     environment = {}
     if plan.launcher != "basic":

@@ -7,10 +7,14 @@ import os
 import signal
 import sys
 import traceback
+from dataclasses import dataclass, field
 
 from starquant.errors import StarquantError
-from starquant.runs.preflight import check_paths
+from starquant.runs.preflight import validate_paths
+from starquant.session.logs import on_terminal
 from starquant.session.processes import launched_rank
+from starquant.session.progress import for_terminal
+from starquant.session.session import Session
 from starquant.sweeps.cell_log import CellEntry, CellLog
 from starquant.sweeps.cells import Cell
 
@@ -18,17 +22,39 @@ from starquant.sweeps.cells import Cell
 PARENT = "STARQUANT_SWEEP_PID"
 
 
-def run_cell(cell: Cell) -> None:
-    """Run one cell; an error is kept for the end, so that a sweep goes on."""
-    end_with_parent()
-    if launched_rank():  # of several processes the first one tells
-        with contextlib.suppress(StarquantError):
-            execute_cell(cell)
-        return
+@dataclass
+class CellRunner:
+    """Runs cells as jobs; those that one process runs share a session.
+
+    Attributes:
+        session: opened with the first cell.
+    """
+
+    session: Session | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, None]:
+        """Go to another process without the session, which is this one's."""
+        return {"session": None}
+
+    def __call__(self, cell: Cell) -> None:
+        """Run one cell; an error is kept for the end, so that a sweep goes on."""
+        end_with_parent()
+        if self.session is None:
+            self.session = Session.open(for_terminal())
+        if launched_rank():  # of several processes the first one tells
+            with contextlib.suppress(StarquantError), on_terminal(shown=False):
+                execute_cell(cell, self.session)
+            return
+        with on_terminal():
+            _run_logged(cell, self.session)
+
+
+def _run_logged(cell: Cell, session: Session) -> None:
+    """Run a cell and write down what became of it."""
     log = CellLog(cell.results)
     try:
         with log.running(cell.key, cell.name) as outcome:
-            outcome.append(execute_cell(cell))
+            outcome.append(execute_cell(cell, session))
     except StarquantError as error:
         if cell.spec.debug.traceback:
             traceback.print_exc()
@@ -47,13 +73,13 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def execute_cell(cell: Cell) -> CellEntry:
+def execute_cell(cell: Cell, session: Session) -> CellEntry:
     """Run a cell and print its report; returns what became of it."""
-    check_paths(cell.spec)  # before torch is imported
+    validate_paths(cell.spec)  # before torch is imported
     from starquant.reports.run_table import render
     from starquant.runs.execute import execute
 
-    result = execute(cell.spec, progress=os.environ.get("TQDM_DISABLE") != "1")
+    result = execute(cell.spec, session)
     if not launched_rank():
         if result.record is None:
             print(f"wrote: {result.path}", flush=True)

@@ -43,5 +43,5 @@ def random_problem(rng: random.Random, split: Split) -> Item:
         if split_of(key) is not split:
             continue
         person, thing = rng.choice(PEOPLE), rng.choice(THINGS)
-        told = " . then ".join(rng.choice(PHRASES[op]).format(n=n) for op, n in steps)
-        return Item(f"{person} has {start} {thing} . {told} . how many ?", " , ".join(map(str, totals)), key)
+        sentences = " . then ".join(rng.choice(PHRASES[op]).format(n=n) for op, n in steps)
+        return Item(f"{person} has {start} {thing} . {sentences} . how many ?", " , ".join(map(str, totals)), key)

@@ -14,7 +14,11 @@ def vocabulary() -> dict[str, int]:
     """Return word -> id: the special tokens, the numbers 0 to 99, then every word of the generators."""
     words = [EOS, MASK, UNKNOWN, *map(str, range(100))]
     words += [*world.WORDS, *arithmetic.WORDS, *programs.WORDS]
-    words += [*world.PEOPLE, *world.RELATIONS, *(v for values in world.RELATIONS.values() for v in values)]
+    words += [
+        *world.PEOPLE,
+        *world.RELATIONS,
+        *(word for attributes in world.RELATIONS.values() for word in attributes),
+    ]
     words += arithmetic.THINGS
     return {word: index for index, word in enumerate(dict.fromkeys(words))}
 

@@ -103,7 +103,7 @@ def _draw(kinds: tuple[tuple[Drawer, int], ...], rng: random.Random) -> list[Ite
 def _save_state(
     path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimizer, run: dict[str, str], step: int
 ) -> None:
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         moments = optimizer.state[parameter]
         state |= {f"p/{name}": parameter.data, f"m/{name}": moments["exp_avg"], f"v/{name}": moments["exp_avg_sq"]}
@@ -136,10 +136,11 @@ def _load_state(path: Path, model: LLaDAModelLM, optimizer: torch.optim.Optimize
 def train(out: Path, seed: int, steps: int = STEPS, device: str = "cpu", layers: int = 4) -> LLaDAModelLM:
     """Train (or go on training) a model and write it with its tokenizer to `out`."""
     torch.manual_seed(seed)
-    model = LLaDAModelLM(tiny_config(layers)).to(device).train()
+    model = LLaDAModelLM(tiny_config(layers))
+    model.to(device).train()  # type: ignore[arg-type] # a decorator of transformers hides `self`
     decayed = [p for p in model.parameters() if p.dim() > 1]
-    kept = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
+    undecayed = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
     out.mkdir(parents=True, exist_ok=True)
     state = out / "training_state.safetensors"
@@ -188,9 +189,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--layers", type=int, default=4, help="blocks; the shipped models have 4")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        train(args.out, args.seed, args.steps, args.device, args.layers)
+        train(arguments.out, arguments.seed, arguments.steps, arguments.device, arguments.layers)
     except CheckpointError as error:
         sys.exit(f"error: {error}")
 

@@ -82,12 +82,12 @@ def facts(split: Split) -> list[Item]:
 def profile(person: str, relations: tuple[str, str, str]) -> Item:
     """Ask for three attributes in order; each wrong choice has one of the three values exchanged."""
     key = f"profile/{person}/{'/'.join(relations)}"
-    values = [attribute(person, relation) for relation in relations]
+    attributes = [attribute(person, relation) for relation in relations]
     rng = rng_for("choices", key)
-    choices = [_profile_answer(relations, values)]
+    choices = [_profile_answer(relations, attributes)]
     for changed in range(3):
-        others = [value for value in RELATIONS[relations[changed]] if value != values[changed]]
-        wrong = [*values]
+        others = [value for value in RELATIONS[relations[changed]] if value != attributes[changed]]
+        wrong = [*attributes]
         wrong[changed] = rng.choice(others)
         choices.append(_profile_answer(relations, wrong))
     answer = choices[0]
@@ -95,8 +95,8 @@ def profile(person: str, relations: tuple[str, str, str]) -> Item:
     return Item(f"describe {person} by {' '.join(relations)} :", answer, key, tuple(choices))
 
 
-def _profile_answer(relations: tuple[str, ...], values: list[str]) -> str:
-    return " , ".join(f"{relation} {value}" for relation, value in zip(relations, values, strict=True))
+def _profile_answer(relations: tuple[str, ...], attributes: list[str]) -> str:
+    return " , ".join(f"{relation} {value}" for relation, value in zip(relations, attributes, strict=True))
 
 
 def random_fact(rng: random.Random, split: Split) -> Item:

@@ -1,5 +1,5 @@
-"""Who is told of a finished run. The record on disk is the result; a tracker only shows it."""
+"""Weights & Biases hears of records and failed runs from a process of its own."""
 
-from starquant.tracking.tracker import NullTracker, Tracker, make_tracker
+from starquant.tracking.tracker import WandbTracker, make_tracker
 
-__all__ = ["NullTracker", "Tracker", "make_tracker"]
+__all__ = ["WandbTracker", "make_tracker"]

@@ -1,45 +1,27 @@
-"""Trackers: nobody, or Weights & Biases in a process of its own, so that a dead service cannot stop a run."""
+"""Weights & Biases in a process of its own, so that a dead service cannot stop a run."""
 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Protocol
 
 from starquant.config.run import RunSpec, TrackerSpec
+from starquant.session.tracker import NullTracker, Tracker
+from starquant.store.files import write_atomically
 
-
-class Tracker(Protocol):
-    """Told of each record once it is on disk."""
-
-    def publish(self, record: Path) -> None:
-        """Start telling; returns at once."""
-        ...
-
-    def close(self) -> None:
-        """Wait for what is still being told, within the tracker's own time limit."""
-        ...
-
-
-class NullTracker:
-    """Tells nobody and imports nothing."""
-
-    def publish(self, record: Path) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
+log = logging.getLogger(__name__)
 
 
 class WandbTracker:
-    """Publish records through `starquant.tracking.wandb_worker`, one process each."""
+    """Publish records and failures through `starquant.tracking.wandb_worker`, one process each."""
 
     def __init__(self, spec: TrackerSpec, folder: Path) -> None:
         self._spec, self._folder = spec, folder
-        self._workers: list[tuple[Path, subprocess.Popen[bytes]]] = []
+        self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
 
     def publish(self, record: Path) -> None:
         """Start a worker for the record, unless W&B has it already."""
@@ -47,24 +29,39 @@ class WandbTracker:
         marker = marker_of(self._folder, content["digest"], self._spec.project, self._spec.mode, self._spec.entity)
         if marker.exists() and marker.read_text(encoding="utf-8") == content["provenance"]["finished_at"]:
             return
-        command = [sys.executable, "-m", "starquant.tracking.wandb_worker", str(record), "--dir", str(self._folder)]
-        command += ["--project", self._spec.project, "--mode", self._spec.mode]
+        self._start(record, f"the run is safe in {record}")
+
+    def failed(self, spec: RunSpec, error: BaseException) -> None:
+        """Start a worker for a run that has no record: its configuration and the error in one line."""
+        digest, line = spec.digest(), " ".join(f"{type(error).__name__}: {error}".split())
+        path = self._folder / "failed" / f"{digest}.json"
+        content = {"digest": digest, "spec": spec.model_dump(mode="json"), "error": line}
+        try:
+            write_atomically(path, json.dumps(content, indent=1) + "\n")
+        except OSError as problem:
+            log.warning("W&B was not told (%s); the run has failed", problem)
+            return
+        self._start(path, "the run has failed", "--failed")
+
+    def _start(self, path: Path, outcome: str, *options: str) -> None:
+        command = [sys.executable, "-m", "starquant.tracking.wandb_worker", str(path), "--dir", str(self._folder)]
+        command += ["--project", self._spec.project, "--mode", self._spec.mode, *options]
         command += ["--entity", self._spec.entity] if self._spec.entity else []
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / "wandb_worker.log").open("ab") as log:
+            with (self._folder / "wandb_worker.log").open("ab") as output:
                 worker = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
                 )
         except OSError as error:
-            print(f"warning: W&B was not told ({error}); the run is safe in {record}", file=sys.stderr)
+            log.warning("W&B was not told (%s); %s", error, outcome)
             return
-        self._workers.append((record, worker))
+        self._workers.append((outcome, worker))
 
     def close(self) -> None:
         """Wait at most `timeout_s` for all workers; those that are not done are ended and named."""
         deadline = time.monotonic() + self._spec.timeout_s
-        for record, worker in self._workers:
+        for outcome, worker in self._workers:
             try:
                 code = worker.wait(timeout=max(0.0, deadline - time.monotonic()))
                 problem = f"failed with code {code}" if code else ""
@@ -73,10 +70,7 @@ class WandbTracker:
                 worker.wait()
                 problem = f"did not answer within {self._spec.timeout_s:g} s"
             if problem:
-                print(
-                    f"warning: W&B {problem} (see {self._folder / 'wandb_worker.log'}); the run is safe in {record}",
-                    file=sys.stderr,
-                )
+                log.warning("W&B %s (see %s); %s", problem, self._folder / "wandb_worker.log", outcome)
         self._workers = []
 
 
@@ -86,7 +80,7 @@ def marker_of(folder: Path, digest: str, project: str, mode: str, entity: str | 
 
 
 def make_tracker(spec: RunSpec) -> Tracker:
-    """Return the tracker a run asks for."""
+    """Return the tracker that a run names."""
     if spec.tracker.name == "none":
         return NullTracker()
     return WandbTracker(spec.tracker, Path(spec.tracker.dir or Path(spec.paths.results) / "wandb").resolve())

@@ -1,11 +1,13 @@
-"""Send one record to Weights & Biases: `python -m starquant.tracking.wandb_worker RECORD --project P --mode offline`.
+"""Send one run to Weights & Biases: `python -m starquant.tracking.wandb_worker RECORD --project P --mode offline`.
 
-The only file that imports wandb. The W&B run id is the record's digest: publishing again resumes the same run.
+The only file that imports wandb. The W&B run id is the run's digest: publishing again resumes the same run, also one
+that has failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,39 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: value}
 
 
-def publish(path: Path, folder: Path, project: str, entity: str | None, mode: str) -> None:
-    """Log configuration, scores, timings and the record itself as one W&B run."""
+def start(folder: Path, spec: dict[str, Any], digest: str, settings: dict[str, Any], **config: Any) -> Any:
+    """Return the W&B run of a digest, new or resumed, with the specification as its configuration.
+
+    Args:
+        folder: of W&B's own files.
+        spec: as in a record.
+        digest: of the run.
+        settings: project, entity and mode.
+        config: to stand beside the specification.
+    """
     for name in ("DATA", "CACHE"):  # copies of artifacts are sent later: they stay with the run, not below the home
         os.environ.setdefault(f"WANDB_{name}_DIR", str(folder))
     import wandb
 
-    record = read_record(path)
-    spec = record.spec
-    run = wandb.init(
-        id=record.digest,
+    return wandb.init(
+        id=digest,
         resume="allow",
-        project=project,
-        entity=entity,
-        mode="offline" if mode == "offline" else "online",
         dir=str(folder),
         name=f"{spec['model']['name']}-{spec['bits']['name']}-{spec['method']['name']}",
         group=(spec.get("experiment") or {}).get("name") or spec["tasks"]["name"],
         job_type=spec["method"]["name"],
-        config=flatten(spec) | {"digest": record.digest, "git_sha": record.provenance.get("git_sha")},
+        config=flatten(spec) | {"digest": digest} | config,
+        **settings,
     )
+
+
+def publish(path: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """Log configuration, scores, timings and the record itself as one W&B run."""
+    record = read_record(path)
+    run = start(folder, record.spec, record.digest, settings, git_sha=record.provenance.get("git_sha"))
+    import wandb
+
+    run.summary["error"] = None  # of an earlier attempt
     run.summary.update(summary(record))
     table = wandb.Table(columns=["task", "metric", "filter", "value", "stderr", "n"])
     for s in record.scores:
@@ -57,8 +72,17 @@ def publish(path: Path, folder: Path, project: str, entity: str | None, mode: st
     artifact.add_file(str(path))
     run.log_artifact(artifact)
     run.finish()
-    marker = marker_of(folder, record.digest, project, mode, entity)
-    write_atomically(marker, str(record.provenance.get("finished_at")))
+    write_atomically(marker_of(folder, record.digest, **settings), str(record.provenance.get("finished_at")))
+
+
+def publish_failure(path: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """Log configuration and error of a run that has no record as a W&B run in state failed."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    run = start(folder, content["spec"], content["digest"], settings)
+    run.summary["error"] = content["error"]
+    run.finish(exit_code=1)
+    marker_of(folder, content["digest"], **settings).unlink(missing_ok=True)  # the record is to be told again
+    path.unlink()
 
 
 def _log_fidelity(run: Any, path: Path) -> None:
@@ -91,13 +115,15 @@ def summary(record: RunRecord) -> dict[str, float]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("record", type=Path)
+    parser.add_argument("path", type=Path, help="a record, or with --failed what the tracker has left of a failed run")
+    parser.add_argument("--failed", action="store_true")
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--project", required=True)
     parser.add_argument("--entity")
     parser.add_argument("--mode", choices=("online", "offline"), required=True)
     args = parser.parse_args()
-    publish(args.record, args.dir, args.project, args.entity, args.mode)
+    settings = {"project": args.project, "entity": args.entity, "mode": args.mode}
+    (publish_failure if args.failed else publish)(args.path, args.dir, settings)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from starquant.testbed.programs import random_task
 
 def answers(tiny: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, stops: list[str], **more: Any) -> list[str]:
     sampler = LLaDASamplerSpec(name="llada", gen_length=32, steps=32, block_length=8)
-    lm = DiffusionLM(tiny, tokenizer, TaskProtocol(sampler=sampler), progress=False, **more)
+    lm = DiffusionLM(tiny, tokenizer, TaskProtocol(sampler=sampler), **more)
     drawn = rng_for("early finish", 0, 0)
     prompts = [random_task(drawn, Split.VALIDATION).prompt for _ in range(12)]
     return lm.generate_until([Instance("generate_until", {}, (p, {"until": stops}), i) for i, p in enumerate(prompts)])
@@ -42,7 +42,7 @@ def test_a_stop_string_settles_only_what_no_longer_one_can_change(
     tiny: MaskedDiffusionModel, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Cut at "3 4 5" first, "2 3 4" may still become "2 " instead of "2 3 "; and "4 6" may cut off what held a "4"."""
-    lm = DiffusionLM(tiny, tiny_tokenizer, progress=False)
+    lm = DiffusionLM(tiny, tiny_tokenizer)
 
     def tokens(text: str) -> list[int]:
         found: list[int] = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]

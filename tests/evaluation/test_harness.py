@@ -56,7 +56,7 @@ class Oracle(DiffusionLM):
     """Gives the answers it is told, without a model."""
 
     def __init__(self, tiny: Any, tokenizer: Any, answer: Callable[..., Any]) -> None:
-        super().__init__(tiny, tokenizer, progress=False)
+        super().__init__(tiny, tokenizer)
         self.answer, self.asked = answer, list[Any]()
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
@@ -80,7 +80,7 @@ def value(evaluation: Evaluation, metric: str) -> float:
 @pytest.fixture(scope="module")
 def evaluation(tiny, tiny_tokenizer) -> Evaluation:
     """The embedded suite, eight items a task, and no answers kept."""
-    return evaluate(DiffusionLM(tiny, tiny_tokenizer, progress=False), MODEL, tasks(*METRICS))
+    return evaluate(DiffusionLM(tiny, tiny_tokenizer), MODEL, tasks(*METRICS))
 
 
 def test_scores_are_complete(evaluation: Evaluation) -> None:
@@ -152,9 +152,9 @@ def test_any_program_that_gives_the_hidden_outputs_counts(tiny, tiny_tokenizer) 
 
 
 def test_a_finished_run_is_not_repeated(tiny, tiny_tokenizer, evaluation: Evaluation, tmp_path: Path) -> None:
-    first = evaluate(DiffusionLM(tiny, tiny_tokenizer, progress=False), MODEL, tasks(*METRICS), tmp_path)
+    first = evaluate(DiffusionLM(tiny, tiny_tokenizer), MODEL, tasks(*METRICS), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"{task}.jsonl" for task in METRICS}
-    lm = DiffusionLM(tiny, tiny_tokenizer, progress=False)
+    lm = DiffusionLM(tiny, tiny_tokenizer)
     lm.predict = None  # any forward pass fails
     assert evaluate(lm, MODEL, tasks(*METRICS), tmp_path) == first
     assert first.scores == evaluation.scores

@@ -101,7 +101,7 @@ def pair(request: pytest.FixtureRequest, tiny, tiny_tokenizer, dream):
 
 
 def make_lm(pair: Any, protocol: TaskProtocol, **settings: Any) -> DiffusionLM:
-    return DiffusionLM(*pair, protocol=protocol, progress=False, **settings)
+    return DiffusionLM(*pair, protocol=protocol, **settings)
 
 
 def loglikelihood(lm: DiffusionLM, pairs: Sequence[tuple[str, str]]) -> list[float]:

@@ -121,7 +121,7 @@ ASKED = {
 
 def _run(tiny, tiny_tokenizer, kind: str, path: Path | None, dies_at: int | None = None) -> tuple[list[Any], Mortal]:
     protocol = TaskProtocol(mc_num=16) if kind == "loglikelihood" else TaskProtocol(sampler=SAMPLER)
-    lm = DiffusionLM(tiny, tiny_tokenizer, protocol=protocol, batch_size=2, progress=False)
+    lm = DiffusionLM(tiny, tiny_tokenizer, protocol=protocol, batch_size=2)
     lm.predict = predict = Mortal(tiny, dies_at)
     lm.responses = ResponseLog(path)
     requests = [Instance(kind, {}, arguments, i) for i, arguments in enumerate(ASKED[kind])]

@@ -36,7 +36,7 @@ SAMPLER = TaskProtocol(sampler=LLaDASamplerSpec(name="llada", gen_length=8, bloc
 
 
 def lm_of(tiny: Any, tokenizer: Any, protocol: TaskProtocol, speed: SpeedSpec) -> DiffusionLM:
-    return DiffusionLM(tiny, tokenizer, protocol, progress=False, speed=speed)
+    return DiffusionLM(tiny, tokenizer, protocol, speed=speed)
 
 
 def scored(lm: DiffusionLM, pairs: list[Any]) -> list[float]:

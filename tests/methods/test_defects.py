@@ -86,7 +86,7 @@ def test_5_greedy_decoding_is_not_checked(tiny, tiny_tokenizer, monkeypatch: pyt
         rows += len(inputs["input_ids"])
 
     monkeypatch.setattr(lm_module, "generate_many", lambda *_, **__: pytest.fail("generated during likelihood"))
-    lm = DiffusionLM(tiny, tiny_tokenizer, protocol=TaskProtocol(mc_num=4), progress=False)
+    lm = DiffusionLM(tiny, tiny_tokenizer, protocol=TaskProtocol(mc_num=4))
     handle = tiny.register_forward_pre_hook(count, with_kwargs=True)
     found = lm.loglikelihood([Instance("loglikelihood", {}, ("ada likes", " tea red oslo"), 0)], disable_tqdm=True)
     handle.remove()
@@ -148,7 +148,7 @@ def test_9_one_process_needs_no_launcher(tiny, tiny_tokenizer, monkeypatch: pyte
     for value in (None, "3"):  # absent, and left over from some other program
         for name in LAUNCHER:
             monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-        lm = DiffusionLM(tiny, tiny_tokenizer, protocol=TaskProtocol(mc_num=4), progress=False)
+        lm = DiffusionLM(tiny, tiny_tokenizer, protocol=TaskProtocol(mc_num=4))
         assert (lm.rank, lm.world_size) == (0, 1)
         scores.append(lm.loglikelihood(request, disable_tqdm=True)[0][0])
     assert scores[0] == scores[1] < 0.0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from starquant.errors import RecordError
-from starquant.reports.selection import ALLOWED, Run, one_a_seed, read_runs, refuse_mixture
+from starquant.reports.selection import ALLOWED, Run, one_a_seed, read_runs, validate_together
 from tests.support.tables import FACTS, put, score
 
 VALUES = {FACTS: [1.0, 0.0, 1.0]}
@@ -87,24 +87,24 @@ def test_mixtures_are_refused_unless_they_are_allowed(tmp_path: Path, kind: str)
     put(tmp_path, VALUES, "quarot", **how)
     runs = read_runs(tmp_path)
     with pytest.raises(RecordError, match=f"{message}.*--allow {kind}"):
-        refuse_mixture(runs)
+        validate_together(runs)
     with pytest.raises(RecordError, match=f"--allow {kind}"):
-        refuse_mixture(runs, [name for name in ALLOWED if name != kind])
-    refuse_mixture(runs, [kind])
+        validate_together(runs, [name for name in ALLOWED if name != kind])
+    validate_together(runs, [kind])
 
 
 def test_limits_that_differ_are_always_refused(tmp_path: Path) -> None:
     put(tmp_path, VALUES)
     put(tmp_path, VALUES, "quarot", changes={"tasks.limit": 3})
     with pytest.raises(RecordError, match=r"tasks\.limit: 3 in tiny-w4a4-quarot-.*, None in tiny-w4a4-rtn-[^;]*$"):
-        refuse_mixture(read_runs(tmp_path), [*ALLOWED])
+        validate_together(read_runs(tmp_path), [*ALLOWED])
 
 
 def test_approximate_records_are_never_mixed_with_exact_ones(tmp_path: Path) -> None:
     put(tmp_path, VALUES)
     put(tmp_path, VALUES, "quarot", changes={"speed": {"kv_cache": "dual"}})
     with pytest.raises(RecordError, match=r"speed \(approximations\): dual KV cache in tiny-.*, exact in tiny-"):
-        refuse_mixture(read_runs(tmp_path), [*ALLOWED])
+        validate_together(read_runs(tmp_path), [*ALLOWED])
 
 
 @pytest.mark.parametrize(
@@ -119,19 +119,19 @@ def test_other_mixtures(tmp_path: Path, how: dict[str, Any]) -> None:
     put(tmp_path, VALUES)
     put(tmp_path, VALUES, "quarot", **how)
     with pytest.raises(RecordError, match="--allow"):
-        refuse_mixture(read_runs(tmp_path))
+        validate_together(read_runs(tmp_path))
 
 
 def test_models_have_versions_and_protocols_of_their_own(tmp_path: Path) -> None:
     put(tmp_path, VALUES)
     put(tmp_path, VALUES, told={"num_fewshot": 5}, changes={"tasks.limit": 3, "model.name": "other"})
-    refuse_mixture(read_runs(tmp_path))
+    validate_together(read_runs(tmp_path))
 
 
 def test_a_protocol_of_a_task_that_is_not_scored_does_not_matter(tmp_path: Path) -> None:
     put(tmp_path, VALUES)
     put(tmp_path, VALUES, "quarot", changes={"model.protocol.piqa.mc_num": 4})
-    refuse_mixture(read_runs(tmp_path))
+    validate_together(read_runs(tmp_path))
 
 
 def test_two_records_of_the_same_seeds_are_refused_by_the_key_that_differs(tmp_path: Path) -> None:

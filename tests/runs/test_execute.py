@@ -95,7 +95,7 @@ def test_a_record_is_reused_until_the_code_changes(finished: Result, monkeypatch
     again = quick(results, "runtime.batch_size=5")
     assert again.record == finished.record
     assert finished.path.stat().st_mtime_ns == written
-    monkeypatch.setattr("starquant.runs.execute.provenance.code_digest", lambda *_: "other")
+    monkeypatch.setattr("starquant.store.provenance.CodeDigest.of", lambda *_: "other")
     assert quick(results, "reuse=any").record == finished.record
     assert finished.path.stat().st_mtime_ns == written
     quick(results)

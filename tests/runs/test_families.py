@@ -98,12 +98,12 @@ def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[s
 
 
 def test_moving_inputs_keeps_the_digest_and_changing_them_does_not(tmp_path: Path) -> None:
-    from starquant.runs.execute import pin
+    from starquant.runs.inputs import pin
 
     def digest(checkpoint: Path, data: Path) -> str:
         paths = (f"model.path={checkpoint}", f"tasks.data_dir={data}")
         few = ("method=gptq", "fidelity.source.segments=3")
-        return pin(spec("model=llada", "tasks.names=[piqa]", *few, *paths))[0].digest()
+        return pin(spec("model=llada", "tasks.names=[piqa]", *few, *paths)).spec.digest()
 
     checkpoint, data = make_checkpoint(tmp_path / "a", "llada"), make_data(tmp_path / "d")
     first = digest(checkpoint, data)

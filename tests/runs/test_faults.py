@@ -95,7 +95,7 @@ def test_killed_while_the_record_is_written(tmp_path: Path) -> None:
 
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr("starquant.runs.execute.shutil.rmtree", watch)  # as the last step before answers go
+        patch.setattr(shutil, "rmtree", watch)  # as the last step before answers go
         result = execute(spec("method=rtn", *QUICK, f"paths.results={results}"))
     assert seen[-1]
     assert result.record is not None

@@ -12,7 +12,8 @@ from starquant.errors import ConfigError, RecordError
 from starquant.reports.selection import Run, one_a_seed
 from starquant.runs.execute import Result, execute
 from starquant.session.devices import leased
-from starquant.session.processes import ALONE, TOLD, Processes, launched_rank, processes
+from starquant.session.processes import ALONE, LAUNCHED, Processes, launched_rank, processes
+from starquant.session.session import Session
 from starquant.store.record import RunRecord
 from tests.support.specs import spec
 
@@ -93,7 +94,7 @@ def test_a_calibration_of_other_code_is_made_again_unless_any_will_do(
     calibrated: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, made = calibrated
-    monkeypatch.setattr("starquant.runs.calibrate.provenance.code_digest", lambda *_: "other")
+    monkeypatch.setattr("starquant.store.provenance.CodeDigest.of", lambda *_: "other")
     assert run(results, "testbed_facts", "stage=calibrate", "reuse=any").reused
     with pytest.raises(RecordError, match="nothing of this code was calibrated"):
         run(results, "testbed_facts", "stage=evaluate")
@@ -108,8 +109,9 @@ def test_full_precision_is_scored_once_even_where_nothing_may_be_reused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("fidelity=none", "tasks.limit=8", "tasks.names=[testbed_facts]", "reuse=never")
+    session = Session.open()
     for method in ("rtn", "quarot_rtn"):
-        execute(spec(f"method={method}", *common, f"paths.results={tmp_path}"))
+        execute(spec(f"method={method}", *common, f"paths.results={tmp_path}"), session)
     assert capsys.readouterr().err.count("running: tiny-w16a16-none") == 1
 
 
@@ -134,14 +136,14 @@ def test_a_run_that_waits_for_a_gpu_gets_it(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_one_process_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in TOLD:
+    for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     assert processes() is ALONE
-    for name in TOLD[:-1]:  # left over from another program
+    for name in LAUNCHED[:-1]:  # left over from another program
         monkeypatch.setenv(name, "3")
         assert processes() is ALONE
         assert launched_rank() is None
-    monkeypatch.setenv(TOLD[-1], "29500")
+    monkeypatch.setenv(LAUNCHED[-1], "29500")
     assert launched_rank() == 3
     assert ALONE.by_first(lambda: 3) == 3
     assert ALONE.gather_objects("x") == ["x"]

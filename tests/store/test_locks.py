@@ -13,8 +13,9 @@ from tests.support.processes import start
 HOLD = """
 import sys
 from pathlib import Path
+from starquant.session.logs import on_terminal
 from starquant.store.locks import exclusive
-with exclusive(Path(sys.argv[1]), "cell a"):
+with on_terminal(), exclusive(Path(sys.argv[1]), "cell a"):
     print("held", flush=True)
     sys.stdin.readline()
 """

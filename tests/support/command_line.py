@@ -44,13 +44,12 @@ def run_in_process(*arguments: str, results: Path) -> subprocess.CompletedProces
 
 @contextlib.contextmanager
 def _left_as_it_was() -> Iterator[None]:
-    """Keep environment, folder, signal handler, logging, threads and Hydra's state; forget what a process remembers."""
+    """Keep environment, folder, signal handler, logging, threads and Hydra's state."""
     import torch
     from hydra.core.global_hydra import GlobalHydra
 
     root, folder, threads = logging.getLogger(), os.getcwd(), torch.get_num_threads()
     handlers, level, handler = list(root.handlers), root.level, signal.getsignal(signal.SIGTERM)
-    _forget()
     with mock.patch.dict(os.environ, QUIET):
         os.chdir(REPOSITORY)
         try:
@@ -61,12 +60,3 @@ def _left_as_it_was() -> Iterator[None]:
             root.handlers[:], root.level = handlers, level
             torch.set_num_threads(threads)
             GlobalHydra.instance().clear()
-            _forget()
-
-
-def _forget() -> None:
-    """Clear what a process keeps from one cell to the next."""
-    from starquant.runs import execute as pipeline
-
-    for name in ("_MADE_HERE", "_REFERENCES"):
-        getattr(pipeline, name, set()).clear()

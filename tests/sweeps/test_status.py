@@ -293,7 +293,7 @@ def test_exit_code_of_a_single_run(
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(
-        command_line, "run_cell", lambda cell: state() if callable(state) else end(tmp_path, cell, state)
+        command_line, "CellRunner", lambda: lambda cell: state() if callable(state) else end(tmp_path, cell, state)
     )
     assert command_line.main(["bits=w8a8", "method=rtn", f"paths.results={tmp_path}"]) == code
     err = capsys.readouterr().err

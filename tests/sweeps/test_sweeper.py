@@ -19,6 +19,7 @@ from starquant.errors import ConfigError
 from starquant.sweeps import command_line
 from starquant.sweeps.cells import Cell
 from starquant.sweeps.command_line import main, parse_command_line, plan_of, validate_command_line
+from starquant.sweeps.jobs import CellRunner
 from starquant.sweeps.overrides import CONF, expand, parse_overrides
 from starquant.sweeps.sweeper import CellSweeper, Jobs, opened
 from tests.support.paths import REPOSITORY
@@ -29,7 +30,7 @@ from tests.support.specs import spec
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The cells that `main` runs, in order; nothing is computed."""
     cells: list[Cell] = []
-    monkeypatch.setattr(command_line, "run_cell", cells.append)
+    monkeypatch.setattr(command_line, "CellRunner", lambda: cells.append)
     return cells
 
 
@@ -205,7 +206,7 @@ def test_bad_options_are_named(arguments: list[str], message: str) -> None:
 def test_cells_travel_to_workers(tmp_path: Path) -> None:
     plan = plan_of(["-m", "method=rtn", "seed=1,2"])
     assert plan is not None
-    jobs = Jobs(plan.cells, command_line.run_cell)
+    jobs = Jobs(plan.cells, CellRunner())
     assert pickle.loads(pickle.dumps(jobs)) == jobs
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from starquant.config.run import TrackerSpec
+from starquant.session.tracker import NullTracker
 from starquant.store.record import RunRecord
 from starquant.store.records import read_record
-from starquant.tracking import NullTracker, make_tracker
+from starquant.tracking import make_tracker
 from starquant.tracking.tracker import WandbTracker, marker_of
 from tests.support.paths import REPOSITORY
 from tests.support.records import fidelity_rows, items_of, write_record

@@ -8,7 +8,7 @@ from starquant.config.methods.base import MethodOptions
 from starquant.registry import Registry
 
 
-class MethodRegistry(Registry):
+class MethodRegistry(Registry[Any]):
     """Algorithms, each with where its options and its code live; `load` imports the code.
 
     Args:
@@ -18,7 +18,8 @@ class MethodRegistry(Registry):
 
     def __init__(self, path: str, targets: dict[str, tuple[str, str]]) -> None:
         super().__init__(path, {name: code for name, (_, code) in targets.items()})
-        self._options = Registry(path, {name: options for name, (options, _) in targets.items()})
+        options = {name: target for name, (target, _) in targets.items()}
+        self._options: Registry[type[MethodOptions]] = Registry(path, options)
 
     def options(self, algorithm: str) -> type[MethodOptions]:
         """Return the class of an algorithm's options, without importing its code.
@@ -26,8 +27,7 @@ class MethodRegistry(Registry):
         Raises:
             ConfigError: unknown algorithm; the message lists the allowed ones and the nearest.
         """
-        options: type[MethodOptions] = self._options.load(algorithm)
-        return options
+        return self._options.load(algorithm)
 
     def build(self, options: MethodOptions) -> Any:
         """Import the code that the options belong to and return the method (`methods.base.Method`)."""

@@ -20,7 +20,7 @@ class GPTQOptions(BlockwiseOptions):
 
     @field_validator("weights")
     @classmethod
-    def _solves(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
+    def _validate_weights(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
         if weights.name != "gptq":
             raise ValueError(f"name: got '{weights.name}', allowed: gptq (method=rtn is the other)")
         return weights

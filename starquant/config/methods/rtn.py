@@ -19,7 +19,7 @@ class RTNOptions(BlockwiseOptions):
 
     @field_validator("weights")
     @classmethod
-    def _rounds(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
+    def _validate_weights(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
         if weights.name != "rtn":
             raise ValueError(f"name: got '{weights.name}', allowed: rtn (method=gptq is the other)")
         return weights

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from starquant.config.methods.star_quant import TransformOptions
 from starquant.errors import DataError
@@ -33,6 +32,7 @@ from starquant.numerics import (
     mse_clip,
     straight_through,
 )
+from starquant.session.progress import SILENT, Progress
 
 CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 COARSE: Any = {"grid": 20, "max_shrink": 0.5}  # search of weight clips while P is learned and judged
@@ -156,7 +156,7 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
 
 
 def learn_shared(
-    groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: bool = False
+    groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: Progress = SILENT
 ) -> Tensor:
     """Learn one dense P for all groups: `options.steps` rounds over them, one group a step; returns it in float64."""
     with torch.enable_grad():
@@ -166,7 +166,7 @@ def learn_shared(
         optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group) for group in groups]
-        for step in tqdm(range(options.steps), desc="shared transform", disable=not progress, leave=False):
+        for step in progress.bar(range(options.steps), "shared transform", "step"):
             for index, loss_of in enumerate(losses):
                 transform = Transform([start_DD.float() @ cayley(free_DD)])
                 if loss_of.group.mse_clip and step % options.clip_every == 0:

@@ -35,6 +35,7 @@ from starquant.models.roles import BlockSites, Site, SiteKey
 from starquant.quantized import FakeQuantLinear
 from starquant.quantized.install import quantize_attention, quantize_linear
 from starquant.quantized.rewriting import rounded_once
+from starquant.session.progress import SILENT, Progress
 
 
 class STaRQuant(QuaRot[STaRQuantOptions]):
@@ -73,7 +74,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         bits: BitsSpec,
         fitted: Fitted,
         states: CalibrationStates | None = None,
-        progress: bool = False,
+        progress: Progress = SILENT,
     ) -> Tensors:
         """Return the residual rotation, learned where it is shared by all sites."""
         ends = super().ends(model, bits, fitted, states, progress)

@@ -20,6 +20,7 @@ from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import Rotation, TokenState
 from starquant.quantized.rewriting import rounded_once
+from starquant.session.progress import SILENT, Progress
 
 
 def fit_shared(
@@ -29,7 +30,7 @@ def fit_shared(
     states: CalibrationStates,
     ends: Tensors,
     fitted: Fitted,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> Tensors:
     """Return the residual rotation R P, P fitted to all sites behind a norm at once.
 

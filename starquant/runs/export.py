@@ -1,0 +1,65 @@
+"""A run's quantized model as a packed checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
+from starquant.methods.fitted import Fitted
+from starquant.models.loading import validate_checkpoint
+from starquant.packed.export import export
+from starquant.runs.calibrate import calibrate
+from starquant.runs.inputs import Inputs
+from starquant.session.session import Session
+from starquant.store.artifacts import Artifact, ArtifactStore
+from starquant.store.exports import exported_from, validate_target
+from starquant.store.record import RunRecord
+
+log = logging.getLogger(__name__)
+
+
+def is_exported(spec: RunSpec) -> bool:
+    """Return whether the model was exported with this run's record, whole.
+
+    Raises:
+        ConfigError: anything else is there.
+        CheckpointError: what was exported is damaged.
+    """
+    target = Path(spec.export.dir or "")
+    if exported_from(target) == spec.digest():
+        validate_checkpoint(target)
+        return True
+    validate_target(target)
+    return False
+
+
+def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session: Session) -> None:
+    """Quantize the checkpoint once more, this time to codes, and write it.
+
+    Args:
+        inputs: whose model in memory is given up.
+        record: of the run, for the model card.
+        artifact: calibration of the run; None where this run has not needed it yet.
+        session: where it happens.
+
+    Raises:
+        StarquantError: a target that cannot be written, a calibration that cannot be made.
+    """
+    if artifact is None:
+        artifact, _ = calibrate(inputs, session)
+    inputs.free()
+    session.processes.by_first(_write, inputs, record, artifact, session)
+
+
+def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Session) -> None:
+    spec, target = inputs.spec, Path(inputs.spec.export.dir or "")
+    if is_exported(spec):
+        log.info("exported already: %s (remove it to export again)", target)
+        return
+    model = inputs.load(session.device).model
+    fitted = Fitted.load(ArtifactStore(Path(spec.paths.results)).path(artifact.digest))
+    METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
+    size = export(model, record, inputs.folder, target, spec.export.shard_size)
+    log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")

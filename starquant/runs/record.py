@@ -1,0 +1,88 @@
+"""The record of a run: reused where it is there already, else written; and the log beside it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from starquant.config.run import RunSpec
+from starquant.runs.timing import device_name
+from starquant.session.session import Session
+from starquant.store import provenance
+from starquant.store.record import RunRecord
+from starquant.store.records import RecordStore
+
+log = logging.getLogger(__name__)
+
+
+def store_of(spec: RunSpec) -> RecordStore:
+    """Return where a run's record is kept."""
+    return RecordStore(Path(spec.paths.results))
+
+
+def log_path(spec: RunSpec) -> Path:
+    """Return the log of a pinned run: NAME.log beside the NAME.json it writes, in `logs/` where it writes no record."""
+    if spec.stage in ("calibrate", "inspect"):
+        name = f"{spec.stage}-{spec.model.name}-{spec.bits.name}-{spec.method.name}-{spec.calibration_digest()}.log"
+        return Path(spec.paths.results) / "logs" / name
+    return store_of(spec).path(spec).with_suffix(".log")
+
+
+def unfinished_answers(spec: RunSpec, session: Session) -> Path:
+    """Return where single answers are kept until the record is there; those of other code are not mixed in."""
+    return store_of(spec).unfinished(spec.digest()) / session.code.scoring
+
+
+def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> RunRecord | None:
+    """Return the record of a run that is there already, None where it has to be computed.
+
+    Args:
+        spec: pinned.
+        session: whose own records are reused even with reuse=never.
+        waited: for another process, which may have made it; why it is not reused has been said.
+
+    Raises:
+        RecordError: a record of a later version.
+    """
+    path = store_of(spec).path(spec)
+    if spec.reuse == "never" and path not in session.memory.records:
+        return None
+    record = store_of(spec).find(spec)
+    if record is None:
+        return None
+    if record.provenance.get("code_digest") == session.code.scoring or spec.reuse == "any":
+        log.info("reused: %s (reuse=never computes it again)", path)
+        session.tracker.publish(path)  # it may have been away when the record was made
+        return record
+    if not waited:
+        log.info("computing again: %s is of other code (reuse=any keeps it)", path)
+    return None
+
+
+def make_record(spec: RunSpec, session: Session, **parts: Any) -> RunRecord:
+    """Return the record of a run that is complete: what `parts` names, the specification, and where it comes from."""
+    return RunRecord(
+        digest=spec.digest(),
+        spec=spec.model_dump(mode="json"),
+        status="complete",
+        provenance=provenance.collect(session.device, device_name(session.device), session.code),
+        **parts,
+    )
+
+
+def write_record(
+    spec: RunSpec, record: RunRecord, items: Mapping[str, Sequence[Mapping[str, Any]]], session: Session
+) -> None:
+    """Write a record with its items, tell the tracker, and drop the single answers.
+
+    Raises:
+        RecordError: the folder cannot be written.
+    """
+    path = store_of(spec).write(spec, record, items)
+    log.debug("wrote: %s", path)
+    session.memory.records.add(path)
+    session.tracker.publish(path)
+    shutil.rmtree(store_of(spec).unfinished(spec.digest()), ignore_errors=True)
