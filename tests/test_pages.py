@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import PACKAGE, REPOSITORY
-from tests.test_extending import SECTIONS
-from tests.test_layers import ALLOWED, ROOT_FILES
 
 ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
 PAGES = sorted(
@@ -30,8 +28,8 @@ PAGES = sorted(
 MADE = {"starquant/kernels/tiles.json", "results/published/efficiency"}
 TOPS = "starquant|tests|conf|docs|benchmarks|experiments|notebooks|hydra_plugins|results/paper|results/published"
 FILE = re.compile(rf"(?<![\w/.-])((?:{TOPS})/[\w./*-]*[\w*])(?::([A-Za-z_]\w*))?")
+SHORT = re.compile(r"`([a-z_]+/[\w/]+\.py)`")
 MODULE = re.compile(r"(?<![\w./-])starquant((?:\.[A-Za-z_]\w*)+)")
-EXAMPLES = {block.path for section in SECTIONS.values() for block in section.blocks}
 
 
 def label(path: Path) -> str:
@@ -57,12 +55,13 @@ def missing_files(text: str) -> list[str]:
     """Paths that are neither there nor made by a run; `path:name` also where the file does not define the name."""
     missing = []
     for path, name in FILE.findall(text):
-        if path in MADE | EXAMPLES or "NAME" in path:
+        if path in MADE or "NAME" in path:
             continue
         matches = [*REPOSITORY.glob(path), *REPOSITORY.glob(f"{path}.*")]
         if not matches or (name and name not in defined(REPOSITORY / path)):
             missing.append(f"{path}:{name}" if name else path)
-    return missing
+    shorts = [short for short in SHORT.findall(text) if (PACKAGE / short.partition("/")[0]).is_dir()]
+    return missing + [short for short in shorts if not (PACKAGE / short).exists()]
 
 
 def missing_modules(text: str) -> list[str]:
@@ -88,16 +87,20 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 def test_a_wrong_name_is_seen() -> None:
     """The judges judge."""
-    text = "`starquant/runs/nowhere.py`, `starquant/config/run.py:RunSpek`, `starquant.store.no`, `docs/none.md`"
-    assert missing_files(text) == ["starquant/runs/nowhere.py", "starquant/config/run.py:RunSpek", "docs/none.md"]
+    text = "`starquant/runs/nowhere.py`, `starquant/config/run.py:RunSpek`, `starquant.store.no`, `store/no.py`"
+    assert missing_files(text) == ["starquant/runs/nowhere.py", "starquant/config/run.py:RunSpek", "store/no.py"]
     assert missing_modules(text) == ["starquant.store.no"]
 
 
 def test_the_rooms_are_those_of_the_layers_in_their_order() -> None:
+    layers = ast.parse((REPOSITORY / "tests" / "test_layers.py").read_text(encoding="utf-8"))
+    tables = [
+        node for node in layers.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ALLOWED"
+    ]
+    listed = [ast.literal_eval(key) for key in tables[0].value.keys]
     rooms = re.findall(r"^\| `(\w+)/` \| \S", ARCHITECTURE, re.MULTILINE)
-    roots = {file.removesuffix(".py") for file in ROOT_FILES}
-    assert rooms == [room for room in ALLOWED if room not in roots]
-    assert all(f"starquant/{file}" in ARCHITECTURE for file in ROOT_FILES - {"__init__.py"})
+    assert rooms == [name for name in listed if (PACKAGE / name).is_dir()]
+    assert all(f"`starquant/{file.name}`" in ARCHITECTURE for file in PACKAGE.glob("*.py") if file.stem != "__init__")
 
 
 def test_a_run_is_a_numbered_path() -> None:
