@@ -1,4 +1,4 @@
-"""From a task specification to lm-eval's task manager: the embedded suite, the hub, or local files."""
+"""From a task specification to lm-eval's task manager: the package's own tasks, the hub, or local files."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from starquant.evaluation import offline
 TASK_FOLDER = Path(__file__).with_name("tasks")
 
 
-def is_embedded(tasks: TasksSpec) -> bool:
-    """Whether all tasks are the embedded model's own."""
-    return all(name.startswith("testbed_") for name in tasks.names)
+def is_own(tasks: TasksSpec) -> bool:
+    """Whether all tasks are the package's own (`tasks/FOLDER/NAME.yaml`), the embedded suite's by their prefix."""
+    own = {path.stem for path in TASK_FOLDER.glob("*/*.yaml")} - {*offline.LOCAL_TASKS}
+    return all(name in own or name.startswith("testbed_") for name in tasks.names)
 
 
 @contextmanager
@@ -29,14 +30,13 @@ def task_manager(tasks: TasksSpec) -> Iterator[TaskManager]:
         ConfigError: a name lm-eval does not know.
     """
     with tempfile.TemporaryDirectory(prefix="starquant-tasks-") as temporary:
-        if is_embedded(tasks):
-            manager = TaskManager(include_path=str(TASK_FOLDER / "testbed"), include_defaults=False)
+        if is_own(tasks):  # without lm-eval's own, which take seconds to list
+            manager = TaskManager(include_path=str(TASK_FOLDER), include_defaults=False)
         elif tasks.data_dir is not None:
             offline.write_tasks(Path(tasks.data_dir), tasks.names, Path(temporary))
             manager = TaskManager(include_path=temporary, include_defaults=False)
         else:
-            folders = [str(TASK_FOLDER / "humaneval"), str(TASK_FOLDER / "testbed")]
-            manager = TaskManager(include_path=folders)
+            manager = TaskManager(include_path=str(TASK_FOLDER))
         for index, name in enumerate(tasks.names):
             if name not in manager.all_tasks:
                 raise ConfigError(

@@ -18,8 +18,9 @@ FAMILIES: Registry[Family] = Registry(
 
 
 def family_of(model: MaskedDiffusionModel) -> Family:
-    """Return the family of a model."""
-    return next(family for family in map(FAMILIES.load, FAMILIES) if isinstance(model, family.model))
+    """Return the family of a model: that of its class, or of the nearest class that it is derived from."""
+    families = {family.model: family for family in map(FAMILIES.load, FAMILIES)}
+    return next(families[one] for one in type(model).__mro__ if one in families)
 
 
 def recognize(checkpoint: Checkpoint) -> Family:

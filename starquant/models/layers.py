@@ -3,7 +3,7 @@
 Shape suffixes: B batch, L sequence length, D model width, H query heads, K key/value heads, E head width,
 F feed-forward width, V vocabulary, N selected positions.
 
-Three kinds of parameter-free modules are seams for quantization, replaced (never subclassed) by `runtime`:
+Three kinds of parameter-free modules are seams for quantization, replaced (never subclassed) by `quantized`:
 `InputSite` stands where a group of linears reads a shared input, `AttentionCore` is softmax(QK^T)V.
 """
 

@@ -60,6 +60,7 @@ class Definition:
         rows: of the table, or lines of the figure; full precision first.
         paper: the paper's figures, None where it prints none.
         against: label of the row that the others are compared with.
+        draw: of a figure, the function of `reports.figures` that takes (label, record) pairs.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Definition:
     rows: tuple[RowOf, ...]
     paper: Path | None = None
     against: str | None = None
+    draw: str | None = None
 
 
 def _row(label: str, name: str, bits: str, block_size: int | None = None, /, **paper: Any) -> RowOf:
@@ -149,5 +151,10 @@ TRAJECTORIES = Definition(
             {"method.name": "star_quant_no_tac", "bits.weights.bits": 4, "bits.attention.v": 16},
         ),
     ),
+    draw="trajectory",
 )
-FIGURES = ("figure1_activations", TRAJECTORIES.name)
+#: Figures of records; figure 1 is drawn from reports of `stage=inspect`.
+FIGURES = {
+    TRAJECTORIES.name: TRAJECTORIES,
+}
+ACTIVATIONS = "figure1_activations"

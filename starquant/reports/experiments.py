@@ -11,7 +11,7 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.definitions import FIGURES, FULL, TABLES, TRAJECTORIES
+from starquant.reports.definitions import ACTIVATIONS, FIGURES, FULL, TABLES, TRAJECTORIES, Definition
 from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
@@ -19,7 +19,7 @@ from starquant.store.items import trajectories_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = (*TABLES, *FIGURES)
+NAMES = (*TABLES, *FIGURES, ACTIVATIONS)
 
 
 def table(
@@ -59,22 +59,31 @@ def trajectory_figure(
     records: Path | Results, allow: Sequence[str] = (), where: dict[str, Any] | None = None
 ) -> Figure:
     """Return figure 3 drawn from records; raises RecordError where there are none, or they do not go together."""
+    return _drawn(TRAJECTORIES, records, allow, where)
+
+
+def _drawn(
+    definition: Definition, records: Path | Results, allow: Sequence[str], where: dict[str, Any] | None
+) -> Figure:
     from starquant.reports import figures
 
-    lines = _lines(records, allow, where)
-    return figures.trajectory([(label, run.path) for label, run in lines])
+    lines = _lines(definition, records, allow, where)
+    figure: Figure = getattr(figures, str(definition.draw))([(label, run.path) for label, run in lines])
+    return figure
 
 
-def _lines(records: Path | Results, allow: Sequence[str], where: dict[str, Any] | None) -> list[tuple[str, Run]]:
-    """Return figure 3's runs with the labels of their lines; raises as `trajectory_figure`."""
+def _lines(
+    definition: Definition, records: Path | Results, allow: Sequence[str], where: dict[str, Any] | None
+) -> list[tuple[str, Run]]:
+    """Return a figure's runs, of fidelity, with the labels of their lines; raises as `trajectory_figure`."""
     runs = [run for run in _chosen(records, where) if run.get("fidelity.source") is not None]
     lines: list[tuple[str, Run]] = []
-    for row in TRAJECTORIES.rows:
+    for row in definition.rows:
         own = [run for run in runs if run.matches(row.where)]
         own = [run for run in own if not run.get("tasks.names")] or own  # the tables' runs follow trajectories as well
         lines += [(row.label, run) for run in one_a_seed(row.label, own).values()]
     if not lines:
-        raise RecordError(f"{records}: holds no record of {TRAJECTORIES.name}")
+        raise RecordError(f"{records}: holds no record of {definition.name}")
     models = sorted({str(run.get("model.name")) for _, run in lines})
     if len(models) > 1:
         raise RecordError(f"{records}: holds records of {', '.join(models)}; choose by --where model.name={models[0]}")
@@ -140,8 +149,8 @@ def build(
 def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
     from starquant.reports import figures
 
-    if name == TRAJECTORIES.name:
-        drawn = [(name, trajectory_figure(results, allow, where))]
+    if name in FIGURES:
+        drawn = [(name, _drawn(FIGURES[name], results, allow, where))]
     else:
         drawn = [
             (f"{name}-{report['name']}-{site}", figures.activations(report, site))
