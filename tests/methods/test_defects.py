@@ -115,7 +115,7 @@ def test_6_the_mask_id_is_written_in_configurations_only() -> None:
     """Real ids stand in the models' configuration classes, where a checkpoint's own take their place."""
     ids = {126336, 151666}
     places = {p.relative_to(PACKAGE).as_posix() for p, n in syntax() if isinstance(n, ast.Constant) and n.value in ids}
-    assert places == {"models/llada.py", "models/dream.py"}
+    assert places == {"models/llada/config.py", "models/dream/config.py"}
 
 
 def test_6_draws_have_nothing_to_do_with_sampling_steps() -> None:
