@@ -26,7 +26,7 @@ class Trunk:
     embedding: nn.Embedding
     blocks: nn.ModuleList
     norm: nn.Module
-    head: nn.Module | None
+    head: nn.Linear | None
     rotary: Rotary
 
 
