@@ -17,6 +17,7 @@ import torch
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.methods.fitted import Fitted
+from starquant.models.base import MaskedDiffusionModel
 from starquant.models.loading import validate_device
 from starquant.quantized.probe import measure_operands
 from starquant.runs.calibrate import calibrate, read_fit
@@ -35,6 +36,7 @@ from starquant.session.tracker import NullTracker, Tracker
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
 from starquant.store.locks import exclusive
+from starquant.store.manifest import ManifestEntry
 from starquant.store.record import RunRecord
 from starquant.tracking import make_tracker
 
@@ -187,9 +189,7 @@ def _compute(
         seconds |= artifact.seconds
         fitted, calibration = read_fit(spec, artifact, loaded.texts)
     with timed(seconds, "quantize"):
-        method = METHODS.build(spec.method)
-        manifest = method.apply(loaded.model, fitted, spec.bits, session.progress)
-        manifest = measure_operands(loaded.model, manifest, spec.seed)
+        manifest = _apply(spec, loaded.model, fitted, session)
     overlap = OverlapCounter(loaded.texts.calibration if calibration else None)
     with timed(seconds, "evaluate"):
         evaluation = evaluate_tasks(spec, loaded, answers, overlap, session)
@@ -210,3 +210,9 @@ def _compute(
         timings=timings(seconds, session.device),
     )
     return record, items, artifact
+
+
+def _apply(spec: RunSpec, model: MaskedDiffusionModel, fitted: Fitted, session: Session) -> list[ManifestEntry]:
+    """Quantize the model in place and return what became of every linear and operand."""
+    manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress)
+    return measure_operands(model, manifest, spec.seed)
