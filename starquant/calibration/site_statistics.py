@@ -138,21 +138,21 @@ class SiteStatistics:
         """
         if not self.collect.rows:
             raise ValueError(f"{self.where}: no rows were sampled")
-        found = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
-        if not found:
+        samples = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
+        if not samples:
             raise DataError(self._absent(state, None))
-        return torch.cat(found)
+        return torch.cat(samples)
 
     def _merged(
         self, cells: dict[Cell, Accumulator], make: Callable[[], Accumulator], state: TokenState | None, k: int | None
     ) -> Accumulator:
-        found = [value for (s, b), value in cells.items() if state in (None, s) and k in (None, b)]
-        if not found:
+        parts = [value for (s, b), value in cells.items() if state in (None, s) and k in (None, b)]
+        if not parts:
             raise DataError(self._absent(state, k))
-        if len(found) == 1:
-            return found[0]
+        if len(parts) == 1:
+            return parts[0]
         total = make()
-        for part in found:
+        for part in parts:
             total.merge(part)
         return total
 

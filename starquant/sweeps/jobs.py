@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -28,25 +29,33 @@ class CellRunner:
 
     Attributes:
         session: opened with the first cell.
+        in_worker: this is a copy that a launcher sent to a worker process.
     """
 
     session: Session | None = field(default=None, compare=False)
+    in_worker: bool = field(default=False, init=False, compare=False)
 
-    def __getstate__(self) -> dict[str, None]:
+    def __getstate__(self) -> dict[str, bool | None]:
         """Go to another process without the session, which is this one's."""
-        return {"session": None}
+        return {"session": None, "in_worker": True}
 
     def __call__(self, cell: Cell) -> None:
         """Run one cell; an error is kept for the end, so that a sweep goes on."""
         end_with_parent()
         if self.session is None:
-            self.session = Session.open(for_terminal())
+            self.session = _worker_session() if self.in_worker else Session.open(for_terminal())
         if launched_rank():  # of several processes the first one tells
             with contextlib.suppress(StarquantError), on_terminal(shown=False):
                 execute_cell(cell, self.session)
             return
         with on_terminal():
             _run_logged(cell, self.session)
+
+
+@functools.cache
+def _worker_session() -> Session:
+    """Return the session of this worker process: each job brings a copy of the runner, so that none can own it."""
+    return Session.open(for_terminal())
 
 
 def _run_logged(cell: Cell, session: Session) -> None:

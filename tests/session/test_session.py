@@ -79,10 +79,12 @@ def test_cells_of_a_process_share_a_session_that_stays_there(monkeypatch: pytest
     sessions: list[Session] = []
     monkeypatch.setattr("starquant.sweeps.jobs._run_logged", lambda cell, session: sessions.append(session))
     runner = CellRunner()
-    for cell in (object(), object()):
-        runner(cell)  # type: ignore[arg-type]
+    copies = [pickle.loads(pickle.dumps(runner)) for _ in range(2)]  # what a launcher sends with each job
+    for run in (runner, runner, *copies):
+        run(object())  # type: ignore[arg-type]
     assert sessions[0] is sessions[1] is runner.session
     assert pickle.loads(pickle.dumps(runner)).session is None
+    assert sessions[2] is sessions[3] is not runner.session
 
 
 @pytest.mark.parametrize("error", [DataError("corpus.txt: no such file"), RuntimeError("a bug"), SystemExit(3)])
