@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -19,7 +18,7 @@ from starquant.errors import DataError
 from starquant.models.context import Context
 from starquant.numerics import ChannelMoments, RowSample, SecondMoment, TokenState
 
-Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment, RowSample)
+Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment)
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,9 @@ class SiteStatistics:
         if len(found) == 1:
             return found[0]
         total = make()
-        return reduce(lambda into, part: into.merge(part) or into, found, total)
+        for part in found:
+            total.merge(part)
+        return total
 
     def _absent(self, state: TokenState | None, k: int | None) -> str:
         which = "" if state is None else f"{state.value} "

@@ -35,7 +35,8 @@ class _Witness(AttentionCore):
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
         self.see(q_BHLE, k_BKLE, v_BKLE, mask, self.visible_BL.to(q_BHLE.device))
-        return self.core(q_BHLE, k_BKLE, v_BKLE, mask)
+        z_BHLE: Tensor = self.core(q_BHLE, k_BKLE, v_BKLE, mask)
+        return z_BHLE
 
 
 def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:

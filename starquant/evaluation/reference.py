@@ -124,7 +124,7 @@ def take_reference(
         if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
             raise CheckpointError(f"fidelity: full-precision hidden states of prompt {index} are not finite")
     trunk = model.trunk()
-    head = trunk.embedding if trunk.head is None else trunk.head
+    head: nn.Embedding | nn.Linear = trunk.embedding if trunk.head is None else trunk.head
     ordered = tuple(found[i] for i in range(len(prompts)))
     return Reference(ordered, sampler, copy.deepcopy(trunk.norm), head.weight.detach().clone(), max_positions)
 

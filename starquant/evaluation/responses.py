@@ -34,8 +34,10 @@ class ResponseLog:
     def _read(self, path: Path) -> None:
         content, sound = path.read_bytes(), 0
         for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
+                entry = json.loads(line)
                 self._answers[entry["key"]] = entry["answer"]
             except (ValueError, TypeError, KeyError):
                 break

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,7 +153,7 @@ def _(x_MK: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 
 @_linear_op.register_fake
-def _(x_MK: Tensor, _: Tensor, codes: Tensor, *rest: object) -> Tensor:
+def _(x_MK: Tensor, _: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     return x_MK.new_empty((x_MK.shape[0], codes.shape[0]), dtype=rest[-1])
 
 

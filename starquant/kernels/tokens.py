@@ -72,7 +72,8 @@ class Kronecker:
         """Return the transformed rows, float32."""
         x_MK, size = x_MK.float(), len(self.a_MM)
         if self.b_NN is None:
-            return (self.a_MM.T @ x_MK.unflatten(-1, (size, -1))).flatten(-2).mul_(self.factor)
+            mixed: Tensor = self.a_MM.T @ x_MK.unflatten(-1, (size, -1))
+            return mixed.flatten(-2).mul_(self.factor)
         return apply_kronecker(x_MK, self.a_MM, self.b_NN).mul_(self.factor)
 
 

@@ -98,6 +98,7 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         if rotation is None:
             return
         trunk = model.trunk()
+        assert trunk.head is not None  # `validate` refuses a tied one
         rewriting.fold_gain(trunk.norm, [trunk.head])
         rewriting.rotate_input([trunk.head], rotation)
         with torch.no_grad():

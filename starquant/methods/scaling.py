@@ -5,6 +5,8 @@ Shape suffixes: D width of the site, K key/value heads, E head width.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from starquant.models.roles import BlockSites, Role, Site, SiteKey
@@ -31,7 +33,7 @@ def group_channels(sites: BlockSites, site: SiteKey, values_D: Tensor, reduce: s
     if site is not Site.OUT or groups == 1:
         return values_D
     heads = values_D.unflatten(0, (attention.n_kv_heads, groups, attention.head_dim))
-    shared = getattr(heads, reduce)(1, keepdim=True)
+    shared: Tensor = getattr(heads, reduce)(1, keepdim=True)
     return shared.expand_as(heads).flatten()
 
 
@@ -48,7 +50,7 @@ def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
         if site in sites.norms:
             rewriting.divide_gain(made_by, scale_D)
         else:
-            rewriting.divide_output(made_by, _of_producer(sites, site, scale_D))
+            rewriting.divide_output(cast(nn.Linear, made_by), _of_producer(sites, site, scale_D))
 
 
 def _of_producer(sites: BlockSites, site: SiteKey, scale_D: Tensor) -> Tensor:
@@ -57,4 +59,5 @@ def _of_producer(sites: BlockSites, site: SiteKey, scale_D: Tensor) -> Tensor:
     if site is not Site.OUT or attention.n_heads == attention.n_kv_heads:
         return scale_D
     groups = attention.n_heads // attention.n_kv_heads
-    return scale_D.unflatten(0, (attention.n_kv_heads, groups, attention.head_dim))[:, 0].flatten()
+    heads: Tensor = scale_D.unflatten(0, (attention.n_kv_heads, groups, attention.head_dim))
+    return heads[:, 0].flatten()

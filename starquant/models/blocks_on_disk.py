@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,11 +59,11 @@ def hollow_model(
     """
     if "quantization_config" in checkpoint.config:
         raise ConfigError(f"blocks_on_disk: {checkpoint.folder} is packed; allowed: a full-precision checkpoint")
-    config = make_config(checkpoint, kind.config_class)
+    config = make_config(checkpoint, kind)
     with torch.device("meta"):
         model = kind(config)
     if isinstance(dtype, str):
-        dtype = config.dtype or torch.float32
+        dtype = cast("torch.dtype | None", config.dtype) or torch.float32
     stored = StoredBlocks(checkpoint, dtype, device)
     names = {module: name for name, module in model.named_modules()}
     trunk = model.trunk()
@@ -75,7 +76,8 @@ def hollow_model(
     for index, block in enumerate(trunk.blocks):
         _run_from_disk(block, stored, model.block_name(index))
     model.stored_blocks = stored
-    return model.eval()
+    model.eval()
+    return model
 
 
 def resident_block(model: MaskedDiffusionModel, index: int) -> nn.Module:

@@ -142,7 +142,7 @@ def _read_with_transformers(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model = family.model.from_validated(
+        model: MaskedDiffusionModel = family.model.from_validated(
             checkpoint.folder,
             dtype=dtype or _stored_dtype(checkpoint),
             device_map=device_map,
@@ -157,10 +157,11 @@ def _read_with_transformers(
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
     if device_map is None:
-        model = model.to(target)
+        model = model.to(target)  # type: ignore[arg-type]  # transformers hides what `to` takes
     _tie_head(model, checkpoint)
     validate_finite(model, f"{checkpoint.folder}: ")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype | str:

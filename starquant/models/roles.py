@@ -15,6 +15,8 @@ from enum import Enum
 
 from torch import nn
 
+from starquant.models.layers import InputSite, RotaryAttention
+
 
 class Site(str, Enum):
     """The inputs of a block that linears read; q/k/v share one, gate/up share one."""
@@ -116,8 +118,8 @@ class BlockSites:
     """
 
     linears: Mapping[LinearKey, nn.Linear]
-    inputs: Mapping[SiteKey, nn.Module]
-    attention: nn.Module
+    inputs: Mapping[SiteKey, InputSite]
+    attention: RotaryAttention
     norms: Mapping[SiteKey, nn.Module]
 
     def readers(self, site: SiteKey) -> dict[LinearKey, nn.Linear]:

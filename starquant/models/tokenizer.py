@@ -48,7 +48,7 @@ def _from_folder(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTraine
     config, verbosity = _config(folder), transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # it would remark that the class name differs
     try:
-        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception on malformed files
         raise CheckpointError(f"{folder}: its tokenizer files cannot be read: {error}") from error
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.quantizers import AutoHfQuantizer
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from starquant.errors import CheckpointError
 from starquant.models.checkpoint import CONFIG, Checkpoint, expect_parameters
@@ -18,13 +20,14 @@ QUANTIZATIONS: Registry[type] = Registry(
 )
 
 
-def make_config(checkpoint: Checkpoint, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
-    """Return the configuration of a checkpoint; raises ValueError for a dtype that weights cannot have."""
+def make_config(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedConfig:
+    """Return a model's configuration as a checkpoint has it; raises ValueError for a dtype that weights cannot have."""
     for key in ("dtype", "torch_dtype"):
         dtype = checkpoint.config.get(key)
         if dtype is not None and str(dtype) not in DTYPES:
             raise ValueError(f"{key}: got {dtype!r}, allowed: {', '.join(DTYPES)}")
-    return kind(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
+    assert kind.config_class is not None
+    return kind.config_class(**{key: value for key, value in checkpoint.config.items() if key != "model_type"})
 
 
 def skeleton_of(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedModel:
@@ -35,7 +38,7 @@ def skeleton_of(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrain
     """
     try:
         with torch.device("meta"):
-            skeleton = kind(make_config(checkpoint, kind.config_class))
+            skeleton = kind(make_config(checkpoint, kind))
         _prepare_packed(skeleton, checkpoint)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.folder / CONFIG}: not a usable configuration: {error}") from None
@@ -49,7 +52,8 @@ def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> 
         CheckpointError: missing, unexpected or misshapen parameters, a mask id without a row; as `skeleton_of`.
     """
     skeleton = skeleton_of(checkpoint, kind)
-    rows, mask_id = skeleton.get_input_embeddings().num_embeddings, skeleton.config.mask_token_id
+    embedding = cast(nn.Embedding, skeleton.get_input_embeddings())
+    rows, mask_id = embedding.num_embeddings, skeleton.config.mask_token_id
     if not isinstance(mask_id, int) or not 0 <= mask_id < rows:
         raise CheckpointError(f"{checkpoint.folder / CONFIG}: mask_token_id is {mask_id!r}; allowed: 0 to {rows - 1}")
     tied = getattr(skeleton.config, "tie_word_embeddings", False)

@@ -6,6 +6,8 @@ inverse to each other; nothing of how a method arrived at them is needed to rebu
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -169,7 +171,8 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
         sites = model.block_sites(block)
         for site, module in sites.inputs.items():
             linears = sites.readers(site)
-            readers = [linear for linear in linears.values() if isinstance(linear, PackedLinear)]
+            modules: Iterable[nn.Module] = linears.values()
+            readers = [linear for linear in modules if isinstance(linear, PackedLinear)]
             join = not any(isinstance(key, ExpertRole) for key in linears)  # experts read some of the tokens
             if isinstance(module, ActivationQuantizer) and readers and len(readers) == len(linears):
                 able = module.format.symmetric and module.format.bits <= 8

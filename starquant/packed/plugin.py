@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from starquant.errors import CheckpointError
@@ -49,7 +49,7 @@ class PackedConfig(QuantizationConfigMixin):
                 raise CheckpointError(f"quantization_config.{key}: got {str(fields[key])[:40]!r}, allowed: an object")
         if unknown := sorted(set(fields) - {"quant_method", "version", "bits", "modules", "made_by"}):
             raise CheckpointError(f"quantization_config: unknown: {', '.join(unknown)[:200]}")
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # transformers has an enum of its own methods
         self.version, self.bits, self.modules = version, fields["bits"], fields["modules"]
         self.made_by = fields.get("made_by", {})
 
@@ -70,7 +70,7 @@ class PackedQuantizer(HfQuantizer):
         if files:  # transformers would fill what is missing with noise
             validate_checkpoint(Path(files[0]).parent)
         with torch.device("meta"):
-            rebuild(model, self.quantization_config.modules)
+            rebuild(model, cast(PackedConfig, self.quantization_config).modules)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ What was done is returned as a manifest: every linear and operand with its role 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -126,6 +127,7 @@ def quantize_linear(
     prefix = model.block_name(info.block) + "."
     path, site_path = info.name.removeprefix(prefix), info.site.removeprefix(prefix)
     site = block.get_submodule(site_path)
+    assert isinstance(site, InputSite)
     transform = site.transform
     sqnr, reason = None, None
     if weights.quantizes and solve is not None:
@@ -206,7 +208,11 @@ def _head(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> Manifest
 
 
 def _table(
-    model: MaskedDiffusionModel, module: nn.Embedding | nn.Linear, role: str, width: int, packed: bool
+    model: MaskedDiffusionModel,
+    module: nn.Embedding | nn.Linear,
+    role: Literal["embedding", "head"],
+    width: int,
+    packed: bool,
 ) -> ManifestEntry:
     """Quantize embedding or head, one scale a vocabulary row."""
     name = {m: n for n, m in model.named_modules()}[module]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from starquant.models.base import MaskedDiffusionModel
@@ -23,9 +25,18 @@ def manifest_of(model: MaskedDiffusionModel) -> list[ManifestEntry]:
         bits, reason = _bits(linear)
         inputs = site.format.bits if isinstance(site, ActivationQuantizer) else 16
         transform = None if site.transform is None else str(site.transform)
-        place = {"role": info.role.value, "block": info.block, "site": info.site, "transform": transform}
         entries.append(
-            ManifestEntry(name=name, kind="linear", weight_bits=bits, activation_bits=inputs, reason=reason, **place)
+            ManifestEntry(
+                name=name,
+                kind="linear",
+                role=info.role.value,
+                block=info.block,
+                weight_bits=bits,
+                activation_bits=inputs,
+                site=info.site,
+                transform=transform,
+                reason=reason,
+            )
         )
     for index, block in enumerate(trunk.blocks):
         attention = model.block_sites(block).attention
@@ -43,6 +54,6 @@ def _bits(module: nn.Module) -> tuple[int, str | None]:
     return (module.weight_format.bits, None) if isinstance(module, Packed) else (16, "not packed")
 
 
-def _table(names: dict[nn.Module, str], module: nn.Module, kind: str) -> ManifestEntry:
+def _table(names: dict[nn.Module, str], module: nn.Module, kind: Literal["embedding", "head"]) -> ManifestEntry:
     bits, reason = _bits(module)
     return ManifestEntry(name=names[module], kind=kind, role=kind, weight_bits=bits, reason=reason)

@@ -29,6 +29,10 @@ class Packed(Float32Buffers):
         weight_format: grid of the weight.
     """
 
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
     def __init__(self, rows: int, columns: int, weight_format: QuantFormat) -> None:
         super().__init__()
         self.rows, self.columns, self.weight_format = rows, columns, weight_format
@@ -36,7 +40,6 @@ class Packed(Float32Buffers):
         groups = columns // granularity.size if isinstance(granularity, PerGroup) else 1
         self.register_buffer("codes", torch.empty(rows, columns // 2 if self.halved else columns, dtype=torch.uint8))
         self.register_buffer("scale", torch.empty(rows, groups, dtype=torch.float32))
-        self.zero: Tensor | None
         self.register_buffer(
             "zero", None if weight_format.symmetric else torch.empty(rows, groups, dtype=torch.float32)
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,11 @@ def fold_gain(norm: nn.Module, linears: Iterable[nn.Linear]) -> None:
 
     Nothing is subtracted from the embedding: removing its mean preserves a LayerNorm model, not an RMSNorm one.
     """
-    gain = norm.weight.double()
+    gain_D = cast(Tensor, norm.weight)
     for linear in linears:
-        set_weight(linear, linear.weight.double() * gain)
+        set_weight(linear, linear.weight.double() * gain_D.double())
     with torch.no_grad():
-        norm.weight.fill_(1.0)
+        gain_D.fill_(1.0)
 
 
 def scale_input(linears: Iterable[nn.Linear], scale_I: Tensor) -> None:
@@ -54,7 +55,8 @@ def scale_input(linears: Iterable[nn.Linear], scale_I: Tensor) -> None:
 @torch.no_grad()
 def divide_gain(norm: nn.Module, scale_D: Tensor) -> None:
     """Make a norm give x / s."""
-    norm.weight.copy_(norm.weight.double() / scale_D.double())
+    gain_D = cast(Tensor, norm.weight)
+    gain_D.copy_(gain_D.double() / scale_D.double())
 
 
 @torch.no_grad()

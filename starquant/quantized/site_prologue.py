@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from starquant.kernels import Affine, Kronecker, Prologue, TokenStates
 from starquant.models.context import Context
-from starquant.quantized.folding import fold
+from starquant.quantized.folding import DenseAffine, fold
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
 
@@ -41,8 +41,8 @@ class SitePrologue:
         """Return the prologue of a transform on a device; to be made again when its tensors move or change."""
         if not isinstance(transform, SiteTransform):
             transform = SiteTransform(transform)
-        correction, exact, gate = transform.correction, transform.exact, transform.gate
-        steps: list[Callable[[Tensor, Context], Tensor]] = []
+        correction: nn.Module | DenseAffine | None = transform.correction
+        exact, gate = transform.exact, transform.gate
         affine = kronecker = None
         with torch.inference_mode(False):  # what is made here must serve other passes too
             if isinstance(correction, BlockAffine) and len(correction.shift_CNG) == 1:

@@ -51,6 +51,8 @@ class StateGate(Float32Buffers):
         d_u: channels that only unmasked tokens use.
     """
 
+    keep_SD: Tensor
+
     def __init__(self, width: int, d_m: int, d_u: int) -> None:
         super().__init__()
         self.width, self.d_m, self.d_u = width, d_m, d_u
@@ -79,6 +81,9 @@ class BlockAffine(Float32Buffers):
     Conditions are bins x states, the states in the order of `TokenState`: C = 1 (one map), 2 (one a token state), or
     2 x bins.
     """
+
+    matrix_CNGG: Tensor
+    shift_CNG: Tensor
 
     def __init__(self, matrix_CNGG: Tensor, shift_CNG: Tensor) -> None:
         super().__init__()

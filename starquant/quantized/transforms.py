@@ -63,6 +63,8 @@ class HadamardTransform(nn.Module):
 class OrthogonalTransform(Float32Buffers):
     """x P with a dense orthogonal P [width, width], in float32; the linears behind it hold W P."""
 
+    matrix_DD: Tensor
+
     def __init__(self, matrix_DD: Tensor) -> None:
         super().__init__()
         self.register_buffer("matrix_DD", matrix_DD.float())
@@ -77,6 +79,9 @@ class OrthogonalTransform(Float32Buffers):
 
 class KroneckerTransform(Float32Buffers):
     """x (A (x) B) with orthogonal A and B, in float32; the linears behind it hold W (A (x) B)."""
+
+    a_MM: Tensor
+    b_NN: Tensor
 
     def __init__(self, a_MM: Tensor, b_NN: Tensor) -> None:
         super().__init__()

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from starquant.models import load_model, load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import RotaryAttention
 from starquant.models.roles import Role
 from starquant.testbed.shipped import shipped_seeds, weights_folder
 
@@ -30,7 +28,7 @@ def strengthen(model: MaskedDiffusionModel, factor: float, channels: int) -> Non
     """
     for block in model.trunk().blocks:
         sites = model.block_sites(block)
-        attention, linears = cast(RotaryAttention, sites.attention), sites.linears
+        attention, linears = sites.attention, sites.linears
         value = torch.arange(attention.head_dim) < channels
         hidden = torch.arange(linears[Role.DOWN].in_features) < channels
         pairs = (

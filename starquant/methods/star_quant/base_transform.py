@@ -183,7 +183,8 @@ class _Loss:
     """The error of a group's output as a function of P, with weight clip ratios that are searched now and then."""
 
     def __init__(self, group: Group) -> None:
-        self.group, self.clip = group, None
+        self.group = group
+        self.clip: Tensor | None = None
         self.weight_OD = torch.cat([weight.float() for weight in group.weights])
         self.rows_ND = torch.cat([rows.float() for rows in group.rows_SND])
         self.target_NO = self.rows_ND @ self.weight_OD.T

@@ -52,7 +52,8 @@ def fit_shared(
             for total, state in zip(moments, TokenState, strict=True) if closed else ():
                 total += statistics.second_moment(state).mean.cpu()
     if closed:
-        learned_DD = closed_form(*moments, max((gate.widths for gate in gates), key=sum))
+        masked_DD, unmasked_DD = moments
+        learned_DD = closed_form(masked_DD, unmasked_DD, max((gate.widths for gate in gates), key=sum))
     elif bits.full_precision:  # there is no error to learn from
         learned_DD = torch.eye(width, dtype=torch.float64)
     else:

@@ -204,7 +204,7 @@ def _fit(
     if structure != "fixed" and transform.fit == "learned" and rounds:
         try:
             return learn(group, start, transform)
-        except (torch.linalg.LinAlgError, DataError):  # not solvable, not finite
+        except (torch.linalg.LinAlgError, DataError):  # type: ignore[attr-defined]  # not solvable, not finite
             raise DataError(f"{where}: {_DIVERGED}") from None
     if structure == "dense" and transform.fit == "closed_form":
         moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
@@ -263,7 +263,8 @@ def _correction(sites: BlockSites, tensors: Tensors, options: TACOptions) -> nn.
     groups, blocks = attention.n_kv_heads, attention.head_dim // matrix.shape[-1]
 
     def first_of_group(x: Tensor) -> Tensor:
-        return x.unflatten(1, (groups, -1, blocks))[:, :, 0].flatten(1, 2)
+        grouped: Tensor = x.unflatten(1, (groups, -1, blocks))
+        return grouped[:, :, 0].flatten(1, 2)
 
     transform_values(attention, BlockAffine(first_of_group(matrix), first_of_group(shift)))
     return None
