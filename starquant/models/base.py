@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         """Return the model's parts."""
         raise NotImplementedError
 
-    def block_sites(self, block: nn.Module) -> BlockSites:
+    def block_sites(self, block: Any) -> BlockSites:
         """Return the linears of one block by role, and the input sites in front of them."""
         raise NotImplementedError
 
@@ -107,7 +107,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
             if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(cast(Tensor, module.bias))
 
     def forward(
         self,

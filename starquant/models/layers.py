@@ -100,11 +100,12 @@ class RotaryAttention(nn.Module):
         k_BKLE, v_BKLE = rotate(self._heads(k, self.n_kv_heads), *context.rotary), self._heads(v, self.n_kv_heads)
         if context.cache is not None:
             k_BKLE, v_BKLE = context.cache.renew(self, k_BKLE, v_BKLE)
-        z_BHLE = self.core(q_BHLE, k_BKLE, v_BKLE, context.mask)
+        z_BHLE: Tensor = self.core(q_BHLE, k_BKLE, v_BKLE, context.mask)
         return z_BHLE.transpose(1, 2).flatten(2)
 
     def _heads(self, x: Tensor, n: int) -> Tensor:
-        return x.unflatten(-1, (n, self.head_dim)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (n, self.head_dim))
+        return heads.transpose(1, 2)
 
 
 def select(hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:

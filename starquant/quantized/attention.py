@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from starquant.models.buffers import Float32Buffers
-from starquant.models.layers import AttentionCore
+from starquant.models.layers import AttentionCore, RotaryAttention
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 
 OPERANDS = ("q", "k", "p", "v")
@@ -96,17 +96,17 @@ def probabilities(q_BHLE: Tensor, k_BKLE: Tensor, mask: Tensor | None) -> Tensor
     return scores_BHLL.softmax(-1)
 
 
-def transform_queries_and_keys(attention: nn.Module, transform: nn.Module) -> None:
+def transform_queries_and_keys(attention: RotaryAttention, transform: nn.Module) -> None:
     """Make an attention transform its queries and keys after the rotary embedding."""
     _replace_core(attention, qk_transform=transform)
 
 
-def transform_values(attention: nn.Module, transform: nn.Module) -> None:
+def transform_values(attention: RotaryAttention, transform: nn.Module) -> None:
     """Make an attention map its concatenated value heads, [B, L, K*E]."""
     _replace_core(attention, v_transform=transform)
 
 
-def set_static_value_scales(attention: nn.Module, scale_KE: Tensor) -> None:
+def set_static_value_scales(attention: RotaryAttention, scale_KE: Tensor) -> None:
     """Make an attention quantize V with static scales, once V is quantized."""
     _replace_core(attention, v_scale_KE=scale_KE)
 
@@ -116,7 +116,7 @@ def transforms_and_scales(core: nn.Module) -> dict[str, Any]:
     return {name: getattr(core, name, None) for name in ("qk_transform", "v_scale_KE", "v_transform")}
 
 
-def _replace_core(attention: nn.Module, **handed: Any) -> None:
+def _replace_core(attention: RotaryAttention, **handed: Any) -> None:
     formats = getattr(attention.core, "formats", {})
     bits = {name: formats[name].bits for name in formats} or FULL_PRECISION
     attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 
@@ -27,7 +29,7 @@ class DreamConfig(PreTrainedConfig):
         mask_token_id: int = 151666,
         use_sliding_window: bool = False,
         tie_word_embeddings: bool = False,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         """Take the published keys; raises ValueError for values this implementation does not have."""
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size

@@ -37,7 +37,8 @@ class DreamAttention(nn.Module):
         """Attend over all positions."""
         h = self.qkv_input(x_BLD, context)
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
-        return self.o_proj(self.out_input(z, context))
+        y_BLD: Tensor = self.o_proj(self.out_input(z, context))
+        return y_BLD
 
 
 class DreamMLP(nn.Module):
@@ -54,7 +55,8 @@ class DreamMLP(nn.Module):
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Apply the gated feed-forward."""
         h = self.gate_up_input(x_BLD, context)
-        return self.down_proj(self.down_input(F.silu(self.gate_proj(h)) * self.up_proj(h), context))
+        y_BLD: Tensor = self.down_proj(self.down_input(F.silu(self.gate_proj(h)) * self.up_proj(h), context))
+        return y_BLD
 
 
 class DreamBlock(nn.Module):
@@ -70,7 +72,8 @@ class DreamBlock(nn.Module):
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
         x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
-        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD), context)
+        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
+        return x_BLD + y_BLD
 
 
 class DreamBaseModel(nn.Module):

@@ -5,7 +5,7 @@ Knobs that no published checkpoint uses (ALiBi, LayerNorm, biases, ...) are refu
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -63,7 +63,7 @@ class LLaDAConfig(PreTrainedConfig):
         layer_norm_type: str = "rms",
         layer_norm_with_affine: bool = True,
         rope: bool = True,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         """Take the published keys; raises ValueError for values this implementation does not have."""
         self.d_model, self.n_heads, self.n_layers = d_model, n_heads, n_layers

@@ -44,7 +44,8 @@ class LLaDABlock(nn.Module):
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
         x_BLD = x_BLD + self.attn_out(self.out_input(z, context))
         h = self.gate_up_input(self.ff_norm(x_BLD), context)
-        return x_BLD + self.ff_out(self.down_input(F.silu(self.ff_proj(h)) * self.up_proj(h), context))
+        y_BLD: Tensor = self.ff_out(self.down_input(F.silu(self.ff_proj(h)) * self.up_proj(h), context))
+        return x_BLD + y_BLD
 
 
 class LLaDAModel(nn.Module):
