@@ -138,21 +138,21 @@ class SiteStatistics:
         """
         if not self.collect.rows:
             raise ValueError(f"{self.where}: no rows were sampled")
-        samples = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
-        if not samples:
+        found = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
+        if not found:
             raise DataError(self._absent(state, None))
-        return torch.cat(samples)
+        return torch.cat(found)
 
     def _merged(
         self, cells: dict[Cell, Accumulator], make: Callable[[], Accumulator], state: TokenState | None, k: int | None
     ) -> Accumulator:
-        parts = [value for (s, b), value in cells.items() if state in (None, s) and k in (None, b)]
-        if not parts:
+        found = [value for (s, b), value in cells.items() if state in (None, s) and k in (None, b)]
+        if not found:
             raise DataError(self._absent(state, k))
-        if len(parts) == 1:
-            return parts[0]
+        if len(found) == 1:
+            return found[0]
         total = make()
-        for part in parts:
+        for part in found:
             total.merge(part)
         return total
 

@@ -102,8 +102,8 @@ _FULL = (
 
 def out_of_memory(error: Exception) -> bool:
     """Return whether an exception says that memory is full, of a GPU or the host."""
-    worded = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
-    return worded or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager

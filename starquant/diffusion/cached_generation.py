@@ -68,7 +68,7 @@ def generate_approximately(
     Raises:
         ConfigError: a block length that does not divide the answer, a sampler that commits by chance.
     """
-    sampler, length, steps = _validated(sampler, shortcuts)
+    sampler, length, steps = _judged(sampler, shortcuts)
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: -len(request.prompt))
 
@@ -93,7 +93,7 @@ def generate_approximately(
             active = left
 
 
-def _validated(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
+def _judged(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
     """Return the sampler whose confidences are probabilities, the block length, and denoising steps a block."""
     whole = sampler.answer_length
     length = sampler.own_block_length if shortcuts.block_length is None else shortcuts.block_length

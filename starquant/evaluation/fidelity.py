@@ -105,12 +105,12 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
     parts, device = [reference.prompts[i] for i in batch], watched.device
     ids_BP, visible_BP = left_padded([p.prompt for p in parts], watched.config.eos_token_id)
     answers_SBG, width = torch.stack([p.answers_SG for p in parts], 1), ids_BP.shape[1]
-    shown_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
-    visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~shown_BL[:, width:]), 1).to(device)
+    given_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
+    visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~given_BL[:, width:]), 1).to(device)
     generators = [torch.Generator().manual_seed(p.seed) for p in parts]
     for step, (before_BG, after_BG) in enumerate(itertools.pairwise(answers_SBG)):
         ids_BL = torch.cat((ids_BP, before_BG), 1).to(device)
-        state = DenoisingState(ids_BL, width, visible_BL, generators, shown_BL=shown_BL.to(device))
+        state = DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL.to(device))
         reference.sampler.advance(watched, state, step, (after_BG != before_BG).sum(1).to(device))
         rows, columns = measured_positions(before_BG, after_BG, watched.mask_id, reference.max_positions)
         if len(rows) == 0:

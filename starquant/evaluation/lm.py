@@ -136,27 +136,27 @@ class DiffusionLM(LM):
             self.responses.add(keys[todo[index]], values if few else values[0])
             bar.update()
         bar.close()
-        answers = [self.responses[key] for key in keys]
-        halves = [answer for answer in answers if isinstance(answer, list)]
+        found = [self.responses[key] for key in keys]
+        halves = [answer for answer in found if isinstance(answer, list)]
         squares = sum((a - b) ** 2 / 4 for a, b in halves)
-        self.costs = {"mc_stderr": math.sqrt(squares / len(answers))} if few and answers else {}
+        self.costs = {"mc_stderr": math.sqrt(squares / len(found))} if few and found else {}
         if self.speed.compile and pairs:
             first = self._score_requests(pairs[:COMPARED], noise.append_eos)
             compiled, plain = _both_ways(lambda: dict(estimator.scores(self.predict, first)))
             self.costs["compile_difference"] = max(abs(compiled[i] - plain[i]) for i in compiled)
-        return [(sum(a) / len(a) if isinstance(a, list) else float(a), False) for a in answers]
+        return [(sum(a) / len(a) if isinstance(a, list) else float(a), False) for a in found]
 
     def _estimates(
         self, estimator: LikelihoodEstimator, requests: Sequence[ScoreRequest], parts: int
     ) -> Iterator[tuple[int, list[float]]]:
         """Yield (index of the request, estimates of independent draws, `parts` of them) as requests are finished."""
         repeated = [replace(request, repeat=part) for request in requests for part in range(parts)]
-        estimates: dict[int, list[float]] = {}
+        found: dict[int, list[float]] = {}
         for index, value in estimator.scores(self.predict, repeated):
-            values = estimates.setdefault(index // parts, [])
+            values = found.setdefault(index // parts, [])
             values.append(value)
             if len(values) == parts:
-                yield index // parts, estimates.pop(index // parts)
+                yield index // parts, found.pop(index // parts)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Refuse: masked-diffusion models define no left-to-right perplexity."""
@@ -237,8 +237,8 @@ class DiffusionLM(LM):
         distinct = list(dict.fromkeys(texts))
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
         bos = self.family.bos_token_id(self.tokenizer)
-        encoded = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
-        return [encoded[text] for text in texts]
+        found = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
+        return [found[text] for text in texts]
 
     def _score_requests(self, pairs: Sequence[tuple[str, str]], append_eos: bool) -> list[ScoreRequest]:
         """Tokenize as lm-eval does: trailing spaces of the context belong to the continuation."""
@@ -263,8 +263,8 @@ class DiffusionLM(LM):
         if end_of_text(self.model.config, known) < len(known):
             return True
         text = str(self.tokenizer.decode(known, skip_special_tokens=True)) if stops else ""
-        places = [text.find(stop) for stop in stops if stop in text]
-        return bool(places) and len(text) - min(places) >= 2 * max(map(len, stops))
+        found = [text.find(stop) for stop in stops if stop in text]
+        return bool(found) and len(text) - min(found) >= 2 * max(map(len, stops))
 
     def _text(self, answer: list[int], stops: Sequence[str]) -> str:
         text = str(self.tokenizer.decode(answer[: end_of_text(self.model.config, answer)], skip_special_tokens=True))

@@ -109,8 +109,8 @@ def take_reference(
         ConfigError: prompt and answer do not fit the model.
         CheckpointError: hidden states that are not finite.
     """
-    _validate_prompts(model, prompts, sampler)
-    watched, references = WatchedPredictor(model), dict[int, PromptReference]()
+    _check(model, prompts, sampler)
+    watched, found = WatchedPredictor(model), dict[int, PromptReference]()
     seeds = [seeded_generator(seed, "generation", prompt).initial_seed() for prompt in prompts]
 
     def record(batch: Sequence[int]) -> list[PromptReference]:
@@ -119,17 +119,17 @@ def take_reference(
 
     lengths = [len(prompt) + sampler.answer_length for prompt in prompts]
     for batch, recorded in by_length(lengths, batch_size, record, "reference", progress):
-        references |= dict(zip(batch, recorded, strict=True))
-    for index, prompt in references.items():
+        found |= dict(zip(batch, recorded, strict=True))
+    for index, prompt in found.items():
         if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
             raise CheckpointError(f"fidelity: full-precision hidden states of prompt {index} are not finite")
     trunk = model.trunk()
     head: nn.Embedding | nn.Linear = trunk.embedding if trunk.head is None else trunk.head
-    ordered = tuple(references[i] for i in range(len(prompts)))
+    ordered = tuple(found[i] for i in range(len(prompts)))
     return Reference(ordered, sampler, copy.deepcopy(trunk.norm), head.weight.detach().clone(), max_positions)
 
 
-def _validate_prompts(model: MaskedDiffusionModel, prompts: Sequence[Sequence[int]], sampler: Sampler) -> None:
+def _check(model: MaskedDiffusionModel, prompts: Sequence[Sequence[int]], sampler: Sampler) -> None:
     if not prompts:
         raise DataError("fidelity.source: it gives no prompts")
     room = model.config.context_length - sampler.answer_length

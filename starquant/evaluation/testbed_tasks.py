@@ -27,11 +27,11 @@ def items(task: str, split: Split) -> list[Item]:
         "programs": programs.random_task,
     }[task]
     rng = rng_for("items", task, split.value)
-    distinct: dict[str, Item] = {}
-    while len(distinct) < ITEMS:
+    found: dict[str, Item] = {}
+    while len(found) < ITEMS:
         item = draw(rng, split)
-        distinct.setdefault(item.key, item)
-    return list(distinct.values())
+        found.setdefault(item.key, item)
+    return list(found.values())
 
 
 def _dataset(task: str) -> dict[str, Any]:

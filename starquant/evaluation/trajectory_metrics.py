@@ -108,8 +108,8 @@ def summarize(items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: 
     for k in range(bins):
         rows = [row for row in items if row["mask_ratio"] is not None and _bin(row["mask_ratio"], bins) == k]
         chosen[bin_name(k, bins)] = rows
-    scores = [_score(rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
-    return [score for score in scores if score is not None]
+    found = [_score(rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
+    return [score for score in found if score is not None]
 
 
 def bin_name(k: int, bins: int) -> str:

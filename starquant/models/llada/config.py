@@ -91,9 +91,9 @@ class LLaDAConfig(PreTrainedConfig):
             value = extra.get(key, getattr(self, key, allowed[0]))
             if value not in allowed:
                 raise ValueError(f"LLaDA config: {key}={value!r} is not supported; allowed: {allowed[0]!r}")
-        _validate_positive(self, "d_model", "n_heads", "n_layers", "vocab_size", "rope_theta", "rms_norm_eps")
+        _expect_positive(self, "d_model", "n_heads", "n_layers", "vocab_size", "rope_theta", "rms_norm_eps")
         if self.n_kv_heads is not None:
-            _validate_positive(self, "n_kv_heads")
+            _expect_positive(self, "n_kv_heads")
             if self.multi_query_attention and self.n_kv_heads != 1:
                 raise ValueError(f"LLaDA config: multi_query_attention=true contradicts n_kv_heads={self.n_kv_heads}")
         if self.d_model % self.n_heads:
@@ -124,7 +124,7 @@ class LLaDAConfig(PreTrainedConfig):
         return self.max_sequence_length
 
 
-def _validate_positive(config: LLaDAConfig, *keys: str) -> None:
+def _expect_positive(config: LLaDAConfig, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
