@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from measure import PeakMemory, machine
@@ -39,7 +39,6 @@ from starquant.diffusion import (
     LLaDASampler,
     MaskPredictor,
     ScoreRequest,
-    Shortcuts,
     generate_approximately,
     generate_many,
 )
@@ -49,6 +48,9 @@ from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+
+if TYPE_CHECKING:
+    from starquant.config.speed import SpeedSpec
 
 VOCABULARY, MC_NUM, COPIES = 32_000, 128, 32
 
@@ -230,7 +232,7 @@ class Bench:
         sizes = {f"blocks of {b}": b for b in (16, 32)} | {"whole answer": length}
         return {name: LLaDASampler(steps=length, gen_length=length, block_length=b) for name, b in sizes.items()}
 
-    def generation(self, sampler: Any, shortcuts: Shortcuts | None = None) -> tuple[Any, Any]:
+    def generation(self, sampler: Any, speed: SpeedSpec | None = None) -> tuple[Any, Any]:
         """Return the plain way to answer, and ours."""
         prompts, draw = prompts_of(self.arguments.data, self.arguments.requests), random.Random(1)
         ends = [draw.randrange(20, 61) for _ in prompts]
@@ -240,10 +242,10 @@ class Bench:
 
         def own() -> list[list[int]]:
             how: dict[str, Any] = {"batch_size": self.size(), "settled": settled}
-            if shortcuts is None:
+            if speed is None:
                 answers = dict(generate_many(self.predict, prompts, sampler, **how))
             else:
-                answers = dict(generate_approximately(self.predict, prompts, sampler, shortcuts, **how))
+                answers = dict(generate_approximately(self.predict, prompts, sampler, speed, **how))
             return [answers[i][: ends[i]] for i in range(len(prompts))]
 
         def reference() -> list[list[int]]:
@@ -277,13 +279,16 @@ def _agreement(answers: Sequence[Any], expected: Sequence[Any]) -> str:
 
 
 def approximate(bench: Bench) -> None:
-    """Time approximate generation beside the exact one, blocks of 32. A random model is sure of nothing: the threshold
-    is put where it commits about two tokens a step, so that only the time of a step is told, not its quality."""
+    """Time approximate generation beside the exact one, blocks of 32. A random model is sure of nothing, so that
+    each step commits one token: what is timed is a step, and no quality."""
+    from starquant.config.speed import SpeedSpec  # pydantic, which the rest of this file does without
+
     sampler = bench.samplers().get("blocks of 32") or bench.samplers()["whole answer"]
     exact_seconds, exact = seconds(bench.generation(sampler)[1])
     print(f"{bench.family} exact{'':26s} {exact_seconds:6.2f} s")
     for kv_cache in ("none", "prefix", "dual"):
-        took, answers = seconds(bench.generation(sampler, Shortcuts(kv_cache, None, 32))[1])
+        speed = SpeedSpec(kv_cache=kv_cache, confidence_threshold=1.0, block_length=32)
+        took, answers = seconds(bench.generation(sampler, speed)[1])
         agreement = _agreement(answers, exact)
         ratio = f"{took:6.2f} s: {exact_seconds / took:5.1f}x"
         print(f"{bench.family} approximate, KV cache {kv_cache:8s} {ratio} ({agreement})")

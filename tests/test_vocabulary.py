@@ -1,4 +1,4 @@
-"""How names read in the rooms that are listed: they say what they hold, and judging input has one verb, `validate`."""
+"""How names read: they say what they hold, and judging input has one verb, `validate`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-#: Folders whose names are kept.
-ROOMS = (
-    "starquant/config",
-    "starquant/statistics",
-    "starquant/store",
-    "starquant/testbed",
-    "starquant/reports",
-    "starquant/tracking",
-    "benchmarks",
-)
+#: Folders whose names are read.
+ROOMS = ("starquant", "hydra_plugins", "benchmarks")
 #: Participles that say how a thing was come by, not what it is.
 EMPTY = {"found", "told", "asked", "given"}
 #: Other verbs for judging what a user gave.

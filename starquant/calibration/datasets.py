@@ -50,7 +50,7 @@ def source_file(spec: SourceSpec, data_dir: str | None) -> Path | None:
     return path if path.is_file() else None
 
 
-def check_source(spec: SourceSpec, where: str) -> None:
+def validate_source(spec: SourceSpec, where: str) -> None:
     """Judge what needs no data: the split of a data set, the path's suffix.
 
     Raises:
@@ -152,13 +152,13 @@ def testbed_items(split: Split, count: int, seed: int) -> list[tuple[str, Item]]
         "arithmetic": _distinct("arithmetic", arithmetic.random_problem, split, seed),
         "programs": _distinct("programs", programs.random_task, split, seed),
     }
-    found: list[tuple[str, Item]] = []
+    chosen: list[tuple[str, Item]] = []
     while True:
         for task, items in tasks.items():
             item = next(items, None)
-            if item is None or len(found) == count:
-                return found
-            found.append((task, item))
+            if item is None or len(chosen) == count:
+                return chosen
+            chosen.append((task, item))
 
 
 def _distinct(task: str, draw: Callable[[random.Random, Split], Item], split: Split, seed: int) -> Iterator[Item]:

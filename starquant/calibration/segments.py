@@ -13,13 +13,13 @@ from starquant.calibration.batches import Segment
 from starquant.calibration.datasets import (
     DATA_SETS,
     GENERATED,
-    check_source,
     read_bytes,
     read_text,
     rows,
     source_file,
     testbed_items,
     text_field,
+    validate_source,
 )
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
@@ -41,7 +41,7 @@ def fingerprint(spec: SourceSpec, data_dir: str | None, where: str = "calibratio
         ConfigError: a split or path the kind does not have.
         DataError: a missing or unreadable file, a data set the hub does not give.
     """
-    check_source(spec, where)
+    validate_source(spec, where)
     path = source_file(spec, data_dir)
     if path is not None:
         return hashlib.sha256(read_bytes(path, where)).hexdigest()[:16]
@@ -83,7 +83,7 @@ def read_segments(
         ConfigError: a length beyond the context, a split or path the kind does not have.
         DataError: a missing or empty file, a malformed line, [MASK] in the text, fewer segments than asked for.
     """
-    check_source(spec, where)
+    validate_source(spec, where)
     if spec.length > context_length:
         raise ConfigError(
             f"{where}.length: got {spec.length}, allowed: at most the model's context of {context_length} tokens"
@@ -99,7 +99,7 @@ def read_segments(
         order.shuffle(segments)
     else:
         segments = _items(spec, tokenizer, order, data_dir, where)
-    _check_segments(segments, spec, tokenizer, where)
+    _validate_segments(segments, spec, tokenizer, where)
     return segments[: spec.segments]
 
 
@@ -121,7 +121,7 @@ def prompts_of(segments: Sequence[Segment], answer_length: int, context_length: 
     return [prompt[-room:] for prompt in prompts]
 
 
-def _check_segments(
+def _validate_segments(
     segments: Sequence[Segment], spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> None:
     if len(segments) < spec.segments:
@@ -147,9 +147,9 @@ def _consecutive(text: str, tokenizer: PreTrainedTokenizerBase, length: int, who
     for begin in range(0, len(ids) - length + 1, length):
         first, last = offsets[begin][0], offsets[begin + length - 1][1]
         if whole is not None:
-            before, after = text.rfind(whole, 0, first), text.find(whole, last)
-            first = 0 if before < 0 else before + len(whole)
-            last = len(text) if after < 0 else after
+            earlier, later = text.rfind(whole, 0, first), text.find(whole, last)
+            first = 0 if earlier < 0 else earlier + len(whole)
+            last = len(text) if later < 0 else later
         segments.append(Segment(tuple(ids[begin : begin + length]), 0, text[first:last]))
     return segments
 
@@ -201,13 +201,13 @@ def _items(
 def _fitting(
     pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, spec: SourceSpec
 ) -> Iterator[Segment]:
-    found = 0
+    count = 0
     for prompt, answer in pairs:
-        if found == spec.segments:
+        if count == spec.segments:
             return
         prompt_ids, answer_ids = _encode(tokenizer, prompt) if prompt else [], _encode(tokenizer, answer)
         if len(prompt_ids) < spec.length and answer_ids:
-            found += 1
+            count += 1
             yield Segment(tuple((prompt_ids + answer_ids)[: spec.length]), len(prompt_ids), prompt + answer)
 
 

@@ -78,22 +78,22 @@ class SiteStatistics:
         weight_BL = None
         if self.collect.weighted and batch.weight_BL is not None:
             weight_BL = context.of_tokens(batch.weight_BL.to(x_BLD.device))
-        kept = self.collect.second_moment
-        if kept == "pooled":
+        grain = self.collect.second_moment
+        if grain == "pooled":
             self._add_second(POOLED, x_BLD, visible_BL, weight_BL)
         for state in TokenState:
             here_BL = visible_BL & (context.state_BL == state.axis)
             if not bool(here_BL.any()):
                 continue
-            if kept == "state":
+            if grain == "state":
                 self._add_second((state, 0), x_BLD, here_BL, weight_BL)
             if self.collect.rows:  # over all bins at once: the sample depends on the order in which rows come
                 self._rows.setdefault(state, RowSample(self.collect.rows, self.seed)).update(x_BLD[here_BL])
-            for k in bin_BL.unique().tolist() if self.collect.moments or kept == "bin" else ():
+            for k in bin_BL.unique().tolist() if self.collect.moments or grain == "bin" else ():
                 chosen_BL = here_BL & (bin_BL == k)
                 if self.collect.moments and bool(chosen_BL.any()):
                     self._moments.setdefault((state, k), ChannelMoments()).update(x_BLD[chosen_BL])
-                if kept == "bin":
+                if grain == "bin":
                     self._add_second((state, k), x_BLD, chosen_BL, weight_BL)
 
     @property
@@ -124,9 +124,9 @@ class SiteStatistics:
             DataError: no such token was seen.
             ValueError: a finer split than was collected.
         """
-        kept = self.collect.second_moment
-        if kept is None or (state is not None and kept == "pooled") or (k is not None and kept != "bin"):
-            raise ValueError(f"{self.where}: second moments collected: {kept}; asked for: state {state}, bin {k}")
+        grain = self.collect.second_moment
+        if grain is None or (state is not None and grain == "pooled") or (k is not None and grain != "bin"):
+            raise ValueError(f"{self.where}: second moments collected: {grain}; asked for: state {state}, bin {k}")
         return self._merged(self._second, SecondMoment, state, k)
 
     def rows(self, state: TokenState | None = None) -> Tensor:
@@ -138,21 +138,21 @@ class SiteStatistics:
         """
         if not self.collect.rows:
             raise ValueError(f"{self.where}: no rows were sampled")
-        found = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
-        if not found:
+        samples = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
+        if not samples:
             raise DataError(self._absent(state, None))
-        return torch.cat(found)
+        return torch.cat(samples)
 
     def _merged(
         self, cells: dict[Cell, Accumulator], make: Callable[[], Accumulator], state: TokenState | None, k: int | None
     ) -> Accumulator:
-        found = [value for (s, b), value in cells.items() if state in (None, s) and k in (None, b)]
-        if not found:
+        parts = [part for (s, b), part in cells.items() if state in (None, s) and k in (None, b)]
+        if not parts:
             raise DataError(self._absent(state, k))
-        if len(found) == 1:
-            return found[0]
+        if len(parts) == 1:
+            return parts[0]
         total = make()
-        for part in found:
+        for part in parts:
             total.merge(part)
         return total
 

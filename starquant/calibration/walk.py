@@ -91,7 +91,7 @@ class BlockVisit:
         handles = [
             self.model.block_sites(block)
             .inputs[site]
-            .register_forward_pre_hook(lambda _, given, side=side: caught.__setitem__(side, given[0]))
+            .register_forward_pre_hook(lambda _, inputs, side=side: caught.__setitem__(side, inputs[0]))
             for side, block in enumerate(sides)
         ]
         try:
@@ -141,14 +141,14 @@ class BlockVisit:
             DataError: activations that are not finite; no states.
         """
         modules = self.sites.inputs
-        found = {
+        by_site = {
             site: SiteStatistics(f"{self.name} {site.value}", collect, self.states.bins, seed=self.index)
             for site in (modules if sites is None else sites)
         }
 
         def hooks(batch: StateBatch) -> ExitStack:
             stack = ExitStack()
-            for site, statistics in found.items():
+            for site, statistics in by_site.items():
                 handle = modules[site].register_forward_hook(
                     lambda _, inputs, out, s=statistics: s.update(out, batch, inputs[1])
                 )
@@ -156,7 +156,7 @@ class BlockVisit:
             return stack
 
         self.observe(hooks)
-        return found
+        return by_site
 
     def advance(self) -> None:
         """Put what this block gives in front of the next one."""

@@ -5,7 +5,7 @@ R mask patterns of one request, T target tokens.
 """
 
 from starquant.diffusion.batch_size import BatchSize
-from starquant.diffusion.cached_generation import Shortcuts, generate_approximately
+from starquant.diffusion.cached_generation import generate_approximately
 from starquant.diffusion.continuous_batching import generate_many
 from starquant.diffusion.generation import generate
 from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
@@ -25,7 +25,6 @@ __all__ = [
     "MaskPredictor",
     "Sampler",
     "ScoreRequest",
-    "Shortcuts",
     "forward_mask",
     "generate",
     "generate_approximately",

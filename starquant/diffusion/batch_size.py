@@ -102,19 +102,19 @@ _FULL = (
 
 def out_of_memory(error: Exception) -> bool:
     """Return whether an exception says that memory is full, of a GPU or the host."""
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    full = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    return full or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 @contextmanager
 def draws_kept(generators: Sequence[torch.Generator]) -> Iterator[None]:
     """Take back what was drawn when the pass inside fails, so that it can be done again."""
-    before = [generator.get_state() for generator in generators]
+    states = [generator.get_state() for generator in generators]
     try:
         yield
     except (RuntimeError, MemoryError):
-        for generator, was in zip(generators, before, strict=True):
-            generator.set_state(was)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
         raise
 
 

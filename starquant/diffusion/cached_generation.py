@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,23 +23,11 @@ from starquant.diffusion.samplers import DenoisingState, Sampler
 from starquant.diffusion.sampling import top_ranked
 from starquant.errors import ConfigError
 
+if TYPE_CHECKING:
+    from starquant.config.speed import SpeedSpec  # pydantic, which a bare machine lacks
+
 #: Batches whose requests are filled block by block together. Our choice: what a kill may lose against full batches.
 _SIDE_BY_SIDE = 4
-
-
-@dataclass(frozen=True)
-class Shortcuts:
-    """What is approximated.
-
-    Attributes:
-        kv_cache: "none", "prefix" or "dual".
-        confidence_threshold: commit every token whose probability reaches it, one at least; None for even shares.
-        block_length: None for the sampler's own (Dream's is the whole answer).
-    """
-
-    kv_cache: str = "none"
-    confidence_threshold: float | None = None
-    block_length: int | None = None
 
 
 @torch.inference_mode()
@@ -48,7 +35,7 @@ def generate_approximately(
     predict: MaskPredictor,
     prompts: Sequence[Sequence[int]],
     sampler: Sampler,
-    shortcuts: Shortcuts,
+    speed: SpeedSpec,
     *,
     batch_size: BatchSize,
     seed: int = 0,
@@ -60,7 +47,7 @@ def generate_approximately(
         predict: of the model.
         prompts: token ids of each request.
         sampler: temperature, guidance and lengths; its order of commits gives way to the blocks.
-        shortcuts: what is approximated.
+        speed: its kv_cache, confidence_threshold and block_length are what is approximated.
         batch_size: requests at a time.
         seed: of the random draws; each prompt's own tokens are mixed in.
         settled: as in `generate_many`; looked at after every block.
@@ -68,7 +55,7 @@ def generate_approximately(
     Raises:
         ConfigError: a block length that does not divide the answer, a sampler that commits by chance.
     """
-    sampler, length, steps = _judged(sampler, shortcuts)
+    sampler, length, steps = _validate_speed(sampler, speed)
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: -len(request.prompt))
 
@@ -80,9 +67,7 @@ def generate_approximately(
         active, waiting = waiting[:together], waiting[together:]
         for begin in range(0, sampler.answer_length, length):
             block, left = slice(begin, begin + length), list[Request]()
-            fill = functools.partial(
-                _fill_block, predict, sampler=sampler, shortcuts=shortcuts, block=block, steps=steps
-            )
+            fill = functools.partial(_fill_block, predict, sampler=sampler, speed=speed, block=block, steps=steps)
             for batch, answers_BG in in_batches(active, tokens, batch_size, fill):
                 for request, answer_G in zip(batch, answers_BG, strict=True):
                     request.answer_G, known = answer_G, answer_G[: block.stop].tolist()
@@ -93,17 +78,15 @@ def generate_approximately(
             active = left
 
 
-def _judged(sampler: Sampler, shortcuts: Shortcuts) -> tuple[Sampler, int, int]:
+def _validate_speed(sampler: Sampler, speed: SpeedSpec) -> tuple[Sampler, int, int]:
     """Return the sampler whose confidences are probabilities, the block length, and denoising steps a block."""
     whole = sampler.answer_length
-    length = sampler.own_block_length if shortcuts.block_length is None else shortcuts.block_length
+    length = sampler.own_block_length if speed.block_length is None else speed.block_length
     if whole % length:
         raise ConfigError(f"speed.block_length: got {length}, must divide the answer's {whole} tokens")
     if sampler.commits_by_chance:
         raise ConfigError("speed: kv_cache and confidence_threshold do not go with a sampler that commits by chance")
-    if shortcuts.kv_cache not in ("none", "prefix", "dual"):
-        raise ConfigError(f"speed.kv_cache: got '{shortcuts.kv_cache}', allowed: none, prefix, dual")
-    if shortcuts.confidence_threshold is not None:
+    if speed.confidence_threshold is not None:
         sampler = sampler.by_probability()
     return sampler, length, max(1, sampler.steps * length // whole)
 
@@ -112,38 +95,38 @@ def _fill_block(
     predict: MaskPredictor,
     requests: Sequence[Request],
     sampler: Sampler,
-    shortcuts: Shortcuts,
+    speed: SpeedSpec,
     block: slice,
     steps: int,
 ) -> Tensor:
     """Return the answers [B, G] with one more block filled; when it fails, no draw has been taken."""
     state = as_batch(requests, predict)
     with draws_kept(state.generators):
-        _denoise(predict, state, sampler, shortcuts, block, steps)
+        _denoise(predict, state, sampler, speed, block, steps)
     return state.ids_BL[:, state.prompt_length :].cpu()
 
 
 def _denoise(
-    predict: MaskPredictor, state: DenoisingState, sampler: Sampler, shortcuts: Shortcuts, block: slice, steps: int
+    predict: MaskPredictor, state: DenoisingState, sampler: Sampler, speed: SpeedSpec, block: slice, steps: int
 ) -> None:
     ids, width = state.ids_BL, block.stop - block.start
     first, end = state.prompt_length + block.start, state.prompt_length + block.stop
-    cache: Any = None if shortcuts.kv_cache == "none" else predict.model.new_cache()
+    cache: Any = None if speed.kv_cache == "none" else predict.model.new_cache()
     for step in range(width):
         rows, columns = (ids[:, first:end] == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
         columns = columns + first
         token, confidence = sampler.candidates(predict, state, (rows, columns), cache)
-        if shortcuts.confidence_threshold is None:
+        if speed.confidence_threshold is None:
             share = width // steps + (step < width % steps) if steps < width else 1
             chosen = top_ranked(confidence, rows, columns, ids.shape, _all_rows(ids, share))
         else:
             surest = top_ranked(confidence, rows, columns, ids.shape, _all_rows(ids, 1))
-            chosen = surest | (confidence >= shortcuts.confidence_threshold)
+            chosen = surest | (confidence >= speed.confidence_threshold)
         ids[rows[chosen], columns[chosen]] = token[chosen]
         if cache is not None:  # the position that predicts the first column may lie in front of it
-            cache.window = slice(first + predict.offset, end if shortcuts.kv_cache == "dual" else ids.shape[1])
+            cache.window = slice(first + predict.offset, end if speed.kv_cache == "dual" else ids.shape[1])
 
 
 def _all_rows(ids_BL: Tensor, number: int) -> Tensor:

@@ -101,12 +101,12 @@ def as_batch(active: Sequence[Request], predict: MaskPredictor) -> DenoisingStat
     visible_BP = torch.arange(width) >= torch.tensor([[width - len(request.prompt)] for request in active])
     answer_BG = torch.stack([request.answer_G for request in active])
     ids_BL = torch.cat((prompt_BP, answer_BG), 1).to(predict.device)
-    given_BL = torch.cat((prompt_BP != mask_id, torch.zeros_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
+    prompt_BL = torch.cat((prompt_BP != mask_id, torch.zeros_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
     visible_BL = None
     if not bool(visible_BP.all()):
         visible_BL = torch.cat((visible_BP, torch.ones_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
     generators = [request.generator for request in active]
-    return DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL)
+    return DenoisingState(ids_BL, width, visible_BL, generators, prompt_BL=prompt_BL)
 
 
 def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, active: Sequence[Request]) -> bool:

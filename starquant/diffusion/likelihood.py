@@ -85,8 +85,8 @@ class LikelihoodEstimator:
 
     def score(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> list[float]:
         """Return the log-likelihood of every request, in order."""
-        found = dict(self.scores(predict, requests))
-        return [found[index] for index in range(len(requests))]
+        scores = dict(self.scores(predict, requests))
+        return [scores[index] for index in range(len(requests))]
 
     def _groups(self, requests: Sequence[ScoreRequest], mask_id: int) -> Iterator[tuple[list[int], list[_Row]]]:
         """Yield indices of requests with the rows they need, the longest first."""
@@ -124,8 +124,8 @@ class LikelihoodEstimator:
         def length(row: _Row) -> int:
             return len(row.ids) if self.cfg_scale == 0.0 else 2 * len(row.ids)  # guidance doubles the rows
 
-        for batch, found in in_batches(rows, length, self.batch_size, lambda some: self._log_probs(predict, some)):
-            for row, log_probs in zip(batch, found, strict=True):
+        for batch, scored in in_batches(rows, length, self.batch_size, lambda some: self._log_probs(predict, some)):
+            for row, log_probs in zip(batch, scored, strict=True):
                 for index, weight, uses in row.uses:
                     totals[index] += weight * sum(log_probs[use] for use in uses)
                     left[index] -= 1
@@ -150,5 +150,5 @@ class LikelihoodEstimator:
             log_probability(logits_NV, tokens_N[part]).double()
             for part, logits_NV in predict.chunks(ids_BL.to(predict.device), (rows_N, columns_N), **settings)
         ]
-        values = iter(torch.cat(log_probs).tolist())
-        return [[next(values) for _ in row.wanted] for row in batch]
+        numbers = iter(torch.cat(log_probs).tolist())
+        return [[next(numbers) for _ in row.wanted] for row in batch]

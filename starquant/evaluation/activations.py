@@ -68,10 +68,10 @@ def measure(
         for site, linears in {site: visit.sites.readers(site) for site in visit.sites.inputs}.items():
             width = next(iter(linears.values())).in_features
             plan = Collect(rows=ROWS, second_moment="state" if width <= WIDEST else None)
-            found = visit.collect(plan, (site,))[site]
+            statistics = visit.collect(plan, (site,))[site]
             rows.append(
                 {"block": visit.index, "site": site.value, "width": width}
-                | {state.value: asdict(_report(found, state)) for state in TokenState}
+                | {state.value: asdict(_report(statistics, state)) for state in TokenState}
             )
     return rows
 

@@ -105,23 +105,23 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
     parts, device = [reference.prompts[i] for i in batch], watched.device
     ids_BP, visible_BP = left_padded([p.prompt for p in parts], watched.config.eos_token_id)
     answers_SBG, width = torch.stack([p.answers_SG for p in parts], 1), ids_BP.shape[1]
-    given_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
-    visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~given_BL[:, width:]), 1).to(device)
+    prompt_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
+    visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~prompt_BL[:, width:]), 1).to(device)
     generators = [torch.Generator().manual_seed(p.seed) for p in parts]
     for step, (before_BG, after_BG) in enumerate(itertools.pairwise(answers_SBG)):
         ids_BL = torch.cat((ids_BP, before_BG), 1).to(device)
-        state = DenoisingState(ids_BL, width, visible_BL, generators, given_BL=given_BL.to(device))
+        state = DenoisingState(ids_BL, width, visible_BL, generators, prompt_BL=prompt_BL.to(device))
         reference.sampler.advance(watched, state, step, (after_BG != before_BG).sum(1).to(device))
         rows, columns = measured_positions(before_BG, after_BG, watched.mask_id, reference.max_positions)
         if len(rows) == 0:
             continue
         full_ND = torch.cat([parts[b].residual[step] for b in rows.unique().tolist()]).to(device)
-        values = _compare(watched, reference, full_ND, (rows, columns + width), len(batch))
-        values["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu())
+        metrics = _compare(watched, reference, full_ND, (rows, columns + width), len(batch))
+        metrics["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu())
         masked_B = (before_BG == watched.mask_id).sum(1).tolist()
         for b in rows.unique().tolist():
             row = _row(batch[b], parts[b], step, masked_B[b])
-            yield row | {metric: _finite(value_B[b], metric, row) for metric, value_B in values.items()}
+            yield row | {metric: _finite(value_B[b], metric, row) for metric, value_B in metrics.items()}
 
 
 def _compare(
@@ -134,9 +134,9 @@ def _compare(
     parts = []
     for full, normed in zip(full_ND.split(chunk), normed_ND.split(chunk), strict=True):
         parts.append(compare_logits(reference.logits(full), watched.model.project(normed)))
-    values = {metric: mean_by_row(torch.cat([p[metric] for p in parts]), rows, size) for metric in parts[0]}
-    values["hidden_mse"] = relative_error(full_ND, residual_ND, rows, size)
-    return {metric: value_B.cpu() for metric, value_B in values.items()}
+    metrics = {metric: mean_by_row(torch.cat([p[metric] for p in parts]), rows, size) for metric in parts[0]}
+    metrics["hidden_mse"] = relative_error(full_ND, residual_ND, rows, size)
+    return {metric: value_B.cpu() for metric, value_B in metrics.items()}
 
 
 def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:

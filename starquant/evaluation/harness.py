@@ -71,8 +71,8 @@ def evaluate(
             )
             if results is None:  # the first process has them
                 continue
-            found = parse_scores(results, name)
-            scores += [*found, *_costs(lm, name, found[0])]
+            task_scores = parse_scores(results, name)
+            scores += [*task_scores, *_costs(lm, name, task_scores[0])]
             items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
             for leaf, rows in results["samples"].items() if documents is not None else ():
                 documents(leaf, [_document(row["doc"]) for row in rows])
@@ -123,8 +123,8 @@ def _costs(lm: DiffusionLM, task: str, like: Score) -> list[Score]:
 def _fewshot(results: Any, task: str) -> int | None:
     """Return a task's few-shot number; a group's is that of its members."""
     shots = results["n-shot"]
-    found = shots.get(task, next(iter(shots.values()), None))
-    return int(found) if isinstance(found, int | float) else None
+    number = shots.get(task, next(iter(shots.values()), None))
+    return int(number) if isinstance(number, int | float) else None
 
 
 def _text(value: object) -> str | None:

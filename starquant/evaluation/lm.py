@@ -20,7 +20,6 @@ from starquant.diffusion import (
     MaskPredictor,
     Sampler,
     ScoreRequest,
-    Shortcuts,
     generate_approximately,
     generate_many,
 )
@@ -130,33 +129,33 @@ class DiffusionLM(LM):
         todo = self._unanswered(keys)
         bar = self._bar(keys, todo, disable_tqdm)
         scored = self._score_requests([pairs[i] for i in todo], noise.append_eos)
-        for index, values in self._estimates(estimator, scored, 2 if few else 1):
-            if not all(map(math.isfinite, values)):
-                raise CheckpointError(f"{self.task}: a log-likelihood is {values[0]}; the model's weights overflow")
-            self.responses.add(keys[todo[index]], values if few else values[0])
+        for index, estimates in self._estimates(estimator, scored, 2 if few else 1):
+            if not all(map(math.isfinite, estimates)):
+                raise CheckpointError(f"{self.task}: a log-likelihood is {estimates[0]}; the model's weights overflow")
+            self.responses.add(keys[todo[index]], estimates if few else estimates[0])
             bar.update()
         bar.close()
-        found = [self.responses[key] for key in keys]
-        halves = [answer for answer in found if isinstance(answer, list)]
+        answers = [self.responses[key] for key in keys]
+        halves = [answer for answer in answers if isinstance(answer, list)]
         squares = sum((a - b) ** 2 / 4 for a, b in halves)
-        self.costs = {"mc_stderr": math.sqrt(squares / len(found))} if few and found else {}
+        self.costs = {"mc_stderr": math.sqrt(squares / len(answers))} if few and answers else {}
         if self.speed.compile and pairs:
             first = self._score_requests(pairs[:COMPARED], noise.append_eos)
-            compiled, plain = _both_ways(lambda: dict(estimator.scores(self.predict, first)))
-            self.costs["compile_difference"] = max(abs(compiled[i] - plain[i]) for i in compiled)
-        return [(sum(a) / len(a) if isinstance(a, list) else float(a), False) for a in found]
+            compiled, eager = _both_ways(lambda: dict(estimator.scores(self.predict, first)))
+            self.costs["compile_difference"] = max(abs(compiled[i] - eager[i]) for i in compiled)
+        return [(sum(a) / len(a) if isinstance(a, list) else float(a), False) for a in answers]
 
     def _estimates(
         self, estimator: LikelihoodEstimator, requests: Sequence[ScoreRequest], parts: int
     ) -> Iterator[tuple[int, list[float]]]:
         """Yield (index of the request, estimates of independent draws, `parts` of them) as requests are finished."""
         repeated = [replace(request, repeat=part) for request in requests for part in range(parts)]
-        found: dict[int, list[float]] = {}
+        unfinished: dict[int, list[float]] = {}
         for index, value in estimator.scores(self.predict, repeated):
-            values = found.setdefault(index // parts, [])
-            values.append(value)
-            if len(values) == parts:
-                yield index // parts, found.pop(index // parts)
+            estimates = unfinished.setdefault(index // parts, [])
+            estimates.append(value)
+            if len(estimates) == parts:
+                yield index // parts, unfinished.pop(index // parts)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Refuse: masked-diffusion models define no left-to-right perplexity."""
@@ -198,8 +197,8 @@ class DiffusionLM(LM):
             def texts() -> dict[int, str]:
                 return {i: self._text(answer, stops[i]) for i, answer in self._answers(some, sampler, _never)}
 
-            compiled, plain = _both_ways(texts)
-            self.costs["compile_flips"] = sum(compiled[i] != plain[i] for i in compiled) / len(compiled)
+            compiled, eager = _both_ways(texts)
+            self.costs["compile_flips"] = sum(compiled[i] != eager[i] for i in compiled) / len(compiled)
         return [str(self.responses[key]) for key in keys]
 
     def _answers(
@@ -209,8 +208,7 @@ class DiffusionLM(LM):
         how: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed, "settled": settled}
         if not self.speed.generation:
             return generate_many(self.predict, prompts, sampler, **how)
-        shortcuts = Shortcuts(self.speed.kv_cache, self.speed.confidence_threshold, self.speed.block_length)
-        return generate_approximately(self.predict, prompts, sampler, shortcuts, **how)
+        return generate_approximately(self.predict, prompts, sampler, self.speed, **how)
 
     def _protocol(self, needs: str) -> TaskProtocol:
         if self.protocol is None or getattr(self.protocol, needs) is None:
@@ -237,8 +235,8 @@ class DiffusionLM(LM):
         distinct = list(dict.fromkeys(texts))
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
         bos = self.family.bos_token_id(self.tokenizer)
-        found = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
-        return [found[text] for text in texts]
+        ids_of = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
+        return [ids_of[text] for text in texts]
 
     def _score_requests(self, pairs: Sequence[tuple[str, str]], append_eos: bool) -> list[ScoreRequest]:
         """Tokenize as lm-eval does: trailing spaces of the context belong to the continuation."""
@@ -263,8 +261,8 @@ class DiffusionLM(LM):
         if end_of_text(self.model.config, known) < len(known):
             return True
         text = str(self.tokenizer.decode(known, skip_special_tokens=True)) if stops else ""
-        found = [text.find(stop) for stop in stops if stop in text]
-        return bool(found) and len(text) - min(found) >= 2 * max(map(len, stops))
+        starts = [text.find(stop) for stop in stops if stop in text]
+        return bool(starts) and len(text) - min(starts) >= 2 * max(map(len, stops))
 
     def _text(self, answer: list[int], stops: Sequence[str]) -> str:
         text = str(self.tokenizer.decode(answer[: end_of_text(self.model.config, answer)], skip_special_tokens=True))

@@ -96,7 +96,7 @@ LOCAL_TASKS: dict[str, LocalTask] = {
 }
 
 
-def check_data(data_dir: Path, names: Iterable[str]) -> str:
+def validate_data(data_dir: Path, names: Iterable[str]) -> str:
     """Check every file of the named tasks, line by line, and return a digest of their content.
 
     Raises:
@@ -111,7 +111,7 @@ def check_data(data_dir: Path, names: Iterable[str]) -> str:
         task = LOCAL_TASKS[name]
         for path in _files(data_dir, task):
             digest.update(f"{path.relative_to(data_dir)}:".encode())
-            for line in _checked_lines(path, task.fields):
+            for line in _validated_lines(path, task.fields):
                 digest.update(line)
     return digest.hexdigest()[:16]
 
@@ -119,10 +119,10 @@ def check_data(data_dir: Path, names: Iterable[str]) -> str:
 def _subjects(data_dir: Path, task: LocalTask) -> list[str]:
     if task.subjects is None:
         return [""]
-    found = sorted(path.stem for path in (data_dir / task.subjects).glob("*.jsonl"))
-    if not found:
+    subjects = sorted(path.stem for path in (data_dir / task.subjects).glob("*.jsonl"))
+    if not subjects:
         raise DataError(f"{data_dir / task.subjects}: no subject files (*.jsonl) there")
-    return found
+    return subjects
 
 
 def _files(data_dir: Path, task: LocalTask) -> list[Path]:
@@ -130,13 +130,13 @@ def _files(data_dir: Path, task: LocalTask) -> list[Path]:
     return [data_dir / file.format(subject=subject) for subject in subjects for file in task.files.values()]
 
 
-def _checked_lines(path: Path, fields: tuple[str, ...]) -> Iterator[bytes]:
+def _validated_lines(path: Path, fields: tuple[str, ...]) -> Iterator[bytes]:
     opener = gzip.open if path.suffix == ".gz" else open
     count = 0
     try:
         with opener(path, "rb") as stream:
             for count, line in enumerate(stream, 1):
-                _check_line(path, count, line, fields)
+                _validate_line(path, count, line, fields)
                 yield line
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
@@ -148,7 +148,7 @@ def _checked_lines(path: Path, fields: tuple[str, ...]) -> Iterator[bytes]:
         raise DataError(f"{path}: holds no items")
 
 
-def _check_line(path: Path, number: int, line: bytes, fields: tuple[str, ...]) -> None:
+def _validate_line(path: Path, number: int, line: bytes, fields: tuple[str, ...]) -> None:
     try:
         item = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -56,8 +56,8 @@ class Reference:
     @property
     def nbytes(self) -> int:
         """Host memory of what is kept of the trajectories, and of the head."""
-        kept = [tensor for prompt in self.prompts for tensor in (prompt.answers_SG, *prompt.residual.values())]
-        return sum(tensor.nbytes for tensor in (*kept, self.head_VD))
+        tensors = [tensor for prompt in self.prompts for tensor in (prompt.answers_SG, *prompt.residual.values())]
+        return sum(tensor.nbytes for tensor in (*tensors, self.head_VD))
 
     def logits(self, residual_ND: Tensor) -> Tensor:
         """Return full-precision logits [N, V] from the residual stream."""
@@ -109,8 +109,8 @@ def take_reference(
         ConfigError: prompt and answer do not fit the model.
         CheckpointError: hidden states that are not finite.
     """
-    _check(model, prompts, sampler)
-    watched, found = WatchedPredictor(model), dict[int, PromptReference]()
+    _validate_prompts(model, prompts, sampler)
+    watched, references = WatchedPredictor(model), dict[int, PromptReference]()
     seeds = [seeded_generator(seed, "generation", prompt).initial_seed() for prompt in prompts]
 
     def record(batch: Sequence[int]) -> list[PromptReference]:
@@ -119,17 +119,17 @@ def take_reference(
 
     lengths = [len(prompt) + sampler.answer_length for prompt in prompts]
     for batch, recorded in by_length(lengths, batch_size, record, "reference", progress):
-        found |= dict(zip(batch, recorded, strict=True))
-    for index, prompt in found.items():
+        references |= dict(zip(batch, recorded, strict=True))
+    for index, prompt in references.items():
         if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
             raise CheckpointError(f"fidelity: full-precision hidden states of prompt {index} are not finite")
     trunk = model.trunk()
     head: nn.Embedding | nn.Linear = trunk.embedding if trunk.head is None else trunk.head
-    ordered = tuple(found[i] for i in range(len(prompts)))
+    ordered = tuple(references[i] for i in range(len(prompts)))
     return Reference(ordered, sampler, copy.deepcopy(trunk.norm), head.weight.detach().clone(), max_positions)
 
 
-def _check(model: MaskedDiffusionModel, prompts: Sequence[Sequence[int]], sampler: Sampler) -> None:
+def _validate_prompts(model: MaskedDiffusionModel, prompts: Sequence[Sequence[int]], sampler: Sampler) -> None:
     if not prompts:
         raise DataError("fidelity.source: it gives no prompts")
     room = model.config.context_length - sampler.answer_length

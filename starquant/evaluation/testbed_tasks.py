@@ -27,11 +27,11 @@ def items(task: str, split: Split) -> list[Item]:
         "programs": programs.random_task,
     }[task]
     rng = rng_for("items", task, split.value)
-    found: dict[str, Item] = {}
-    while len(found) < ITEMS:
+    distinct: dict[str, Item] = {}
+    while len(distinct) < ITEMS:
         item = draw(rng, split)
-        found.setdefault(item.key, item)
-    return list(found.values())
+        distinct.setdefault(item.key, item)
+    return list(distinct.values())
 
 
 def _dataset(task: str) -> dict[str, Any]:

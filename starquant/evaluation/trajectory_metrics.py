@@ -108,8 +108,8 @@ def summarize(items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: 
     for k in range(bins):
         rows = [row for row in items if row["mask_ratio"] is not None and _bin(row["mask_ratio"], bins) == k]
         chosen[bin_name(k, bins)] = rows
-    found = [_score(rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
-    return [score for score in found if score is not None]
+    scores = [_score(rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
+    return [score for score in scores if score is not None]
 
 
 def bin_name(k: int, bins: int) -> str:
@@ -129,16 +129,16 @@ def _score(rows: list[dict[str, Any]], metric: str, name: str, resamples: int, s
             by_prompt.setdefault(row["prompt"], []).append(row[metric])
     if not by_prompt:
         return None
-    values = [sum(v) / len(v) for _, v in sorted(by_prompt.items())]
-    interval = bootstrap(values, resamples, seed) if len(values) > 1 else None
+    means = [sum(v) / len(v) for _, v in sorted(by_prompt.items())]
+    interval = bootstrap(means, resamples, seed) if len(means) > 1 else None
     better, unit = METRICS[metric]
     return Score(
         task=TASK,
         metric=metric,
         filter=name,
-        value=sum(values) / len(values),
+        value=sum(means) / len(means),
         stderr=interval.stderr if interval else None,
-        n=len(values),
+        n=len(means),
         higher_is_better=better,
         task_version=TASK_VERSION,
         num_fewshot=None,

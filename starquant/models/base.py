@@ -139,8 +139,8 @@ class MaskedDiffusionModel(PreTrainedModel):
             ValueError: a mask of another shape than the ids.
         """
         states: list[Tensor] = []
-        plain = attention_mask is None and position_ids is None and cache is None and not output_hidden_states
-        if plain and self.replayed_blocks is not None:
+        replayable = attention_mask is None and position_ids is None and cache is None and not output_hidden_states
+        if replayable and self.replayed_blocks is not None:
             hidden = self.replayed_blocks(input_ids)
         else:
             seen = states if output_hidden_states else None

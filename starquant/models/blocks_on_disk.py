@@ -92,11 +92,11 @@ def resident_block(model: MaskedDiffusionModel, index: int) -> nn.Module:
 
 
 def _run_from_disk(block: nn.Module, stored: StoredBlocks, prefix: str) -> None:
-    def before(module: nn.Module, _: object) -> None:
+    def read_in(module: nn.Module, _: object) -> None:
         stored.fill(module, prefix)
 
-    def after(module: nn.Module, _: object, __: object) -> None:
+    def drop(module: nn.Module, _: object, __: object) -> None:
         module.to("meta")
 
-    block.register_forward_pre_hook(before)
-    block.register_forward_hook(after, always_call=True)  # also when the block fails
+    block.register_forward_pre_hook(read_in)
+    block.register_forward_hook(drop, always_call=True)  # also when the block fails

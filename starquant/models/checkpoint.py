@@ -132,14 +132,14 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: not a safetensors file (its header is not an object)")
     header.pop("__metadata__", None)
-    expected = 8 + length + max((_check_entry(file, *item) for item in header.items()), default=0)
+    expected = 8 + length + max((_validate_entry(file, *item) for item in header.items()), default=0)
     if size != expected:
         what = "truncated" if size < expected else "damaged"
         raise CheckpointError(f"{file}: {what}: its header announces {expected} bytes, the file has {size}")
     return header
 
 
-def _check_entry(file: Path, name: str, entry: Any) -> int:
+def _validate_entry(file: Path, name: str, entry: Any) -> int:
     """Return where a tensor's data end; raises CheckpointError when dtype, shape and offsets do not agree."""
     try:
         begin, end = entry["data_offsets"]
@@ -152,7 +152,7 @@ def _check_entry(file: Path, name: str, entry: Any) -> int:
     return int(end)
 
 
-def expect_parameters(
+def validate_shapes(
     checkpoint: Checkpoint,
     expected: Mapping[str, tuple[int, ...]],
     optional: frozenset[str] = frozenset(),

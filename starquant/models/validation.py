@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from starquant.errors import CheckpointError
-from starquant.models.checkpoint import CONFIG, Checkpoint, expect_parameters
+from starquant.models.checkpoint import CONFIG, Checkpoint, validate_shapes
 from starquant.registry import Registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,7 +59,7 @@ def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> 
     tied = getattr(skeleton.config, "tie_word_embeddings", False)
     optional = frozenset(kind._tied_weights_keys or ()) if tied else frozenset[str]()
     kinds = {name: "U8" if b.dtype == torch.uint8 else "F32" for name, b in skeleton.named_buffers()}  # packed
-    expect_parameters(checkpoint, parameter_shapes(skeleton), optional, kinds)
+    validate_shapes(checkpoint, parameter_shapes(skeleton), optional, kinds)
     return skeleton
 
 

@@ -22,7 +22,7 @@ from starquant.numerics.rounding import fake_quantize, grouped
 CHUNK = 2**18  # numbers that `mse_clip` searches at a time: they stay in the cache
 
 
-def _must_quantize(fmt: QuantFormat) -> None:
+def _require_quantized(fmt: QuantFormat) -> None:
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing to clip")
 
@@ -59,7 +59,7 @@ def mse_clip(
         ConfigError: 16 bits, a group size that does not divide, a grid or shrink out of range.
         DataError: a weight that is not finite.
     """
-    _must_quantize(fmt)
+    _require_quantized(fmt)
     rows = max(1, CHUNK // max(1, weight_OI.shape[1]))
     clips = [
         _search(part_OI, fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
@@ -80,7 +80,7 @@ def output_clip(
         ConfigError: 16 bits, a group size that does not divide, a grid or shrink out of range.
         DataError: a weight or H that is not finite, or an H of another size.
     """
-    _must_quantize(fmt)
+    _require_quantized(fmt)
     inputs = weight_OI.shape[1]
     if hessian_II.shape != (inputs, inputs):
         raise DataError(f"hessian: got shape {list(hessian_II.shape)}, needed: [{inputs}, {inputs}]")

@@ -54,7 +54,7 @@ def gptq(
         ConfigError: 16 bits, a group size that does not divide, a damping or block size out of range.
         DataError: values that are not finite, an H of another size, or one that no damping makes definite.
     """
-    _judge(weight, hessian, fmt, percdamp, block_size)
+    _validate_inputs(weight, hessian, fmt, percdamp, block_size)
     outputs, inputs = weight.shape
     scale, zero = grid_of(grouped(weight, fmt), fmt, clip)
     dtype = torch.float64 if inputs <= 2048 and not weight.is_cuda else torch.float32
@@ -74,7 +74,7 @@ def gptq(
     return GPTQResult(Quantized(codes_OI, scale, zero, weight.shape, fmt.qmin), damping, int(dead.sum()))
 
 
-def _judge(weight: Tensor, hessian: Tensor, fmt: QuantFormat, percdamp: float, block_size: int) -> None:
+def _validate_inputs(weight: Tensor, hessian: Tensor, fmt: QuantFormat, percdamp: float, block_size: int) -> None:
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing for GPTQ to quantize")
     if percdamp < 0.0:

@@ -124,7 +124,7 @@ def pin(spec: RunSpec) -> Inputs:
     spec = with_bits_of(spec, checkpoint)
     changes: dict[str, Any] = {"model": spec.model.model_copy(update={"fingerprint": fingerprint(folder)})}
     if spec.tasks.data_dir is not None:
-        data = offline.check_data(Path(spec.tasks.data_dir), spec.tasks.names)
+        data = offline.validate_data(Path(spec.tasks.data_dir), spec.tasks.names)
         changes["tasks"] = spec.tasks.model_copy(update={"data_fingerprint": data})
     for name, part in (("calibration", spec.calibration), ("fidelity", spec.fidelity)):
         if part.source is not None:

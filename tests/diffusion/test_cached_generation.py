@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from starquant.config.speed import SpeedSpec
 from starquant.diffusion import (
     BatchSize,
     DreamSampler,
     LLaDASampler,
     MaskPredictor,
-    Shortcuts,
     generate_approximately,
     generate_many,
 )
@@ -52,9 +52,14 @@ def unmasking(model: MaskedDiffusionModel) -> MaskedDiffusionModel:
     return model.eval()
 
 
-def answers(model: MaskedDiffusionModel, sampler: Any, shortcuts: Shortcuts, size: int = 4, **more: Any) -> list[Any]:
+def speed_of(kv_cache: str = "none", threshold: float | None = None, block_length: int | None = None) -> SpeedSpec:
+    """Without its validation: blocks alone, which no configuration may ask for, are what caches are compared with."""
+    return SpeedSpec.model_construct(kv_cache=kv_cache, confidence_threshold=threshold, block_length=block_length)
+
+
+def answers(model: MaskedDiffusionModel, sampler: Any, speed: SpeedSpec, size: int = 4, **more: Any) -> list[Any]:
     predict = MaskPredictor(model)
-    found = generate_approximately(predict, PROMPTS, sampler, shortcuts, batch_size=BatchSize(size), **more)
+    found = generate_approximately(predict, PROMPTS, sampler, speed, batch_size=BatchSize(size), **more)
     return [answer for _, answer in sorted(found)]
 
 
@@ -66,7 +71,7 @@ def exact(model: MaskedDiffusionModel, sampler: Any) -> list[Any]:
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
 def test_no_shortcut_is_the_samplers_own_answer(temperature: float, cfg_scale: float) -> None:
     model, sampler = load_model(GOLDEN / "llada_mha"), replace(LLADA, temperature=temperature, cfg_scale=cfg_scale)
-    assert answers(model, sampler, Shortcuts()) == exact(model, sampler)
+    assert answers(model, sampler, speed_of()) == exact(model, sampler)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -75,8 +80,8 @@ def test_no_shortcut_is_the_samplers_own_answer(temperature: float, cfg_scale: f
 def test_caches_are_exact_in_one_layer(family: str, kv_cache: str, size: int) -> None:
     model, sampler = model_of(family, 1), SAMPLERS[family]
     for threshold in (None, 0.4):
-        plain = answers(model, sampler, Shortcuts("none", threshold, 8))
-        assert answers(model, sampler, Shortcuts(kv_cache, threshold, 8), size) == plain
+        plain = answers(model, sampler, speed_of("none", threshold, 8))
+        assert answers(model, sampler, speed_of(kv_cache, threshold, 8), size) == plain
         assert len({tuple(answer) for answer in plain}) == len(PROMPTS)
 
 
@@ -129,10 +134,10 @@ def slow_answer(model: MaskedDiffusionModel, prompt: list[int], kv_cache: str, t
 @pytest.mark.parametrize("family", SAMPLERS)
 def test_caches_against_a_slow_version(family: str, kv_cache: str) -> None:
     model = model_of(family, 3)
-    found = answers(model, SAMPLERS[family], Shortcuts(kv_cache, 0.5, 8))
+    found = answers(model, SAMPLERS[family], speed_of(kv_cache, 0.5, 8))
     with torch.inference_mode():
         assert found == [slow_answer(model, prompt, kv_cache, 0.5) for prompt in PROMPTS]
-    assert found != answers(model, SAMPLERS[family], Shortcuts("none", 0.5, 8))  # an approximation, it is
+    assert found != answers(model, SAMPLERS[family], speed_of("none", 0.5, 8))  # an approximation, it is
 
 
 class Counting(MaskPredictor):
@@ -149,15 +154,15 @@ class Counting(MaskPredictor):
 def test_shortcuts_compute_less() -> None:
     model, prompt = model_of("llada", 2), [[5, 6, 7, 8]]
     seen = {}
-    for name, shortcuts in {
-        "plain": Shortcuts("none", None, 8),
-        "prefix": Shortcuts("prefix", None, 8),
-        "dual": Shortcuts("dual", None, 8),
-        "threshold": Shortcuts("none", 0.01, 8),
+    for name, speed in {
+        "plain": speed_of("none", None, 8),
+        "prefix": speed_of("prefix", None, 8),
+        "dual": speed_of("dual", None, 8),
+        "threshold": speed_of("none", 0.01, 8),
     }.items():
         predict = Counting(model)
         sampler = replace(LLADA, steps=24)
-        list(generate_approximately(predict, prompt, sampler, shortcuts, batch_size=BatchSize(1)))
+        list(generate_approximately(predict, prompt, sampler, speed, batch_size=BatchSize(1)))
         seen[name] = (predict.passes, predict.columns)
     assert seen["plain"] == (24, 24 * 28)
     assert seen["prefix"] == (24, 3 * 28 + 7 * (24 + 16 + 8))
@@ -167,16 +172,16 @@ def test_shortcuts_compute_less() -> None:
 
 def test_settled_answers_leave_after_their_block() -> None:
     model = model_of("llada", 2)
-    whole = answers(model, LLADA, Shortcuts("dual", 0.5))
+    whole = answers(model, LLADA, speed_of("dual", 0.5))
     ends = [8, 24, 16, 8]
-    found = answers(model, LLADA, Shortcuts("dual", 0.5), settled=lambda i, known: len(known) >= ends[i])
+    found = answers(model, LLADA, speed_of("dual", 0.5), settled=lambda i, known: len(known) >= ends[i])
     assert found == [answer[:end] for answer, end in zip(whole, ends, strict=True)]
 
 
 def test_settled_answers_are_given_as_their_block_ends() -> None:
     model = model_of("llada", 2)
     found = generate_approximately(
-        MaskPredictor(model), PROMPTS, LLADA, Shortcuts("dual"), batch_size=BatchSize(2), settled=lambda i, _: i == 2
+        MaskPredictor(model), PROMPTS, LLADA, speed_of("dual"), batch_size=BatchSize(2), settled=lambda i, _: i == 2
     )
     assert next(found)[0] == 2 and len(list(found)) == 3
 
@@ -194,22 +199,21 @@ def test_out_of_memory_changes_no_token(temperature: float) -> None:
                 self.failures += 1
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    small, shortcuts = Small(model), Shortcuts("dual", None, 8)
-    found = generate_approximately(small, PROMPTS, sampler, shortcuts, batch_size=BatchSize(4))
-    assert [answer for _, answer in sorted(found)] == answers(model, sampler, shortcuts) and small.failures == 2
+    small, speed = Small(model), speed_of("dual", None, 8)
+    found = generate_approximately(small, PROMPTS, sampler, speed, batch_size=BatchSize(4))
+    assert [answer for _, answer in sorted(found)] == answers(model, sampler, speed) and small.failures == 2
 
 
 @pytest.mark.parametrize(
-    ("sampler", "shortcuts", "message"),
+    ("sampler", "speed", "message"),
     [
-        (LLADA, Shortcuts("dual", None, 7), r"^speed\.block_length: got 7, must divide the answer's 24 tokens$"),
-        (replace(LLADA, remasking="random"), Shortcuts("dual"), "do not go with a sampler that commits by chance"),
-        (LLADA, Shortcuts("duel"), r"^speed\.kv_cache: got 'duel', allowed: none, prefix, dual$"),
-        (replace(DREAM, alg="origin"), Shortcuts("dual"), "do not go with a sampler that commits by chance"),
-        (replace(DREAM, alg_temp=0.3), Shortcuts("none", 0.9), "do not go with a sampler that commits by chance"),
+        (LLADA, speed_of("dual", None, 7), r"^speed\.block_length: got 7, must divide the answer's 24 tokens$"),
+        (replace(LLADA, remasking="random"), speed_of("dual"), "do not go with a sampler that commits by chance"),
+        (replace(DREAM, alg="origin"), speed_of("dual"), "do not go with a sampler that commits by chance"),
+        (replace(DREAM, alg_temp=0.3), speed_of("none", 0.9), "do not go with a sampler that commits by chance"),
     ],
 )
-def test_what_does_not_go_together(sampler: Any, shortcuts: Shortcuts, message: str) -> None:
+def test_what_does_not_go_together(sampler: Any, speed: SpeedSpec, message: str) -> None:
     model = model_of("dream" if isinstance(sampler, DreamSampler) else "llada", 1)
     with pytest.raises(ConfigError, match=message):
-        answers(model, sampler, shortcuts)
+        answers(model, sampler, speed)

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from starquant.errors import DataError
-from starquant.evaluation.offline import check_data, write_tasks
+from starquant.evaluation.offline import validate_data, write_tasks
 from starquant.evaluation.suites import TASK_FOLDER
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
@@ -79,21 +79,21 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_complete_files_are_accepted(data: Path) -> None:
-    digest = check_data(data, NINE)
+    digest = validate_data(data, NINE)
     assert len(digest) == 16
     assert int(digest, 16) >= 0
 
 
 def test_only_the_named_tasks_are_read(data: Path) -> None:
     shutil.rmtree(data / "gsm8k")
-    check_data(data, [name for name in NINE if name != "gsm8k"])
+    validate_data(data, [name for name in NINE if name != "gsm8k"])
     with pytest.raises(DataError, match="gsm8k"):
-        check_data(data, NINE)
+        validate_data(data, NINE)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder") as caught:
-        check_data(tmp_path / "nowhere", ["piqa"])
+        validate_data(tmp_path / "nowhere", ["piqa"])
     assert str(tmp_path / "nowhere") in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(data: Path, name: str) -> None:
     (data / name).unlink()
     with pytest.raises(DataError, match="no such file") as caught:
-        check_data(data, NINE)
+        validate_data(data, NINE)
     assert str(data / name) in str(caught.value)
 
 
@@ -109,7 +109,7 @@ def test_a_missing_file_is_named(data: Path, name: str) -> None:
 def test_a_group_without_subjects_is_refused(data: Path, folder: str) -> None:
     shutil.rmtree(data / folder)
     with pytest.raises(DataError, match="no subject files") as caught:
-        check_data(data, ["mmlu", "ceval-valid"])
+        validate_data(data, ["mmlu", "ceval-valid"])
     assert str(data / folder) in str(caught.value)
 
 
@@ -117,7 +117,7 @@ def test_a_group_without_subjects_is_refused(data: Path, folder: str) -> None:
 def test_an_empty_file_is_refused(data: Path, name: str) -> None:
     _write(data / name, "")
     with pytest.raises(DataError, match="holds no items") as caught:
-        check_data(data, NINE)
+        validate_data(data, NINE)
     assert str(data / name) in str(caught.value)
 
 
@@ -140,14 +140,14 @@ def test_a_bad_line_is_named_by_file_and_number(data: Path, line: str, problem: 
     lines[number - 1] = line
     _write(path, "\n".join(lines) + "\n")
     with pytest.raises(DataError, match=problem) as caught:
-        check_data(data, ["piqa"])
+        validate_data(data, ["piqa"])
     assert f"{path}, line {number}:" in str(caught.value)
 
 
 def test_a_line_that_is_not_utf8_is_refused(data: Path) -> None:
     (data / "piqa/validation.jsonl").write_bytes(b'{"goal": "\xff", "sol1": "", "sol2": "", "label": 0}\n')
     with pytest.raises(DataError, match="line 1: not valid JSON"):
-        check_data(data, ["piqa"])
+        validate_data(data, ["piqa"])
 
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, row in ROWS.items() for field in row])
@@ -155,7 +155,7 @@ def test_every_field_is_required(data: Path, name: str, field: str) -> None:
     row = {key: value for key, value in ROWS[name].items() if key != field}
     _write(data / name, json.dumps(ROWS[name]) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(DataError) as caught:
-        check_data(data, NINE)
+        validate_data(data, NINE)
     assert f"{data / name}, line 2: missing field '{field}'" in str(caught.value)
 
 
@@ -172,35 +172,35 @@ def test_a_damaged_gzip_file_is_refused(data: Path, damage: Callable[[bytes], by
     path = data / "hellaswag/validation.jsonl.gz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match="damaged gzip file") as caught:
-        check_data(data, ["hellaswag"])
+        validate_data(data, ["hellaswag"])
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["squad", "", "PIQA", "testbed_facts"])
 def test_an_unknown_task_is_refused(data: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"no local layout for task '{name}'.*piqa"):
-        check_data(data, ["piqa", name])
+        validate_data(data, ["piqa", name])
 
 
 def test_the_digest_is_of_content_not_of_location(data: Path, tmp_path: Path) -> None:
-    digest = check_data(data, NINE)
+    digest = validate_data(data, NINE)
     moved = tmp_path / "elsewhere" / "copy"
     shutil.copytree(data, moved)
-    assert check_data(moved, reversed(NINE)) == digest
+    assert validate_data(moved, reversed(NINE)) == digest
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_digest_changes_with_every_file(data: Path, name: str) -> None:
-    digest = check_data(data, NINE)
+    digest = validate_data(data, NINE)
     _write(data / name, json.dumps(ROWS[name]) + "\n")
-    assert check_data(data, NINE) != digest
+    assert validate_data(data, NINE) != digest
 
 
 def test_the_digest_of_a_gzip_file_is_of_what_it_holds(data: Path) -> None:
-    digest = check_data(data, ["hellaswag"])
+    digest = validate_data(data, ["hellaswag"])
     path = data / "hellaswag/validation.jsonl.gz"
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1, mtime=12345))
-    assert check_data(data, ["hellaswag"]) == digest
+    assert validate_data(data, ["hellaswag"]) == digest
 
 
 def test_subjects_are_those_that_have_files(data: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_subject_unknown_to_lm_eval_is_refused(data: Path, tmp_path: Path) -> 
 
 
 def test_benchmark_data_are_accepted(benchmark_data: Path) -> None:
-    check_data(benchmark_data, NINE)
+    validate_data(benchmark_data, NINE)
 
 
 def test_benchmark_tasks_are_the_stock_ones(benchmark_data: Path, tmp_path: Path) -> None:

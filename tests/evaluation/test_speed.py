@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from starquant.config.protocol import TaskProtocol
 from starquant.config.samplers import LLaDASamplerSpec
 from starquant.config.speed import SpeedSpec
-from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest, Shortcuts, generate_approximately
+from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest, generate_approximately
 from starquant.diffusion.noise import LLaDANoise
 from starquant.errors import RecordError
 from starquant.evaluation import lm as lm_module
@@ -81,17 +81,16 @@ def test_generation_takes_the_shortcuts_it_is_told(
     exact = answered(lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec()))
     sure = SpeedSpec(confidence_threshold=1.0)  # nothing is that sure: one token a step, as the sampler
     assert answered(lm_of(tiny, tiny_tokenizer, SAMPLER, sure)) == exact
-    seen: list[Shortcuts] = []
+    seen: list[SpeedSpec] = []
 
-    def spy(predict: Any, prompts: Any, sampler: Any, shortcuts: Shortcuts, **how: Any) -> Any:
-        seen.append(shortcuts)
-        return generate_approximately(predict, prompts, sampler, shortcuts, **how)
+    def spy(predict: Any, prompts: Any, sampler: Any, speed: SpeedSpec, **how: Any) -> Any:
+        seen.append(speed)
+        return generate_approximately(predict, prompts, sampler, speed, **how)
 
     monkeypatch.setattr(lm_module, "generate_approximately", spy)
-    fast = answered(
-        lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec(confidence_threshold=0.3, kv_cache="dual", block_length=4))
-    )
-    assert seen == [Shortcuts("dual", 0.3, 4)] and len(fast) == len(exact)
+    speed = SpeedSpec(confidence_threshold=0.3, kv_cache="dual", block_length=4)
+    fast = answered(lm_of(tiny, tiny_tokenizer, SAMPLER, speed))
+    assert seen == [speed] and len(fast) == len(exact)
     answered(lm_of(tiny, tiny_tokenizer, SAMPLER, SpeedSpec()))
     assert len(seen) == 1
 

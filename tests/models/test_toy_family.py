@@ -21,6 +21,7 @@ from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import walk
 from starquant.config.bits import BitsSpec
 from starquant.config.methods import METHODS
+from starquant.config.speed import SpeedSpec
 from starquant.diffusion import (
     BatchSize,
     LikelihoodEstimator,
@@ -28,7 +29,6 @@ from starquant.diffusion import (
     LLaDASampler,
     MaskPredictor,
     ScoreRequest,
-    Shortcuts,
     generate,
     generate_approximately,
     generate_many,
@@ -309,7 +309,7 @@ def test_generation_is_the_same_with_and_without_cached_keys(folder: Path, name:
     sampler, predict = LLaDASampler(steps=12, gen_length=12, block_length=BLOCK), MaskPredictor(model)
     plain = dict(generate_many(predict, prompts, sampler, batch_size=BatchSize(2)))
     cached = dict(
-        generate_approximately(predict, prompts, sampler, Shortcuts(kv_cache=kv_cache), batch_size=BatchSize(2))
+        generate_approximately(predict, prompts, sampler, SpeedSpec(kv_cache=kv_cache), batch_size=BatchSize(2))
     )
     assert cached == plain
     assert generate(model, torch.tensor(prompts), sampler)[:, 8:].tolist() == [plain[i] for i in range(3)]

@@ -27,7 +27,7 @@ class DenoisingState:
         visible_BL: False on padding, None without.
         generators: one a row.
         on_step: called after every step with (step, ids).
-        given_BL: tokens visible before the first step, which classifier-free guidance hides; `denoise` sets it.
+        prompt_BL: what classifier-free guidance hides: tokens visible before the first step; `denoise` sets it.
     """
 
     ids_BL: Tensor
@@ -35,7 +35,7 @@ class DenoisingState:
     visible_BL: Tensor | None
     generators: list[torch.Generator]
     on_step: OnStep | None = None
-    given_BL: Tensor | None = None
+    prompt_BL: Tensor | None = None
 
 
 class Sampler(ABC):

@@ -136,13 +136,13 @@ class DreamSampler(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """Return (token [N], confidence [N]) for masked positions."""
         u_N = rowwise_uniform(at[0], state.generators) if self.temperature else None
-        found = [
+        drawn = [
             sample_dream(
                 logits_NV, self.alg, self.temperature, self.top_p, self.top_k, None if u_N is None else u_N[part]
             )
             for part, logits_NV in predict.chunks(state.ids_BL, at, visible_BL=state.visible_BL, cache=cache)
         ]
-        return torch.cat([token for token, _ in found]), torch.cat([confidence for _, confidence in found])
+        return torch.cat([token for token, _ in drawn]), torch.cat([confidence for _, confidence in drawn])
 
     def _shares(self, step_B: Tensor) -> Tensor:
         """Return the share of the masked tokens that each row's step commits: all at the last one."""

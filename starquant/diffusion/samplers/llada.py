@@ -103,7 +103,7 @@ class LLaDASampler(Sampler):
     def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
         """Fill the answer block by block."""
         ids = state.ids_BL
-        state.given_BL = ids != predict.mask_id  # as the official code: what is visible at the start
+        state.prompt_BL = ids != predict.mask_id  # as the official code: what is visible at the start
         steps = self.steps // self.blocks
         for block in range(self.blocks):
             end = state.prompt_length + (block + 1) * self.block_length
@@ -150,7 +150,7 @@ class LLaDASampler(Sampler):
         rows, eos, eot = at[0], int(predict.config.eos_token_id), getattr(predict.config, "eot_token_id", None)
         u_N = rowwise_uniform(rows, state.generators) if self.temperature else None
         tokens, confidences = [], []
-        settings: dict[str, Any] = {"cfg_scale": self.cfg_scale, "prompt_BL": state.given_BL, "cache": cache}
+        settings: dict[str, Any] = {"cfg_scale": self.cfg_scale, "prompt_BL": state.prompt_BL, "cache": cache}
         for part, logits_NV in predict.chunks(state.ids_BL, at, visible_BL=state.visible_BL, **settings):
             if self.logits_eos_inf:
                 logits_NV[:, eos] = -torch.inf

@@ -97,7 +97,7 @@ def fit_site(
         trained, judged = groups_of(visit, site, statistics, bits, options, gate)
         start, structure = start_of(visit.sites, site, options, fitted)
         learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
-        gate, errors = _judged(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
+        gate, errors = _chosen_gate(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
             tensors |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
         if learned.state_clip is not None:
@@ -110,7 +110,7 @@ def fit_site(
     return tensors
 
 
-def _judged(
+def _chosen_gate(
     group: Group,
     start: Sequence[Tensor],
     learned: Learned,

@@ -78,7 +78,7 @@ class LLaDAConfig(PreTrainedConfig):
         self.init_std = init_std
         self.activation_type, self.block_type = activation_type, block_type
         self.layer_norm_type, self.layer_norm_with_affine, self.rope = layer_norm_type, layer_norm_with_affine, rope
-        self._refuse_unsupported(kwargs)
+        self._validate_supported(kwargs)
         # The published configs name no <|eot_id|>; it follows from the published vocabulary.
         if eot_token_id is None and kwargs.get("eos_token_id") == PUBLISHED_EOS:
             eot_token_id = PUBLISHED_EOT
@@ -86,14 +86,14 @@ class LLaDAConfig(PreTrainedConfig):
         kwargs["tie_word_embeddings"] = False  # `weight_tying` leaves the head out altogether
         super().__init__(**kwargs)
 
-    def _refuse_unsupported(self, extra: dict[str, object]) -> None:
+    def _validate_supported(self, extra: dict[str, object]) -> None:
         for key, allowed in _SUPPORTED.items():
             value = extra.get(key, getattr(self, key, allowed[0]))
             if value not in allowed:
                 raise ValueError(f"LLaDA config: {key}={value!r} is not supported; allowed: {allowed[0]!r}")
-        _expect_positive(self, "d_model", "n_heads", "n_layers", "vocab_size", "rope_theta", "rms_norm_eps")
+        _validate_positive(self, "d_model", "n_heads", "n_layers", "vocab_size", "rope_theta", "rms_norm_eps")
         if self.n_kv_heads is not None:
-            _expect_positive(self, "n_kv_heads")
+            _validate_positive(self, "n_kv_heads")
             if self.multi_query_attention and self.n_kv_heads != 1:
                 raise ValueError(f"LLaDA config: multi_query_attention=true contradicts n_kv_heads={self.n_kv_heads}")
         if self.d_model % self.n_heads:
@@ -124,7 +124,7 @@ class LLaDAConfig(PreTrainedConfig):
         return self.max_sequence_length
 
 
-def _expect_positive(config: LLaDAConfig, *keys: str) -> None:
+def _validate_positive(config: LLaDAConfig, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
