@@ -66,7 +66,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
     def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
         """Put at a rewritten block's sites what is no exact rewriting; only where something is quantized.
 
-        Called once or more, with the same outcome.
+        Called once or more, with the same outcome. It may not change weights where GPTQ has solved them (RuntimeError).
         """
 
     def observed(self, model: MaskedDiffusionModel, states: CalibrationStates) -> CalibrationStates:
@@ -133,9 +133,17 @@ class BlockwiseMethod(Method[BlockwiseT]):
             else:
                 fitted.put(block_part(visit.index), self._fit_block(visit, bits, fed, fitted))
             if visit.feeds_quantized:
-                self.compensate(visit.sites, fitted.get(block_part(visit.index)), bits)
+                self._compensate(visit.sites, fitted.get(block_part(visit.index)), bits)
                 solve = stored_weights(fitted, bits, self.options.weights)
                 quantize_block(model, visit.block, visit.index, fed, solve)
+
+    def _compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
+        solved = self.options.weights.name == "gptq" and bits.weights.bits < 16
+        before = {role: linear.weight.detach().clone() for role, linear in sites.linears.items()} if solved else {}
+        self.compensate(sites, tensors, bits)
+        changed = [role.value for role, weight in before.items() if not sites.linears[role].weight.equal(weight)]
+        if changed:
+            raise RuntimeError(f"`compensate` changed weights that GPTQ had solved: {', '.join(changed)}")
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         tensors = self.learn(visit, bits, fitted)
@@ -173,5 +181,5 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 with rounded_once(block):  # each on its own, as in `fit`
                     change(sites, tensors)
             if not bits.full_precision:
-                self.compensate(sites, fitted.get(block_part(index)), bits)
+                self._compensate(sites, fitted.get(block_part(index)), bits)
         return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed)

@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from starquant.errors import ConfigError
+from starquant.models.layers import RMSNorm
 from starquant.numerics import Rotation, apply_hadamard
 
 
@@ -35,15 +37,21 @@ def set_weight(linear: nn.Linear, weight_OI: Tensor) -> None:
 
 
 def fold_gain(norm: nn.Module, linears: Iterable[nn.Linear]) -> None:
-    """Move an RMSNorm's gain into the linears behind it: W diag(g), gain one.
+    """Move an RMSNorm's gain into the linears behind it: W diag(g), gain one; raises ConfigError for another norm.
 
     Nothing is subtracted from the embedding: removing its mean preserves a LayerNorm model, not an RMSNorm one.
     """
-    gain_D = cast(Tensor, norm.weight)
+    gain_D = _gain(norm)
     for linear in linears:
         set_weight(linear, linear.weight.double() * gain_D.double())
     with torch.no_grad():
         gain_D.fill_(1.0)
+
+
+def _gain(norm: nn.Module) -> Tensor:
+    if not isinstance(norm, RMSNorm | nn.RMSNorm):  # another may subtract a mean or add a bias
+        raise ConfigError(f"method: the model's {type(norm).__name__} cannot take a rewriting; allowed: RMSNorm")
+    return cast(Tensor, norm.weight)
 
 
 def scale_input(linears: Iterable[nn.Linear], scale_I: Tensor) -> None:
@@ -54,8 +62,8 @@ def scale_input(linears: Iterable[nn.Linear], scale_I: Tensor) -> None:
 
 @torch.no_grad()
 def divide_gain(norm: nn.Module, scale_D: Tensor) -> None:
-    """Make a norm give x / s."""
-    gain_D = cast(Tensor, norm.weight)
+    """Make an RMSNorm give x / s; raises ConfigError for another norm."""
+    gain_D = _gain(norm)
     gain_D.copy_(gain_D.double() / scale_D.double())
 
 

@@ -59,7 +59,7 @@ class Definition:
         title: what it shows.
         rows: of the table, or lines of the figure; full precision first.
         paper: the paper's figures, None where it prints none.
-        against: label of the row that the others are compared with.
+        against: label of the row that the others are compared with, None for no comparison.
         draw: of a figure, the function of `reports.figures` that takes (label, record) pairs.
     """
 
@@ -69,6 +69,14 @@ class Definition:
     paper: Path | None = None
     against: str | None = None
     draw: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for labels that are not of one row."""
+        labels = [row.label for row in self.rows]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{self.name}: rows share a label: {', '.join(labels)}")
+        if self.against is not None and self.against not in labels:
+            raise ValueError(f"{self.name}: against is '{self.against}', allowed: {', '.join(labels)}")
 
 
 def _row(label: str, name: str, bits: str, block_size: int | None = None, /, **paper: Any) -> RowOf:

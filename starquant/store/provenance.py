@@ -43,16 +43,18 @@ INERT = {
     "sweeps": "composes specifications, which are digested as data",
     "tracking": "sends finished records elsewhere",
 }
-#: Data files that decide scores: tasks. `kernels/tiles.json` decides speed, weights of the testbed are fingerprinted.
-DATA = "*.yaml"
+#: Data files that decide scores: tasks and their items. `kernels/tiles.json` decides speed, weights of the testbed are
+#: fingerprinted.
+DATA = ("*.yaml", "*.jsonl", "*.csv", "*.tsv", "*.txt", "*.parquet")
 
 
 class CodeDigest:
     """Digests of the package's code, each file as it was when it was first read.
 
-    What counts is the syntax tree without docstrings, and the nodes of YAML files: comments, docstrings and formatting
-    change nothing. Python 3.10 to 3.13 agree on this package; a version that parses a file into another tree (3.12.1
-    does with f"{x:{width}}") gives another digest, and what was computed under the other is then computed again.
+    What counts is the syntax tree without docstrings, the nodes of YAML files, the bytes of other data: comments,
+    docstrings and formatting change nothing. Python 3.10 to 3.13 agree on this package; a version that parses a file
+    into another tree (3.12.1 does with f"{x:{width}}") gives another digest, and what was computed under the other is
+    then computed again.
 
     Args:
         package: folder whose subfolders and files are the rooms.
@@ -67,15 +69,20 @@ class CodeDigest:
         digest = hashlib.sha256()
         for room in sorted(rooms):
             root = self._package / room
-            for path in [root] if root.is_file() else sorted((*root.rglob("*.py"), *root.rglob(DATA))):
+            for path in (
+                [root] if root.is_file() else sorted(file for kind in ("*.py", *DATA) for file in root.rglob(kind))
+            ):
                 digest.update(path.relative_to(self._package).as_posix().encode() + b"\0" + self._file(path))
         return digest.hexdigest()[:16]
 
     def _file(self, path: Path) -> bytes:
         if path not in self._files:
             content = path.read_bytes()
-            outline = _syntax(ast.parse(content)) if path.suffix == ".py" else _yaml(yaml.compose(content))
-            self._files[path] = hashlib.sha256(outline.encode()).digest()
+            if path.suffix == ".py":
+                content = _syntax(ast.parse(content)).encode()
+            elif path.suffix == ".yaml":
+                content = _yaml(yaml.compose(content)).encode()
+            self._files[path] = hashlib.sha256(content).digest()
         return self._files[path]
 
 

@@ -176,7 +176,7 @@ def changed(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, int):
         yield value + 1
     elif isinstance(value, float):
-        yield value * 0.5 if value else 0.25
+        yield from (value * 0.5, value * 0.99) if value else (0.25,)
     elif isinstance(value, tuple):
         yield value[:-1]
         yield value + value[:1]

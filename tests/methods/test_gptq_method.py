@@ -15,10 +15,12 @@ from torch import Tensor
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
+from starquant.config.methods.gptq import GPTQOptions
 from starquant.errors import ConfigError
+from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.roles import ROLES, Site
+from starquant.models.roles import ROLES, BlockSites, Role, Site
 from starquant.numerics import gptq, mse_clip
 from starquant.quantized import ActivationQuantizer, FakeQuantLinear
 from starquant.quantized.install import weight_format
@@ -272,3 +274,17 @@ def test_mse_clip_serves_rounding_too() -> None:
         assert bool((after <= before * (1 + 1e-5)).all())
         assert float(after.sum()) < float(before.sum())
         assert float((plain.get_submodule(name).weight - rounded(weight)).abs().max()) < float(weight.abs().max()) / 6
+
+
+class Clipping(BlockwiseMethod[GPTQOptions]):
+    """Changes weights where nothing may change them any more."""
+
+    def compensate(self, sites: BlockSites, tensors: dict[str, Tensor], bits: BitsSpec) -> None:
+        sites.linears[Role.UP].weight.data.clamp_(-0.01, 0.01)
+
+
+def test_weights_that_are_solved_may_not_change() -> None:
+    """The codes would be of other weights: whatever is clipped then would change no result."""
+    model, bits, method = fresh("llada_gqa"), spec("bits=w4a4").bits, Clipping(GPTQOptions(name="clipping"))
+    with pytest.raises(RuntimeError, match="`compensate` changed weights that GPTQ had solved: up_proj"):
+        method.apply(model, method.fit(model, bits, states_of(model)), bits)

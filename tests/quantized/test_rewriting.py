@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
+from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, RMSNorm
 from starquant.models.roles import Role, Site
@@ -72,6 +73,14 @@ def test_fold_gain_keeps_what_all_readers_compute() -> None:
     for reader, old, want in zip(readers, kept, wanted, strict=True):
         close(reader(norm(x)), want)
         assert changed(old, reader)
+
+
+def test_a_norm_that_takes_no_rewriting_is_refused() -> None:
+    """A LayerNorm subtracts the mean, which no rotation keeps, and adds a bias."""
+    with pytest.raises(ConfigError, match="LayerNorm cannot take a rewriting"):
+        rewriting.fold_gain(nn.LayerNorm(24), [linear(24, 7)])
+    with pytest.raises(ConfigError, match="LayerNorm cannot take a rewriting"):
+        rewriting.divide_gain(nn.LayerNorm(24), torch.ones(24))
 
 
 def test_scales_move_from_a_norm_to_its_readers() -> None:
