@@ -35,7 +35,7 @@ from torch import nn
 
 from starquant.diffusion import LLaDASampler, generate
 from starquant.diffusion.samplers import DreamSampler
-from starquant.kernels.dispatch import HAS_TRITON, require_tensor_cores
+from starquant.kernels.dispatch import HAS_TRITON, validate_tensor_cores
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.cuda_graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
@@ -276,7 +276,7 @@ def main() -> None:
     arguments.launches = arguments.launches or (LAUNCHES if arguments.device != "cpu" else ("eager",))
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: --device {arguments.device}: there is no GPU here")
-    require_tensor_cores(torch.device(arguments.device))
+    validate_tensor_cores(torch.device(arguments.device))
     name = torch.cuda.get_device_name(arguments.device) if arguments.device != "cpu" else platform.processor() or "cpu"
     file = Results(arguments.out, name, ceilings(arguments.device))
     print(f"{name}, torch {torch.__version__}, triton {'yes' if HAS_TRITON else 'no'}; {file.ceilings}", flush=True)

@@ -1,4 +1,4 @@
-"""How names read: they say what they hold, and judging input has one verb, `validate`."""
+"""How names read: they say what they hold; judging input is called `validate`, preconditions of our code `require`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from starquant import errors
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Folders whose names are read.
 ROOMS = ("starquant", "hydra_plugins", "benchmarks")
 #: Participles that say how a thing was come by, not what it is.
 EMPTY = {"found", "told", "asked", "given"}
-#: Other verbs for judging what a user gave.
-SYNONYM = re.compile(r"_*(check|judge|expect|ensure)(s|d|ed)?(_|$)")
-USER_ERRORS = {"ConfigError", "CheckpointError", "DataError"}
+#: Other verbs for judging what a user gave; `require` is for preconditions of our own code, which raise no such error.
+SYNONYM = re.compile(r"_*(check|judge|expect|ensure|require)(s|d|ed)?(_|$)")
+USER_ERRORS = {
+    name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.StarquantError)
+}
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -125,6 +129,9 @@ def test_other_words_are_let_pass(code: str) -> None:
         ("def _checked(x): raise DataError(x)", True),
         ("def validate_data(x): raise DataError(x)", False),
         ("def checkpoint_of(x): raise CheckpointError(x)", False),
+        ("def require_card(x): raise DeviceError(x)", True),
+        ("def expect_record(x): raise RecordError(x)", True),
+        ("def require_rows(x): raise ValueError(x)", False),
         ("def check_sum(x): return x", False),
         ("def check(x): raise ValueError(x)", False),
     ],

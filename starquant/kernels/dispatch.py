@@ -33,7 +33,7 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def require_tensor_cores(device: torch.device) -> None:
+def validate_tensor_cores(device: torch.device) -> None:
     """Refuse a GPU on which a model cannot run its integer path; other devices pass.
 
     Raises:
@@ -108,7 +108,7 @@ def _quantize(
     affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
     prologue = Prologue(affine, kronecker, None if state_M is None else TokenStates(state_M, d_m, d_u, clip_S))
-    require_tensor_cores(x_MK.device)
+    validate_tensor_cores(x_MK.device)
     if not uses_triton(x_MK):
         return reference.quantize_rows(x_MK, bits, clip_ratio, prologue)
     from starquant.kernels.triton.quantize import quantize_rows

@@ -72,7 +72,7 @@ def inspect(folder: Path) -> Checkpoint:
             raise CheckpointError(f"{folder}: holds both {WEIGHTS} and {INDEX}; remove the one that is not meant")
         files, owner = _from_index(folder)
     else:
-        _require_safetensors(folder)
+        _validate_safetensors(folder)
         files, owner = (folder / WEIGHTS,), None
     shapes: dict[str, tuple[int, ...]] = {}
     stored: dict[str, str] = {}
@@ -88,7 +88,7 @@ def inspect(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, shapes, stored, files)
 
 
-def _require_safetensors(folder: Path) -> None:
+def _validate_safetensors(folder: Path) -> None:
     if (folder / WEIGHTS).exists():
         return
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from starquant.errors import ConfigError, DataError
-from starquant.numerics.moments import require_finite
+from starquant.numerics.moments import validate_finite_tensor
 
 #: Variance, relative to what it is compared with, below which a block of quantized channels counts as constant.
 _CONSTANT = 1e-8
@@ -35,7 +35,7 @@ class PairMoments:
         if width % self.block_size:
             raise ConfigError(f"block size: got {self.block_size}, which does not divide the width {width}")
         for x in (z_TD, q_TD):
-            require_finite(x, "attention output")
+            validate_finite_tensor(x, "attention output")
         z, q = (x.detach().double().unflatten(1, (-1, self.block_size)).transpose(0, 1) for x in (z_TD, q_TD))
         sums = (z.sum(1), q.sum(1), z.mT @ z, z.mT @ q, q.mT @ q)
         self._sums = sums if self._sums is None else tuple(a + b for a, b in zip(self._sums, sums, strict=True))

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from starquant.errors import ConfigError, DataError
 from starquant.numerics.formats import PerGroup, QuantFormat
-from starquant.numerics.moments import require_finite
+from starquant.numerics.moments import validate_finite_tensor
 from starquant.numerics.rounding import fake_quantize, grouped
 
 CHUNK = 2**18  # numbers that `mse_clip` searches at a time: they stay in the cache
 
 
-def _require_quantized(fmt: QuantFormat) -> None:
+def _validate_quantized(fmt: QuantFormat) -> None:
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing to clip")
 
@@ -35,7 +35,7 @@ def _search(
         raise ConfigError(f"grid: got {grid}, allowed: at least 1")
     if not 0.0 <= max_shrink <= 1.0:
         raise ConfigError(f"max_shrink: got {max_shrink}, allowed: 0 to 1")
-    require_finite(weight_OI, "weight")
+    validate_finite_tensor(weight_OI, "weight")
     runs = grouped(weight_OI, fmt)
     best = error(fake_quantize(runs.flatten(1), fmt).view_as(runs) - runs)[..., None]
     clip = torch.ones(best.shape, device=weight_OI.device)
@@ -59,7 +59,7 @@ def mse_clip(
         ConfigError: 16 bits, a group size that does not divide, a grid or shrink out of range.
         DataError: a weight that is not finite.
     """
-    _require_quantized(fmt)
+    _validate_quantized(fmt)
     rows = max(1, CHUNK // max(1, weight_OI.shape[1]))
     clips = [
         _search(part_OI, fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
@@ -80,11 +80,11 @@ def output_clip(
         ConfigError: 16 bits, a group size that does not divide, a grid or shrink out of range.
         DataError: a weight or H that is not finite, or an H of another size.
     """
-    _require_quantized(fmt)
+    _validate_quantized(fmt)
     inputs = weight_OI.shape[1]
     if hessian_II.shape != (inputs, inputs):
         raise DataError(f"hessian: got shape {list(hessian_II.shape)}, needed: [{inputs}, {inputs}]")
-    require_finite(hessian_II, "hessian")
+    validate_finite_tensor(hessian_II, "hessian")
     dtype = torch.float64 if inputs <= 2048 and not weight_OI.is_cuda else torch.float32
     h = hessian_II.to(weight_OI.device, torch.float64)
     h = (h / h.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)).to(dtype)

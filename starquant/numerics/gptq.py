@@ -15,7 +15,7 @@ from torch import Tensor
 
 from starquant.errors import ConfigError, DataError
 from starquant.numerics.formats import PerGroup, QuantFormat
-from starquant.numerics.moments import require_finite
+from starquant.numerics.moments import validate_finite_tensor
 from starquant.numerics.rounding import Quantized, grid_of, grouped, round_to_grid
 
 
@@ -84,8 +84,8 @@ def _validate_inputs(weight: Tensor, hessian: Tensor, fmt: QuantFormat, percdamp
     inputs = weight.shape[1]
     if hessian.shape != (inputs, inputs):
         raise DataError(f"hessian: got shape {list(hessian.shape)}, needed: [{inputs}, {inputs}]")
-    require_finite(weight, "weight")
-    require_finite(hessian, "hessian")
+    validate_finite_tensor(weight, "weight")
+    validate_finite_tensor(hessian, "hessian")
     if bool((hessian.diagonal() < 0).any()):
         raise DataError("hessian: has negative numbers on its diagonal, needed: second moments")
 

@@ -14,7 +14,7 @@ from starquant.errors import DataError
 _DOUBLE_CHANNELS = 1024
 
 
-def require_finite(x: Tensor, what: str) -> None:
+def validate_finite_tensor(x: Tensor, what: str) -> None:
     """Raise when a tensor holds NaN or infinity.
 
     Raises:
@@ -49,7 +49,7 @@ class ChannelMoments:
         Raises:
             DataError: values that are not finite.
         """
-        require_finite(x_ND, "activation statistics")
+        validate_finite_tensor(x_ND, "activation statistics")
         if len(x_ND) == 0:
             return
         x_ND = x_ND.detach().double()
@@ -124,13 +124,13 @@ class SecondMoment:
         Raises:
             DataError: values or weights that are not finite.
         """
-        require_finite(x_ND, "activation statistics")
+        validate_finite_tensor(x_ND, "activation statistics")
         if len(x_ND) == 0:
             return
         exact = x_ND.dtype == torch.float64 or (not x_ND.is_cuda and x_ND.shape[1] <= _DOUBLE_CHANNELS)
         x_ND = x_ND.detach().to(torch.float64 if exact else torch.float32)
         if weight_N is not None:
-            require_finite(weight_N, "token weights")
+            validate_finite_tensor(weight_N, "token weights")
             x_ND = x_ND * weight_N.to(x_ND)[:, None]
         self._add((x_ND.T @ x_ND).double(), len(x_ND))
 
@@ -170,7 +170,7 @@ class RowSample:
         Raises:
             DataError: values that are not finite.
         """
-        require_finite(x_ND, "activation sample")
+        validate_finite_tensor(x_ND, "activation sample")
         x_ND = x_ND.detach()
         keys = torch.rand(len(x_ND), generator=self._generator, dtype=torch.float64)
         self.seen += len(x_ND)

@@ -11,7 +11,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from starquant.errors import CheckpointError
-from starquant.kernels.dispatch import require_tensor_cores
+from starquant.kernels.dispatch import validate_tensor_cores
 from starquant.models.loading import validate_checkpoint
 from starquant.models.validation import validate_finite
 from starquant.packed.description import rebuild, use_integers
@@ -78,7 +78,7 @@ class PackedQuantizer(HfQuantizer):
             if isinstance(module, Packed | StateGate | ActivationQuantizer):
                 module.validate(name)
         validate_finite(model)
-        require_tensor_cores(model.device)
+        validate_tensor_cores(model.device)
         use_integers(model, "on_gpu")
         return model
 

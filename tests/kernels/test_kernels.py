@@ -64,13 +64,13 @@ def test_token_codes_are_those_of_the_grid(clip_ratio: float) -> None:
 
 
 def test_a_device_without_the_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatch.require_tensor_cores(torch.device("cpu"))
+    dispatch.validate_tensor_cores(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     with pytest.raises(
         dispatch.DeviceError, match=r"^Tesla V100: compute capability 7\.0 has no int8 tensor cores .*8\.0$"
     ):
-        dispatch.require_tensor_cores(torch.device("cuda"))
+        dispatch.validate_tensor_cores(torch.device("cuda"))
 
 
 HERE = Path(__file__).parent
