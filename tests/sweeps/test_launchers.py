@@ -39,6 +39,7 @@ def scores(results: Path, bits: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow  # three processes to the end
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     """Nine items on two processes: an uneven share, padded by lm-eval; the first one calibrates and writes."""
     options = ("method=smoothquant", "fidelity=testbed", *(o for o in QUICK if not o.startswith("fidelity")))
