@@ -1,12 +1,8 @@
-"""`python run.py model=llada bits=w4a4`: the command line of `starquant.sweeps.command_line`."""
+"""`python run.py model=llada bits=w4a4`: the same as `python -m starquant run model=llada bits=w4a4`."""
 
-import os
 import sys
 
-if not sys.stderr.isatty() or os.environ.get("CI"):
-    os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
-
-from starquant.sweeps.command_line import main
+from starquant.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(["run", *sys.argv[1:]]))

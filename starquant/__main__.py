@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from starquant.errors import nearest
+from starquant.session.terminal import interactive
 
 #: Command -> module whose `main(arguments)` returns an exit code, and what it does.
 COMMANDS = {
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if not sys.stderr.isatty() or os.environ.get("CI"):
+    if not interactive():
         os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
     code: int = import_module(COMMANDS[first][0]).main(words)
     return code

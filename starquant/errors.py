@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class StarquantError(Exception):
@@ -34,11 +39,32 @@ class RecordError(StarquantError):
     """A run record cannot be read or written; the message names the file."""
 
 
+class NewerRecordError(RecordError):
+    """A record or artifact that a later version of this code has written; it is left alone."""
+
+
 def nearest(got: str, allowed: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the allowed name closest to `got`, or an empty string."""
     match = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-class NewerRecordError(RecordError):
-    """A record or artifact that a later version of this code has written; it is left alone."""
+def one_line_errors(*also: type[Exception]) -> Callable[[Callable[P, int]], Callable[P, int]]:
+    """Let a command's `main` end with one line on stderr and exit code 2 after an error of the user.
+
+    Args:
+        also: errors that are the user's in this command: OSError where it writes to a place that he names.
+    """
+
+    def decorate(main: Callable[P, int]) -> Callable[P, int]:
+        @functools.wraps(main)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except (StarquantError, *also) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+
+        return wrapped
+
+    return decorate

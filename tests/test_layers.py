@@ -66,7 +66,7 @@ ALLOWED = {
         "torch transformers",
     ),
     "sweeps": Room("errors config session store reports tracking runs", "hydra omegaconf pydantic tqdm"),
-    "__main__": Room("errors sweeps"),
+    "__main__": Room("errors session sweeps"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,15 +14,15 @@ from starquant.errors import nearest
 from starquant.registry import Registry
 
 
-class SamplerSpec(Spec):
+class SamplerSpec(Spec, ABC):
     """Base of the settings of a sampler."""
 
     name: str
 
     @property
+    @abstractmethod
     def answer_length(self) -> int:
         """Tokens of an answer."""
-        raise NotImplementedError
 
     @property
     def commits_by_chance(self) -> str | None:

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from starquant.errors import StarquantError
+from starquant.errors import one_line_errors
 
 
+@one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run lm-eval; it reads the command line of its process, so that other arguments need one of their own."""
     if arguments is not None and list(arguments) != sys.argv[1:]:
@@ -17,11 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from starquant.evaluation import command_line as _registers  # noqa: F401
 
-    try:
-        cli_evaluate()
-    except StarquantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cli_evaluate()
     return 0
 
 

@@ -41,7 +41,6 @@ class Method(ABC, Generic[OptionsT]):
             ConfigError: options or bits that do not fit the model.
         """
 
-    @abstractmethod
     def fit(
         self,
         model: MaskedDiffusionModel,
@@ -50,7 +49,7 @@ class Method(ABC, Generic[OptionsT]):
         into: Fitted | None = None,
         progress: Progress = SILENT,
     ) -> Fitted:
-        """Learn what `apply` needs; must not change the model.
+        """Learn what `apply` needs, by default nothing; must not change the model.
 
         Args:
             model: at full precision; its blocks may be on disk.
@@ -62,6 +61,7 @@ class Method(ABC, Generic[OptionsT]):
         Raises:
             DataError: states that cannot be used (none at all, values that are not finite, a missing token state).
         """
+        return into if into is not None else Fitted()
 
     @abstractmethod
     def apply(

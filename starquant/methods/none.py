@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import FULL_PRECISION, BitsSpec
 from starquant.config.methods.none import FullPrecisionOptions
 from starquant.methods.base import Method
@@ -15,17 +14,6 @@ from starquant.store.manifest import ManifestEntry
 
 class FullPrecision(Method[FullPrecisionOptions]):
     """Leave the model as it is; the manifest says so for every part."""
-
-    def fit(
-        self,
-        model: MaskedDiffusionModel,
-        bits: BitsSpec,
-        states: CalibrationStates | None = None,
-        into: Fitted | None = None,
-        progress: Progress = SILENT,
-    ) -> Fitted:
-        """Learn nothing."""
-        return into if into is not None else Fitted()
 
     def apply(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starquant.calibration.batches import CalibrationStates
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.packed import PackedOptions
 from starquant.errors import ConfigError
@@ -16,17 +15,6 @@ from starquant.store.manifest import ManifestEntry
 
 class PackedCheckpoint(Method[PackedOptions]):
     """Leave a packed model as it is; the manifest says what it consists of."""
-
-    def fit(
-        self,
-        model: MaskedDiffusionModel,
-        bits: BitsSpec,
-        states: CalibrationStates | None = None,
-        into: Fitted | None = None,
-        progress: Progress = SILENT,
-    ) -> Fitted:
-        """Learn nothing."""
-        return into if into is not None else Fitted()
 
     def apply(
         self,

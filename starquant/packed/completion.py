@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from starquant.errors import CheckpointError, ConfigError, StarquantError
+from starquant.errors import CheckpointError, ConfigError, one_line_errors
 
 
 def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[str, Any]) -> str:
@@ -58,6 +58,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     return str(tokenizer.decode(answer[: end_of_text(model.config, answer)], skip_special_tokens=True))
 
 
+@one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a completion; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant generate", description=__doc__)
@@ -71,11 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--graphs", action="store_true", help="replay passes as CUDA graphs")
     options = vars(parser.parse_args(arguments))
-    try:
-        print(completion(options["folder"], options["prompt"], options["device"], options["seed"], options))
-    except StarquantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(completion(options["folder"], options["prompt"], options["device"], options["seed"], options))
     return 0
 
 

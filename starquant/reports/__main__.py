@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from starquant.errors import ConfigError, StarquantError
+from starquant.errors import ConfigError, one_line_errors
 from starquant.reports.experiments import NAMES, build
 from starquant.reports.selection import ALLOWED, Results, without_collection
 
@@ -30,6 +30,7 @@ def condition(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--where: got '{text}', whose value is not YAML") from None
 
 
+@one_line_errors(OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write what is asked for and print the paths; returns 2 after bad input."""
     parser = argparse.ArgumentParser(
@@ -42,15 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow", nargs="+", default=[], choices=ALLOWED, help=allowed)
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")
     options = parser.parse_args(arguments)
-    try:
-        where = dict(condition(text) for text in options.where)
-        with without_collection():
-            results, out = Results(options.records), options.out or options.records
-            paths = [build(name, results, out, options.allow, where) for name in options.name]
-        print("\n".join(str(path) for built in paths for path in built))
-    except (StarquantError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    where = dict(condition(text) for text in options.where)
+    with without_collection():
+        results, out = Results(options.records), options.out or options.records
+        paths = [build(name, results, out, options.allow, where) for name in options.name]
+    print("\n".join(str(path) for built in paths for path in built))
     return 0
 
 

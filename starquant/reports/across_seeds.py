@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from starquant.errors import RecordError, StarquantError
+from starquant.errors import RecordError, one_line_errors
 from starquant.reports import selection
 from starquant.reports.comparison import markdown
 from starquant.reports.run_table import FIDELITY
@@ -203,6 +203,7 @@ def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
     return f"{mean:{digits}} ({stderr:{digits if percent else '.1g'}})"
 
 
+@one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a Markdown table; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.across_seeds", description=__doc__)
@@ -212,13 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--by", action="append", default=[], help="dotted key that tells rows apart, e.g. method.tac.block_size"
     )
     options = parser.parse_args(arguments)
-    try:
-        if not options.folder.is_dir():
-            raise RecordError(f"{options.folder}: no such folder of records")
-        print(markdown(table(read_rows(options.folder, options.by), options.against)))
-    except StarquantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not options.folder.is_dir():
+        raise RecordError(f"{options.folder}: no such folder of records")
+    print(markdown(table(read_rows(options.folder, options.by), options.against)))
     return 0
 
 

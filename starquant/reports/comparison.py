@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from starquant.errors import RecordError
+from starquant.errors import RecordError, one_line_errors
 from starquant.reports.frame import scores_frame
 from starquant.reports.run_table import FIDELITY
 
@@ -60,21 +60,18 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+@one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
+    """Print a Markdown table; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.comparison", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of records")
     folder = parser.parse_args(arguments).folder
-    try:
-        if not folder.is_dir():
-            raise RecordError(f"{folder}: no such folder of records")
-        frame = scores_frame(folder)
-        if frame.empty:
-            raise RecordError(f"{folder}: holds no record")
-        print(markdown(comparison(frame)))
-    except RecordError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder of records")
+    frame = scores_frame(folder)
+    if frame.empty:
+        raise RecordError(f"{folder}: holds no record")
+    print(markdown(comparison(frame)))
     return 0
 
 

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from starquant.errors import ConfigError, RecordError, StarquantError
+from starquant.errors import ConfigError, RecordError, one_line_errors
 from starquant.statistics.bootstrap import bootstrap
 from starquant.store.items import read_raw
 from starquant.store.records import read_record
@@ -131,6 +131,7 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+@one_line_errors(OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 2 after bad input."""
     parser = argparse.ArgumentParser(
@@ -148,18 +149,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in (steps, sites):
         kind.add_argument("--out", type=Path, required=True, help="path without suffix")
     options = parser.parse_args(arguments)
-    try:
-        if not options.out.parent.is_dir():
-            raise ConfigError(f"--out: {options.out.parent} is no folder")
-        if options.kind == "trajectory":
-            figure = trajectory(options.records, options.metric)
-        else:
-            figure = activations(read_report(options.report), options.site)
-        for path in save(figure, options.out):
-            print(path)
-    except (StarquantError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not options.out.parent.is_dir():
+        raise ConfigError(f"--out: {options.out.parent} is no folder")
+    if options.kind == "trajectory":
+        figure = trajectory(options.records, options.metric)
+    else:
+        figure = activations(read_report(options.report), options.site)
+    for path in save(figure, options.out):
+        print(path)
     return 0
 
 

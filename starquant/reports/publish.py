@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from starquant.errors import ConfigError, RecordError, StarquantError
+from starquant.errors import ConfigError, RecordError, one_line_errors
 from starquant.reports.run_table import FIDELITY
 from starquant.store.columns import keep_columns, read_columns
 from starquant.store.items import items_folder, read_raw
@@ -62,6 +62,7 @@ def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield same | {m: float(f"{row[m]:.6g}") for m in FIDELITY_METRICS if m in row}
 
 
+@one_line_errors(OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.publish", description=__doc__)
@@ -69,13 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path, help="folder to copy them to")
     parser.add_argument("--steps", action="store_true", help="keep fidelity at every denoising step")
     options = parser.parse_args(arguments)
-    try:
-        if not options.source.is_dir():
-            raise ConfigError(f"{options.source}: no such folder of records")
-        print(f"{publish(options.source, options.target, options.steps)} records in {options.target}")
-    except (StarquantError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if not options.source.is_dir():
+        raise ConfigError(f"{options.source}: no such folder of records")
+    print(f"{publish(options.source, options.target, options.steps)} records in {options.target}")
     return 0
 
 

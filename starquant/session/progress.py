@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from starquant.session.terminal import interactive
 
 T = TypeVar("T")
 
@@ -43,5 +44,5 @@ SILENT = Progress(shown=False)
 
 
 def for_terminal() -> Progress:
-    """Return bars where a person watches: stderr is a terminal, of no CI, and TQDM_DISABLE is not set."""
-    return Progress(sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TQDM_DISABLE") != "1")
+    """Return bars where a person watches and TQDM_DISABLE is not set."""
+    return Progress(interactive() and os.environ.get("TQDM_DISABLE") != "1")

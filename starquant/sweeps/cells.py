@@ -94,7 +94,7 @@ def validate_plan(plan: Plan) -> None:
     """Refuse cells that cannot be run together.
 
     Raises:
-        ConfigError: two cells that export to one folder, several results folders, a launcher for a single run.
+        ConfigError: two cells that export to one folder, a launcher for a single run.
     """
     exported = [cell.spec.export.dir for cell in plan.cells if cell.spec.export.dir is not None]
     if len(set(exported)) < len(exported):

@@ -29,11 +29,12 @@ from omegaconf import DictConfig
 from starquant.errors import ConfigError, StarquantError, nearest
 from starquant.runs.preflight import validate_results
 from starquant.session.processes import launched_rank
+from starquant.session.terminal import interactive
 from starquant.sweeps.cell_log import CellEntry, CellLog
 from starquant.sweeps.cells import Plan, validate_plan
 from starquant.sweeps.composition import Composer
 from starquant.sweeps.jobs import PARENT, CellRunner
-from starquant.sweeps.overrides import CONF, Groups, parse_overrides, validate_option
+from starquant.sweeps.overrides import CONF, Groups, hydra_words, parse_overrides, task_words, validate_option
 from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.sweeper import CellSweeper, opened, sweeper_of
 
@@ -151,8 +152,7 @@ def validate_command_line(command: CommandLine, context: HydraContext) -> Valida
             raise ConfigError(f"{override.key_or_group}: callbacks of Hydra are not called; allowed: none")
     sweeper = sweeper_of(overrides, command.multirun, context, CellRunner())
     if sweeper is not None:
-        words = [override.input_line or "" for override in overrides if not override.is_hydra_override()]
-        return Validated(sweeper.validate_cells(words), sweeper)
+        return Validated(sweeper.validate_cells(task_words(overrides)), sweeper)
     return Validated(_single(overrides, groups, context), None)
 
 
@@ -164,11 +164,10 @@ def _single(overrides: Sequence[Override], groups: Groups, context: HydraContext
             )
 
     def compose(words: list[str]) -> DictConfig:
-        own = [override.input_line or "" for override in overrides if override.is_hydra_override()]
-        return hydra.compose("config", overrides=[*words, *own], return_hydra_config=True)
+        return hydra.compose("config", overrides=[*words, *hydra_words(overrides)], return_hydra_config=True)
 
     composer = Composer(compose, groups, lambda words: parse_overrides(words, context.config_loader))
-    words = [override.input_line or "" for override in overrides if not override.is_hydra_override()]
+    words = task_words(overrides)
     cell = composer.cell(words)
     assert composer.first is not None
     plan = Plan(cells=(cell,), overrides=(tuple(words),), sweep=False, config=composer.first)
@@ -227,11 +226,6 @@ def _start(start: Callable[[], None], launcher: str) -> None:
             traceback.print_exc()
         first = next(iter(str(error).strip().splitlines()), "")
         print(f"error: launcher={launcher}: {type(error).__name__}: {first}", file=sys.stderr, flush=True)
-
-
-def interactive() -> bool:
-    """Return whether a person watches the terminal."""
-    return sys.stderr.isatty() and not os.environ.get("CI")
 
 
 def answer(arguments: Sequence[str]) -> int:

@@ -60,6 +60,16 @@ def parse_overrides(words: Sequence[str], loader: ConfigLoader) -> list[Override
         raise ConfigError(first_line(error)) from None
 
 
+def task_words(overrides: Iterable[Override]) -> list[str]:
+    """Return the words that concern the runs."""
+    return [override.input_line or "" for override in overrides if not override.is_hydra_override()]
+
+
+def hydra_words(overrides: Iterable[Override]) -> list[str]:
+    """Return the words that concern Hydra's own settings."""
+    return [override.input_line or "" for override in overrides if override.is_hydra_override()]
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error, or of its cause where Hydra leaves its own empty."""
     lines = str(error).strip().splitlines() or str(error.__cause__ or type(error).__name__).strip().splitlines()

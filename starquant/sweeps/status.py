@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from starquant.errors import ConfigError, StarquantError, nearest
+from starquant.errors import ConfigError, nearest, one_line_errors
 from starquant.sweeps.cell_log import CellLog
 from starquant.sweeps.command_line import plan_of
 from starquant.sweeps.overrides import CONF
@@ -18,6 +18,7 @@ USAGE = "usage: python -m starquant status EXPERIMENT|-m [KEY=VALUE ...]"
 OPTIONS = ("-m", "--multirun")
 
 
+@one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line a cell and the counts; returns 1 while some are not done, 2 after bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -25,21 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or {"-h", "--help"} & {*words}:
         print(f"{__doc__}\n{USAGE}\nexperiments: {', '.join(names)}")
         return 0
-    try:
-        if any(word.startswith("-") and word not in OPTIONS and not word.startswith("--config-dir=") for word in words):
-            raise ConfigError(USAGE)
-        for place, word in enumerate(words):
-            if "=" not in word and not word.startswith(("-", "~")):
-                if word not in names:
-                    raise ConfigError(f"experiment: got '{word}', allowed: {', '.join(names)}.{nearest(word, names)}")
-                words[place] = f"experiment={word}"
-        plan = plan_of(words)
-        assert plan is not None  # no option is left that runs nothing
-        log = CellLog(plan.results)
-        entries = [log.read(cell.key, cell.name) for cell in plan.cells]
-    except StarquantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if any(word.startswith("-") and word not in OPTIONS and not word.startswith("--config-dir=") for word in words):
+        raise ConfigError(USAGE)
+    for place, word in enumerate(words):
+        if "=" not in word and not word.startswith(("-", "~")):
+            if word not in names:
+                raise ConfigError(f"experiment: got '{word}', allowed: {', '.join(names)}.{nearest(word, names)}")
+            words[place] = f"experiment={word}"
+    plan = plan_of(words)
+    assert plan is not None  # no option is left that runs nothing
+    log = CellLog(plan.results)
+    entries = [log.read(cell.key, cell.name) for cell in plan.cells]
     for entry in sorted(entries, key=lambda e: ORDER.index(e.state)):
         print(f"{entry.state:8s} {entry.name:55s} {entry.error or entry.record or ''}")
     print(summary(entries).splitlines()[0])

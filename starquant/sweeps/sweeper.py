@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from starquant.errors import ConfigError
 from starquant.sweeps.cells import Cell, Plan, validate_folders, validate_plan
 from starquant.sweeps.composition import Composer, varied_keys
-from starquant.sweeps.overrides import CONF, Groups, expand, parse_overrides, validate_option
+from starquant.sweeps.overrides import CONF, Groups, expand, hydra_words, parse_overrides, task_words, validate_option
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def sweeper_of(
 
     A sweep has `-m`, or an experiment whose YAML says `hydra.mode: MULTIRUN`.
     """
-    settled = [o.input_line or "" for o in overrides if o.is_hydra_override()]
+    settled = hydra_words(overrides)
     chosen = [o.input_line or "" for o in overrides if o.key_or_group in ("experiment", "launcher")]
     may_sweep = any(o.key_or_group in ("experiment", "hydra.mode") for o in overrides)
     if multirun:
@@ -154,7 +154,7 @@ def sweeper_of(
     if config.hydra.mode != RunMode.MULTIRUN:
         return None
     with open_dict(config.hydra):
-        config.hydra.overrides.task = [o.input_line for o in overrides if not o.is_hydra_override()]
+        config.hydra.overrides.task = task_words(overrides)
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     if not isinstance(sweeper, CellSweeper):
         raise ConfigError(f"hydra/sweeper: got '{config.hydra.runtime.choices['hydra/sweeper']}', allowed: starquant")

@@ -11,7 +11,7 @@ import pytest
 from starquant.errors import ConfigError, RecordError
 from starquant.reports import figures
 from starquant.reports.__main__ import condition, main
-from starquant.reports.definitions import PAPER
+from starquant.reports.definitions import FIGURES, PAPER, TABLES, Definition, RowOf
 from starquant.reports.experiments import NAMES, after_sweep, build, table
 from tests.support.paths import REPOSITORY
 from tests.support.tables import FACTS, answers, put, put_table
@@ -245,3 +245,18 @@ def test_after_a_sweep_its_table_is_shown_or_said_why_not(tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert "| STaR-Quant | 1 |" in out
     assert f"wrote {tmp_path / 'tables' / 'table2_ablation.csv'}" in out
+
+
+def test_a_definition_whose_labels_name_no_one_row_is_refused() -> None:
+    rows = (RowOf("a", {}), RowOf("b", {}))
+    with pytest.raises(ValueError, match="against is 'c', allowed: a, b"):
+        Definition("mine", "Mine", rows, against="c")
+    with pytest.raises(ValueError, match="rows share a label: a, b, a"):
+        Definition("mine", "Mine", (*rows, rows[0]))
+
+
+def test_every_row_is_of_a_method_that_there_is_and_every_figure_has_a_function() -> None:
+    methods = {path.stem for path in (REPOSITORY / "conf" / "method").glob("*.yaml")}
+    for definition in (*TABLES.values(), *FIGURES.values()):
+        assert {row.where["method.name"] for row in definition.rows} <= methods, definition.name
+    assert all(callable(getattr(figures, str(definition.draw))) for definition in FIGURES.values())

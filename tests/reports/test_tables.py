@@ -83,6 +83,6 @@ def test_comparison_refuses_rows_that_only_a_digest_tells_apart(tmp_path: Path, 
     for clip in (1.0, 0.9):
         run = spec(f"bits.weights.clip_ratio={clip}")
         RecordStore(tmp_path).write(run, make_record(run, 0.5))
-    assert main([str(tmp_path)]) == 1
+    assert main([str(tmp_path)]) == 2
     assert "tiny, w4a4, rtn, 0: several records share this row" in capsys.readouterr().err
-    assert main([str(tmp_path / "nowhere")]) == 1
+    assert main([str(tmp_path / "nowhere")]) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from starquant.config.calibration import CalibrationSpec
 from starquant.config.fields import INERT, Count, Spec
@@ -66,7 +66,10 @@ class BlockwiseOptions(MethodOptions):
 
     Attributes:
         weights: how weights are put on their grid.
+        solver: the one solver that the method is, None where `weights` chooses.
     """
+
+    solver: ClassVar[str | None] = None
 
     weights: WeightSolverOptions = WeightSolverOptions()
 
@@ -74,3 +77,10 @@ class BlockwiseOptions(MethodOptions):
     def needs_calibration(self) -> bool:
         """GPTQ reads second moments."""
         return self.weights.name == "gptq"
+
+    @field_validator("weights")
+    @classmethod
+    def _validate_solver(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
+        if cls.solver not in (None, weights.name):
+            raise ValueError(f"name: got '{weights.name}', allowed: {cls.solver} (method={weights.name} is the other)")
+        return weights

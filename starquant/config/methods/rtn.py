@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import field_validator
-
-from starquant.config.methods.base import BlockwiseOptions, WeightSolverOptions
+from starquant.config.methods.base import BlockwiseOptions
 
 
 class RTNOptions(BlockwiseOptions):
@@ -14,12 +12,6 @@ class RTNOptions(BlockwiseOptions):
 
     reference: ClassVar[str] = "baseline of arXiv 2606.04945, table 1"
     transforms: ClassVar[bool] = False
+    solver: ClassVar[str | None] = "rtn"
 
     algorithm: Literal["rtn"] = "rtn"
-
-    @field_validator("weights")
-    @classmethod
-    def _validate_weights(cls, weights: WeightSolverOptions) -> WeightSolverOptions:
-        if weights.name != "rtn":
-            raise ValueError(f"name: got '{weights.name}', allowed: rtn (method=gptq is the other)")
-        return weights
