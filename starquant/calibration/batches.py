@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from starquant.numerics.token_states import ratio_bins
 
 
 @dataclass(frozen=True)
@@ -64,4 +65,4 @@ class CalibrationStates:
 
 def bin_of(ratio_B: Tensor, bins: int) -> Tensor:
     """Return the mask-ratio bin of each ratio: (k/bins, (k+1)/bins] is bin k, and 0 is in bin 0."""
-    return (torch.ceil(ratio_B.double() * bins - 1e-9) - 1).clamp(0, bins - 1).long()
+    return ratio_bins(ratio_B.double(), bins)

@@ -18,6 +18,7 @@ from starquant.calibration.batches import CalibrationStates, Segment, StateBatch
 from starquant.calibration.segments import prompts_of
 from starquant.config.calibration import CalibrationSpec
 from starquant.diffusion import MaskPredictor, Sampler
+from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.sampling import log_probability
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
@@ -100,6 +101,15 @@ def _uniform(segments: Sequence[Segment], spec: CalibrationSpec, mask_id: int) -
     return states
 
 
+def validate_per_segment(per_segment: int, sampler: Sampler) -> None:
+    """Refuse more states of a segment than its trajectory has steps; raises ConfigError."""
+    if per_segment > sampler.steps:
+        raise ConfigError(
+            f"calibration.states.per_segment: got {per_segment}, allowed: at most the trajectory's "
+            f"{sampler.steps} steps"
+        )
+
+
 def _from_trajectories(
     segments: Sequence[Segment],
     spec: CalibrationSpec,
@@ -108,18 +118,14 @@ def _from_trajectories(
     batch_size: int,
     progress: Progress,
 ) -> list[_State]:
-    if spec.states.per_segment > sampler.steps:
-        raise ConfigError(
-            f"calibration.states.per_segment: got {spec.states.per_segment}, allowed: at most the trajectory's "
-            f"{sampler.steps} steps"
-        )
+    validate_per_segment(spec.states.per_segment, sampler)
     prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length))
     pad = int(model.config.eos_token_id)
     recorded: dict[int, list[_State]] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     chunks = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     for chunk in progress.bar(chunks, "calibration trajectories", "batch"):
-        ids_BP, visible_BP = _padded([prompts[i] for i in chunk], pad, left=True)
+        ids_BP, visible_BP = left_padded([prompts[i] for i in chunk], pad)
         trajectory = record_trajectory(model, ids_BP, sampler, attention_mask=visible_BP, seed=spec.seed)
         recorded |= zip(chunk, _rows(trajectory), strict=True)
     trajectories = [recorded[i] for i in range(len(prompts))]
@@ -186,15 +192,14 @@ def shared_counts(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def _padded(rows: Sequence[Sequence[int] | Tensor], pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Return ids [B, L] and where they are no padding, [B, L]."""
+def _padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids [B, L], padded on the right, and where they are no padding, [B, L]."""
     width = max(map(len, rows))
     ids_BL = torch.full((len(rows), width), pad, dtype=torch.long)
     visible_BL = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
-        columns = slice(width - len(row), width) if left else slice(len(row))
-        ids_BL[i, columns] = torch.as_tensor(row).long()
-        visible_BL[i, columns] = True
+        ids_BL[i, : len(row)] = row
+        visible_BL[i, : len(row)] = True
     return ids_BL, visible_BL
 
 

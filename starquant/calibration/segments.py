@@ -23,11 +23,10 @@ from starquant.calibration.datasets import (
 )
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
-from starquant.testbed.items import Split
+from starquant.testbed.items import ANSWER_LENGTH, Split
 
 __all__ = ["fingerprint", "prompts_of", "read_segments", "source_file"]
 
-ANSWER_LENGTH = 8  # tokens a generated testbed answer is padded to, as in training (testbed/train.py)
 BLANK_LINE = "\n\n"
 _TOKENS_AN_ITEM = 16  # first guess of a WinoGrande sentence's tokens
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion.batch_size import BatchSize, draws_kept, out_of_memory
+from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, Sampler
@@ -94,19 +95,17 @@ def generate_many(
 
 def as_batch(active: Sequence[Request], predict: MaskPredictor) -> DenoisingState:
     """Return the active requests as one batch, padded on the left."""
-    width = max(1, *(len(request.prompt) for request in active))
-    pad, mask_id = int(predict.config.eos_token_id), predict.mask_id
-    prompts = [[pad] * (width - len(request.prompt)) + list(request.prompt) for request in active]
-    prompt_BP = torch.tensor(prompts)
-    visible_BP = torch.arange(width) >= torch.tensor([[width - len(request.prompt)] for request in active])
+    prompt_BP, visible_BP = left_padded([request.prompt for request in active], int(predict.config.eos_token_id))
     answer_BG = torch.stack([request.answer_G for request in active])
     ids_BL = torch.cat((prompt_BP, answer_BG), 1).to(predict.device)
-    prompt_BL = torch.cat((prompt_BP != mask_id, torch.zeros_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
+    prompt_BL = torch.cat((prompt_BP != predict.mask_id, torch.zeros_like(answer_BG, dtype=torch.bool)), 1).to(
+        predict.device
+    )
     visible_BL = None
     if not bool(visible_BP.all()):
         visible_BL = torch.cat((visible_BP, torch.ones_like(answer_BG, dtype=torch.bool)), 1).to(predict.device)
     generators = [request.generator for request in active]
-    return DenoisingState(ids_BL, width, visible_BL, generators, prompt_BL=prompt_BL)
+    return DenoisingState(ids_BL, prompt_BP.shape[1], visible_BL, generators, prompt_BL=prompt_BL)
 
 
 def _advance(predict: MaskPredictor, sampler: Sampler, state: DenoisingState, active: Sequence[Request]) -> bool:

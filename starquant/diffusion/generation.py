@@ -55,8 +55,18 @@ def generate(
     if attention_mask is not None and not bool(attention_mask.bool().all()):
         prompt_visible = attention_mask.bool().to(predict.device)
         visible = torch.cat((prompt_visible, torch.ones_like(answer, dtype=torch.bool)), dim=1)
-    sampler.denoise(predict, DenoisingState(ids_BL, prompt_ids.shape[1], visible, generators, on_step))
+    prompt_BL = ids_BL != predict.mask_id  # as LLaDA's official code: what is visible at the start
+    state = DenoisingState(ids_BL, prompt_ids.shape[1], visible, generators, on_step, prompt_BL=prompt_BL)
+    sampler.denoise(predict, state)
     return ids_BL
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids [B, P] and where they are real [B, P] of prompts padded on the left; P is 1 where all are empty."""
+    width = max(1, *map(len, prompts))
+    ids_BP = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    first_B1 = torch.tensor([[width - len(prompt)] for prompt in prompts])
+    return ids_BP, torch.arange(width) >= first_B1
 
 
 def end_of_text(config: Any, answer: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ _ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
 
 class Cache(Protocol):
-    """Keys and values of an earlier pass (`models.layers.KeyValueCache`): the next one computes its window only."""
+    """Keys and values of an earlier pass (`models.context.KeyValueCache`): the next one computes its window only."""
 
     window: slice
 

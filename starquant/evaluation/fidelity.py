@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion import BatchSize, generate
+from starquant.diffusion.generation import left_padded
 from starquant.diffusion.samplers import DenoisingState
 from starquant.errors import CheckpointError
 from starquant.evaluation.reference import (
@@ -27,7 +28,6 @@ from starquant.evaluation.reference import (
     Reference,
     WatchedPredictor,
     by_length,
-    left_padded,
     take_reference,
 )
 from starquant.evaluation.trajectory_metrics import (

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from starquant.diffusion import BatchSize, MaskPredictor, Sampler, generate
 from starquant.diffusion.batch_size import in_batches
+from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import Cache
 from starquant.errors import CheckpointError, ConfigError, DataError
@@ -173,11 +174,3 @@ def by_length(
         for batch, done in in_batches(order, lengths.__getitem__, size, work):
             yield batch, done
             bar.update(len(batch))
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Return ids [B, P] and where they are real [B, P] of prompts padded on the left."""
-    width = max(len(prompt) for prompt in prompts)
-    ids_BP = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-    visible_BP = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prompts])
-    return ids_BP, visible_BP

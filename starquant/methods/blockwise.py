@@ -77,6 +77,10 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """Return the bits with what the method's options say about them."""
         return bits
 
+    def solves(self, bits: BitsSpec) -> bool:
+        """Return whether GPTQ solves the weights."""
+        return self.options.weights.name == "gptq" and bits.weights.bits < 16
+
     @property
     def compares(self) -> bool:
         """Whether blocks are compared with the exact ones while the walk goes on."""
@@ -138,8 +142,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 quantize_block(model, visit.block, visit.index, fed, solve)
 
     def _compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
-        solved = self.options.weights.name == "gptq" and bits.weights.bits < 16
-        before = {role: linear.weight.detach().clone() for role, linear in sites.linears.items()} if solved else {}
+        linears = sites.linears.items() if self.solves(bits) else ()
+        before = {role: linear.weight.detach().clone() for role, linear in linears}
         self.compensate(sites, tensors, bits)
         changed = [role.value for role, weight in before.items() if not sites.linears[role].weight.equal(weight)]
         if changed:
@@ -149,7 +153,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         tensors = self.learn(visit, bits, fitted)
         with rounded_once(visit.block):
             self.rewrite(visit.sites, tensors)
-        if self.options.weights.name == "gptq" and bits.weights.bits < 16:
+        if self.solves(bits):
             tensors |= solve_block(visit, fed, self.options.weights, fitted, self.weighted)
         return tensors
 

@@ -19,7 +19,7 @@ from starquant.methods.awq import AWQ
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot
-from starquant.methods.scaling import scale_names
+from starquant.methods.scaling import of_producer, scale_names
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Role, Site
 from starquant.quantized import OPERANDS, set_static_value_scales
@@ -65,9 +65,7 @@ def value_scales(
     scale_KE = search_value_scales(visit, widths)
     out_D = scales.get(scale_names(Site.OUT))
     if out_D is not None:  # V will be divided by it
-        attention = visit.sites.attention
-        heads = out_D.unflatten(0, (attention.n_kv_heads, -1, attention.head_dim))[:, 0]
-        scale_KE = scale_KE / heads.to(scale_KE)
+        scale_KE = scale_KE / of_producer(visit.sites, Site.OUT, out_D).view_as(scale_KE).to(scale_KE)
     return {V_SCALE: scale_KE}
 
 

@@ -50,10 +50,10 @@ def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
         if site in sites.norms:
             rewriting.divide_gain(made_by, scale_D)
         else:
-            rewriting.divide_output(cast(nn.Linear, made_by), _of_producer(sites, site, scale_D))
+            rewriting.divide_output(cast(nn.Linear, made_by), of_producer(sites, site, scale_D))
 
 
-def _of_producer(sites: BlockSites, site: SiteKey, scale_D: Tensor) -> Tensor:
+def of_producer(sites: BlockSites, site: SiteKey, scale_D: Tensor) -> Tensor:
     """Return the scale of the producer's own outputs: one a value head where query heads share it."""
     attention = sites.attention
     if site is not Site.OUT or attention.n_heads == attention.n_kv_heads:

@@ -1,12 +1,13 @@
 """Masked-diffusion models, loaded without remote code: `load_model`, `load_tokenizer`.
 
 A family is one folder that ends in one object (`models.family.Family`), and one line in `models.families`. Importing
-this package lets transformers' Auto classes load every family.
+this package lets transformers' Auto classes load every `model_type`; where families share one, `load_model` tells them
+apart, and the Auto classes know the one without `architectures`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from starquant.models.families import FAMILIES, family_of
+from starquant.models.families import FAMILIES, family_of, known_families
 from starquant.models.family import Family
 from starquant.models.loading import load_model, load_tokenizer, resolve_folder
 
@@ -20,5 +21,5 @@ def register(family: Family) -> None:
     AutoModelForMaskedLM.register(family.config, family.model, exist_ok=True)
 
 
-for _name in FAMILIES:
-    register(FAMILIES.load(_name))
+for _family in known_families():
+    register(_family)

@@ -130,7 +130,8 @@ class MaskedDiffusionModel(PreTrainedModel):
                 norm), n + 2 tensors [B, L, D], in the model's own basis (`original_basis`).
             logit_positions: (rows [N], columns [N]): compute the head there only; logits are then [N, V].
             cache: keys and values of an earlier pass; only the columns of its window are computed (W instead of L).
-            project: False leaves out the last norm and the head; hidden_states is then (after the last block,).
+            project: False leaves out the last norm and the head; hidden_states is then (after the last block,), or all
+                with output_hidden_states.
 
         Returns:
             Logits [B, L, V] (or [N, V]), unshifted: `logit_offset` is the caller's business.

@@ -85,7 +85,11 @@ class Context:
 
     @property
     def mask_ratio_B(self) -> Tensor:
-        """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step."""
+        """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step.
+
+        An expert's tokens are of several rows: its context has no ratio; read it off the whole pass.
+        """
+        assert self.tokens_N is None, "the tokens of an expert are of several rows"
         if self._visible_BL is None:
             return self._whole_BL.float().mean(1)
         return (self._whole_BL & self._visible_BL).sum(1) / self._visible_BL.sum(1).clamp_min(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ class Family:
         """What config.json calls it."""
         return str(self.config.model_type)
 
-    def recognizes(self, config: dict[str, Any]) -> bool:
+    def recognizes(self, config: Mapping[str, Any]) -> bool:
         """Return whether a config.json is of this family."""
         if config.get("model_type") != self.model_type:
             return False

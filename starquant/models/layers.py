@@ -3,7 +3,7 @@
 Shape suffixes: B batch, L sequence length, D model width, H query heads, K key/value heads, E head width,
 F feed-forward width, V vocabulary, N selected positions.
 
-Three kinds of parameter-free modules are seams for quantization, replaced (never subclassed) by `quantized`:
+Two kinds of parameter-free modules are seams for quantization, exchanged by `quantized`:
 `InputSite` stands where a group of linears reads a shared input, `AttentionCore` is softmax(QK^T)V.
 """
 
@@ -78,7 +78,7 @@ def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class AttentionCore(nn.Module):
-    """softmax(Q K^T / sqrt(E)) V over all positions, bidirectional; K and V have K <= H heads."""
+    """softmax(Q K^T / sqrt(E)) V over the positions that `mask` shows; K and V have K <= H heads."""
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, H, L, E]; `mask` is boolean and broadcasts to [B, H, L, L], True where a key may be seen."""

@@ -16,7 +16,7 @@ from starquant.errors import CheckpointError, ConfigError, nearest
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import hollow_model
 from starquant.models.checkpoint import CONFIG, Checkpoint, inspect, read_json
-from starquant.models.families import FAMILIES, recognize
+from starquant.models.families import family_in, recognize
 from starquant.models.family import Family
 from starquant.models.tokenizer import load_byte_level_bpe
 from starquant.models.validation import DTYPES, validate_finite, validate_parameters
@@ -74,7 +74,7 @@ def load_model(
     revision: str | None = None,
     blocks_on_disk: bool = False,
 ) -> MaskedDiffusionModel:
-    """Load a LLaDA or Dream checkpoint in the published layout.
+    """Load a checkpoint of a known family in the published layout.
 
     Names and shapes of all parameters are compared with the architecture before any weight is read, so a
     wrong checkpoint fails at once. Weights are read tensor by tensor: never two copies in memory.
@@ -218,5 +218,5 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     """
     folder = resolve_folder(path_or_id, revision)
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    families = [family for family in map(FAMILIES.load, FAMILIES) if family.recognizes(config)]
-    return families[0].tokenizer(folder) if families else load_byte_level_bpe(folder)
+    family = family_in(config)
+    return load_byte_level_bpe(folder) if family is None else family.tokenizer(folder)

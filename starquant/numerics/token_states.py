@@ -29,6 +29,15 @@ def state_indices(masked: Tensor) -> Tensor:
     return masked.logical_not().long()
 
 
+def ratio_bins(ratio_B: Tensor, bins: int) -> Tensor:
+    """Return the mask-ratio bin of each ratio, int64: (k/bins, (k+1)/bins] is bin k, and 0 is in bin 0.
+
+    A ratio that lies on a bin's end up to its own dtype's rounding (float64, or float32 of a forward pass) is in it.
+    """
+    slack = 1e-9 if ratio_B.dtype == torch.float64 else 1e-6
+    return (ratio_B * bins - slack).ceil().long().sub_(1).clamp_(0, bins - 1)
+
+
 def gate_channels(width: int, d_m: int, d_u: int, device: torch.device | None = None) -> Tensor:
     """Return SGAT's gates keep_SD [2, D], float32: 1 where a state uses a channel, else 0.
 

@@ -15,7 +15,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     """Return the text that follows a prompt, cut at end-of-text.
 
     Args:
-        folder: of a LLaDA or Dream checkpoint.
+        folder: of a checkpoint.
         prompt: text.
         device: torch device.
         seed: of sampling.

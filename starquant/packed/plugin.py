@@ -16,6 +16,7 @@ from starquant.models.loading import validate_checkpoint
 from starquant.models.validation import validate_finite
 from starquant.packed.description import rebuild, use_integers
 from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.attention import QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed
 from starquant.quantized.state_transforms import StateGate
 
@@ -30,7 +31,7 @@ class PackedConfig(QuantizationConfigMixin):
         version: of the format.
         bits: of weights, activations, attention, embedding and head.
         modules: what stands at each place (`packed.description`).
-        made_by: method, options, seeds and code that it came from; nothing of it is read.
+        made_by: method, record, model and seed that it came from; loading reads nothing of it.
 
     Raises:
         CheckpointError: another version, or keys missing.
@@ -75,7 +76,7 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, module in model.named_modules():
-            if isinstance(module, Packed | StateGate | ActivationQuantizer):
+            if isinstance(module, Packed | StateGate | ActivationQuantizer | QuantizedAttentionCore):
                 module.validate(name)
         validate_finite(model)
         validate_tensor_cores(model.device)

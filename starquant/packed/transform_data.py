@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from starquant.numerics import has_hadamard
+from starquant.numerics import TokenState, has_hadamard
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
 
@@ -90,6 +90,8 @@ def _affine(data: Data, width: int, head_dim: int | None) -> nn.Module:
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
         raise ValueError(f"shape: got {shape!r}, allowed: conditions, blocks, g")
     conditions, blocks, size = shape
+    if conditions != 1 and conditions % len(TokenState):
+        raise ValueError(f"shape: got {conditions} conditions, allowed: 1, or a map a token state and bin")
     if blocks * size != width or (head_dim is not None and head_dim % size):
         within = "" if head_dim is None else f", g a divisor of head_dim {head_dim}"
         raise ValueError(f"shape: got {blocks} blocks of g = {size}, allowed: {width} channels in all{within}")

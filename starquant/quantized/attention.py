@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starquant.errors import CheckpointError
 from starquant.models.buffers import Float32Buffers
 from starquant.models.layers import AttentionCore, RotaryAttention
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 
 OPERANDS = ("q", "k", "p", "v")
-FULL_PRECISION = dict.fromkeys(OPERANDS, 16)
 
 
 def operand_format(operand: str, bits: int) -> QuantFormat:
@@ -82,6 +82,12 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
             self.meters[name].update(x, quantized)
         return quantized
 
+    def validate(self, name: str) -> None:
+        """Judge static scales of V that were loaded; raises CheckpointError unless all are above 0 and finite."""
+        scale = self.v_scale_KE
+        if scale is not None and not bool(((scale > 0) & scale.isfinite()).all()):
+            raise CheckpointError(f"{name}.v_scale_KE: scales must be finite and above 0")
+
     def extra_repr(self) -> str:
         """Show the bits."""
         return ", ".join(f"{name}={fmt.bits}" for name, fmt in self.formats.items())
@@ -116,7 +122,14 @@ def transforms_and_scales(core: nn.Module) -> dict[str, Any]:
     return {name: getattr(core, name, None) for name in ("qk_transform", "v_scale_KE", "v_transform")}
 
 
+def operand_transforms(core: nn.Module) -> dict[str, str | None]:
+    """Return what each operand passes through before it is rounded, in words; None for nothing."""
+    handed = transforms_and_scales(core)
+    words = {name: None if module is None else str(module) for name, module in handed.items()}
+    return {"q": words["qk_transform"], "k": words["qk_transform"], "v": words["v_transform"], "p": None}
+
+
 def _replace_core(attention: RotaryAttention, **handed: Any) -> None:
     formats = getattr(attention.core, "formats", {})
-    bits = {name: formats[name].bits for name in formats} or FULL_PRECISION
+    bits = {name: formats[name].bits for name in formats} or dict.fromkeys(OPERANDS, 16)
     attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed))

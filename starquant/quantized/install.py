@@ -1,4 +1,4 @@
-"""Install quantized modules in a model: the only place where a model is changed.
+"""Install quantized modules in a model: the only place where quantizers are put into a model.
 
 What was done is returned as a manifest: every linear and operand with its role and bits, or why it was left.
 """
@@ -27,7 +27,7 @@ from starquant.numerics import (
     sqnr_db,
 )
 from starquant.quantized.activation_quantizer import ActivationQuantizer
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, transforms_and_scales
+from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, operand_transforms, transforms_and_scales
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
 from starquant.session.progress import SILENT, Progress
@@ -163,7 +163,7 @@ def quantize_attention(
     bits = {name: getattr(spec, name) for name in OPERANDS}
     attention = model.block_sites(block).attention
     handed = transforms_and_scales(attention.core)
-    transforms = {"q": handed["qk_transform"], "k": handed["qk_transform"], "v": handed["v_transform"], "p": None}
+    transforms = operand_transforms(attention.core)
     if min(bits.values()) < 16:
         attention.core = QuantizedAttentionCore(bits, **handed)
     name = next(name for name, module in block.named_modules() if module is attention)
@@ -174,7 +174,7 @@ def quantize_attention(
             role=operand,
             block=index,
             activation_bits=bits[operand],
-            transform=None if transforms[operand] is None else str(transforms[operand]),
+            transform=transforms[operand],
             reason=None if bits[operand] < 16 else f"bits.attention.{operand} = 16",
         )
         for operand in OPERANDS

@@ -9,7 +9,7 @@ from torch import nn
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import InputSite
 from starquant.quantized.activation_quantizer import ActivationQuantizer
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, operand_transforms
 from starquant.quantized.packed_linear import Packed
 from starquant.store.manifest import ManifestEntry
 
@@ -41,11 +41,20 @@ def manifest_of(model: MaskedDiffusionModel) -> list[ManifestEntry]:
     for index, block in enumerate(trunk.blocks):
         attention = model.block_sites(block).attention
         core = attention.core
+        transforms = operand_transforms(core)
         for operand in OPERANDS:
             bits = core.formats[operand].bits if isinstance(core, QuantizedAttentionCore) else 16
             name, reason = f"{names[attention]}.{operand}", None if bits < 16 else "not quantized"
             entries.append(
-                ManifestEntry(name=name, kind="operand", role=operand, block=index, activation_bits=bits, reason=reason)
+                ManifestEntry(
+                    name=name,
+                    kind="operand",
+                    role=operand,
+                    block=index,
+                    activation_bits=bits,
+                    transform=transforms[operand],
+                    reason=reason,
+                )
             )
     return entries if trunk.head is None else [*entries, _table(names, trunk.head, "head")]
 

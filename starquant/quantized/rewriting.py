@@ -42,8 +42,7 @@ def fold_gain(norm: nn.Module, linears: Iterable[nn.Linear]) -> None:
     Nothing is subtracted from the embedding: removing its mean preserves a LayerNorm model, not an RMSNorm one.
     """
     gain_D = _gain(norm)
-    for linear in linears:
-        set_weight(linear, linear.weight.double() * gain_D.double())
+    scale_input(linears, gain_D)
     with torch.no_grad():
         gain_D.fill_(1.0)
 
@@ -93,17 +92,23 @@ def rotate_output(linear: nn.Linear, rotation: Rotation) -> None:
 
 def hadamard_input(linear: nn.Linear) -> None:
     """Make a linear read x H: W H."""
-    set_weight(linear, apply_hadamard(linear.weight.double()))
+    transform_input([linear], apply_hadamard)
 
 
 def hadamard_heads_output(linear: nn.Linear, heads: int) -> None:
     """Make a linear give y (I (x) H), each head's channels rotated by the same H."""
-    _map_output(linear, lambda y: apply_hadamard(y.unflatten(-1, (heads, -1))).flatten(-2))
+    _map_output(linear, lambda y: within_heads(y, heads))
 
 
 def hadamard_heads_input(linear: nn.Linear, heads: int) -> None:
     """Make a linear read x (I (x) H)."""
-    set_weight(linear, apply_hadamard(linear.weight.double().unflatten(-1, (heads, -1))).flatten(-2))
+    transform_input([linear], lambda w: within_heads(w, heads))
+
+
+def within_heads(x: Tensor, heads: int) -> Tensor:
+    """Return x (I (x) H), [..., heads * E]."""
+    rotated: Tensor = apply_hadamard(x.unflatten(-1, (heads, -1))).flatten(-2)
+    return rotated
 
 
 def across_heads(x: Tensor, heads: int) -> Tensor:
@@ -114,7 +119,7 @@ def across_heads(x: Tensor, heads: int) -> Tensor:
 
 def hadamard_across_heads_input(linear: nn.Linear, heads: int) -> None:
     """Make a linear read x (H (x) I)."""
-    set_weight(linear, across_heads(linear.weight.double(), heads))
+    transform_input([linear], lambda w: across_heads(w, heads))
 
 
 @torch.no_grad()

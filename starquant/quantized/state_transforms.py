@@ -14,6 +14,7 @@ from starquant.kernels import Affine
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
 from starquant.numerics import TokenState, gate_channels
+from starquant.numerics.token_states import ratio_bins
 
 
 class SiteTransform(nn.Module):
@@ -119,7 +120,7 @@ class BlockAffine(Float32Buffers):
 
 def bin_of_context(context: Context, bins: int) -> Tensor:
     """Return the bin [B] of each row's masked share of visible tokens: bin k holds shares in (k/bins, (k+1)/bins]."""
-    return (context.mask_ratio_B * bins - 1e-6).ceil().long().sub_(1).clamp_(0, bins - 1)
+    return ratio_bins(context.mask_ratio_B, bins)
 
 
 def _map(z_BLNG: Tensor, matrix_BNGG: Tensor, shift_BNG: Tensor) -> Tensor:

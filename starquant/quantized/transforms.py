@@ -1,7 +1,7 @@
 """Transforms of activations that run online.
 
 Each is called with what it transforms and the forward pass's context, which only those conditional on token states
-(`token_state`) read.
+(`state_transforms`) read.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration import segments
 from starquant.calibration.batches import Segment
+from starquant.calibration.masked_states import validate_per_segment
 from starquant.config.calibration import SourceSpec
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
-from starquant.errors import ConfigError
 from starquant.models import family_of, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, fingerprint
@@ -72,11 +72,6 @@ class Inputs:
     family: Family
     loaded: Loaded | None = None
 
-    @property
-    def packed(self) -> bool:
-        """Whether the checkpoint is quantized already."""
-        return "quantization_config" in self.checkpoint.config
-
     def load(self, device: str) -> Loaded:
         """Return what is read; all but the weights is judged first.
 
@@ -93,7 +88,7 @@ class Inputs:
         assert isinstance(skeleton, MaskedDiffusionModel)
         METHODS.build(spec.method).validate(skeleton, spec.bits)
         texts = read_texts(spec, tokenizer, skeleton)
-        if self.packed:
+        if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
         began = time.perf_counter()
         model = read_model(self.checkpoint, self.family, DTYPES[spec.model.dtype], device)
@@ -164,11 +159,8 @@ def _validate_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> None:
         return
     sampler = family_of(model).make_sampler(spec.model.trajectory)
     segments.prompts_of([], sampler.answer_length, model.config.context_length)
-    if states.sampler == "trajectory" and states.per_segment > sampler.steps:
-        raise ConfigError(
-            f"calibration.states.per_segment: got {states.per_segment}, allowed: at most the trajectory's "
-            f"{sampler.steps} steps"
-        )
+    if states.sampler == "trajectory":
+        validate_per_segment(states.per_segment, sampler)
 
 
 def _begin(segment: Segment, bos: int, limit: int) -> Segment:

@@ -7,6 +7,9 @@ import random
 from dataclasses import dataclass, field
 from enum import Enum
 
+#: Tokens that a generated answer has room for: it is padded to as many, in training and in calibration.
+ANSWER_LENGTH = 8
+
 
 class Split(str, Enum):
     """Where an item may be used: fitting the model, choosing hyper-parameters, or the final test."""

@@ -24,10 +24,9 @@ from tqdm import tqdm
 from starquant.errors import CheckpointError
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.testbed import arithmetic, programs, world
-from starquant.testbed.items import Item, Split, rng_for
+from starquant.testbed.items import ANSWER_LENGTH, Item, Split, rng_for
 from starquant.testbed.tokenizer import EOS, MASK, build_tokenizer, vocabulary
 
-ANSWER_LENGTH = 8  # tokens that a generated answer has room for
 STEPS, LEARNING_RATE, WARMUP, DECAY_FROM = 16_000, 2e-3, 100, 0.3
 SAVE_EVERY = 500
 ANSWER_ONLY = 0.9  # share of samples masked in the answer only; the others anywhere

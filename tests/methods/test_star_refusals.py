@@ -84,6 +84,20 @@ def test_learning_that_diverges_names_the_site() -> None:
         method.fit(model, bits, states_of(model))
 
 
+@pytest.mark.parametrize("solvable", [True, False])
+def test_learning_that_diverges_for_all_sites_at_once_is_named(solvable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(free_DD: torch.Tensor) -> torch.Tensor:
+        if not solvable:
+            raise torch.linalg.LinAlgError("singular")
+        return free_DD + torch.nan
+
+    monkeypatch.setattr("starquant.methods.star_quant.base_transform.cayley", diverged)
+    method, bits = method_named("star_quant", *QUICK, "method.transform.structure=shared")
+    model = fresh("llada_gqa")
+    with pytest.raises(DataError, match=r"^residual stream: the learned transform is not finite; lower"):
+        method.fit(model, bits, states_of(model))
+
+
 def test_a_transform_worse_than_its_start_is_noted() -> None:
     """At 8 bits a gate loses more than rounding does."""
     method, bits = method_named("star_quant", *QUICK[1:], "bits=w8a8")

@@ -420,6 +420,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         _changed("site", "out_input", transform={"kind": "block_affine", "shape": [1, 2, 48]}),
         r"modules: .*out_input: shape: got 2 blocks of g = 48, allowed: 96 channels in all, g a divisor of head_dim 16",
     ),
+    "maps of one and a half bins": (
+        _changed("site", "out_input", transform={"kind": "block_affine", "shape": [3, 6, 16]}),
+        r"modules: .*out_input: shape: got 3 conditions, allowed: 1, or a map a token state and bin",
+    ),
     "attention bits": (
         _changed("attention", bits={"q": 16, "k": 16, "p": 16, "v": 4.0}),
         r"modules: .*: bits.v: got 4.0, allowed: 2 to 8, 16",

@@ -27,7 +27,7 @@ class DenoisingState:
         visible_BL: False on padding, None without.
         generators: one a row.
         on_step: called after every step with (step, ids).
-        prompt_BL: what classifier-free guidance hides: tokens visible before the first step; `denoise` sets it.
+        prompt_BL: what classifier-free guidance hides: tokens that are no [MASK] before the first step.
     """
 
     ids_BL: Tensor

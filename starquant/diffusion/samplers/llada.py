@@ -103,7 +103,6 @@ class LLaDASampler(Sampler):
     def denoise(self, predict: MaskPredictor, state: DenoisingState) -> None:
         """Fill the answer block by block."""
         ids = state.ids_BL
-        state.prompt_BL = ids != predict.mask_id  # as the official code: what is visible at the start
         steps = self.steps // self.blocks
         for block in range(self.blocks):
             end = state.prompt_length + (block + 1) * self.block_length

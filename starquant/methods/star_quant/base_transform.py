@@ -13,7 +13,8 @@ Shapes: N rows (tokens), D width of the site, O outputs of all linears that read
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,18 @@ CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 COARSE: Any = {"grid": 20, "max_shrink": 0.5}  # search of weight clips while P is learned and judged
 
 
+DIVERGED = "the learned transform is not finite; lower method.transform.learning_rate"
+
+
+@contextmanager
+def divergence_named(where: str) -> Iterator[None]:
+    """Raise DataError that says what to do when a transform that is learned diverges, not solvable or not finite."""
+    try:
+        yield
+    except (torch.linalg.LinAlgError, DataError):  # type: ignore[attr-defined]
+        raise DataError(f"{where}: {DIVERGED}") from None
+
+
 @dataclass(frozen=True)
 class Group:
     """What a transform is learned for: the linears of one site and rows of what they read.
@@ -57,6 +70,11 @@ class Group:
     activation_format: QuantFormat
     gate: tuple[int, int]
     mse_clip: bool
+
+    @property
+    def rounds(self) -> bool:
+        """Whether there is an error to learn from."""
+        return self.activation_format.quantizes or self.weight_format.quantizes
 
 
 @dataclass(frozen=True)
@@ -155,20 +173,26 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     return learned
 
 
-def learn_shared(
-    groups: Sequence[Group], start_DD: Tensor, options: TransformOptions, progress: Progress = SILENT
-) -> Tensor:
-    """Learn one dense P for all groups: `options.steps` rounds over them, one group a step; returns it in float64."""
+def learn_shared(groups: Sequence[Group], options: TransformOptions, progress: Progress = SILENT) -> Tensor:
+    """Learn one dense P for all groups, from the identity; returns it in float64.
+
+    There are `options.steps` rounds over the groups, one group a step.
+
+    Raises:
+        DataError: what is learned is not finite.
+        torch.linalg.LinAlgError: on the way, P could not be solved for.
+    """
+    weight_OD = groups[0].weights[0]
+    width, device = weight_OD.shape[1], weight_OD.device
     with torch.enable_grad():
-        start_DD = start_DD.to(groups[0].weights[0].device)
-        free_DD = torch.zeros_like(start_DD, dtype=torch.float32, requires_grad=True)
-        logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=start_DD.device, requires_grad=options.state_clip)
+        free_DD = torch.zeros(width, width, dtype=torch.float32, device=device, requires_grad=True)
+        logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=device, requires_grad=options.state_clip)
         optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group) for group in groups]
         for step in progress.bar(range(options.steps), "shared transform", "step"):
             for index, loss_of in enumerate(losses):
-                transform = Transform([start_DD.float() @ cayley(free_DD)])
+                transform = Transform([cayley(free_DD)])
                 if loss_of.group.mse_clip and step % options.clip_every == 0:
                     loss_of.clip_weights(transform)
                 loss = loss_of(transform, logits_GS[index].sigmoid() if options.state_clip else None)
@@ -176,7 +200,10 @@ def learn_shared(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-    return start_DD @ cayley(free_DD.detach().double())
+    learned_DD = cayley(free_DD.detach().double())
+    if not bool(torch.isfinite(learned_DD).all()):
+        raise DataError("the learned transform is not finite")
+    return learned_DD
 
 
 class _Loss:

@@ -91,8 +91,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         """Fit site after site, each seeing what the sites before it have become."""
         tensors: Tensors = {}
-        solves = self.options.weights.name == "gptq" and bits.weights.bits < 16
-        sequential = visit.feeds_quantized and solves  # sites are quantized as the loop goes on
+        sequential = visit.feeds_quantized and self.solves(bits)  # sites are quantized as the loop goes on
         statistics = {} if sequential else self._collect(visit, tuple(visit.sites.inputs))
         for site in tuple(visit.sites.inputs):
             if site is Site.OUT and self.options.tac.enabled and not bits.full_precision:
@@ -104,7 +103,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
             with rounded_once(visit.block):
                 self.rewrite(visit.sites, of_site)
             tensors |= of_site
-            if solves:  # weights are solved on gated inputs
+            if self.solves(bits):  # weights are solved on gated inputs
                 self.compensate(visit.sites, tensors if sequential else of_site, bits)
                 tensors |= solve_sites(visit, (site,), fed, self.options.weights, fitted, self.weighted)
                 if not sequential:

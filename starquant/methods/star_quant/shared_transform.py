@@ -14,7 +14,7 @@ from starquant.config.methods.star_quant import STaRQuantOptions
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot
-from starquant.methods.star_quant.base_transform import learn_shared
+from starquant.methods.star_quant.base_transform import divergence_named, learn_shared
 from starquant.methods.star_quant.sgat import closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
 from starquant.models.base import MaskedDiffusionModel
@@ -54,10 +54,11 @@ def fit_shared(
     if closed:
         masked_DD, unmasked_DD = moments
         learned_DD = closed_form(masked_DD, unmasked_DD, max((gate.widths for gate in gates), key=sum))
-    elif bits.full_precision:  # there is no error to learn from
-        learned_DD = torch.eye(width, dtype=torch.float64)
+    elif groups[0].rounds:
+        with divergence_named("residual stream"):
+            learned_DD = learn_shared(groups, options.transform, progress)
     else:
-        learned_DD = learn_shared(groups, torch.eye(width, dtype=torch.float64), options.transform, progress)
+        learned_DD = torch.eye(width, dtype=torch.float64)
     rotation = Rotation.from_tensors(ends)
     assert rotation is not None
     matrix_DD = rotation.apply(torch.eye(width, dtype=torch.float64)) @ learned_DD.cpu()

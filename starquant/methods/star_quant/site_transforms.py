@@ -20,7 +20,15 @@ from starquant.config.methods.star_quant import STaRQuantOptions, TACOptions
 from starquant.errors import ConfigError, DataError
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
-from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
+from starquant.methods.star_quant.base_transform import (
+    DIVERGED,
+    Group,
+    Learned,
+    Transform,
+    divergence_named,
+    learn,
+    output_errors,
+)
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.roles import BlockSites, Role, Site, SiteKey
@@ -35,8 +43,6 @@ from starquant.quantized import (
     transform_values,
 )
 from starquant.quantized.install import activation_format, weight_format
-
-_DIVERGED = "the learned transform is not finite; lower method.transform.learning_rate"
 
 
 def validate_transforms(options: STaRQuantOptions, sites: BlockSites) -> None:
@@ -124,7 +130,7 @@ def _chosen_gate(
     at_start = output_errors(ungated, as_it_starts(start, group), None)
     after = output_errors(group, learned.transform, learned.state_clip)
     if not all(math.isfinite(error) for error in after):
-        raise DataError(f"{where}: {_DIVERGED}")
+        raise DataError(f"{where}: {DIVERGED}")
     if options.sgat.keep == "if_better" and gate.acts:
         without = output_errors(ungated, learned.transform, learned.state_clip)
         if sum(without) <= sum(after):
@@ -200,12 +206,9 @@ def _fit(
     where: str,
 ) -> Learned:
     transform = options.transform
-    rounds = group.activation_format.quantizes or group.weight_format.quantizes
-    if structure != "fixed" and transform.fit == "learned" and rounds:
-        try:
+    if structure != "fixed" and transform.fit == "learned" and group.rounds:
+        with divergence_named(where):
             return learn(group, start, transform)
-        except (torch.linalg.LinAlgError, DataError):  # type: ignore[attr-defined]  # not solvable, not finite
-            raise DataError(f"{where}: {_DIVERGED}") from None
     if structure == "dense" and transform.fit == "closed_form":
         moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
