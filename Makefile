@@ -35,5 +35,6 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove what runs wrote under results/ and the environment
-	rm -rf $(VENV) results/demo results/records results/unfinished results/sweeps results/wandb
+clean: ## remove the environment, and all that lies in results/ beside the paper's figures and published records
+	rm -rf $(VENV)
+	find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name paper ! -name published -exec rm -rf {} +

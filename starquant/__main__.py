@@ -1,4 +1,4 @@
-"""`python -m starquant COMMAND ...`: every command of the project under one name."""
+"""`python -m starquant COMMAND ...`: the everyday commands under one name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ COMMANDS = {
     "generate": ("starquant.packed.completion", "complete a prompt with a checkpoint folder: generate DIR PROMPT"),
     "evaluate": ("starquant.evaluation.__main__", "lm-eval's command line with checkpoint folders of this project"),
 }
+#: Commands of their own modules.
+ALSO = (
+    "also, each with --help:",
+    "  python -m starquant.reports.{comparison,paired,across_seeds,efficiency,figures,publish}",
+    "  python -m starquant.testbed.train",
+)
 
 
 def usage() -> str:
     """Return a line a command."""
     lines = [f"  {name:10s}{what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: python -m starquant COMMAND ...", *lines, "COMMAND --help says more."])
+    return "\n".join(["usage: python -m starquant COMMAND ...", *lines, "COMMAND --help says more.", *ALSO])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import pytest
 
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
 from tests.support.paths import PACKAGE, REPOSITORY
 
 ARCHITECTURE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -108,3 +111,48 @@ def test_a_run_is_a_numbered_path() -> None:
     steps = re.findall(r"^(\d+)\. (.+(?:\n    ?.+)*)", run, re.MULTILINE)
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
     assert all(re.search(r"`starquant/[\w/]+\.py|The method's `apply`", step) for _, step in steps)
+
+
+#: `key.of.the.configuration`, also with `=value`, where its first part is a field of a run's description.
+KEY = re.compile(rf"(?<![\w./-])((?:{'|'.join(RunSpec.model_fields)})(?:\.[a-z_0-9]+)+)(?=[`= ,;)\]]|$)", re.MULTILINE)
+#: Dotted names that begin likewise: files, and attributes of models.
+NO_KEYS = re.compile(
+    r"\.(py|md|yaml|json|jsonl|csv)$|^model\.(original_basis|to_original_basis|quantized|safetensors)$"
+)
+
+
+def unknown_keys(text: str) -> list[str]:
+    """Keys that no class of a run's description has."""
+    return [key for key in KEY.findall(text) if not NO_KEYS.search(key) and not known([RunSpec], key.split("."))]
+
+
+def known(classes: list[Any], parts: list[str]) -> bool:
+    """Whether one of the classes has the first part as a field, and the class of that field the others."""
+    if not parts:
+        return True
+    fields = [one.model_fields[parts[0]].annotation for one in classes if parts[0] in getattr(one, "model_fields", {})]
+    if not fields:
+        return False
+    if parts[0] == "method":
+        return known([METHODS.options(name) for name in METHODS], parts[1:])
+    kinds = [kind for field in fields for kind in (field, *get_args(field))]
+    return any(kind is dict or get_origin(kind) is dict for kind in kinds) or known(kinds, parts[1:])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=label)
+def test_every_configuration_key_that_a_page_names_is_one(page: Path) -> None:
+    assert unknown_keys(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("`calibration.states.sampler`", []),
+        ("`calibration.masked_states.sampler`", ["calibration.masked_states.sampler"]),
+        ("run method.tac.block_size=16 bits.attention.v=4", []),
+        ("method.tac.blocksize=16", ["method.tac.blocksize"]),
+        ("starquant/calibration/states.py and `calibration.states`", []),
+    ],
+)
+def test_a_key_that_is_none_is_seen(text: str, unknown: list[str]) -> None:
+    assert unknown_keys(text) == unknown

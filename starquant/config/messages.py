@@ -29,9 +29,7 @@ def explain(root: type[BaseModel], problem: Mapping[str, Any], parts: Mapping[st
         return f"{path}: missing"
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
-        return (
-            text if not path or text.startswith((path, "tasks.names", "calibration:", "method:")) else f"{path}: {text}"
-        )
+        return text if not path or text.startswith(path) else f"{path}: {text}"
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         hint = nearest(got, allowed.split(", ")) if isinstance(got, str) else ""

@@ -110,9 +110,9 @@ class RunSpec(Spec):
     #: Algorithm for checkpoints that are quantized already.
     PACKED: ClassVar[str] = "packed"
 
-    @field_validator("method", mode="wrap")
+    @field_validator("method", mode="plain")
     @classmethod
-    def _validate_method(cls, value: Any, handler: Any) -> MethodOptions:
+    def _validate_method(cls, value: Any) -> MethodOptions:
         if isinstance(value, MethodOptions):
             return value
         if not isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from starquant.config.bits import in_words
@@ -54,22 +55,31 @@ def _number(value: float, unit: str) -> str:
     return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
 
 
+def aligned(rows: Sequence[Sequence[str]], ruled: bool = False) -> list[str]:
+    """Return rows of cells as lines of columns, the first two flush left and the others right.
+
+    Args:
+        rows: the header first.
+        ruled: whether a line of dashes stands below the header.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    header, *lines = (
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return [header, *(["  ".join("-" * w for w in widths)] if ruled else []), *lines]
+
+
 def render(record: RunRecord, baseline: RunRecord | None, path: Path) -> str:
     """Return the report as text: what was run, the table, and where the record lies."""
     spec = record.spec
     title = f"{spec['model']['name']}  {in_words(spec['bits'])}  {spec['method']['name']}  seed {spec['seed']}"
     cells = [HEADER, *rows(record, baseline)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
     speed = SpeedSpec.model_validate(spec.get("speed", {}))
     if speed.approximations:
         title += f"\napproximate evaluation: {', '.join(speed.approximations)}"
-    lines.insert(1, "  ".join("-" * w for w in widths))
     seconds = sum(record.timings.seconds.get(stage, 0.0) for stage in ("evaluate", "fidelity"))
     footer = f"evaluated in {seconds:.1f} s, peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"
-    return "\n".join(["", title, *lines, footer])
+    return "\n".join(["", title, *aligned(cells, ruled=True), footer])

@@ -56,7 +56,6 @@ def paired_bootstrap(
     b_N: ArrayLike | Sequence[float],
     resamples: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> PairedInterval:
     """Resample pairs with replacement and return the interval of mean(a - b).
 
@@ -66,13 +65,11 @@ def paired_bootstrap(
     a, b = np.asarray(a_N, dtype=np.float64), np.asarray(b_N, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"pairs need two sides of one shape, got {a.shape} and {b.shape}")
-    differences_N = _require_sample(a - b, resamples, level)
-    return _paired(float(differences_N.mean()), _means(differences_N, resamples, seed), level, len(differences_N))
+    differences_N = _require_sample(a - b, resamples)
+    return _paired(float(differences_N.mean()), _means(differences_N, resamples, seed), len(differences_N))
 
 
-def crossed_bootstrap(
-    samples: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> PairedInterval:
+def crossed_bootstrap(samples: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0) -> PairedInterval:
     """Return the interval of a mean over models of a mean over runs and items, runs and items both resampled.
 
     Models count alike and are not resampled. They are scored on the same items and their runs have the same seeds, so
@@ -82,19 +79,16 @@ def crossed_bootstrap(
         samples: one array [runs, items] a model, of pairs' differences or of plain numbers.
         resamples: number of resamples.
         seed: of the resampling.
-        level: of the interval.
 
     Raises:
         ValueError: no models, arrays without two dimensions or two items, values that are not finite.
     """
     _require_samples(samples)
     means_R = resampled_means(samples, resamples, seed)
-    return _paired(mean_over_models(samples), means_R, level, sum(sample.size for sample in samples))
+    return _paired(mean_over_models(samples), means_R, sum(sample.size for sample in samples))
 
 
-def average_bootstrap(
-    tasks: Sequence[Sequence[NDArray[np.float64]]], resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> Interval:
+def average_bootstrap(tasks: Sequence[Sequence[NDArray[np.float64]]], resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the interval of the average of several tasks' means, each task as in `crossed_bootstrap`.
 
     Every task has draws of items of its own, and all have one draw of runs.
@@ -103,7 +97,6 @@ def average_bootstrap(
         tasks: one array [runs, items] a model, of each task.
         resamples: number of resamples.
         seed: of the resampling.
-        level: of the interval.
 
     Raises:
         ValueError: no tasks.
@@ -113,7 +106,7 @@ def average_bootstrap(
     means_R = np.mean([resampled_means(samples, resamples, seed, n) for n, samples in enumerate(tasks)], axis=0)
     average = float(np.mean([mean_over_models(samples) for samples in tasks]))
     size = sum(sample.size for samples in tasks for sample in samples)
-    return Interval(average, standard_error(means_R), *percentiles(means_R, level), size)
+    return Interval(average, standard_error(means_R), *percentiles(means_R), size)
 
 
 def resampled_means(
@@ -161,12 +154,12 @@ def _shares(
     return {n: drawn(n, of_runs) for n in runs}, {n: drawn(n, of_items) for n in items}
 
 
-def _paired(observed: float, means_R: NDArray[np.float64], level: float, n: int) -> PairedInterval:
+def _paired(observed: float, means_R: NDArray[np.float64], n: int) -> PairedInterval:
     across_zero = 1.0 if observed == 0 else float((means_R * np.sign(observed) <= 0).mean())
-    return PairedInterval(observed, standard_error(means_R), *percentiles(means_R, level), n, across_zero)
+    return PairedInterval(observed, standard_error(means_R), *percentiles(means_R), n, across_zero)
 
 
-def _require_sample(numbers: ArrayLike, resamples: int, level: float) -> NDArray[np.float64]:
+def _require_sample(numbers: ArrayLike, resamples: int, level: float = 0.95) -> NDArray[np.float64]:
     sample_N = np.asarray(numbers, dtype=np.float64)
     if sample_N.ndim != 1 or len(sample_N) < 2:
         raise ValueError(f"a bootstrap needs two values or more in a row, got shape {sample_N.shape}")

@@ -116,33 +116,22 @@ def _yaml(node: yaml.Node | None) -> str:
     return "" if node is None else f"{node.tag} {node.value!a}"
 
 
-def code_digest(rooms: Sequence[str] = SCORING) -> str:
-    """Return the digest of some rooms, as they are now."""
-    return CodeDigest().of(rooms)
-
-
-def source() -> tuple[str | None, bool | None]:
-    """Return the git SHA, and whether code or configuration differ from it or are not in it; None outside git."""
-    sha = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain", "--", str(PACKAGE), ":(top)conf", ":(top)run.py")
-    return sha, None if status is None else bool(status)
-
-
 def running_code() -> Code:
-    """Return what code this is, as it lies on disk now; a session takes it once."""
-    (sha, dirty), digest = source(), CodeDigest()
+    """Return what code this is, as it lies on disk now; a session takes it once. Git's fields are None outside git."""
+    sha, digest = _git("rev-parse", "HEAD"), CodeDigest()
+    status = _git("status", "--porcelain", "--", str(PACKAGE), ":(top)conf", ":(top)run.py")
+    dirty = None if status is None else bool(status)
     return Code(sha, dirty, scoring=digest.of(SCORING), fitting=digest.of(FITTING))
 
 
-def collect(device: str, device_name: str, code: Code | None = None) -> dict[str, Any]:
-    """Return provenance as plain data; git fields are None outside a git checkout.
+def collect(device: str, device_name: str, code: Code) -> dict[str, Any]:
+    """Return provenance as plain data.
 
     Args:
         device: that was computed on.
         device_name: what it is called.
-        code: that computed; None takes what lies on disk now.
+        code: that computed.
     """
-    code = code or running_code()
     return {
         "git_sha": code.git_sha,
         "git_dirty": code.git_dirty,

@@ -10,7 +10,7 @@ import pytest
 
 from starquant.errors import RecordError
 from starquant.store.files import write_atomically
-from starquant.store.provenance import code_digest, collect
+from starquant.store.provenance import CodeDigest, collect, running_code
 from starquant.store.records import RecordStore, read_record, record_paths
 from tests.support.records import make_record
 from tests.support.specs import spec
@@ -96,8 +96,9 @@ def test_nan_scores_are_refused_rather_than_written(tmp_path: Path) -> None:
 
 
 def test_provenance_says_where_a_number_came_from(tmp_path: Path) -> None:
-    found = collect("cpu", "cpu")
-    assert found["code_digest"] == code_digest()
+    code = running_code()
+    found = collect("cpu", "cpu", code)
+    assert found["code_digest"] == code.scoring == CodeDigest().of()
     assert found["packages"]["torch"]
     assert isinstance(found["git_dirty"], bool | None)
 
