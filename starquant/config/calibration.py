@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starquant.config.fields import Count, Seed, Spec
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+from starquant.config.fields import Count, Seed, Share, Spec
 
 
 class SourceSpec(Spec):

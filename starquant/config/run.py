@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, fie
 from starquant.config.bits import FULL_PRECISION, BitsSpec
 from starquant.config.calibration import CalibrationSpec, FidelitySpec
 from starquant.config.digest import digest_of, without_inert
-from starquant.config.fields import INERT, Count, Seed, Spec
+from starquant.config.fields import INERT, Count, Positive, Seed, Spec
 from starquant.config.messages import explain
 from starquant.config.methods import METHODS
 from starquant.config.methods.base import MethodOptions
@@ -41,7 +41,7 @@ class TrackerSpec(Spec):
     entity: str | None = None
     mode: Literal["online", "offline"] = "offline"
     dir: str | None = None
-    timeout_s: Annotated[float, Field(gt=0.0)] = 30.0
+    timeout_s: Positive = 30.0
 
 
 class ExperimentSpec(Spec):

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from starquant.config.calibration import CalibrationSpec
-from starquant.config.fields import INERT, Count, Spec
+from starquant.config.fields import INERT, Count, Positive, Spec
 
 
 def _validate_name(name: str) -> str:
@@ -56,7 +56,7 @@ class WeightSolverOptions(Spec):
 
     name: Literal["rtn", "gptq"] = "rtn"
     mse_clip: bool = False
-    percdamp: Annotated[float, Field(gt=0.0)] = 0.01
+    percdamp: Positive = 0.01
     act_order: bool = False
     block_size: Count = Field(default=128, json_schema_extra=INERT)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar, Literal
 
 from starquant.config.calibration import TMAS_SHARES, CalibrationSpec, StatesSpec
-from starquant.config.fields import Spec
+from starquant.config.fields import Positive, Spec
 from starquant.config.methods.awq import AWQOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
@@ -27,7 +25,7 @@ class DLLMQuantOptions(Spec):
 
     tmas: bool = True
     cgq: bool = True
-    cgq_unmasked: Annotated[float, Field(gt=0.0)] = 0.7
+    cgq_unmasked: Positive = 0.7
     ia_aq: bool = True
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from starquant.config.fields import Count
+from starquant.config.fields import Count, Share
 from starquant.config.methods.base import BlockwiseOptions
 
 SiteName = Literal["qkv_input", "out_input", "gate_up_input", "down_input"]
@@ -26,7 +26,7 @@ class SmoothQuantOptions(BlockwiseOptions):
     transforms: ClassVar[bool] = True
 
     algorithm: Literal["smoothquant"] = "smoothquant"
-    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    alpha: Share = 0.5
     search: bool = False
     search_rows: Count = 256
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)] = ("qkv_input", "gate_up_input")

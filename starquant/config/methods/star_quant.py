@@ -6,12 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from starquant.config.fields import Count, Spec
+from starquant.config.fields import Count, Positive, Share, Spec
 from starquant.config.methods.base import WeightSolverOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
-Positive = Annotated[float, Field(gt=0.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 GateShare = Annotated[float, Field(ge=0.0, le=0.45)]
 FREEACT = 1 / 32
 
