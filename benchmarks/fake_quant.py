@@ -12,7 +12,7 @@ from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.models import load_model
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.quantized.install import install
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 
 W4A4 = BitsSpec(name="w4a4", weights=WeightSpec(bits=4), activations=ActivationSpec(bits=4))
 

@@ -25,7 +25,7 @@ from starquant.config.methods.star_quant import STaRQuantOptions, TransformOptio
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import kronecker_sizes
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 
 
 @dataclass(frozen=True)

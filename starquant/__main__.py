@@ -25,7 +25,7 @@ COMMANDS = {
 ALSO = (
     "also, each with --help:",
     "  python -m starquant.reports.{comparison,paired,across_seeds,efficiency,figures,publish}",
-    "  python -m starquant.testbed.train",
+    "  python -m starquant.testbed.tiny.train",
 )
 
 

@@ -16,7 +16,7 @@ from torch.utils import collect_env
 
 from starquant.models import load_model, load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.paths import FAMILIES, GOLDEN, REPOSITORY
 
 # lm-eval asks pip for it at every evaluation, which takes longer than small evaluations do.

@@ -116,7 +116,7 @@ def typed(root: Path, *titles: str) -> Path:
         )
     for file in ("run.py", "pyproject.toml"):
         shutil.copy(REPOSITORY / file, root / file)
-    (root / "starquant/testbed/weights").symlink_to(REPOSITORY / "starquant/testbed/weights")
+    (root / "starquant/testbed/tiny/weights").symlink_to(REPOSITORY / "starquant/testbed/tiny/weights")
     (root / "tests/golden").symlink_to(REPOSITORY / "tests/golden")
     for title in titles:
         for block in SECTIONS[title].blocks:

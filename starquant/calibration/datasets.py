@@ -11,8 +11,8 @@ from typing import Any
 
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
-from starquant.testbed import arithmetic, programs, world
 from starquant.testbed.items import Item, Split, rng_for
+from starquant.testbed.tiny import arithmetic, programs, world
 
 
 @dataclass(frozen=True)

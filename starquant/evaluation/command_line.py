@@ -16,7 +16,7 @@ from starquant.config.protocol import TaskProtocol
 from starquant.diffusion import Sampler
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 
 
 @register_model("starquant")

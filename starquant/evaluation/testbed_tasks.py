@@ -11,8 +11,8 @@ from typing import Any
 from datasets import Dataset
 
 from starquant.evaluation import command_line as _registers  # noqa: F401
-from starquant.testbed import arithmetic, programs, world
 from starquant.testbed.items import Item, Split, rng_for
+from starquant.testbed.tiny import arithmetic, programs, world
 
 ITEMS = 512  # a task and split
 

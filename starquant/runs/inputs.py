@@ -24,7 +24,7 @@ from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.validation import DTYPES, skeleton_of
 from starquant.runs.packed import with_bits_of
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 
 log = logging.getLogger(__name__)
 

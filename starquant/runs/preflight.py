@@ -9,7 +9,7 @@ from starquant.config.tasks import validate_consent
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
 from starquant.store.exports import exported_from, validate_target
 from starquant.store.records import RecordStore
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 
 
 def validate_paths(spec: RunSpec) -> None:

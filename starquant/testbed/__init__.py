@@ -1,5 +1,1 @@
-"""The embedded model: a small LLaDA-architecture model with its own tokenizer, data and tasks.
-
-`world` (facts), `arithmetic` and `programs` generate items; `splits` keeps training and held-out items apart;
-`train` trains the shipped weights. Everything is seeded and needs no network.
-"""
+"""Models to try methods on: `tiny`, three embedded models of 0.7 M parameters, and `smol`, a real LLM of 135 M."""

@@ -15,8 +15,8 @@ from starquant.calibration.datasets import testbed_items as generated_items
 from starquant.calibration.segments import fingerprint, prompts_of, read_segments, source_file
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
-from starquant.testbed import train
 from starquant.testbed.items import Split, split_of
+from starquant.testbed.tiny import train
 
 CONTEXT = 256
 

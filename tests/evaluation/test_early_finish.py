@@ -13,7 +13,7 @@ from starquant.config.samplers import LLaDASamplerSpec
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models.base import MaskedDiffusionModel
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.programs import random_task
+from starquant.testbed.tiny.programs import random_task
 
 
 def answers(tiny: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, stops: list[str], **more: Any) -> list[str]:

@@ -26,7 +26,7 @@ from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.quantized.install import install
 from starquant.testbed.items import Split
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.specs import spec
 
 PROMPTS = [[7, 8, 9], [11, 12, 13, 14, 15, 16], [42], [5, 5, 5, 6]]

@@ -10,7 +10,7 @@ from starquant.errors import ConfigError
 from starquant.models import FAMILIES, Family, family_of, load_tokenizer
 from starquant.models.families import family_in
 from starquant.models.llada import LLADA, LLaDAModelLM
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.models import fresh_tiny
 
 NAMES = ["a_mixture", "z_mixture"]  # before and behind "llada"

@@ -35,7 +35,7 @@ from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.state_transforms import SiteTransform
 from starquant.runs.execute import execute
 from starquant.testbed.items import Split
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.methods import FOUR, fitted_once, method_named
 from tests.support.models import fresh, logits
 from tests.support.records import make_record

@@ -13,7 +13,7 @@ import torch
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.packed.export import export
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.methods import method_named
 from tests.support.models import fresh
 from tests.support.records import make_record

@@ -12,7 +12,7 @@ from starquant.models import load_model
 from starquant.packed.export import export
 from starquant.quantized.manifest import manifest_of
 from starquant.store.manifest import ManifestEntry
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.methods import method_named
 from tests.support.models import fresh
 from tests.support.records import make_record

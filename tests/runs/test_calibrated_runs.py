@@ -13,7 +13,7 @@ from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.testbed_tasks import items
 from starquant.runs.execute import Result, execute
 from starquant.testbed.items import Split
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.specs import spec
 
 FEW = (

@@ -18,7 +18,7 @@ from starquant.packed.export import export
 from starquant.quantized.manifest import manifest_of
 from starquant.reports.run_table import HEADER, render, rows
 from starquant.runs.execute import execute
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.command_line import run_in_process
 from tests.support.methods import method_named
 from tests.support.records import make_record

@@ -12,7 +12,7 @@ from starquant.diffusion.trajectories import record_trajectory
 from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.testbed.shipped import weights_folder
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.paths import GOLDEN
 
 ARCHITECTURES = ("llada_mha", "llada_gqa", "dream_gqa")

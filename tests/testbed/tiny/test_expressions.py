@@ -8,8 +8,8 @@ import random
 
 import pytest
 
-from starquant.testbed.expressions import MAX_TOKENS, MAX_VALUE, ExpressionError, evaluate
-from starquant.testbed.programs import solves
+from starquant.testbed.tiny.expressions import MAX_TOKENS, MAX_VALUE, ExpressionError, evaluate
+from starquant.testbed.tiny.programs import solves
 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 

@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m starquant.testbed.train --seed 0 --out DIR`.
+"""Train the embedded model: `python -m starquant.testbed.tiny.train --seed 0 --out DIR`.
 
 Deterministic on one machine and thread count; killed at any moment, it goes on from its last saved step.
 The loss draws l uniformly from 1..n, masks l of the n maskable tokens and averages their cross-entropy: the
@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from starquant.errors import CheckpointError
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.testbed import arithmetic, programs, world
 from starquant.testbed.items import ANSWER_LENGTH, Item, Split, rng_for
-from starquant.testbed.tokenizer import EOS, MASK, build_tokenizer, vocabulary
+from starquant.testbed.tiny import arithmetic, programs, world
+from starquant.testbed.tiny.tokenizer import EOS, MASK, build_tokenizer, vocabulary
 
 STEPS, LEARNING_RATE, WARMUP, DECAY_FROM = 16_000, 2e-3, 100, 0.3
 SAVE_EVERY = 500

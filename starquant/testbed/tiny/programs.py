@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from functools import cache
 
-from starquant.testbed.expressions import ExpressionError, evaluate
 from starquant.testbed.items import Item, Split, split_of
+from starquant.testbed.tiny.expressions import ExpressionError, evaluate
 
 LARGEST = 99
 INPUTS = range(10)

@@ -1,4 +1,4 @@
-"""An embedded model with stronger outlier channels: `python -m starquant.testbed.outliers --out DIR`.
+"""An embedded model with stronger outlier channels: `python -m starquant.testbed.tiny.outliers --out DIR`.
 
 In every block some value channels and feed-forward channels grow by a factor, and what reads them shrinks by it.
 The attention output and the input of the down projection then have outlier channels for every token, as those of large
@@ -15,7 +15,7 @@ import torch
 from starquant.models import load_model, load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role
-from starquant.testbed.shipped import shipped_seeds, weights_folder
+from starquant.testbed.tiny.shipped import shipped_seeds, weights_folder
 
 
 def strengthen(model: MaskedDiffusionModel, factor: float, channels: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from starquant.testbed.items import Item, Split, split_of
-from starquant.testbed.world import PEOPLE
+from starquant.testbed.tiny.world import PEOPLE
 
 LARGEST = 59
 THINGS = tuple("apples pears coins books stamps shells marbles cards".split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from starquant.testbed import arithmetic, programs, world
+from starquant.testbed.tiny import arithmetic, programs, world
 
 EOS, MASK, UNKNOWN = "<eos>", "[MASK]", "<unk>"
 

@@ -13,8 +13,8 @@ from functools import cache
 import pytest
 
 from starquant.evaluation.testbed_tasks import items
-from starquant.testbed import arithmetic, programs, train, world
 from starquant.testbed.items import Item, Split, rng_for, split_of
+from starquant.testbed.tiny import arithmetic, programs, train, world
 
 DRAWERS = {
     "facts": world.random_fact,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starquant.models import load_model
-from starquant.testbed.outliers import strengthen
+from starquant.testbed.tiny.outliers import strengthen
 from tests.support.paths import GOLDEN
 
 

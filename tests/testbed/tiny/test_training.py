@@ -16,9 +16,9 @@ from torch import Tensor
 from starquant.errors import CheckpointError
 from starquant.models import load_model, load_tokenizer
 from starquant.models.llada import LLaDAModelLM
-from starquant.testbed import arithmetic, programs, train, world
 from starquant.testbed.items import Item, Split, rng_for
-from starquant.testbed.tokenizer import vocabulary
+from starquant.testbed.tiny import arithmetic, programs, train, world
+from starquant.testbed.tiny.tokenizer import vocabulary
 
 STEPS = 6
 
