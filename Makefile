@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow checks format clean
+.PHONY: help setup demo smol test test-slow checks format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,6 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## quantize the embedded model to W4A4 and score it against full precision
 	$(BIN)/python run.py model=tiny bits=w4a4 method=star_quant paths.results=results/demo
+
+smol: $(STAMP) ## fetch and build the real model of model=smol, into the cache (93 MB, once)
+	$(BIN)/python -m starquant.testbed.smol.build
 
 test: $(STAMP) ## run the tests (those marked slow or gpu excepted)
 	$(BIN)/python -m pytest -n auto --dist worksteal

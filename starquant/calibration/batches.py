@@ -19,11 +19,13 @@ class Segment:
         ids: token ids.
         prompt_length: leading tokens that always stay visible; 0 for plain text.
         text: what the ids were made of, for the check against evaluation items.
+        group: of segments that fidelity is also given for: "text", "tasks"; empty for none.
     """
 
     ids: tuple[int, ...]
     prompt_length: int
     text: str
+    group: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
-"""The items a source is made of: lines of local files, rows of the hub, or the embedded model's generators."""
+"""The items a source is made of: lines of local files or rows of the hub."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
-from starquant.testbed.items import Item, Split, rng_for
-from starquant.testbed.tiny import arithmetic, programs, world
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,6 @@ DATA_SETS = {
     ),
     "gsm8k": DataSet(("openai/gsm8k", "main"), ("train", "test"), ("question", "answer")),
 }
-_MISSES = 2000  # draws in a row that bring nothing new: the generator is exhausted
-GENERATED = ("arithmetic", "programs")  # testbed tasks whose answers are generated, not chosen
 
 
 def source_file(spec: SourceSpec, data_dir: str | None) -> Path | None:
@@ -56,8 +52,8 @@ def validate_source(spec: SourceSpec, where: str) -> None:
     Raises:
         ConfigError: a split without answers, a path where none is read, a file that is neither .txt nor .jsonl.
     """
-    if spec.kind == "testbed" and spec.path is not None:
-        raise ConfigError(f"{where}.path: got '{spec.path}', allowed: null for kind 'testbed', which is generated")
+    if spec.kind in SHIPPED and spec.path is not None:
+        raise ConfigError(f"{where}.path: got '{spec.path}', allowed: null for kind '{spec.kind}', which is shipped")
     if spec.kind == "text" and Path(spec.path or "").suffix not in (".txt", ".jsonl"):
         raise ConfigError(f"{where}.path: got '{spec.path}', allowed: a .txt or .jsonl file")
     if spec.kind in DATA_SETS and spec.path is None and spec.split not in DATA_SETS[spec.kind].splits:
@@ -139,35 +135,3 @@ def _hub(spec: SourceSpec, where: str) -> Iterator[dict[str, Any]]:
             f"({type(error).__name__}: {reason}). A local JSON Lines file can be given with {where}.path=FILE; "
             f"{where.split('.')[0]}=none does without"
         ) from None
-
-
-def testbed_items(split: Split, count: int, seed: int) -> list[tuple[str, Item]]:
-    """Return up to `count` (task, item), three tasks in turn, no key twice; fewer when a task has no more.
-
-    Facts are left out: their answers are one token, so that a trajectory over an answer's eight would leave what the
-    model was trained on.
-    """
-    tasks = {
-        "profiles": _distinct("profiles", world.random_profile, split, seed),
-        "arithmetic": _distinct("arithmetic", arithmetic.random_problem, split, seed),
-        "programs": _distinct("programs", programs.random_task, split, seed),
-    }
-    chosen: list[tuple[str, Item]] = []
-    while True:
-        for task, items in tasks.items():
-            item = next(items, None)
-            if item is None or len(chosen) == count:
-                return chosen
-            chosen.append((task, item))
-
-
-def _distinct(task: str, draw: Callable[[random.Random, Split], Item], split: Split, seed: int) -> Iterator[Item]:
-    rng = rng_for("source", task, split.value, seed)
-    seen: set[str] = set()
-    misses = 0
-    while misses < _MISSES:
-        item = draw(rng, split)
-        misses = misses + 1 if item.key in seen else 0
-        if not misses:
-            seen.add(item.key)
-            yield item

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
 from starquant.calibration.segments import prompts_of
-from starquant.config.calibration import CalibrationSpec
+from starquant.config.calibration import CalibrationSpec, StatesSpec
 from starquant.diffusion import MaskPredictor, Sampler
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
@@ -28,7 +28,7 @@ from starquant.session.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """One row [L] without padding."""
 
     ids: Tensor
@@ -67,9 +67,9 @@ def make_states(
     if any(mask_id in segment.ids for segment in segments):
         raise DataError(f"calibration.source: the text holds the model's mask token (id {mask_id})")
     if spec.states.sampler == "clean":
-        states = [_State(torch.tensor(segment.ids), 0.0) for segment in segments]
+        states = [State(torch.tensor(segment.ids), 0.0) for segment in segments]
     elif spec.states.sampler == "uniform":
-        states = _uniform(segments, spec, mask_id)
+        states = uniform_states(segments, spec.states, mask_id, spec.seed)
     else:
         states = _from_trajectories(segments, spec, model, sampler, batch_size, progress)
     batches = _batches(states, batch_size, int(model.config.eos_token_id))
@@ -84,12 +84,20 @@ def _strata(segments: int, per_segment: int, seed: int) -> list[list[int]]:
     return [[first + segments * state for state in range(per_segment)] for first in order]
 
 
-def _uniform(segments: Sequence[Segment], spec: CalibrationSpec, mask_id: int) -> list[_State]:
-    low, high, per_segment = spec.states.min_ratio, spec.states.max_ratio, spec.states.per_segment
-    strata = _strata(len(segments), per_segment, spec.seed)
+def uniform_states(segments: Sequence[Segment], spec: StatesSpec, mask_id: int, seed: int) -> list[State]:
+    """Return `per_segment` states of every segment, in its order: mask ratios t ~ U(min_ratio, max_ratio), stratified.
+
+    Args:
+        segments: of text; prompts are not masked.
+        spec: its ratios and number of states.
+        mask_id: of [MASK].
+        seed: mixed with each segment's own tokens.
+    """
+    low, high, per_segment = spec.min_ratio, spec.max_ratio, spec.per_segment
+    strata = _strata(len(segments), per_segment, seed)
     states = []
     for segment, own in zip(segments, strata, strict=True):
-        generator = seeded_generator(spec.seed, "calibration", segment.ids)
+        generator = seeded_generator(seed, "calibration", segment.ids)
         maskable = len(segment.ids) - segment.prompt_length
         for stratum in own:
             u = float(torch.rand((), generator=generator, dtype=torch.float64))
@@ -97,7 +105,7 @@ def _uniform(segments: Sequence[Segment], spec: CalibrationSpec, mask_id: int) -
             count = round(ratio * maskable)
             ids = torch.tensor(segment.ids)
             ids[segment.prompt_length + torch.randperm(maskable, generator=generator)[:count]] = mask_id
-            states.append(_State(ids, count / max(1, maskable)))
+            states.append(State(ids, count / max(1, maskable)))
     return states
 
 
@@ -117,11 +125,11 @@ def _from_trajectories(
     sampler: Sampler,
     batch_size: int,
     progress: Progress,
-) -> list[_State]:
+) -> list[State]:
     validate_per_segment(spec.states.per_segment, sampler)
     prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length))
     pad = int(model.config.eos_token_id)
-    recorded: dict[int, list[_State]] = {}
+    recorded: dict[int, list[State]] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     chunks = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     for chunk in progress.bar(chunks, "calibration trajectories", "batch"):
@@ -133,7 +141,7 @@ def _from_trajectories(
     return [trajectories[i][step] for i, step in chosen]
 
 
-def _rows(trajectory: Trajectory) -> Iterator[list[_State]]:
+def _rows(trajectory: Trajectory) -> Iterator[list[State]]:
     """Yield each row's states, from fully masked to the final one."""
     answer_SBG = trajectory.ids_SBL[:, :, trajectory.prompt_length :]
     masked_SB = (answer_SBG == trajectory.mask_id).sum(2)
@@ -141,10 +149,10 @@ def _rows(trajectory: Trajectory) -> Iterator[list[_State]]:
         ids_SL = trajectory.ids_SBL[
             :, row, trajectory.visible_BL[row]
         ].int()  # half the memory: all are kept for a while
-        yield [_State(ids, masked / answer_SBG.shape[2]) for ids, masked in zip(ids_SL, masked_S, strict=True)]
+        yield [State(ids, masked / answer_SBG.shape[2]) for ids, masked in zip(ids_SL, masked_S, strict=True)]
 
 
-def _evenly(trajectories: Sequence[Sequence[_State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
+def _evenly(trajectories: Sequence[Sequence[State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
     """Spread the states over the steps, all trajectories together running from the first state to the final one."""
     per_segment = spec.states.per_segment
     last = len(trajectories[0]) - 1
@@ -153,7 +161,7 @@ def _evenly(trajectories: Sequence[Sequence[_State]], spec: CalibrationSpec) -> 
     return [(i, math.floor(stratum * scale + 0.5)) for i, own in enumerate(strata) for stratum in own]
 
 
-def _by_shares(trajectories: Sequence[Sequence[_State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
+def _by_shares(trajectories: Sequence[Sequence[State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
     """Draw exactly the shares' numbers from each bucket, from the trajectories with the fewest draws so far."""
     shares = spec.states.shares or ()
     rng = random.Random(spec.seed)
@@ -192,7 +200,7 @@ def shared_counts(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def _padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
     """Return ids [B, L], padded on the right, and where they are no padding, [B, L]."""
     width = max(map(len, rows))
     ids_BL = torch.full((len(rows), width), pad, dtype=torch.long)
@@ -203,12 +211,12 @@ def _padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
     return ids_BL, visible_BL
 
 
-def _batches(states: Sequence[_State], batch_size: int, pad: int) -> list[StateBatch]:
+def _batches(states: Sequence[State], batch_size: int, pad: int) -> list[StateBatch]:
     by_length = sorted(states, key=lambda state: len(state.ids))
     batches = []
     for begin in range(0, len(by_length), batch_size):
         rows = by_length[begin : begin + batch_size]
-        ids_BL, visible_BL = _padded([state.ids for state in rows], pad)
+        ids_BL, visible_BL = padded([state.ids for state in rows], pad)
         ratio_B = torch.tensor([state.ratio for state in rows], dtype=torch.float64)  # bins are told apart to 1e-9
         batches.append(StateBatch(ids_BL, visible_BL, ratio_B))
     return batches

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration.batches import Segment
+from starquant.calibration.cutting import consecutive, encode
 from starquant.calibration.datasets import (
     DATA_SETS,
-    GENERATED,
     read_bytes,
     read_text,
     rows,
     source_file,
-    testbed_items,
     text_field,
     validate_source,
 )
+from starquant.calibration.shipped_text import KINDS as SHIPPED
+from starquant.calibration.shipped_text import digest_of_text, shipped_segments
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
-from starquant.testbed.items import ANSWER_LENGTH, Split
 
 __all__ = ["fingerprint", "prompts_of", "read_segments", "source_file"]
 
@@ -44,14 +44,12 @@ def fingerprint(spec: SourceSpec, data_dir: str | None, where: str = "calibratio
     path = source_file(spec, data_dir)
     if path is not None:
         return hashlib.sha256(read_bytes(path, where)).hexdigest()[:16]
+    if spec.kind in SHIPPED:
+        return digest_of_text(spec)
     digest = hashlib.sha256(f"{spec.kind}/{spec.split}\n".encode())
-    if spec.kind == "testbed":
-        for task, item in testbed_items(Split(spec.split), spec.segments, seed=0):
-            digest.update(f"{task}\t{item.prompt}\t{item.answer}\n".encode())
-    else:
-        digest.update("/".join(DATA_SETS[spec.kind].hub).encode())
-        for _, fields in rows(spec, data_dir, where):
-            digest.update(json.dumps([fields.get(name) for name in DATA_SETS[spec.kind].fields]).encode())
+    digest.update("/".join(DATA_SETS[spec.kind].hub).encode())
+    for _, fields in rows(spec, data_dir, where):
+        digest.update(json.dumps([fields.get(name) for name in DATA_SETS[spec.kind].fields]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -89,12 +87,12 @@ def read_segments(
         )
     order = random.Random(seed)
     path = source_file(spec, data_dir)
-    if spec.kind == "testbed":
-        segments = _testbed(spec, tokenizer, seed, where)
+    if spec.kind in SHIPPED:
+        segments = shipped_segments(spec, tokenizer, seed, where)
     elif spec.kind == "winogrande":
         segments = _winogrande(spec, tokenizer, order, data_dir, where)
     elif spec.kind == "text" and path is not None and path.suffix == ".txt":
-        segments = _consecutive(read_text(path, where), tokenizer, spec.length)
+        segments = consecutive(read_text(path, where), tokenizer, spec.length)
         order.shuffle(segments)
     else:
         segments = _items(spec, tokenizer, order, data_dir, where)
@@ -133,26 +131,6 @@ def _validate_segments(
         raise DataError(f"{where}: the text holds the mask token {tokenizer.mask_token}, which stands for no text")
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _consecutive(text: str, tokenizer: PreTrainedTokenizerBase, length: int, whole: str | None = None) -> list[Segment]:
-    """Cut a text every `length` tokens; with `whole`, `Segment.text` holds the parts between it unbroken."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    segments = []
-    for begin in range(0, len(ids) - length + 1, length):
-        first, last = offsets[begin][0], offsets[begin + length - 1][1]
-        if whole is not None:
-            earlier, later = text.rfind(whole, 0, first), text.find(whole, last)
-            first = 0 if earlier < 0 else earlier + len(whole)
-            last = len(text) if later < 0 else later
-        segments.append(Segment(tuple(ids[begin : begin + length]), 0, text[first:last]))
-    return segments
-
-
 def _winogrande(
     spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, order: random.Random, data_dir: str | None, where: str
 ) -> list[Segment]:
@@ -160,7 +138,7 @@ def _winogrande(
     order.shuffle(sentences)
     taken = spec.segments * spec.length // _TOKENS_AN_ITEM + 1
     while True:
-        segments = _consecutive(BLANK_LINE.join(sentences[:taken]), tokenizer, spec.length, whole=BLANK_LINE)
+        segments = consecutive(BLANK_LINE.join(sentences[:taken]), tokenizer, spec.length, whole=BLANK_LINE)
         # One to spare: the last tokens of a text that is cut off may not be those of the longer text.
         if len(segments) > spec.segments or taken >= len(sentences):
             return segments
@@ -204,20 +182,7 @@ def _fitting(
     for prompt, answer in pairs:
         if count == spec.segments:
             return
-        prompt_ids, answer_ids = _encode(tokenizer, prompt) if prompt else [], _encode(tokenizer, answer)
+        prompt_ids, answer_ids = encode(tokenizer, prompt) if prompt else [], encode(tokenizer, answer)
         if len(prompt_ids) < spec.length and answer_ids:
             count += 1
             yield Segment(tuple((prompt_ids + answer_ids)[: spec.length]), len(prompt_ids), prompt + answer)
-
-
-def _testbed(spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, seed: int, where: str) -> list[Segment]:
-    segments = []
-    for task, item in testbed_items(Split(spec.split), spec.segments, seed):
-        prompt, answer = _encode(tokenizer, item.prompt), _encode(tokenizer, f" {item.answer}")
-        if task in GENERATED:
-            answer += [int(tokenizer.eos_token_id)] * (ANSWER_LENGTH - len(answer))
-        segments.append(Segment((*prompt, *answer), len(prompt), f"{item.prompt} {item.answer}"))
-    longest = max(len(segment.ids) for segment in segments)
-    if longest > spec.length:
-        raise ConfigError(f"{where}.length: got {spec.length}, allowed: at least {longest} for these testbed items")
-    return segments

@@ -13,14 +13,16 @@ class SourceSpec(Spec):
     """Text, cut into segments of at most `length` tokens.
 
     Attributes:
-        kind: "winogrande" and "gsm8k" (hub, or `path`), "text" (a .txt or .jsonl file), "testbed" (generated).
+        kind: "winogrande" and "gsm8k" (hub, or `path`), "text" (a .txt or .jsonl file), "testbed" (generated
+            items of the embedded model), "smol_tasks" (generated items of smol), "smol_text" (natural text that is shipped),
+            "smol" (the two in turn).
         path: local file to read instead of the hub; needed for "text".
         split: of the data set; "text" has none and ignores it.
         segments: number of segments.
         length: tokens a segment.
     """
 
-    kind: Literal["winogrande", "gsm8k", "text", "testbed"]
+    kind: Literal["winogrande", "gsm8k", "text", "testbed", "smol", "smol_tasks", "smol_text"]
     path: str | None = None
     split: Literal["train", "validation", "test"] = "train"
     segments: Count
@@ -96,7 +98,8 @@ class FidelitySpec(Spec):
 
     Attributes:
         name: of the preset.
-        source: prompts that no calibration reads; null measures nothing.
+        source: prompts, or text, that no calibration reads; null measures nothing.
+        states: null follows denoising trajectories from the prompts; "uniform" masks the text itself.
         bins: equally wide mask-ratio bins that metrics are reported for.
         positions: masked positions measured a state; of more, evenly spaced ones stand for all.
         resamples: bootstrap resamples of the prompts, for confidence intervals.
@@ -105,7 +108,14 @@ class FidelitySpec(Spec):
 
     name: str
     source: SourceSpec | None = None
+    states: StatesSpec | None = None
     bins: Count = 4
     positions: Count = 64
     resamples: Annotated[int, Field(ge=2, le=1_000_000)] = 2000
     fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _validate_states(self) -> FidelitySpec:
+        if self.states is not None and self.states.sampler != "uniform":
+            raise ValueError(f"states.sampler: got '{self.states.sampler}', allowed: uniform (or states=null)")
+        return self

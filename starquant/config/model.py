@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starquant.config.fields import Spec
+from starquant.config.fields import INERT, Spec
 from starquant.config.protocol import TaskProtocol
 from starquant.config.samplers import AnySampler
 
@@ -15,7 +15,9 @@ class ModelSpec(Spec):
     """Which checkpoint, in which precision, under which evaluation protocol.
 
     Attributes:
-        path: hub id or local folder; null for the embedded model of `seed`.
+        path: hub id or local folder; null for the test-bed's model of `seed`.
+        testbed: which test-bed that is: "tiny" (shipped) or "smol" (built once by `make smol`). The fingerprint tells
+            their checkpoints apart.
         trajectory: sampler of the denoising trajectories that calibration and fidelity look at.
         fingerprint: digest of the checkpoint's content, filled in when it is found; it then stands for `path`.
     """
@@ -23,6 +25,7 @@ class ModelSpec(Spec):
     name: str
     path: str | None = None
     revision: str | None = None
+    testbed: Literal["tiny", "smol"] = Field(default="tiny", json_schema_extra=INERT)
     seed: Annotated[int, Field(ge=0)] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     protocol: dict[str, TaskProtocol]
@@ -33,7 +36,7 @@ class ModelSpec(Spec):
     def _validate_origin(self) -> ModelSpec:
         if (self.path is None) == (self.seed is None):
             raise ValueError(
-                "give either path (a checkpoint) or seed (the embedded model), the other null; "
+                "give either path (a checkpoint) or seed (a model of a test-bed), the other null; "
                 "for a checkpoint start from model=llada, model=llada_1_5 or model=dream"
             )
         return self

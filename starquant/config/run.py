@@ -209,7 +209,8 @@ class RunSpec(Spec):
         for part in (identity["calibration"], identity["fidelity"]):
             if part["fingerprint"] is not None and part["source"] is not None:
                 part["source"]["path"] = None
-        if self.fidelity.source is None and self.calibration.states.sampler != "trajectory":
+        follows = self.fidelity.source is not None and self.fidelity.states is None
+        if not follows and self.calibration.states.sampler != "trajectory":
             identity["model"]["trajectory"] = None
         del identity["speed"]["name"]
         if self.speed.is_exact:  # what is exact is not another experiment

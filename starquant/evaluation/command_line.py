@@ -16,7 +16,7 @@ from starquant.config.protocol import TaskProtocol
 from starquant.diffusion import Sampler
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer
-from starquant.testbed.tiny.shipped import weights_folder
+from starquant.testbed.folders import FOLDERS, testbed_folder
 
 
 @register_model("starquant")
@@ -50,7 +50,7 @@ class StarquantLM(DiffusionLM):
         seed: int = 0,
         **_: object,
     ) -> None:
-        folder = str(weights_folder(0)) if path == "tiny" else path
+        folder = str(testbed_folder(path, 0)) if path in FOLDERS else path
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # lm-eval asks for cuda:0 unless told otherwise
         model = load_model(folder, dtype=dtype, device=device)

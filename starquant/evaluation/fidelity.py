@@ -13,16 +13,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from starquant.diffusion import BatchSize, generate
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.samplers import DenoisingState
-from starquant.errors import CheckpointError
+from starquant.evaluation.compared_rows import Fidelity, compare_rows, finite
 from starquant.evaluation.reference import (
     PromptReference,
     Reference,
@@ -32,27 +30,13 @@ from starquant.evaluation.reference import (
 )
 from starquant.evaluation.trajectory_metrics import (
     commit_flips,
-    compare_logits,
-    mean_by_row,
     measured_positions,
-    relative_error,
     summarize,
 )
 from starquant.models.base import MaskedDiffusionModel
 from starquant.session.progress import SILENT, Progress
-from starquant.store.record import Score
 
 __all__ = ["Fidelity", "Reference", "measure", "take_reference"]
-
-_CHUNK = 2**24  # logits that are compared at a time
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Scores, and one row a (prompt, step); a prompt's last row (step None) is its free-running answer's."""
-
-    scores: list[Score]
-    items: list[dict[str, Any]]
 
 
 @torch.inference_mode()
@@ -116,27 +100,13 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
         if len(rows) == 0:
             continue
         full_ND = torch.cat([parts[b].residual[step] for b in rows.unique().tolist()]).to(device)
-        metrics = _compare(watched, reference, full_ND, (rows, columns + width), len(batch))
+        at = watched.hidden(rows, columns + width)
+        metrics = compare_rows(reference.head, watched.model, full_ND, *at, rows.to(device), len(batch))
         metrics["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu())
         masked_B = (before_BG == watched.mask_id).sum(1).tolist()
         for b in rows.unique().tolist():
             row = _row(batch[b], parts[b], step, masked_B[b])
-            yield row | {metric: _finite(value_B[b], metric, row) for metric, value_B in metrics.items()}
-
-
-def _compare(
-    watched: WatchedPredictor, reference: Reference, full_ND: Tensor, at: tuple[Tensor, Tensor], size: int
-) -> dict[str, Tensor]:
-    """Return each row's mean of every metric of the predictions, and its hidden_mse, [size] on the CPU."""
-    residual_ND, normed_ND = watched.hidden(*at)
-    rows = at[0].to(watched.device)
-    chunk = max(1, _CHUNK // len(reference.head_VD))
-    parts = []
-    for full, normed in zip(full_ND.split(chunk), normed_ND.split(chunk), strict=True):
-        parts.append(compare_logits(reference.logits(full), watched.model.project(normed)))
-    metrics = {metric: mean_by_row(torch.cat([p[metric] for p in parts]), rows, size) for metric in parts[0]}
-    metrics["hidden_mse"] = relative_error(full_ND, residual_ND, rows, size)
-    return {metric: value_B.cpu() for metric, value_B in metrics.items()}
+            yield row | {metric: finite(value_B[b], metric, row) for metric, value_B in metrics.items()}
 
 
 def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -154,9 +124,3 @@ def _row(index: int, prompt: PromptReference, step: int | None, masked: int | No
     digest = hashlib.sha256(json.dumps(prompt.prompt).encode()).hexdigest()[:16]
     ratio = None if masked is None else masked / prompt.answers_SG.shape[1]
     return {"prompt": index, "doc_hash": digest, "step": step, "mask_ratio": ratio}
-
-
-def _finite(value: Tensor, metric: str, row: dict[str, Any]) -> float:
-    if not bool(torch.isfinite(value)):
-        raise CheckpointError(f"fidelity: {metric} of prompt {row['prompt']} at step {row['step']} is not finite")
-    return float(value)

@@ -45,25 +45,44 @@ class PromptReference:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What full precision's logits are recomputed from: a copy of the last norm and of the head."""
+
+    norm: nn.Module
+    weight_VD: Tensor
+
+    @classmethod
+    def of(cls, model: MaskedDiffusionModel) -> Head:
+        """Copy a model's."""
+        trunk = model.trunk()
+        head: nn.Embedding | nn.Linear = trunk.embedding if trunk.head is None else trunk.head
+        return cls(copy.deepcopy(trunk.norm), head.weight.detach().clone())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the head."""
+        return self.weight_VD.nbytes
+
+    def logits(self, residual_ND: Tensor) -> Tensor:
+        """Return full-precision logits [N, V] from the residual stream."""
+        logits: Tensor = nn.functional.linear(self.norm(residual_ND), self.weight_VD)
+        return logits
+
+
+@dataclass(frozen=True)
 class Reference:
-    """Full-precision trajectories and what recomputes their logits: a copy of the last norm and of the head."""
+    """Full-precision trajectories, and what recomputes their logits."""
 
     prompts: tuple[PromptReference, ...]
     sampler: Sampler
-    norm: nn.Module
-    head_VD: Tensor
+    head: Head
     max_positions: int
 
     @property
     def nbytes(self) -> int:
         """Host memory of what is kept of the trajectories, and of the head."""
         tensors = [tensor for prompt in self.prompts for tensor in (prompt.answers_SG, *prompt.residual.values())]
-        return sum(tensor.nbytes for tensor in (*tensors, self.head_VD))
-
-    def logits(self, residual_ND: Tensor) -> Tensor:
-        """Return full-precision logits [N, V] from the residual stream."""
-        logits: Tensor = nn.functional.linear(self.norm(residual_ND), self.head_VD)
-        return logits
+        return self.head.nbytes + sum(tensor.nbytes for tensor in tensors)
 
 
 class WatchedPredictor(MaskPredictor):
@@ -72,6 +91,10 @@ class WatchedPredictor(MaskPredictor):
     def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
         self._residual, self._visible = super()._encode(ids_BL, visible_BL, cache), visible_BL
         return self._residual
+
+    def watch(self, ids_BL: Tensor, visible_BL: Tensor | None) -> None:
+        """Run a pass whose residual stream is then asked for."""
+        self._encode(ids_BL, visible_BL, None)
 
     def hidden(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return (residual stream in the checkpoint's basis, after the last norm), [N, D], that predict positions."""
@@ -124,10 +147,7 @@ def take_reference(
     for index, prompt in references.items():
         if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
             raise CheckpointError(f"fidelity: full-precision hidden states of prompt {index} are not finite")
-    trunk = model.trunk()
-    head: nn.Embedding | nn.Linear = trunk.embedding if trunk.head is None else trunk.head
-    ordered = tuple(references[i] for i in range(len(prompts)))
-    return Reference(ordered, sampler, copy.deepcopy(trunk.norm), head.weight.detach().clone(), max_positions)
+    return Reference(tuple(references[i] for i in range(len(prompts))), sampler, Head.of(model), max_positions)
 
 
 def _validate_prompts(model: MaskedDiffusionModel, prompts: Sequence[Sequence[int]], sampler: Sampler) -> None:
@@ -166,11 +186,16 @@ def _record(
 
 
 def by_length(
-    lengths: Sequence[int], size: BatchSize, work: Callable[[Sequence[int]], R], name: str, progress: Progress
+    lengths: Sequence[int],
+    size: BatchSize,
+    work: Callable[[Sequence[int]], R],
+    name: str,
+    progress: Progress,
+    unit: str = "prompt",
 ) -> Iterator[tuple[Sequence[int], R]]:
-    """Yield indices of prompts of similar length, the longest first, with what `work` makes of them."""
+    """Yield indices of sequences of similar length, the longest first, with what `work` makes of them."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with progress.bar(None, name, "prompt", total=len(order)) as bar:
+    with progress.bar(None, name, unit, total=len(order)) as bar:
         for batch, done in in_batches(order, lengths.__getitem__, size, work):
             yield batch, done
             bar.update(len(batch))

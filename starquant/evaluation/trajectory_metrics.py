@@ -42,12 +42,19 @@ def measured_positions(before_BG: Tensor, after_BG: Tensor, mask_id: int, most: 
     rows, columns = [], []
     for row in (before_BG != after_BG).any(1).nonzero()[:, 0].tolist():
         masked = (before_BG[row] == mask_id).nonzero()[:, 0]
-        if len(masked) > most:
-            masked = masked[(2 * torch.arange(most, device=masked.device) + 1) * len(masked) // (2 * most)]
+        masked = evenly(masked, most)
         rows.append(torch.full_like(masked, row))
         columns.append(masked)
     empty = before_BG.new_empty(0, dtype=torch.long)
     return torch.cat((empty, *rows)), torch.cat((empty, *columns))
+
+
+def evenly(positions_N: Tensor, most: int) -> Tensor:
+    """Return the positions, or of more than `most` that many evenly spaced ones."""
+    count = len(positions_N)
+    if count <= most:
+        return positions_N
+    return positions_N[(2 * torch.arange(most, device=positions_N.device) + 1) * count // (2 * most)]
 
 
 def compare_logits(full_NV: Tensor, other_NV: Tensor) -> dict[str, Tensor]:
@@ -99,7 +106,7 @@ def _sum_by_row(value_N: Tensor, rows_N: Tensor, size: int) -> Tensor:
 
 
 def summarize(items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: int) -> list[Score]:
-    """Return the scores of all items, overall (filter "all") and by mask-ratio bin.
+    """Return the scores of all items, overall (filter "all"), by mask-ratio bin, and of each group of segments.
 
     A state's value is the mean over its positions, a prompt's the mean over its states, the score the mean over
     prompts: every state of a prompt counts alike, and so does every prompt. Prompts are what is resampled.
@@ -108,6 +115,8 @@ def summarize(items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: 
     for k in range(bins):
         rows = [row for row in items if row["mask_ratio"] is not None and _bin(row["mask_ratio"], bins) == k]
         chosen[bin_name(k, bins)] = rows
+    for group in sorted({row["group"] for row in items if "group" in row}):
+        chosen[group] = [row for row in items if row.get("group") == group]
     scores = [_score(rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
     return [score for score in scores if score is not None]
 

@@ -1,12 +1,16 @@
-"""Fidelity within a run: full precision's trajectories before the model is quantized, the comparison after."""
+"""Fidelity within a run: full precision's states before the model is quantized, the comparison after."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from starquant.calibration.segments import prompts_of
 from starquant.config.digest import digest_of
 from starquant.config.run import RunSpec
 from starquant.diffusion import BatchSize
-from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
+from starquant.evaluation.compared_rows import Fidelity
+from starquant.evaluation.fidelity import Reference, measure, take_reference
+from starquant.evaluation.masked_fidelity import MaskedReference, measure_masked, take_masked_reference
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.runs.inputs import Loaded
@@ -15,9 +19,11 @@ from starquant.session.session import Session
 #: How large a reference may be to be kept for the next run of the session.
 KEPT_BYTES = 2**28
 
+AnyReference = Reference | MaskedReference
 
-def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> Reference | None:
-    """Return full precision's held-out trajectories; a small reference serves the session's next run as well.
+
+def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference | None:
+    """Return full precision's held-out trajectories or masked states; a small reference serves the session's next run as well.
 
     Returns:
         None where fidelity is not measured: of what no method is applied to, and on all processes but the first.
@@ -31,21 +37,24 @@ def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> Refer
     if key in references:
         return references[key]  # type: ignore[no-any-return]
     references.clear()
-    model, sampler = loaded.model, family_of(loaded.model).make_sampler(spec.model.trajectory)
-    # A limit is items a task: fidelity's prompts are held to it too.
-    texts = loaded.texts.fidelity[: spec.tasks.limit]
-    reference = take_reference(
-        model,
-        prompts_of(texts, sampler.answer_length, model.config.context_length),
-        sampler,
-        batch_size=BatchSize.of(spec.runtime.batch_size, model),
-        seed=spec.seed,
-        max_positions=spec.fidelity.positions,
-        progress=session.progress,
-    )
+    reference = _take(spec, loaded, session)
     if reference.nbytes <= KEPT_BYTES:
         references[key] = reference
     return reference
+
+
+def _take(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference:
+    assert loaded.texts.fidelity is not None
+    # A limit is items a task: fidelity's texts are held to it too.
+    model, texts = loaded.model, loaded.texts.fidelity[: spec.tasks.limit]
+    batch_size = BatchSize.of(spec.runtime.batch_size, model)
+    options: dict[str, Any] = {"max_positions": spec.fidelity.positions, "progress": session.progress}
+    if spec.fidelity.states is not None:
+        # Seed 0: the same masks whatever the run's seed, since methods are compared on them.
+        return take_masked_reference(model, texts, spec.fidelity.states, batch_size=batch_size, seed=0, **options)
+    sampler = family_of(model).make_sampler(spec.model.trajectory)
+    prompts = prompts_of(texts, sampler.answer_length, model.config.context_length)
+    return take_reference(model, prompts, sampler, batch_size=batch_size, seed=spec.seed, **options)
 
 
 def _key(spec: RunSpec, session: Session) -> str:
@@ -55,14 +64,15 @@ def _key(spec: RunSpec, session: Session) -> str:
     return f"{digest}-{spec.tasks.limit}-{spec.runtime.batch_size}-{session.code.scoring}"
 
 
-def measure_fidelity(spec: RunSpec, model: MaskedDiffusionModel, reference: Reference, session: Session) -> Fidelity:
+def measure_fidelity(spec: RunSpec, model: MaskedDiffusionModel, reference: AnyReference, session: Session) -> Fidelity:
     """Compare the quantized model with the reference."""
-    return measure(
-        model,
-        reference,
-        bins=spec.fidelity.bins,
-        resamples=spec.fidelity.resamples,
-        seed=spec.seed,
-        batch_size=BatchSize.of(spec.runtime.batch_size, model),
-        progress=session.progress,
-    )
+    options: dict[str, Any] = {
+        "bins": spec.fidelity.bins,
+        "resamples": spec.fidelity.resamples,
+        "seed": spec.seed,
+        "batch_size": BatchSize.of(spec.runtime.batch_size, model),
+        "progress": session.progress,
+    }
+    if isinstance(reference, MaskedReference):
+        return measure_masked(model, reference, **options)
+    return measure(model, reference, **options)

@@ -24,7 +24,7 @@ from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.validation import DTYPES, skeleton_of
 from starquant.runs.packed import with_bits_of
-from starquant.testbed.tiny.shipped import weights_folder
+from starquant.testbed.folders import testbed_folder
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def pin(spec: RunSpec) -> Inputs:
     spec = spec.canonical()
     if spec.model.path is None:
         assert spec.model.seed is not None
-        folder = weights_folder(spec.model.seed)
+        folder = testbed_folder(spec.model.testbed, spec.model.seed)
     else:
         folder = resolve_folder(spec.model.path, spec.model.revision)
     checkpoint, family = validate_checkpoint(folder)
@@ -155,7 +155,7 @@ def _validate_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> None:
     """Judge the trajectory of calibration or fidelity by the model's context and its own steps."""
     states = spec.calibration.states
     recorded = spec.calibration.source is not None and states.sampler == "trajectory"
-    if spec.fidelity.source is None and not recorded:
+    if (spec.fidelity.source is None or spec.fidelity.states is not None) and not recorded:
         return
     sampler = family_of(model).make_sampler(spec.model.trajectory)
     segments.prompts_of([], sampler.answer_length, model.config.context_length)

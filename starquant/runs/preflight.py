@@ -9,20 +9,20 @@ from starquant.config.tasks import validate_consent
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
 from starquant.store.exports import exported_from, validate_target
 from starquant.store.records import RecordStore
-from starquant.testbed.tiny.shipped import weights_folder
+from starquant.testbed.folders import testbed_folder
 
 
 def validate_paths(spec: RunSpec) -> None:
     """Judge whether what is named exists and is of the right kind.
 
     Raises:
-        StarquantError: an embedded model that is not shipped, a checkpoint or data folder that is not there, a
+        StarquantError: a test-bed's model that is not there, a checkpoint or data folder that is not there, a
             results folder that is a file, model-written code without consent.
     """
     model, tasks = spec.model, spec.tasks
     if model.path is None:
         assert model.seed is not None
-        weights_folder(model.seed)
+        testbed_folder(model.testbed, model.seed)
     else:
         path = Path(model.path).expanduser()
         if path.is_file():

@@ -11,8 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from starquant.calibration.batches import Segment
-from starquant.calibration.datasets import testbed_items as generated_items
 from starquant.calibration.segments import fingerprint, prompts_of, read_segments, source_file
+from starquant.calibration.shipped_text import testbed_items as generated_items
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
 from starquant.testbed.items import Split, split_of

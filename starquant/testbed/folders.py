@@ -1,0 +1,20 @@
+"""From a test-bed and a seed to a checkpoint folder. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starquant.testbed.smol.cache import built_folder
+from starquant.testbed.tiny.shipped import weights_folder
+
+#: Test-bed -> what finds its checkpoints.
+FOLDERS = {"tiny": weights_folder, "smol": built_folder}
+
+
+def testbed_folder(testbed: str, seed: int) -> Path:
+    """Return the checkpoint folder of a test-bed's model.
+
+    Raises:
+        ConfigError: a seed that is not shipped, a checkpoint that has not been built.
+    """
+    return FOLDERS[testbed](seed)

