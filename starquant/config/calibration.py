@@ -14,8 +14,8 @@ class SourceSpec(Spec):
 
     Attributes:
         kind: "winogrande" and "gsm8k" (hub, or `path`), "text" (a .txt or .jsonl file), "testbed" (generated
-            items of the embedded model), "smol_tasks" (generated items of smol), "smol_text" (natural text that is shipped),
-            "smol" (the two in turn).
+            items of the embedded model), "smol_text" (natural text that is shipped), "smol_tasks"
+            (generated items of smol), "smol" (the two in turn).
         path: local file to read instead of the hub; needed for "text".
         split: of the data set; "text" has none and ignores it.
         segments: number of segments.

@@ -15,6 +15,7 @@ from starquant.errors import CheckpointError
 from starquant.evaluation.reference import Head
 from starquant.evaluation.trajectory_metrics import compare_logits, mean_by_row, relative_error
 from starquant.models.base import MaskedDiffusionModel
+from starquant.store.items import FIDELITY
 from starquant.store.record import Score
 
 _CHUNK = 2**24  # logits that are compared at a time
@@ -26,6 +27,13 @@ class Fidelity:
 
     scores: list[Score]
     items: list[dict[str, Any]]
+
+    @property
+    def by_group(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows under the name they are kept by: all of them, and those of each group of texts."""
+        groups = sorted({row["group"] for row in self.items if "group" in row})
+        own = {f"{FIDELITY}_{group}": [row for row in self.items if row["group"] == group] for group in groups}
+        return {FIDELITY: self.items} | own
 
 
 def compare_rows(

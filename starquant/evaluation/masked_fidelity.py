@@ -36,6 +36,7 @@ class MaskedState:
     Attributes:
         segment: its number.
         state: which of the segment's masks.
+        doc_hash: digest of the segment's tokens.
         ids_L: token ids, [MASK] where masked.
         ratio: masked share of the maskable tokens.
         group: of the segment.
@@ -45,6 +46,7 @@ class MaskedState:
 
     segment: int
     state: int
+    doc_hash: str
     ids_L: Tensor
     ratio: float
     group: str
@@ -110,8 +112,10 @@ def take_masked_reference(
         kept = []
         for (index, state, columns_N), (residual_ND, _) in zip(chosen, parts, strict=True):
             segment, mask = divmod(index, states.per_segment)
-            group = segments[segment].group
-            kept.append(MaskedState(segment, mask, state.ids, state.ratio, group, columns_N, residual_ND.cpu()))
+            own = segments[segment]
+            digest = hashlib.sha256(json.dumps(own.ids).encode()).hexdigest()[:16]
+            residual_ND = residual_ND.cpu()
+            kept.append(MaskedState(segment, mask, digest, state.ids, state.ratio, own.group, columns_N, residual_ND))
         return kept
 
     for _, kept in by_length([len(s.ids) for _, s, _ in wanted], batch_size, record, "reference", progress, "state"):
@@ -152,7 +156,9 @@ def measure_masked(
     for _, rows in by_length([len(s.ids_L) for s in states], batch_size, compare, "fidelity", progress, "state"):
         items += rows
     items.sort(key=lambda row: (row["prompt"], row["step"]))
-    return Fidelity(summarize(items, bins, resamples, seed), items)
+    by_group = Fidelity([], items).by_group
+    scores = [score for name, rows in by_group.items() for score in summarize(rows, bins, resamples, seed, name)]
+    return Fidelity(scores, items)
 
 
 def _measured(clean_L: Tensor, masked_L: Tensor, eos_id: int, most: int) -> Tensor:
@@ -181,7 +187,11 @@ def _compare(
         full_ND = state.residual_ND.to(watched.device)
         rows_N = torch.zeros(len(full_ND), dtype=torch.long, device=full_ND.device)
         metrics = compare_rows(reference.head, watched.model, full_ND, residual_ND, normed_ND, rows_N, 1)
-        digest = hashlib.sha256(json.dumps(state.ids_L.tolist()).encode()).hexdigest()[:16]
-        row = {"prompt": state.segment, "doc_hash": digest, "step": state.state, "mask_ratio": state.ratio}
+        row: dict[str, Any] = {
+            "prompt": state.segment,
+            "doc_hash": state.doc_hash,
+            "step": state.state,
+            "mask_ratio": state.ratio,
+        }
         row |= {"group": state.group} if state.group else {}
         yield row | {metric: finite(value_1[0], metric, row) for metric, value_1 in metrics.items()}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from starquant.statistics.bootstrap import bootstrap
+from starquant.store.items import FIDELITY
 from starquant.store.record import Score
 
-TASK = "fidelity"
 #: Raised whenever a metric's definition changes.
 TASK_VERSION = "1"
 
@@ -105,8 +105,10 @@ def _sum_by_row(value_N: Tensor, rows_N: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.float64, device=value_N.device).index_add(0, rows_N, value_N.double())
 
 
-def summarize(items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: int) -> list[Score]:
-    """Return the scores of all items, overall (filter "all"), by mask-ratio bin, and of each group of segments.
+def summarize(
+    items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: int, task: str = FIDELITY
+) -> list[Score]:
+    """Return the scores of all items, overall (filter "all") and by mask-ratio bin.
 
     A state's value is the mean over its positions, a prompt's the mean over its states, the score the mean over
     prompts: every state of a prompt counts alike, and so does every prompt. Prompts are what is resampled.
@@ -115,9 +117,7 @@ def summarize(items: Sequence[dict[str, Any]], bins: int, resamples: int, seed: 
     for k in range(bins):
         rows = [row for row in items if row["mask_ratio"] is not None and _bin(row["mask_ratio"], bins) == k]
         chosen[bin_name(k, bins)] = rows
-    for group in sorted({row["group"] for row in items if "group" in row}):
-        chosen[group] = [row for row in items if row.get("group") == group]
-    scores = [_score(rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
+    scores = [_score(task, rows, metric, name, resamples, seed) for name, rows in chosen.items() for metric in METRICS]
     return [score for score in scores if score is not None]
 
 
@@ -131,7 +131,7 @@ def _bin(ratio: float, bins: int) -> int:
     return max(0, math.ceil(ratio * bins - 1e-9) - 1)
 
 
-def _score(rows: list[dict[str, Any]], metric: str, name: str, resamples: int, seed: int) -> Score | None:
+def _score(task: str, rows: list[dict[str, Any]], metric: str, name: str, resamples: int, seed: int) -> Score | None:
     by_prompt: dict[int, list[float]] = {}
     for row in rows:
         if metric in row:
@@ -142,7 +142,7 @@ def _score(rows: list[dict[str, Any]], metric: str, name: str, resamples: int, s
     interval = bootstrap(means, resamples, seed) if len(means) > 1 else None
     better, unit = METRICS[metric]
     return Score(
-        task=TASK,
+        task=task,
         metric=metric,
         filter=name,
         value=sum(means) / len(means),

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from starquant.errors import RecordError, one_line_errors
 from starquant.reports import selection
-from starquant.reports.comparison import markdown
-from starquant.reports.run_table import FIDELITY
+from starquant.reports.comparison import column_name, markdown
 from starquant.statistics.bootstrap import crossed_bootstrap
-from starquant.store.items import items_folder, trajectories_of
+from starquant.store.items import is_fidelity, items_folder, trajectories_of
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
 Column = tuple[str, str]
@@ -73,7 +72,9 @@ class Row:
             if pairs:
                 left_digest, left = self._stack([a for a, _ in pairs], column)
                 right_digest, right = other._stack([b for _, b in pairs], column)
-                alike = column[0] != FIDELITY or all(self.trajectories[a] == other.trajectories[b] for a, b in pairs)
+                alike = not is_fidelity(column[0]) or all(
+                    self.trajectories[a] == other.trajectories[b] for a, b in pairs
+                )
                 if not alike or left_digest != right_digest:
                     raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
                 differences.append(left - right)
@@ -134,15 +135,14 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
 def _numbers(run: selection.Run) -> dict[Column, Items]:
     items_by_column: dict[Column, Items] = {}
     names = [*run.get("tasks.names")]
-    if any(score.task == FIDELITY for score in run.record.scores):
-        names.append(FIDELITY)
+    names += dict.fromkeys(score.task for score in run.record.scores if is_fidelity(score.task))
     columns = run.items if names else {}
     for task in names:
         if task not in columns:
             raise RecordError(f"{items_folder(run.path)}: holds no items of {task}")
         keys = [key.rpartition(",") for key in columns[task].values]
         for metric, _, filter_name in keys:
-            if task != FIDELITY or metric in FIDELITY_METRICS:
+            if not is_fidelity(task) or metric in FIDELITY_METRICS:
                 several = sum(other == metric for other, _, _ in keys) > 1
                 numbers = np.asarray(columns[task].values[f"{metric},{filter_name}"], dtype=np.float64)
                 name = f"{metric} ({filter_name})" if several else metric
@@ -169,8 +169,7 @@ def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
         cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1]}
         cells["runs" if against is None else "pairs"] = _count(row, other if against else None)
         for column in columns:
-            name = column[1] if column[0] == FIDELITY else f"{column[0].removeprefix('testbed_')} {column[1]}"
-            cells[name] = _cell(row, other, column, against is not None)
+            cells[column_name(*column)] = _cell(row, other, column, against is not None)
         lines.append(cells)
     return pd.DataFrame(lines)
 

@@ -14,10 +14,18 @@ import pandas as pd
 
 from starquant.errors import RecordError, one_line_errors
 from starquant.reports.frame import scores_frame
-from starquant.reports.run_table import FIDELITY
+from starquant.store.items import FIDELITY, is_fidelity
 
 ROW = ["model", "bits", "method", "seed"]
 FIDELITY_COLUMNS = ("kl", "top1_agreement", "commit_flips", "hidden_mse")
+
+
+def column_name(task: str, metric: str) -> str:
+    """Return what a column is called: of fidelity the metric (and the group of texts), of a task both."""
+    if is_fidelity(task):
+        group = task.removeprefix(FIDELITY).removeprefix("_")
+        return f"{metric} ({group})" if group else metric
+    return f"{task.removeprefix('testbed_').removeprefix('smol_')} {metric}"
 
 
 def comparison(frame: pd.DataFrame) -> pd.DataFrame:
@@ -36,10 +44,10 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
             f"{row}: several records share this row; give a folder with one of each, "
             "or compare seeds with starquant.reports.across_seeds"
         )
-    fidelity = (frame["task"] == FIDELITY) & (frame["filter"] == "all") & frame["metric"].isin(FIDELITY_COLUMNS)
-    chosen = frame[fidelity | ((frame["task"] != FIDELITY) & frame["requested"])]
-    names = chosen["task"].str.removeprefix("testbed_") + " " + chosen["metric"]
-    names = names.where(chosen["task"] != FIDELITY, chosen["metric"])
+    of_fidelity = frame["task"].map(is_fidelity).astype(bool)
+    shown = (frame["filter"] == "all") & frame["metric"].isin(FIDELITY_COLUMNS)
+    chosen = frame[(of_fidelity & shown) | (~of_fidelity & frame["requested"])]
+    names = pd.Series(map(column_name, chosen["task"], chosen["metric"]), chosen.index, dtype=object)
     cells = chosen.assign(column=names, cell=[_cell(row) for row in chosen.itertuples()])
     table = cells.pivot_table(index=ROW, columns="column", values="cell", aggfunc="first", sort=False)
     return table[list(dict.fromkeys(names))].fillna("").reset_index()

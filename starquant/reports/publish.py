@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from starquant.errors import ConfigError, RecordError, one_line_errors
-from starquant.reports.run_table import FIDELITY
 from starquant.store.columns import keep_columns, read_columns
-from starquant.store.items import items_folder, read_raw
+from starquant.store.items import FIDELITY, items_folder, read_raw
 from starquant.store.records import read_record, record_paths
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from starquant.config.bits import in_words
 from starquant.config.speed import SpeedSpec
+from starquant.store.items import is_fidelity
 from starquant.store.record import RunRecord, Score
 
 HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
-#: What fidelity is called where tasks are.
-FIDELITY = "fidelity"
 
 
 def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]:
@@ -21,7 +20,7 @@ def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]
     whole column of a packed checkpoint, which has no baseline.
     """
     scores = () if baseline is None else baseline.scores
-    references = {(s.task, s.metric, s.filter): s for s in scores if s.task != FIDELITY}
+    references = {(s.task, s.metric, s.filter): s for s in scores if not is_fidelity(s.task)}
     requested = record.spec["tasks"]["names"]
     return [
         _row(score, references.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)
@@ -29,7 +28,7 @@ def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]
 
 
 def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
-    fidelity = [score for score in record.scores if score.task == FIDELITY and score.filter == "all"]
+    fidelity = [score for score in record.scores if is_fidelity(score.task) and score.filter == "all"]
     return [score for name in requested for score in record.scores if score.task == name] + fidelity
 
 
@@ -46,7 +45,7 @@ def _row(score: Score, reference: Score | None) -> tuple[str, ...]:
 
 
 def _metric(score: Score) -> str:
-    if score.task != FIDELITY:
+    if not is_fidelity(score.task):
         return score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     return score.metric if score.unit == "fraction" else f"{score.metric} ({score.unit})"
 

@@ -13,7 +13,7 @@ from typing import Any
 from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError
 from starquant.store.columns import TaskColumns, read_columns
-from starquant.store.items import items_folder
+from starquant.store.items import is_fidelity, items_folder
 from starquant.store.record import RecordHead, Score
 from starquant.store.records import read_head, record_paths
 
@@ -203,9 +203,9 @@ def _joined(a: Run, b: Run) -> Run:
     """Return two runs of different tasks as one; fidelity is the first one's."""
     tasks = a.get("tasks.names") + b.get("tasks.names")
     spec = a.record.spec | {"tasks": a.record.spec["tasks"] | {"names": tasks}}
-    scores = a.record.scores + [score for score in b.record.scores if score.task != "fidelity"]
+    scores = a.record.scores + [score for score in b.record.scores if not is_fidelity(score.task)]
     both = Run(a.path, a.record.model_copy(update={"spec": spec, "scores": scores}))
-    both.__dict__["items"] = {name: columns for name, columns in b.items.items() if name != "fidelity"} | a.items
+    both.__dict__["items"] = {name: columns for name, columns in b.items.items() if not is_fidelity(name)} | a.items
     return both
 
 

@@ -197,7 +197,7 @@ def _compute(
     if reference is not None:
         with timed(seconds, "fidelity"):
             fidelity = measure_fidelity(spec, loaded.model, reference, session)
-        scores, items = [*scores, *fidelity.scores], items | {"fidelity": fidelity.items}
+        scores, items = [*scores, *fidelity.scores], items | fidelity.by_group
     if calibration is not None or fitted.notes:
         calibration = (calibration or {}) | {"overlap": overlap.counts, "notes": fitted.notes}
     record = make_record(

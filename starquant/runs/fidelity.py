@@ -23,7 +23,7 @@ AnyReference = Reference | MaskedReference
 
 
 def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference | None:
-    """Return full precision's held-out trajectories or masked states; a small reference serves the session's next run as well.
+    """Return full precision's held-out trajectories or masked states; a small one serves the session's next run too.
 
     Returns:
         None where fidelity is not measured: of what no method is applied to, and on all processes but the first.

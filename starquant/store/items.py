@@ -7,12 +7,20 @@ from typing import Any
 
 from starquant.store.columns import read_rows
 
+#: What fidelity is called where tasks are; of a group of its texts, fidelity_GROUP.
+FIDELITY = "fidelity"
+
+
+def is_fidelity(task: str) -> bool:
+    """Return whether a score or items are of fidelity, of all its texts or of a group."""
+    return task == FIDELITY or task.startswith(f"{FIDELITY}_")
+
 
 def trajectories_of(spec: dict[str, Any]) -> dict[str, Any]:
     """Return what two specifications must share for their fidelity to be compared, by dotted name."""
     model, fidelity = spec["model"], spec["fidelity"]
     shared = {f"model.{name}": model.get(name) for name in ("fingerprint", "dtype", "trajectory")}
-    return shared | {f"fidelity.{name}": fidelity.get(name) for name in ("source", "positions")}
+    return shared | {f"fidelity.{name}": fidelity.get(name) for name in ("source", "states", "positions")}
 
 
 def items_folder(record: Path) -> Path:

@@ -20,6 +20,8 @@ class TransformOptions(Spec):
     Attributes:
         fit: "fixed" keeps QuaRot's rotation; "closed_form" takes the gated directions from the second moments of
             masked and unmasked tokens; "learned" minimises the error of the group's output.
+        start: of what is learned: "rotation" (QuaRot's), or "closed_form", turned so that each state's gates stand where
+            the other has its energy; sites whose matrix is not dense start from the rotation.
         structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
         dense_width: of "auto".
         rows: tokens of each state that it is learned on, and as many it is judged on.
@@ -30,6 +32,7 @@ class TransformOptions(Spec):
     """
 
     fit: Literal["fixed", "closed_form", "learned"] = "learned"
+    start: Literal["rotation", "closed_form"] = "rotation"
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
     rows: Count = 256
@@ -37,6 +40,11 @@ class TransformOptions(Spec):
     learning_rate: Positive = 0.02
     state_clip: bool = True
     clip_every: Count = 20
+
+    @property
+    def reads_moments(self) -> bool:
+        """Whether second moments of both token states are needed."""
+        return self.fit == "closed_form" or (self.fit == "learned" and self.start == "closed_form")
 
     def structure_of(self, width: int) -> str:
         """Return "dense" or "kronecker" for a site with a matrix of its own."""

@@ -112,11 +112,10 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
 
     def _collect(self, visit: BlockVisit, sites: Sequence[SiteKey]) -> dict[SiteKey, SiteStatistics]:
         options = self.options.transform
-        closed = options.fit == "closed_form"
         if options.fit == "fixed" and not options.state_clip and self.options.sgat.keep == "always":
             visit.observe()
             return {}
-        plan = Collect(moments=False, rows=2 * options.rows, second_moment="state" if closed else None)
+        plan = Collect(moments=False, rows=2 * options.rows, second_moment="state" if options.reads_moments else None)
         return visit.collect(plan, sites)
 
     def _quantized_attention(self, visit: BlockVisit, tensors: Tensors, bits: BitsSpec) -> nn.Module:

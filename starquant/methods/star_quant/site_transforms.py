@@ -103,6 +103,7 @@ def fit_site(
         trained, judged = groups_of(visit, site, statistics, bits, options, gate)
         start, structure = start_of(visit.sites, site, options, fitted)
         learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
+        row |= _training_errors(trained, learned)
         gate, errors = _chosen_gate(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
             tensors |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
@@ -114,6 +115,12 @@ def fit_site(
         tensors[f"{site.value}.gate"] = torch.tensor(gate.widths)
     fitted.report.append(row | {"d_m": gate.d_m, "d_u": gate.d_u, "why": gate.why})
     return tensors
+
+
+def _training_errors(group: Group, learned: Learned) -> dict[str, float]:
+    """Return the output errors on the rows that P was learned on: below those on other rows where P is overfit."""
+    errors = output_errors(group, learned.transform, learned.state_clip)
+    return dict(zip(("training_error_masked", "training_error_unmasked"), errors, strict=True))
 
 
 def _chosen_gate(
@@ -206,13 +213,13 @@ def _fit(
     where: str,
 ) -> Learned:
     transform = options.transform
-    if structure != "fixed" and transform.fit == "learned" and group.rounds:
-        with divergence_named(where):
-            return learn(group, start, transform)
-    if structure == "dense" and transform.fit == "closed_form":
+    if structure == "dense" and transform.reads_moments:
         moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
+    if structure != "fixed" and transform.fit == "learned" and group.rounds:
+        with divergence_named(where):
+            return learn(group, start, transform)
     if transform.state_clip and group.activation_format.quantizes:
         return learn(group, start, transform, rotate=False)
     return Learned(as_it_starts(start, group), None)

