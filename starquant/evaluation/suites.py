@@ -14,12 +14,14 @@ from starquant.errors import ConfigError, nearest
 from starquant.evaluation import offline
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
+#: Of the test-beds' suites, whose misspelt names are the package's own, too.
+OWN_PREFIXES = ("testbed_", "smol_")
 
 
 def is_own(tasks: TasksSpec) -> bool:
-    """Whether all tasks are the package's own (`tasks/FOLDER/NAME.yaml`), the embedded suite's by their prefix."""
+    """Whether all tasks are the package's own (`tasks/FOLDER/NAME.yaml`), the test-beds' suites by their prefix."""
     own = {path.stem for path in TASK_FOLDER.glob("*/*.yaml")} - {*offline.LOCAL_TASKS}
-    return all(name in own or name.startswith("testbed_") for name in tasks.names)
+    return all(name in own or name.startswith(OWN_PREFIXES) for name in tasks.names)
 
 
 @contextmanager
