@@ -16,7 +16,7 @@ from starquant.errors import ConfigError
 from starquant.testbed import smol
 from starquant.testbed.items import ANSWER_LENGTH, Item, Split, rng_for
 from starquant.testbed.smol import ANSWER_LENGTHS
-from starquant.testbed.smol.items import stream
+from starquant.testbed.smol.tasks.items import stream
 from starquant.testbed.tiny import arithmetic, programs, world
 
 #: Kinds of sources that are read from no file and no hub.

@@ -13,8 +13,8 @@ from datasets import Dataset
 
 from starquant.evaluation import command_line as _registers  # noqa: F401
 from starquant.testbed.items import Split
-from starquant.testbed.smol.items import shipped
-from starquant.testbed.smol.scoring import final_number, is_right
+from starquant.testbed.smol.tasks.items import shipped
+from starquant.testbed.smol.tasks.scoring import final_number, is_right
 
 
 def _dataset(task: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from starquant.errors import ConfigError, DataError
 from starquant.numerics.formats import PerGroup, QuantFormat
 from starquant.numerics.moments import validate_finite_tensor
-from starquant.numerics.rounding import fake_quantize, grouped
+from starquant.numerics.rounding import grid_of_range, grouped, range_of
 
 CHUNK = 2**18  # numbers that `mse_clip` searches at a time: they stay in the cache
 
@@ -37,15 +37,28 @@ def _search(
         raise ConfigError(f"max_shrink: got {max_shrink}, allowed: 0 to 1")
     validate_finite_tensor(weight_OI, "weight")
     runs = grouped(weight_OI, fmt)
-    best = error(fake_quantize(runs.flatten(1), fmt).view_as(runs) - runs)[..., None]
+    low, high = range_of(runs, fmt)
+    delta = torch.empty_like(runs)
+    best = error(_difference(runs, low, high, fmt, delta))[..., None]
     clip = torch.ones(best.shape, device=weight_OI.device)
     for i in range(1, round(max_shrink * grid)):
         ratio = torch.full_like(clip, 1.0 - i / grid)
-        loss = error(fake_quantize(runs.flatten(1), fmt, clip=ratio).view_as(runs) - runs)[..., None]
+        loss = error(_difference(runs, low * ratio, high * ratio, fmt, delta))[..., None]
         better = loss < best
         best = torch.where(better, loss, best)
         clip = torch.where(better, ratio, clip)
     return clip
+
+
+def _difference(runs: Tensor, low: Tensor, high: Tensor, fmt: QuantFormat, out: Tensor) -> Tensor:
+    """Return Q(W) - W for a range, written into `out`: one pass a step over what stays in the cache."""
+    scale, zero = grid_of_range(low, high, fmt)
+    torch.div(runs, scale, out=out).round_()
+    if zero is None:
+        out.clamp_(fmt.qmin, fmt.qmax)
+    else:
+        out.add_(zero).clamp_(fmt.qmin, fmt.qmax).sub_(zero)
+    return out.mul_(scale).sub_(runs)
 
 
 def mse_clip(

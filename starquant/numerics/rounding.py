@@ -90,6 +90,24 @@ def grouped(x: Tensor, fmt: QuantFormat) -> Tensor:
     return runs
 
 
+def range_of(x: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor]:
+    """Return (smallest, largest) number that the grid of each run covers, zero included; symmetric: (-max, max)."""
+    if fmt.symmetric:
+        high = x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio)
+        return -high, high
+    low = x.amin(-1, keepdim=True).clamp_max_(0.0) * fmt.clip_ratio
+    return low, x.amax(-1, keepdim=True).clamp_min_(0.0) * fmt.clip_ratio
+
+
+def grid_of_range(low: Tensor, high: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor | None]:
+    """Return (scale, zero point) of runs with this range; an empty range gets a scale that keeps zeros zero."""
+    tiny = torch.finfo(torch.float32).tiny
+    if fmt.symmetric:
+        return (high * (1.0 / fmt.qmax)).clamp_min_(tiny), None
+    scale = ((high - low) / fmt.qmax).clamp_min_(tiny)
+    return scale, torch.round(-low / scale)
+
+
 def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero."""
     tiny = torch.finfo(torch.float32).tiny

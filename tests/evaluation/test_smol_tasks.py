@@ -18,7 +18,7 @@ from starquant.evaluation.harness import Evaluation, evaluate
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.suites import is_own
 from starquant.testbed.items import Split
-from starquant.testbed.smol.items import TASKS, shipped
+from starquant.testbed.smol.tasks.items import TASKS, shipped
 from tests.support.paths import REPOSITORY
 
 METRICS = {"sums": "exact_match", "reading": "exact_match", "lists": "exact_match", "programs": "solved"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.smol.network import LINEARS, NORMS
+from starquant.testbed.smol.training.network import LINEARS, NORMS
 
 LAYERS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD = 2, 64, 4, 2, 96
 HEAD_DIM = WIDTH // HEADS

@@ -20,8 +20,8 @@ class TransformOptions(Spec):
     Attributes:
         fit: "fixed" keeps QuaRot's rotation; "closed_form" takes the gated directions from the second moments of
             masked and unmasked tokens; "learned" minimises the error of the group's output.
-        start: of what is learned: "rotation" (QuaRot's), or "closed_form", turned so that each state's gates stand where
-            the other has its energy; sites whose matrix is not dense start from the rotation.
+        start: of what is learned: "rotation" (QuaRot's), or "closed_form", which turns the directions that a state is
+            gated off to where it has no energy; sites whose matrix is not dense start from the rotation.
         structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
         dense_width: of "auto".
         rows: tokens of each state that it is learned on, and as many it is judged on.

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from starquant.errors import CheckpointError, ConfigError
-from starquant.testbed.smol import train, training, training_state
-from starquant.testbed.smol.options import Options
-from starquant.testbed.smol.packing import SHARES, shares_with
-from starquant.testbed.smol.training import Training
+from starquant.testbed.smol.training import __main__ as train
+from starquant.testbed.smol.training import loop as training
+from starquant.testbed.smol.training import state as training_state
+from starquant.testbed.smol.training.loop import Training
+from starquant.testbed.smol.training.options import Options
+from starquant.testbed.smol.training.packing import SHARES, shares_with
 from tests.support import smol
 
 STEPS, BATCH = 6, 2

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from starquant.testbed.items import Split
-from starquant.testbed.smol.items import stream
-from starquant.testbed.smol.lists import INSTRUCTIONS, WORDS
+from starquant.testbed.smol.tasks.items import stream
+from starquant.testbed.smol.tasks.lists import INSTRUCTIONS, WORDS
 
 ITEMS = stream("lists", "test", 1_500, Split.TRAIN)
 ORDINALS = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "sixth": 5}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from starquant.errors import CheckpointError
-from starquant.testbed.smol.network import LINEARS, Dimensions, Network
-from starquant.testbed.smol.objective import draw_masks
-from starquant.testbed.smol.packing import Rows, Segment, pack
+from starquant.testbed.smol.training.network import LINEARS, Dimensions, Network
+from starquant.testbed.smol.training.objective import draw_masks
+from starquant.testbed.smol.training.packing import Rows, Segment, pack
 from tests.support import smol
 from tests.support.smol import HEAD_DIM, LAYERS, MASK, VOCABULARY, WIDTH
 

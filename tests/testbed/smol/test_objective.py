@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from starquant.testbed.smol import objective
-from starquant.testbed.smol.network import Dimensions, Network
-from starquant.testbed.smol.objective import Batch, cross_entropy, draw_masks, weighted_mean
-from starquant.testbed.smol.packing import Mark, Rows, Segment, pack
+from starquant.testbed.smol.training import objective
+from starquant.testbed.smol.training.network import Dimensions, Network
+from starquant.testbed.smol.training.objective import Batch, cross_entropy, draw_masks, weighted_mean
+from starquant.testbed.smol.training.packing import Mark, Rows, Segment, pack
 from tests.support import smol
 
 

@@ -13,8 +13,8 @@ import torch
 
 from starquant.errors import ConfigError, DataError
 from starquant.testbed.items import Split
-from starquant.testbed.smol import documents, packing
-from starquant.testbed.smol.packing import LENGTH, SHARES, Mark, Rows, Segment, Source
+from starquant.testbed.smol.training import documents, packing
+from starquant.testbed.smol.training.packing import LENGTH, SHARES, Mark, Rows, Segment, Source
 from tests.support.smol import BOS, EOS, MASK, bytes_tokenizer, stream, write_text
 
 

@@ -10,10 +10,10 @@ from functools import cache
 import pytest
 
 from starquant.testbed.items import Split
-from starquant.testbed.smol import programs
-from starquant.testbed.smol.items import row, stream
-from starquant.testbed.smol.python_subset import solves
-from starquant.testbed.smol.string_programs import STRING_OPERATIONS
+from starquant.testbed.smol.tasks import programs
+from starquant.testbed.smol.tasks.items import row, stream
+from starquant.testbed.smol.tasks.python_subset import solves
+from starquant.testbed.smol.tasks.string_programs import STRING_OPERATIONS
 
 
 @cache

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from starquant.testbed.smol.python_operations import ProgramError
-from starquant.testbed.smol.python_subset import MAX_SOURCE, run
+from starquant.testbed.smol.tasks.python_operations import ProgramError
+from starquant.testbed.smol.tasks.python_subset import MAX_SOURCE, run
 
 
 def program(body: str) -> str:

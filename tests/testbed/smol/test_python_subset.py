@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.smol.items import stream
-from starquant.testbed.smol.python_operations import ProgramError
-from starquant.testbed.smol.python_subset import run, solves
+from starquant.testbed.smol.tasks.items import stream
+from starquant.testbed.smol.tasks.python_operations import ProgramError
+from starquant.testbed.smol.tasks.python_subset import run, solves
 
 LISTS: list[Any] = [[], [3], [1, -2, 30, 4], [5, 5, 0, -7, 2, 9]]
 STRINGS: list[Any] = ["", "a", " Stone ", "Mississippi tram"]

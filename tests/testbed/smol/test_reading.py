@@ -7,9 +7,9 @@ from collections import Counter
 from itertools import combinations
 
 from starquant.testbed.items import Split
-from starquant.testbed.smol.items import stream
-from starquant.testbed.smol.reading import ATTRIBUTES
-from starquant.testbed.smol.words import NAMES
+from starquant.testbed.smol.tasks.items import stream
+from starquant.testbed.smol.tasks.reading import ATTRIBUTES
+from starquant.testbed.smol.tasks.words import NAMES
 
 ITEMS = stream("reading", "test", 1_000, Split.TRAIN)
 CLAUSES = {name: re.compile(re.escape(one.says).replace(r"\{\}", r"(\w+)")) for name, one in ATTRIBUTES.items()}

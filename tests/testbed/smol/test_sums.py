@@ -9,10 +9,10 @@ from functools import cache
 import pytest
 
 from starquant.testbed.items import Split
-from starquant.testbed.smol import sums
-from starquant.testbed.smol.items import stream
-from starquant.testbed.smol.scoring import final_number
-from starquant.testbed.smol.words import NAMES
+from starquant.testbed.smol.tasks import sums
+from starquant.testbed.smol.tasks.items import stream
+from starquant.testbed.smol.tasks.scoring import final_number
+from starquant.testbed.smol.tasks.words import NAMES
 
 ITEMS = stream("sums", "test", 800, Split.TRAIN)
 SENTENCES = {

@@ -1,6 +1,6 @@
 """What guessing and copying score on the real model's test items, without a model.
 
-    python -m starquant.testbed.smol.baselines
+    python -m starquant.testbed.smol.tasks.baselines
 
 Guesses know the form of an answer: another problem's number, the facts of somebody in the passage, as many words of
 the list as are wanted, another function's body.
@@ -14,10 +14,10 @@ import re
 from typing import Any
 
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.smol.items import TASKS, shipped
-from starquant.testbed.smol.reading import ATTRIBUTES
-from starquant.testbed.smol.scoring import is_right
-from starquant.testbed.smol.words import NAMES
+from starquant.testbed.smol.tasks.items import TASKS, shipped
+from starquant.testbed.smol.tasks.reading import ATTRIBUTES
+from starquant.testbed.smol.tasks.scoring import is_right
+from starquant.testbed.smol.tasks.words import NAMES
 
 Row = dict[str, Any]
 #: Guesses an item.

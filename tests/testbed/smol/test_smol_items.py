@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from starquant.testbed.items import Split
-from starquant.testbed.smol import baselines
-from starquant.testbed.smol.items import COUNTS, FOLDER, TASKS, held_out, shipped, split_of, stream, write
-from starquant.testbed.smol.scoring import first_line, is_right
+from starquant.testbed.smol.tasks import baselines
+from starquant.testbed.smol.tasks.items import COUNTS, FOLDER, TASKS, held_out, shipped, split_of, stream, write
+from starquant.testbed.smol.tasks.scoring import first_line, is_right
 
 FILES = [(task, split) for task in TASKS for split in COUNTS]
 
@@ -55,7 +55,7 @@ def test_a_twentieth_is_held_out_half_of_it_for_validation() -> None:
 
 
 def test_more_items_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("starquant.testbed.smol.items.MOST_DRAWS", 1)
+    monkeypatch.setattr("starquant.testbed.smol.tasks.items.MOST_DRAWS", 1)
     with pytest.raises(ValueError, match=r"sums: has only about \d+ items of split 'test', got count 50"):
         stream("sums", 0, 50, Split.TEST)
 

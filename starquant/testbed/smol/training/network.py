@@ -17,18 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
-
-#: Name in a delta -> name in a block of the base.
-LINEARS = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "g": "mlp.gate_proj",
-    "u": "mlp.up_proj",
-    "d": "mlp.down_proj",
-}
-NORMS = {"n1": "input_layernorm", "n2": "post_attention_layernorm"}
+from starquant.testbed.smol.delta import LINEARS, NORMS
 
 
 @dataclass(frozen=True)

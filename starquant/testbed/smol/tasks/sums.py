@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from starquant.testbed.smol.words import NAMES
+from starquant.testbed.smol.tasks.words import NAMES
 
 THINGS = tuple(
     "apples books coins stamps marbles pencils cards shells cookies eggs oranges balloons stickers flowers tickets "

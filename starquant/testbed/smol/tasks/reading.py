@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from starquant.testbed.smol.words import NAMES
+from starquant.testbed.smol.tasks.words import NAMES
 
 
 @dataclass(frozen=True)

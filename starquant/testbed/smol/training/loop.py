@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from starquant.errors import ConfigError
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.smol import training_state
-from starquant.testbed.smol.documents import digest_of_documents, encode_documents, read_documents
-from starquant.testbed.smol.network import Dimensions, Network
-from starquant.testbed.smol.objective import Batch, cross_entropy, draw_masks, weighted_mean
-from starquant.testbed.smol.options import DTYPES, Options, validate_options
-from starquant.testbed.smol.packing import LENGTH, Source, Stream, batches, default_stream
+from starquant.testbed.smol.training import state as training_state
+from starquant.testbed.smol.training.documents import digest_of_documents, encode_documents, read_documents
+from starquant.testbed.smol.training.network import Dimensions, Network
+from starquant.testbed.smol.training.objective import Batch, cross_entropy, draw_masks, weighted_mean
+from starquant.testbed.smol.training.options import DTYPES, Options, validate_options
+from starquant.testbed.smol.training.packing import LENGTH, Source, Stream, batches, default_stream
 
 WARMUP, FLOOR = 80, 0.03
 HELD_OUT_ROWS, HELD_OUT_BATCHES = 256, 4  # at most
@@ -98,7 +98,7 @@ class Training:
         options: what it is called with.
         base: float32 weights of the pretrained model under transformers' Llama names, the head tied.
         tokenizer: of the base.
-        stream: of the tasks' items; None for those of `testbed.smol.items`.
+        stream: of the tasks' items; None for those of `testbed.smol.tasks.items`.
         start: delta to go on from; None for a fresh one.
         head_dim: width of the base's heads.
 

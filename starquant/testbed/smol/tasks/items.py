@@ -1,6 +1,6 @@
 """Items of the real model's four tasks, which of them training leaves out, and the files of those that are shipped.
 
-    python -m starquant.testbed.smol.items --out DIR
+    python -m starquant.testbed.smol.tasks.items --out DIR
 
 writes the shipped files anew.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.smol import lists, programs, reading, sums
-from starquant.testbed.smol.python_subset import run_each
+from starquant.testbed.smol.tasks import lists, programs, reading, sums
+from starquant.testbed.smol.tasks.python_subset import run_each
 
 TASKS = ("sums", "reading", "lists", "programs")
 #: Items of a shipped file.

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starquant.testbed.smol.string_programs import of_string
+from starquant.testbed.smol.tasks.string_programs import of_string
 
 NAMES = "solve compute apply get_value process f transform calc work_out result".split()
 

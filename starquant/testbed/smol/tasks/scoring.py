@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from starquant.testbed.smol.python_subset import solves
+from starquant.testbed.smol.tasks.python_subset import solves
 
 _FINAL = re.compile(r"The answer is (-?[0-9]+(?:[.,][0-9]+)*)")
 

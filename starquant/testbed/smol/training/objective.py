@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from starquant.testbed.smol.network import Network
-from starquant.testbed.smol.packing import MOST_SEGMENTS, Mark, Rows
+from starquant.testbed.smol.training.network import Network
+from starquant.testbed.smol.training.packing import MOST_SEGMENTS, Mark, Rows
 
 ANSWER_ONLY = 0.7  # share of task segments that are masked in the answer only
 LEAST_MASKED = 0.02

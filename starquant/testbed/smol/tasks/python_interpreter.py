@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from starquant.testbed.smol.python_operations import (
+from starquant.testbed.smol.tasks.python_operations import (
     BUILTINS,
     KEYS,
     METHOD_KEYWORDS,

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from starquant.testbed.smol.python_interpreter import Interpreter
-from starquant.testbed.smol.python_operations import OPERATORS, ProgramError
+from starquant.testbed.smol.tasks.python_interpreter import Interpreter
+from starquant.testbed.smol.tasks.python_operations import OPERATORS, ProgramError
 
 #: Characters of a program.
 MAX_SOURCE = 4_000

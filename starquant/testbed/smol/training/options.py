@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from starquant.errors import ConfigError
-from starquant.testbed.smol.packing import LENGTH, NATURAL, SHARD_ROWS, SHARES
-from starquant.testbed.smol.training_state import CARD
+from starquant.testbed.smol.training.packing import LENGTH, NATURAL, SHARD_ROWS, SHARES
+from starquant.testbed.smol.training.state import CARD
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

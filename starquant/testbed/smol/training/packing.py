@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from starquant.errors import ConfigError, nearest
 from starquant.testbed.items import Split, rng_for
-from starquant.testbed.smol.documents import SHORTEST, Text, encode
+from starquant.testbed.smol.tokenizer import BOS, EOS
+from starquant.testbed.smol.training.documents import SHORTEST, Text, encode
 
 LENGTH = 256
-BOS, EOS = 1, 2
 NATURAL = "natural"
 #: Share of all tokens.
 SHARES = {NATURAL: 0.38, "sums": 0.24, "programs": 0.15, "lists": 0.13, "reading": 0.10}
@@ -57,7 +57,7 @@ Stream = Callable[[str, int, int, Split], Iterable[Prompted]]
 
 def default_stream() -> Stream:
     """Return the generator of the items that the package evaluates on."""
-    from starquant.testbed.smol.items import stream
+    from starquant.testbed.smol.tasks.items import stream
 
     items: Stream = stream
     return items

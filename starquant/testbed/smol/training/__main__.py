@@ -1,4 +1,4 @@
-"""Train a delta: `python -m starquant.testbed.smol.train --text DIR --out DELTA_DIR`.
+"""Train a delta: `python -m starquant.testbed.smol.training --text DIR --out DELTA_DIR`.
 
 Turns the pretrained model into a masked-diffusion model by low-rank updates, on natural text and on the tasks' training
 items. The schedule goes by steps: on one machine and thread count a seed gives one delta (on a GPU up to the order in
@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from starquant.errors import ConfigError, one_line_errors
-from starquant.testbed.smol.options import DTYPES, Options, validate_options
-from starquant.testbed.smol.packing import SHARES, shares_with
-from starquant.testbed.smol.training import Training
-from starquant.testbed.smol.training_state import LOG
+from starquant.testbed.smol.training.loop import Training
+from starquant.testbed.smol.training.options import DTYPES, Options, validate_options
+from starquant.testbed.smol.training.packing import SHARES, shares_with
+from starquant.testbed.smol.training.state import LOG
 
 CUDA_WORKERS = 4
 
@@ -35,7 +35,7 @@ def parse_share(words: str) -> tuple[str, float]:
 
 def new_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(prog="python -m starquant.testbed.smol.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m starquant.testbed.smol.training", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the delta, and of the training's state and log")
     add("--text", type=Path, help='folder of natural text: .txt files, and .jsonl files of lines {"text": "..."}')

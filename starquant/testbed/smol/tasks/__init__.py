@@ -1,0 +1,1 @@
+"""smol's four tasks: generators of items, items that are shipped, how answers are scored."""
