@@ -11,5 +11,5 @@ class CellSweeper(sweeper.CellSweeper):
     """The sweeper under the name by which Hydra makes it."""
 
 
-SETTINGS = {"_target_": f"{__name__}.{CellSweeper.__name__}", "max_batch_size": None, "params": None}
+SETTINGS = {"_target_": f"{__name__}.{CellSweeper.__name__}", "max_batch_size": None, "params": None, "parts": None}
 ConfigStore.instance().store(group="hydra/sweeper", name="starquant", node=SETTINGS, provider="starquant")

@@ -35,8 +35,8 @@ def digest_of_text(spec: SourceSpec) -> str:
             digest.update(f"{task}\t{item.prompt}\t{item.answer}\n".encode())
     if spec.kind in ("smol", "smol_tasks"):
         for task in ANSWER_LENGTHS:
-            for asked in stream(task, 0, 16, split):
-                digest.update(f"{task}\t{asked.prompt}\t{asked.answer}\n".encode())
+            for new in stream(task, 0, 16, split):
+                digest.update(f"{task}\t{new.prompt}\t{new.answer}\n".encode())
     if spec.kind in ("smol", "smol_text"):
         digest.update(smol.natural_text(split).encode())
     return digest.hexdigest()[:16]

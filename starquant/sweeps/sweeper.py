@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from starquant.errors import ConfigError
 from starquant.sweeps.cells import Cell, Plan, validate_folders, validate_plan
@@ -44,11 +44,20 @@ class CellSweeper(Sweeper):
 
     Args:
         params: swept by an experiment; the command line wins over them.
+        parts: further keys and values, list by list: the sweep is every list's cells. What lies below a group that
+            the command line chooses falls away with it.
         max_batch_size: cells that a launcher gets at once, None for all.
     """
 
-    def __init__(self, params: DictConfig | None = None, max_batch_size: int | None = None) -> None:
-        self.params = {} if params is None else {str(key): params[key] for key in params}
+    def __init__(
+        self,
+        params: DictConfig | None = None,
+        parts: ListConfig | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        shared = {} if params is None else {str(key): params[key] for key in params}
+        several: Iterable[Any] = ({},) if parts is None else parts
+        self.params = [shared | {str(key): part[key] for key in part} for part in several]
         self.max_batch_size = max_batch_size
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -68,40 +77,49 @@ class CellSweeper(Sweeper):
         """
         loader, config = self._context.config_loader, self._config
         groups = Groups(loader, config.hydra.overrides.hydra)
-        overrides = [*self._swept_by_experiment(arguments), *parse_overrides(arguments, loader)]
-        for override in overrides:
-            validate_option(override, groups)
-        overrides = [override for override in overrides if not override.is_hydra_override()]
-        composer = Composer(
-            compose=lambda words: loader.load_sweep_config(config, words),
-            groups=groups,
-            parse=lambda words: parse_overrides(words, loader),
-            varied=varied_keys(overrides, groups),
-        )
+        own, first = parse_overrides(arguments, loader), None
         cells: dict[str, tuple[Cell, tuple[str, ...]]] = {}
         folders = []
-        for words in expand(overrides):
-            cell = composer.cell(words)
-            cells.setdefault(cell.key, (cell, tuple(words)))
-            folders.append(cell.spec.paths.results)
-        if composer.first is None:
+        for params in self.params:
+            overrides = [*self._swept(params, own), *own]
+            for override in overrides:
+                validate_option(override, groups)
+            overrides = [override for override in overrides if not override.is_hydra_override()]
+            composer = Composer(
+                compose=lambda words: loader.load_sweep_config(config, words),
+                groups=groups,
+                parse=lambda words: parse_overrides(words, loader),
+                varied=varied_keys(overrides, groups),
+            )
+            for words in expand(overrides):
+                cell = composer.cell(words)
+                cells.setdefault(cell.key, (cell, tuple(words)))
+                folders.append(cell.spec.paths.results)
+            first = first or composer.first
+        if first is None:
             raise ConfigError("the sweep has no cells: one of its keys has no value")
         validate_folders(folders)
         plan = Plan(
             cells=tuple(cell for cell, _ in cells.values()),
             overrides=tuple(words for _, words in cells.values()),
             sweep=True,
-            config=composer.first,
+            config=first,
         )
         validate_plan(plan)
         return plan
 
-    def _swept_by_experiment(self, arguments: Sequence[str]) -> list[Override]:
-        """Return `params` without what the command line says in another spelling (`++key=`)."""
-        loader = self._context.config_loader
-        own = {o.key_or_group: o.get_key_element() for o in parse_overrides(arguments, loader)}
-        words = [f"{key}={option}" for key, option in self.params.items() if own.get(key, key) == key]
-        return parse_overrides(words, loader)
+    def _swept(self, params: dict[str, Any], own: Sequence[Override]) -> list[Override]:
+        """Return parameters of an experiment without what the command line says.
+
+        It may say it in another spelling (`++key=`), or choose the group that a key lies below.
+        """
+        spelled = {o.key_or_group: o.get_key_element() for o in own}
+        words = [
+            f"{key}={option}"
+            for key, option in params.items()
+            if spelled.get(key, key) == key and not ("." in key and key.split(".")[0] in spelled)
+        ]
+        return parse_overrides(words, self._context.config_loader)
 
     def launch(self, plan: Plan) -> list[Any]:
         """Hand the cells to Hydra's launcher; returns what it returns, raises what a job could not keep to itself."""

