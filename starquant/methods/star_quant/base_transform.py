@@ -158,9 +158,11 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
         optimizer = torch.optim.Adam(free.parameters(), lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         loss_of = _Loss(group)
+        if not rotate:
+            loss_of.keep(free.transform())
         for step in range(options.steps):
             transform = free.transform()
-            if group.mse_clip and step % options.clip_every == 0:
+            if rotate and group.mse_clip and step % options.clip_every == 0:
                 loss_of.clip_weights(transform)
             loss = loss_of(transform, free.state_clip())
             optimizer.zero_grad()
@@ -212,6 +214,7 @@ class _Loss:
     def __init__(self, group: Group) -> None:
         self.group = group
         self.clip: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor] | None = None
         self.weight_OD = torch.cat([weight.float() for weight in group.weights])
         self.rows_ND = torch.cat([rows.float() for rows in group.rows_SND])
         self.target_NO = self.rows_ND @ self.weight_OD.T
@@ -228,17 +231,29 @@ class _Loss:
             with torch.no_grad():
                 self.clip = mse_clip(transform(self.weight_OD), self.group.weight_format, **COARSE)
 
+    def keep(self, transform: Transform) -> None:
+        """Let rows and rounded weights stay what this transform makes of them, where it does not learn."""
+        if self.group.mse_clip:
+            self.clip_weights(transform)
+        with torch.no_grad():
+            self.kept = self._mapped(transform)
+
     def __call__(self, transform: Transform, state_clip_S: Tensor | None) -> Tensor:
+        x_ND, weight_OD = self._mapped(transform) if self.kept is None else self.kept
+        if self.group.activation_format.quantizes:
+            clip_N1 = None if state_clip_S is None else state_clip_S[self.state_N][:, None]
+            x_ND = straight_through(x_ND, self.group.activation_format, clip_N1)
+        loss: Tensor = ((x_ND @ weight_OD.T - self.target_NO).square() * self.share_N1).sum()
+        return loss
+
+    def _mapped(self, transform: Transform) -> tuple[Tensor, Tensor]:
+        """Return the gated rows and the rounded weights."""
         group, x_ND, weight_OD = self.group, transform(self.rows_ND), transform(self.weight_OD)
         if group.gate != (0, 0):
             x_ND = x_ND * self.keep_SD[self.state_N]
         if group.weight_format.quantizes:
             weight_OD = straight_through(weight_OD, group.weight_format, self.clip)
-        if group.activation_format.quantizes:
-            clip_N1 = None if state_clip_S is None else state_clip_S[self.state_N][:, None]
-            x_ND = straight_through(x_ND, group.activation_format, clip_N1)
-        loss: Tensor = ((x_ND @ weight_OD.T - self.target_NO).square() * self.share_N1).sum()
-        return loss
+        return x_ND, weight_OD
 
 
 def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, float]:
