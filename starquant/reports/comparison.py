@@ -44,7 +44,7 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
             f"{row}: several records share this row; give a folder with one of each, "
             "or compare seeds with starquant.reports.across_seeds"
         )
-    of_fidelity = frame["task"].map(is_fidelity).astype(bool)
+    of_fidelity = pd.Series([is_fidelity(task) for task in frame["task"]], frame.index, dtype=bool)
     shown = (frame["filter"] == "all") & frame["metric"].isin(FIDELITY_COLUMNS)
     chosen = frame[(of_fidelity & shown) | (~of_fidelity & frame["requested"])]
     names = pd.Series(map(column_name, chosen["task"], chosen["metric"]), chosen.index, dtype=object)

@@ -190,7 +190,7 @@ def test_matrices_are_where_the_structure_says(structure: str, fit: str) -> None
 
 
 KEYS = {"block", "site", "width", "d_m", "d_u", "why", "structure"} | {
-    f"{name}_{state}" for name in ("clip", "start_error", "error") for state in ("masked", "unmasked")
+    f"{name}_{state}" for name in ("clip", "start_error", "training_error", "error") for state in ("masked", "unmasked")
 }
 
 
@@ -205,9 +205,10 @@ def test_the_report_has_a_full_row_a_site_judged_on_rows_not_learned_from(monkey
     assert [(row["block"], row["site"]) for row in report] == [(b, site.value) for b in (0, 1) for site in Site]
     assert all(row.keys() == KEYS for row in report)
     assert len(trained) == len(report)
-    assert len(judged) == 2 * len(report)
+    assert len(judged) == 3 * len(report)
     for i, group in enumerate(trained):
-        for before_or_after in judged[2 * i : 2 * i + 2]:
+        assert judged[3 * i] is group, "the error on the rows that P was learned on"
+        for before_or_after in judged[3 * i + 1 : 3 * i + 3]:
             ours, theirs = group.rows_SND[1], before_or_after.rows_SND[1]
             assert len(ours) == len(theirs) == 16
             if i:  # equal tokens have equal embeddings; masked ones are all equal in a sequence without others
