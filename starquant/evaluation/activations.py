@@ -3,8 +3,9 @@
     python run.py experiment=figure1_activations model=tiny        the report and its figures
     python run.py stage=inspect model=llada                        the report alone
 
-For each block, site and token state: a histogram, the outlier channels, and how much of the state's energy lies in the
-directions of least energy of either state: what a gate of that many channels would cost.
+For each block, site and token state: a histogram, the outlier channels and tokens, how few directions hold the state's
+energy and whether they are the other state's, and how much of it lies in the directions of least energy of either
+state: what a gate of that many channels would cost.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from starquant.session.progress import SILENT, Progress
 
 SCHEMA_VERSION = 1
 ROWS, BINS, OUTLIERS = 512, 81, 8
+TOP = 16  # directions of largest energy
 HALF_RANGE = 8.0  # of the histogram, in root mean squares of the state; the outermost bins hold what lies beyond
 GATE_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 WIDEST = 4096  # second moments of wider sites are left out: [D, D] in float64, twice
@@ -38,6 +40,10 @@ class StateReport:
         rms: root mean square over tokens and channels.
         absmax: largest magnitude.
         kurtosis: of the sampled values; 3 for a Gaussian.
+        crest: mean over sampled tokens of largest magnitude over root mean square: what a scale per token costs.
+        channel_share: of the state's energy in its largest channel.
+        token_ratio: energy of the largest sampled token over that of the mean one.
+        top_energy: share of the energy in the `TOP` directions that hold most of it; None for sites that are too wide.
         outliers: channels of largest magnitude, with their ratio to the median channel's.
         channel_absmax: largest magnitude of every channel.
         density: of values in root mean squares, over [-HALF_RANGE, HALF_RANGE].
@@ -49,6 +55,10 @@ class StateReport:
     rms: float
     absmax: float
     kurtosis: float
+    crest: float
+    channel_share: float
+    token_ratio: float
+    top_energy: float | None
     outliers: list[dict[str, float]]
     channel_absmax: list[float]
     density: list[float]
@@ -70,7 +80,7 @@ def measure(
             plan = Collect(rows=ROWS, second_moment="state" if width <= WIDEST else None)
             statistics = visit.collect(plan, (site,))[site]
             rows.append(
-                {"block": visit.index, "site": site.value, "width": width}
+                {"block": visit.index, "site": site.value, "width": width, "overlap": _overlap(statistics)}
                 | {state.value: asdict(_report(statistics, state)) for state in TokenState}
             )
     return rows
@@ -85,17 +95,37 @@ def _report(statistics: SiteStatistics, state: TokenState) -> StateReport:
     centred = rows_ND - rows_ND.mean()
     kurtosis = centred.pow(4).mean() / centred.square().mean().square().clamp_min(1e-60)
     scaled = (rows_ND / max(rms, 1e-30)).clamp(-HALF_RANGE, HALF_RANGE).cpu()
+    energy_N = rows_ND.square().sum(1)
+    energy_D = moments.rms.square()
     counts = torch.histc(scaled, BINS, -HALF_RANGE, HALF_RANGE)
     return StateReport(
         tokens=moments.count,
         rms=rms,
         absmax=float(absmax_D.max()),
         kurtosis=float(kurtosis),
+        crest=float((rows_ND.abs().amax(1) / (energy_N / rows_ND.shape[1]).sqrt().clamp_min(1e-30)).mean()),
+        channel_share=float(energy_D.max() / energy_D.sum().clamp_min(1e-60)),
+        token_ratio=float(energy_N.max() / energy_N.mean().clamp_min(1e-60)),
+        top_energy=_top(statistics, state)[0],
         outliers=[{"channel": c, "ratio": float(v / typical)} for v, c in zip(*map(Tensor.tolist, top), strict=True)],
         channel_absmax=[float(f"{x:.4g}") for x in absmax_D.tolist()],
         density=[float(f"{x:.4g}") for x in (counts / counts.sum() * BINS / (2 * HALF_RANGE)).tolist()],
         idle_energy=None if statistics.collect.second_moment is None else _idle_energy(statistics, state),
     )
+
+
+def _top(statistics: SiteStatistics, state: TokenState) -> tuple[float | None, Tensor | None]:
+    """Return the share of a state's energy in its `TOP` largest directions, and these, [D, TOP]."""
+    if statistics.collect.second_moment is None:
+        return None, None
+    values_D, vectors_DD = torch.linalg.eigh(statistics.second_moment(state).mean)  # ascending
+    return float(values_D[-TOP:].sum() / values_D.sum().clamp_min(1e-60)), vectors_DD[:, -TOP:]
+
+
+def _overlap(statistics: SiteStatistics) -> float | None:
+    """Return the mean squared cosine between the states' `TOP` directions: 1 the same, TOP / D of unrelated ones."""
+    masked, unmasked = (_top(statistics, state)[1] for state in TokenState)
+    return None if masked is None or unmasked is None else float((masked.T @ unmasked).square().sum() / masked.shape[1])
 
 
 def _idle_energy(statistics: SiteStatistics, state: TokenState) -> list[dict[str, float]]:

@@ -91,6 +91,10 @@ def execute_cell(cell: Cell, session: Session) -> CellEntry:
     result = execute(cell.spec, session)
     if not launched_rank():
         if result.record is None:
+            if cell.spec.stage == "inspect":
+                from starquant.reports.activations import render as render_activations
+
+                print(render_activations(result.path), flush=True)
             print(f"wrote: {result.path}", flush=True)
         else:
             print(render(result.record, result.baseline, result.path), flush=True)

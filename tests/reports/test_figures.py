@@ -13,6 +13,8 @@ import torch
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.evaluation.activations import measure
 from starquant.models.base import MaskedDiffusionModel
+from starquant.numerics import TokenState
+from starquant.reports.activations import render
 from starquant.reports.figures import main, trajectory
 from starquant.runs.execute import execute
 from tests.support.records import fidelity_rows, write
@@ -90,3 +92,45 @@ def test_masked_rows_of_the_first_attention_input_are_one_vector(tiny: MaskedDif
     assert first["masked"]["tokens"] == 256
     assert first["masked"]["idle_energy"][-1]["own"] == pytest.approx(0, abs=1e-9)
     assert first["unmasked"]["idle_energy"][-1]["own"] > 1e-6
+
+
+def test_directions_and_extremes_are_those_of_the_activations(
+    golden_model: MaskedDiffusionModel,
+) -> None:
+    """Computed once more from all rows of one site, which the report sees through second moments and samples."""
+    ids_BL = torch.tensor([[5, 6, golden_model.mask_token_id, 8, golden_model.mask_token_id, 10, 11, 12]])
+    ids_BL = torch.cat((ids_BL, ids_BL + (ids_BL != golden_model.mask_token_id).long()))
+    batch = StateBatch(ids_BL, torch.ones_like(ids_BL, dtype=torch.bool), torch.full((2,), 0.25, dtype=torch.float64))
+    states = CalibrationStates([batch], golden_model.mask_token_id)
+    block = golden_model.trunk().blocks[1]
+    seen: list[torch.Tensor] = []
+    module = next(iter(golden_model.block_sites(block).inputs.values()))
+    handle = module.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    golden_model(ids_BL)
+    handle.remove()
+    rows = {
+        s.value: seen[0][(ids_BL == golden_model.mask_token_id) == (s.value == "masked")].double() for s in TokenState
+    }
+    found = next(row for row in measure(golden_model, states) if (row["block"], row["site"]) == (1, "qkv_input"))
+    for state, rows_ND in rows.items():
+        energy_N, energy_D = rows_ND.square().sum(1), rows_ND.square().sum(0)
+        values = torch.linalg.eigvalsh(rows_ND.T @ rows_ND)
+        crest = (rows_ND.abs().amax(1) / rows_ND.square().mean(1).sqrt()).mean()
+        expected = {
+            "absmax": rows_ND.abs().max(),
+            "crest": crest,
+            "channel_share": energy_D.max() / energy_D.sum(),
+            "token_ratio": energy_N.max() / energy_N.mean(),
+            "top_energy": values[-16:].sum() / values.sum(),
+        }
+        for name, value in expected.items():
+            assert found[state][name] == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_a_report_is_printed_with_a_line_a_site(report: Path) -> None:
+    lines = render(report).splitlines()
+    rows = json.loads(report.read_text())["rows"]
+    assert len(lines) == 1 + 1 + 2 + len(rows) + 1
+    cells = lines[4].split()
+    assert cells[:2] == ["0", "qkv_input"]
+    assert float(cells[-1]) == pytest.approx(rows[0]["overlap"], abs=0.005)
