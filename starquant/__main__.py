@@ -26,6 +26,7 @@ ALSO = (
     "also, each with --help:",
     "  python -m starquant.reports.{comparison,paired,across_seeds,efficiency,figures,publish}",
     "  python -m starquant.testbed.tiny.train",
+    "  python -m starquant.testbed.smol.{build,training,tasks.items,tasks.baselines}",
 )
 
 

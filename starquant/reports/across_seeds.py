@@ -121,15 +121,19 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
     selection.validate_speed({run.path: run.record.spec for run in runs})
     for run in runs:
         label = tuple(str(v) if (v := run.get(key)) is not None else "" for key in (*by, "bits.name", "method.name"))
-        row = rows.setdefault(label, Row(label))
-        seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
-        if seeds in row.runs:
-            raise RecordError(
-                f"{run.path}: a second record of {' '.join(label)}, model seed {seeds[0]}, rotation seed {seeds[1]}; "
-                "give a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
-            )
-        row.runs[seeds], row.trajectories[seeds] = _numbers(run), trajectories_of(run.record.spec)
+        add_run(rows.setdefault(label, Row(label)), run)
     return list(rows.values())
+
+
+def add_run(row: Row, run: selection.Run) -> None:
+    """Give a row one more run; raises RecordError where it has one of the same seeds, or the items are damaged."""
+    seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
+    if seeds in row.runs:
+        raise RecordError(
+            f"{run.path}: a second record of {' '.join(row.label)}, model seed {seeds[0]}, rotation seed {seeds[1]}; "
+            "give a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
+        )
+    row.runs[seeds], row.trajectories[seeds] = _numbers(run), trajectories_of(run.record.spec)
 
 
 def _numbers(run: selection.Run) -> dict[Column, Items]:
@@ -150,15 +154,20 @@ def _numbers(run: selection.Run) -> dict[Column, Items]:
     return items_by_column
 
 
-def table(rows: Sequence[Row], against: str | None = None) -> pd.DataFrame:
+def table(rows: Sequence[Row], against: str | None = None, columns: Sequence[Column] | None = None) -> pd.DataFrame:
     """Return cells as text: "mean (standard error)", or "difference [low, high]" to the method named.
 
     Fractions are in percent (differences in points), KL in nats, hidden_mse as it is.
 
+    Args:
+        rows: a method and bit-width each.
+        against: method that the others are compared with; None gives the values.
+        columns: to show; None for all.
+
     Raises:
         RecordError: no such method.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row.columns()))
+    columns = columns or list(dict.fromkeys(column for row in rows for column in row.columns()))
     names = [row.label[-1] for row in rows]
     if against is not None and against not in names:
         raise RecordError(f"--against: got '{against}', allowed: {', '.join(dict.fromkeys(names))}")

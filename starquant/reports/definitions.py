@@ -166,3 +166,30 @@ FIGURES = {
     TRAJECTORIES.name: TRAJECTORIES,
 }
 ACTIVATIONS = "figure1_activations"
+
+_STAR = {"method.transform.steps": 80}
+SMOL_MAIN = Definition(
+    "smol_main",
+    "A real LLM of 135 M parameters (smol): every method against full precision",
+    tuple(
+        RowOf(label, {"model.name": "smol", "tasks.names": [], "method.name": name, **more})
+        for label, name, more in (
+            ("RTN", "rtn", {}),
+            ("SmoothQuant", "smoothquant", {}),
+            ("AWQ", "awq", {}),
+            ("GPTQ", "gptq", {}),
+            ("DLLMQuant+", "dllmquant_plus", {}),
+            ("QuaRot", "quarot", {}),
+            ("QuaRot, clip 0.9", "quarot_clip", {}),
+            ("DLLMQuant++", "dllmquant_plus_plus", {}),
+            ("STaR-Quant", "star_quant", _STAR),
+            ("without SGAT", "star_quant_no_sgat", _STAR),
+            ("without TAC", "star_quant_no_tac", _STAR),
+            ("star_quant_plus (ours)", "star_quant_plus", _STAR),
+        )
+    ),
+    against="QuaRot",
+    draw="divergence",
+)
+#: Tables over rotation seeds, with a figure beside them.
+SEED_TABLES = {SMOL_MAIN.name: SMOL_MAIN}

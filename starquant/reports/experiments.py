@@ -11,7 +11,7 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.definitions import ACTIVATIONS, FIGURES, FULL, TABLES, TRAJECTORIES, Definition
+from starquant.reports.definitions import ACTIVATIONS, FIGURES, FULL, SEED_TABLES, TABLES, TRAJECTORIES, Definition
 from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
@@ -19,7 +19,7 @@ from starquant.store.items import trajectories_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NAMES = (*TABLES, *FIGURES, ACTIVATIONS)
+NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 
 def table(
@@ -143,6 +143,11 @@ def build(
         if not any(runs for section in sections for _, runs, _ in section.rows):
             raise RecordError(f"{results}: holds no record of {name}")
         return write(TABLES[name], sections, out / "tables")
+    if name in SEED_TABLES:
+        from starquant.reports import seed_tables
+
+        rows = seed_tables.seed_rows(SEED_TABLES[name], _chosen(results, where), allow)
+        return seed_tables.write(SEED_TABLES[name], rows, out)
     return _figure(name, results, out / "figures", allow, where)
 
 
@@ -173,6 +178,6 @@ def after_sweep(name: str, results: Path) -> None:
             file=sys.stderr,
         )
         return
-    if name in TABLES:
+    if name in TABLES or name in SEED_TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))
     print("\n".join(f"wrote {path}" for path in paths), flush=True)

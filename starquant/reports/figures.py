@@ -22,7 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from starquant.errors import ConfigError, RecordError, one_line_errors
-from starquant.statistics.bootstrap import bootstrap
+from starquant.reports.across_seeds import Row
+from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.items import read_raw
 from starquant.store.records import read_record
 
@@ -97,6 +98,29 @@ def activations(report: dict[str, Any], site: str) -> Figure:
     grid[-1][0].set_xlabel("value / RMS of its token state")
     grid[-1][1].set_xlabel("channel")
     grid[0][0].legend(frameon=False)
+    return figure
+
+
+def divergence(rows: Sequence[Row], bits: str = "w4a4") -> Figure:
+    """Draw the KL to full precision of every method at one bit-width, on text and on tasks, with 95 % intervals.
+
+    Args:
+        rows: of `seed_tables`.
+        bits: name of the bit-width; where no row has it, the first row's.
+    """
+    own = [row for row in rows if row.label[0] == bits] or [row for row in rows if row.label[0] == rows[0].label[0]]
+    figure, axes = plt.subplots(figsize=(6.0, 0.9 + 0.32 * len(own)), layout="constrained")
+    for offset, (group, shade, marker) in enumerate((("text", "0.0", "o"), ("tasks", "0.55", "s"))):
+        found = [crossed_bootstrap(row.numbers((f"fidelity_{group}", "kl"))) for row in own]
+        means = [interval.mean for interval in found]
+        spread = [[f.mean - f.low for f in found], [f.high - f.mean for f in found]]
+        places = [index + 0.14 * (2 * offset - 1) for index in range(len(own))]
+        axes.errorbar(means, places, xerr=spread, fmt=marker, color=shade, label=group, markersize=5, linewidth=1)
+    axes.set(xscale="log", xlabel=f"KL to full precision at {own[0].label[0]}, nats", yticks=range(len(own)))
+    axes.set_yticklabels([row.label[-1] for row in own])
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="0.9")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -87,7 +87,7 @@ def validate_option(override: Override, groups: Groups) -> None:
     if swept and key in ("experiment", "launcher"):
         raise ConfigError(f"{key}: got several values, {override.input_line}; a command line has one {key}")
     names = groups.options(key)
-    for option in map(str, _options(override)):
+    for option in map(str, options_of(override)):
         if key == "method" and option in METHODS and option not in names:
             raise ConfigError(f"method: '{option}' is registered, but conf/method/{option}.yaml is missing")
         if option not in names:
@@ -105,7 +105,8 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _options(override: Override) -> list[str]:
+def options_of(override: Override) -> list[str]:
+    """Return what an override stands for, one option a cell; raises ConfigError where they cannot be enumerated."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
@@ -125,7 +126,7 @@ def expand(overrides: Iterable[Override]) -> Iterator[list[str]]:
         if override.is_delete():
             words[key] = [override.input_line or key]
         else:
-            words[key] = [f"{key}={option}" for option in _options(override)]
+            words[key] = [f"{key}={option}" for option in options_of(override)]
     return map(list, itertools.product(*words.values()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from starquant.errors import ConfigError
 from starquant.sweeps.cells import Cell, Plan, validate_folders, validate_plan
 from starquant.sweeps.composition import Composer, varied_keys
-from starquant.sweeps.overrides import CONF, Groups, expand, hydra_words, parse_overrides, task_words, validate_option
+from starquant.sweeps.overrides import (
+    CONF,
+    Groups,
+    expand,
+    hydra_words,
+    options_of,
+    parse_overrides,
+    task_words,
+    validate_option,
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,7 @@ class CellSweeper(Sweeper):
 
     Args:
         params: swept by an experiment; the command line wins over them.
-        parts: further keys and values, list by list: the sweep is every list's cells. What lies below a group that
-            the command line chooses falls away with it.
+        parts: further keys and values, list by list: the sweep is every list's cells (`divided`).
         max_batch_size: cells that a launcher gets at once, None for all.
     """
 
@@ -80,8 +88,8 @@ class CellSweeper(Sweeper):
         own, first = parse_overrides(arguments, loader), None
         cells: dict[str, tuple[Cell, tuple[str, ...]]] = {}
         folders = []
-        for params in self.params:
-            overrides = [*self._swept(params, own), *own]
+        for params, said in divided(self.params, own):
+            overrides = [*self._swept(params, said), *said]
             for override in overrides:
                 validate_option(override, groups)
             overrides = [override for override in overrides if not override.is_hydra_override()]
@@ -108,17 +116,10 @@ class CellSweeper(Sweeper):
         validate_plan(plan)
         return plan
 
-    def _swept(self, params: dict[str, Any], own: Sequence[Override]) -> list[Override]:
-        """Return parameters of an experiment without what the command line says.
-
-        It may say it in another spelling (`++key=`), or choose the group that a key lies below.
-        """
+    def _swept(self, params: Mapping[str, Any], own: Sequence[Override]) -> list[Override]:
+        """Return parameters of an experiment without what the command line says in another spelling (`++key=`)."""
         spelled = {o.key_or_group: o.get_key_element() for o in own}
-        words = [
-            f"{key}={option}"
-            for key, option in params.items()
-            if spelled.get(key, key) == key and not ("." in key and key.split(".")[0] in spelled)
-        ]
+        words = [f"{key}={option}" for key, option in params.items() if spelled.get(key, key) == key]
         return parse_overrides(words, self._context.config_loader)
 
     def launch(self, plan: Plan) -> list[Any]:
@@ -144,6 +145,36 @@ class CellSweeper(Sweeper):
         folder = Path(settings.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, folder / "multirun.yaml")
+
+
+def divided(
+    parts: Sequence[Mapping[str, Any]], own: Sequence[Override]
+) -> Iterator[tuple[Mapping[str, Any], list[Override]]]:
+    """Yield (parameters of a part, words of the command line that go with it).
+
+    The command line wins over every part, but for a group that a part has keys below of: of the options chosen there a
+    part takes those that it lists, and options that no part lists go without any of these keys.
+    """
+    deep = {key.split(".")[0] for part in parts for key in part if "." in key} & {key for part in parts for key in part}
+    chosen = {o.key_or_group: list(map(str, options_of(o))) for o in own if o.key_or_group in deep}
+    rest = [o for o in own if o.key_or_group not in chosen]
+    if not chosen:
+        yield from ((part, rest) for part in parts)
+        return
+    listed: dict[str, set[str]] = {key: set() for key in chosen}
+    for part in parts:
+        kept = {key: [o for o in options if o in str(part.get(key)).split(",")] for key, options in chosen.items()}
+        for key, options in kept.items():
+            listed[key] |= {*options}
+        if all(kept.values()):
+            yield {**part, **{key: ",".join(options) for key, options in kept.items()}}, rest
+    for key, options in chosen.items():
+        if any(option not in listed[key] for option in options):
+            shared = {
+                k: v for k, v in parts[0].items() if k.split(".")[0] not in deep and all(p.get(k) == v for p in parts)
+            }
+            others = [o for o in own if o.key_or_group != key]
+            yield {**shared, key: ",".join(o for o in options if o not in listed[key])}, others
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.quantized.install import install
 from starquant.testbed.items import Split
 from starquant.testbed.tiny.shipped import weights_folder
+from tests.support.models import perturbed
 from tests.support.specs import spec
 
 PROMPTS = [[7, 8, 9], [11, 12, 13, 14, 15, 16], [42], [5, 5, 5, 6]]
@@ -43,15 +43,6 @@ SAMPLERS = {
         DreamSampler(12, 8, alg="origin", temperature=1.0),
     ],
 }
-
-
-def perturbed(model: MaskedDiffusionModel, size: float = 0.05) -> MaskedDiffusionModel:
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter += size * parameter.std().nan_to_num() * torch.randn(parameter.shape, generator=generator)
-    return other
 
 
 def reference(model: MaskedDiffusionModel, sampler: Any, batch_size: int = 3, **settings: Any) -> Reference:

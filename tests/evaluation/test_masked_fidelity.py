@@ -14,7 +14,7 @@ from starquant.errors import DataError
 from starquant.evaluation.compared_rows import Fidelity
 from starquant.evaluation.masked_fidelity import MaskedReference, measure_masked, take_masked_reference
 from starquant.models.base import MaskedDiffusionModel
-from tests.evaluation.test_fidelity import perturbed
+from tests.support.models import perturbed
 
 METRICS = ("top1_agreement", "kl", "confidence_drift", "confidence_bias", "hidden_mse")
 STATES = StatesSpec(sampler="uniform", per_segment=3)

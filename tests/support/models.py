@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -61,3 +62,13 @@ def edit_config(folder: Path, **values: object) -> None:
 
 def hooks_of(module: nn.Module) -> list[object]:
     return [h for m in module.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+
+
+def perturbed(model: MaskedDiffusionModel, size: float = 0.05) -> MaskedDiffusionModel:
+    """A copy whose every parameter is off by some noise."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += size * parameter.std().nan_to_num() * torch.randn(parameter.shape, generator=generator)
+    return other

@@ -258,3 +258,29 @@ def test_hydra_answers_other_words_in_a_process_of_its_own(capfd: pytest.Capture
     out = capfd.readouterr().out
     assert "name: w8a8" in out
     assert json.dumps("rtn").strip('"') in out
+
+
+PARTS = (
+    "# @package _global_\nexperiment: {name: parted}\nhydra:\n  mode: MULTIRUN\n  sweeper:\n"
+    "    params: {bits: 'w4a4,w8a8'}\n"
+    "    parts:\n      - {method: 'rtn,gptq'}\n      - {method: 'quarot,quarot_rtn', method.rotation_seed: '0,1'}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), 2 * (2 + 4)),
+        (("bits=w3a3",), 2 + 4),  # the command line wins over every part
+        (("method=quarot",), 2 * 2),  # a part takes of a group what it lists, with its own keys
+        (("method=rtn,quarot_rtn", "bits=w4a4"), 1 + 2),
+        (("method=star_quant", "bits=w4a4"), 1),  # listed by none: without a part's keys
+        (("method=awq,quarot", "bits=w4a4"), 1 + 2),
+        (("method=quarot", "method.rotation_seed=7", "bits=w4a4"), 1),
+    ],
+)
+def test_parts_of_an_experiment(tmp_path: Path, words: tuple[str, ...], expected: int) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/parted.yaml").write_text(PARTS)
+    plan = plan_of([f"--config-dir={tmp_path}", "experiment=parted", *words])
+    assert plan is not None and len(plan.cells) == len({cell.key for cell in plan.cells}) == expected

@@ -1,0 +1,70 @@
+"""An experiment's table over rotation seeds: fidelity of every method at every bit-width, and differences to one.
+
+Rows are `definitions.SEED_TABLES`; means, standard errors and paired intervals are `across_seeds`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from starquant.errors import RecordError
+from starquant.reports import figures
+from starquant.reports.across_seeds import Column, Row, add_run, table
+from starquant.reports.comparison import markdown
+from starquant.reports.definitions import Definition
+from starquant.reports.selection import Run, validate_speed, validate_together
+from starquant.store.files import write_atomically
+
+COLUMNS: tuple[Column, ...] = tuple(
+    (f"fidelity_{group}", metric) for group in ("text", "tasks") for metric in ("kl", "top1_agreement")
+)
+NOTES = (
+    "text: held-out natural text; tasks: answers of held-out items. KL in nats, top-1 agreement in percent "
+    "(differences in points), standard errors in parentheses; differences are paired by rotation seed and item, "
+    "brackets are 95 % bootstrap intervals over both."
+)
+
+
+def seed_rows(definition: Definition, runs: Sequence[Run], allow: Sequence[str] = ()) -> list[Row]:
+    """Return a row for each bit-width and method that was run, in the order of the definition.
+
+    Raises:
+        RecordError: no run of the table, two of the same seeds, runs that do not go together.
+    """
+    own = [run for run in runs if any(run.matches(row.where) for row in definition.rows)]
+    if not own:
+        raise RecordError(f"holds no record of {definition.name}")
+    validate_together(own, allow)
+    validate_speed({run.path: run.record.spec for run in own})
+    rows = []
+    for bits in sorted({str(run.get("bits.name")) for run in own}):
+        for wanted in definition.rows:
+            row = Row((bits, wanted.label))
+            for run in own:
+                if run.get("bits.name") == bits and run.matches(wanted.where):
+                    add_run(row, run)
+            rows += [row] if row.runs else []
+    return rows
+
+
+def frames(definition: Definition, rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
+    """Return the table of values and, where the row that others are compared with was run, that of differences."""
+    found = {"values": table(rows, None, COLUMNS)}
+    if any(row.label[-1] == definition.against for row in rows):
+        found[f"against {definition.against}"] = table(rows, definition.against, COLUMNS)
+    return found
+
+
+def write(definition: Definition, rows: Sequence[Row], out: Path) -> list[Path]:
+    """Write tables/NAME.md and .csv, figures/NAME.png and .pdf; returns the paths."""
+    tables = frames(definition, rows)
+    parts = [f"# {definition.title}"]
+    parts += [f"## {heading}\n\n{markdown(frame)}" for heading, frame in tables.items()]
+    paths = [out / "tables" / f"{definition.name}{suffix}" for suffix in (".md", ".csv")]
+    write_atomically(paths[0], "\n\n".join([*parts, NOTES]) + "\n")
+    write_atomically(paths[1], tables["values"].to_csv(index=False, lineterminator="\n"))
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    return paths + figures.save(figures.divergence(rows), out / "figures" / definition.name)
