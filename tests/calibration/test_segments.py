@@ -16,6 +16,8 @@ from starquant.calibration.shipped_text import testbed_items as generated_items
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
 from starquant.testbed.items import Split, split_of
+from starquant.testbed.smol import natural_text
+from starquant.testbed.smol.tasks.items import split_of as split_of_prompt
 from starquant.testbed.tiny import train
 
 CONTEXT = 256
@@ -284,3 +286,34 @@ def test_prompts() -> None:
     assert prompts_of([asked, plain], 8, 10) == [(2, 3), (1, 2)]
     with pytest.raises(ConfigError, match="the answer's 8 tokens do not fit the model's context of 8"):
         prompts_of([asked], 8, 8)
+
+
+@pytest.mark.parametrize("kind", ["smol", "smol_tasks", "smol_text"])
+@pytest.mark.parametrize("split", list(Split))
+def test_text_shipped_with_smol(kind: str, split: Split, bytes_tokenizer: PreTrainedTokenizerBase) -> None:
+    spec = source(kind, 16, 640, split=split.value)
+    segments = read_segments(spec, bytes_tokenizer, 1024, seed=3)
+    assert segments == read_segments(spec, bytes_tokenizer, 1024, seed=3)
+    assert segments != read_segments(spec, bytes_tokenizer, 1024, seed=4)
+    expected = {"smol": ["text", "tasks"], "smol_tasks": ["tasks"], "smol_text": ["text"]}[kind]
+    assert [s.group for s in segments] == expected * (16 // len(expected))
+    eos = bytes_tokenizer.eos_token_id
+    for s in segments:
+        decoded = bytes_tokenizer.decode([i for i in s.ids if i != eos])
+        if s.group == "text":
+            assert s.prompt_length == 1 and len(s.ids) == 640
+            assert decoded.strip("\ufffd") in natural_text(split)
+        else:
+            prompt = bytes_tokenizer.decode(s.ids[: s.prompt_length])
+            assert decoded == s.text and split_of_prompt(prompt) is split
+
+
+def test_smol_text_and_tasks_have_digests_of_their_own() -> None:
+    digests = [
+        fingerprint(source(kind, split=split), None)
+        for kind in ("smol", "smol_tasks", "smol_text")
+        for split in ("train", "validation", "test")
+    ]
+    assert len(set(digests)) == 9
+    with pytest.raises(ConfigError, match=r"got 'x', allowed: null for kind 'smol'"):
+        fingerprint(source("smol", path="x"), None)

@@ -1,0 +1,189 @@
+"""What gates and a learned P do at single sites: the error of a site's output on rows that nothing was learned from.
+
+    .venv/bin/python benchmarks/gates.py model=smol --blocks 2 10 20 --out gates.json
+
+The other words are overrides of a run; its model, bits, calibration text and rotation are used. Every variant of a site
+sees the same rows, exact inputs, weights rounded to nearest with searched clips. Errors are relative squared errors of
+the output, of masked and of unmasked tokens; `training` is their sum on the rows that P was learned on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from starquant.calibration.site_statistics import Collect, SiteStatistics
+from starquant.calibration.walk import BlockVisit, walk
+from starquant.config.bits import BitsSpec
+from starquant.config.methods import METHODS
+from starquant.config.methods.star_quant import STaRQuantOptions, TransformOptions
+from starquant.config.run import RunSpec
+from starquant.errors import one_line_errors
+from starquant.methods.fitted import Fitted
+from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
+from starquant.methods.star_quant.sgat import Gate, closed_form
+from starquant.methods.star_quant.site_transforms import groups_of, start_of
+from starquant.models.roles import Site
+from starquant.numerics import TokenState
+from starquant.quantized.rewriting import rounded_once
+from starquant.runs.calibrate import calibration_states
+from starquant.runs.inputs import pin
+from starquant.session.session import Session
+from starquant.sweeps.command_line import plan_of
+
+ROWS = 2048  # of each state, to learn from and to judge by
+SHARE = 1 / 32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How P comes about and which channels are gated.
+
+    Attributes:
+        fit: "fixed", "closed_form" or "learned".
+        start: of what is learned.
+        gate: shares of the channels (d_m, d_u).
+        structure: of P.
+        steps: of Adam.
+        rows: of each state that are learned from.
+        clip: learn a clip ratio a state.
+    """
+
+    name: str
+    fit: str = "learned"
+    start: str = "rotation"
+    gate: tuple[float, float] = (0.0, 0.0)
+    structure: str = "dense"
+    steps: int = 160
+    rows: int = 256
+    clip: bool = True
+
+
+BOTH = (SHARE, SHARE)
+VARIANTS = (
+    Variant("rotation", "fixed", clip=False),
+    Variant("rotation, clips", "fixed"),
+    Variant("learned, 80 steps", steps=80),
+    Variant("learned"),
+    Variant("learned, 400 steps", steps=400),
+    Variant("learned, 2048 rows", rows=2048),
+    Variant("learned, 2048 rows, 400 steps", rows=2048, steps=400),
+    Variant("learned, Kronecker", structure="kronecker"),
+    Variant("gates on the rotation, clips", "fixed", gate=BOTH),
+    Variant("learned with gates", gate=BOTH),
+    Variant("learned with gates, Kronecker", gate=BOTH, structure="kronecker"),
+    Variant("closed form, no gate", "closed_form", gate=(0.0, 0.0)),
+    Variant("closed form, gates", "closed_form", gate=BOTH),
+    Variant("closed form, gates, no clips", "closed_form", gate=BOTH, clip=False),
+    Variant("closed form, only masked tokens gated", "closed_form", gate=(0.0, SHARE)),
+    Variant("closed form, only unmasked tokens gated", "closed_form", gate=(SHARE, 0.0)),
+    Variant("closed form, gates 1/64", "closed_form", gate=(1 / 64, 1 / 64)),
+    Variant("closed form, gates 1/8", "closed_form", gate=(1 / 8, 1 / 8)),
+    Variant("closed form, masked tokens gated 1/4", "closed_form", gate=(0.0, 1 / 4)),
+    Variant("closed form, masked tokens gated 0.45", "closed_form", gate=(0.0, 0.45)),
+    Variant("learned from the closed form, gates", start="closed_form", gate=BOTH),
+    Variant("learned from the closed form, gates, 2048 rows", start="closed_form", gate=BOTH, rows=2048),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site of a block with all that its variants share."""
+
+    visit: BlockVisit
+    site: Site
+    statistics: SiteStatistics
+    bits: BitsSpec
+    options: STaRQuantOptions
+
+    def measure(self, variant: Variant) -> dict[str, object]:
+        """Return the errors of a variant."""
+        options = self.options.model_copy(
+            update={
+                "transform": TransformOptions(
+                    fit=variant.fit,  # type: ignore[arg-type]
+                    structure=variant.structure,  # type: ignore[arg-type]
+                    steps=variant.steps,
+                    rows=ROWS,
+                    state_clip=variant.clip,
+                )
+            }
+        )
+        width = self.visit.sites.width(self.site)
+        gate = Gate(*(round(share * width) for share in variant.gate), "asked")
+        trained, judged = groups_of(self.visit, self.site, self.statistics, self.bits, options, gate)
+        trained = replace(trained, rows_SND=tuple(rows[: variant.rows] for rows in trained.rows_SND))
+        start, _ = start_of(self.visit.sites, self.site, options, Fitted())
+        start = start or [torch.eye(width, dtype=torch.float64)]
+        if "closed_form" in (variant.fit, variant.start):
+            start = [start[0] @ self._closed(start[0], gate)]
+        learned = self._learned(trained, start, variant, options.transform)
+        masked, unmasked = output_errors(judged, learned.transform, learned.state_clip)
+        training = sum(output_errors(trained, learned.transform, learned.state_clip))
+        where = {"block": self.visit.index, "site": self.site.value}
+        return {**where, **asdict(variant), "masked": masked, "unmasked": unmasked, "training": training}
+
+    def _closed(self, start_DD: Tensor, gate: Gate) -> Tensor:
+        moments = [self.statistics.second_moment(state).mean.cpu() for state in TokenState]
+        return closed_form(*(start_DD.T @ moment @ start_DD for moment in moments), gate.widths)
+
+    def _learned(self, group: Group, start: Sequence[Tensor], variant: Variant, options: TransformOptions) -> Learned:
+        if variant.fit == "learned":
+            return learn(group, start, options)
+        if variant.clip:
+            return learn(group, start, options, rotate=False)
+        return Learned(Transform(start).to(group.weights[0].float()), None)
+
+
+def places(spec: RunSpec, blocks: Sequence[int], sites: Sequence[Site]) -> Iterator[Place]:
+    """Yield the sites of the blocks, rotated and fed as a fit of the run's method sees them."""
+    inputs, session = pin(spec), Session.open()
+    loaded = inputs.load("cpu")
+    states = calibration_states(inputs.spec, loaded, session)
+    assert states is not None
+    method, options = METHODS.build(inputs.spec.method), inputs.spec.method
+    assert isinstance(options, STaRQuantOptions)
+    fitted = Fitted()
+    ends = method.ends(loaded.model, spec.bits, fitted, states)  # type: ignore[attr-defined]
+    for visit in walk(loaded.model, states, lambda hidden: method.embed(hidden, ends)):  # type: ignore[attr-defined]
+        with rounded_once(visit.block):
+            method.prepare(visit.sites, ends)  # type: ignore[attr-defined]
+        if visit.index in blocks:
+            found = visit.collect(Collect(moments=False, rows=2 * ROWS, second_moment="state"), sites)
+            for site in sites:
+                yield Place(visit, site, found[site], spec.bits, options)
+        if visit.index >= max(blocks):
+            return
+
+
+@one_line_errors(OSError)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line a variant, and keep them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[2, 10, 20])
+    parser.add_argument("--sites", nargs="+", default=["qkv_input", "down_input"], choices=[s.value for s in Site])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_intermixed_args(arguments)
+    plan = plan_of([*args.overrides, "method=star_quant"])
+    assert plan is not None
+    found = []
+    for place in places(plan.cells[0].spec, args.blocks, [Site(name) for name in args.sites]):
+        for variant in VARIANTS:
+            row = place.measure(variant)
+            found.append(row)
+            errors = f"{row['masked']:.4f} {row['unmasked']:.4f}  training {row['training']:.4f}"
+            print(f"block {row['block']} {row['site']:12s} {variant.name:48s} {errors}", flush=True)
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
