@@ -156,9 +156,9 @@ def places(spec: RunSpec, blocks: Sequence[int], sites: Sequence[Site]) -> Itera
         with rounded_once(visit.block):
             method.prepare(visit.sites, ends)  # type: ignore[attr-defined]
         if visit.index in blocks:
-            found = visit.collect(Collect(moments=False, rows=2 * ROWS, second_moment="state"), sites)
+            statistics = visit.collect(Collect(moments=False, rows=2 * ROWS, second_moment="state"), sites)
             for site in sites:
-                yield Place(visit, site, found[site], spec.bits, options)
+                yield Place(visit, site, statistics[site], spec.bits, options)
         if visit.index >= max(blocks):
             return
 
@@ -174,14 +174,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments)
     plan = plan_of([*args.overrides, "method=star_quant"])
     assert plan is not None
-    found = []
+    rows = []
     for place in places(plan.cells[0].spec, args.blocks, [Site(name) for name in args.sites]):
         for variant in VARIANTS:
             row = place.measure(variant)
-            found.append(row)
+            rows.append(row)
             errors = f"{row['masked']:.4f} {row['unmasked']:.4f}  training {row['training']:.4f}"
             print(f"block {row['block']} {row['site']:12s} {variant.name:48s} {errors}", flush=True)
-            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            args.out.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 

@@ -111,9 +111,9 @@ def divergence(rows: Sequence[Row], bits: str = "w4a4") -> Figure:
     own = [row for row in rows if row.label[0] == bits] or [row for row in rows if row.label[0] == rows[0].label[0]]
     figure, axes = plt.subplots(figsize=(6.0, 0.9 + 0.32 * len(own)), layout="constrained")
     for offset, (group, shade, marker) in enumerate((("text", "0.0", "o"), ("tasks", "0.55", "s"))):
-        found = [crossed_bootstrap(row.numbers((f"fidelity_{group}", "kl"))) for row in own]
-        means = [interval.mean for interval in found]
-        spread = [[f.mean - f.low for f in found], [f.high - f.mean for f in found]]
+        intervals = [crossed_bootstrap(row.numbers((f"fidelity_{group}", "kl"))) for row in own]
+        means = [interval.mean for interval in intervals]
+        spread = [[f.mean - f.low for f in intervals], [f.high - f.mean for f in intervals]]
         places = [index + 0.14 * (2 * offset - 1) for index in range(len(own))]
         axes.errorbar(means, places, xerr=spread, fmt=marker, color=shade, label=group, markersize=5, linewidth=1)
     axes.set(xscale="log", xlabel=f"KL to full precision at {own[0].label[0]}, nats", yticks=range(len(own)))

@@ -52,10 +52,10 @@ def seed_rows(definition: Definition, runs: Sequence[Run], allow: Sequence[str] 
 
 def frames(definition: Definition, rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
     """Return the table of values and, where the row that others are compared with was run, that of differences."""
-    found = {"values": table(rows, None, COLUMNS)}
+    frame_by_heading = {"values": table(rows, None, COLUMNS)}
     if any(row.label[-1] == definition.against for row in rows):
-        found[f"against {definition.against}"] = table(rows, definition.against, COLUMNS)
-    return found
+        frame_by_heading[f"against {definition.against}"] = table(rows, definition.against, COLUMNS)
+    return frame_by_heading
 
 
 def write(definition: Definition, rows: Sequence[Row], out: Path) -> list[Path]:
