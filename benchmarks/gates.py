@@ -4,7 +4,8 @@
 
 The other words are overrides of a run; its model, bits, calibration text and rotation are used. Every variant of a site
 sees the same rows, exact inputs, weights rounded to nearest with searched clips. Errors are relative squared errors of
-the output, of masked and of unmasked tokens; `training` is their sum on the rows that P was learned on.
+the output, of masked and of unmasked tokens; `training` is their sum on the rows that P was learned on, `ungated` the
+sum with the same P and clips without gates.
 """
 
 from __future__ import annotations
@@ -126,9 +127,10 @@ class Place:
             start = [start[0] @ self._closed(start[0], gate)]
         learned = self._learned(trained, start, variant, options.transform)
         masked, unmasked = output_errors(judged, learned.transform, learned.state_clip)
-        training = sum(output_errors(trained, learned.transform, learned.state_clip))
-        where = {"block": self.visit.index, "site": self.site.value}
-        return {**where, **asdict(variant), "masked": masked, "unmasked": unmasked, "training": training}
+        error = {"masked": masked, "unmasked": unmasked}
+        error["training"] = sum(output_errors(trained, learned.transform, learned.state_clip))
+        error["ungated"] = sum(output_errors(replace(judged, gate=(0, 0)), learned.transform, learned.state_clip))
+        return {"block": self.visit.index, "site": self.site.value, **asdict(variant), **error}
 
     def _closed(self, start_DD: Tensor, gate: Gate) -> Tensor:
         moments = [self.statistics.second_moment(state).mean.cpu() for state in TokenState]
@@ -170,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 10, 20])
     parser.add_argument("--sites", nargs="+", default=["qkv_input", "down_input"], choices=[s.value for s in Site])
+    parser.add_argument("--quick", action="store_true", help="at most 160 steps and 256 rows")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_intermixed_args(arguments)
     plan = plan_of([*args.overrides, "method=star_quant"])
@@ -177,9 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for place in places(plan.cells[0].spec, args.blocks, [Site(name) for name in args.sites]):
         for variant in VARIANTS:
+            if args.quick and (variant.steps > 160 or variant.rows > 256):
+                continue
             row = place.measure(variant)
             rows.append(row)
-            errors = f"{row['masked']:.4f} {row['unmasked']:.4f}  training {row['training']:.4f}"
+            errors = f"{row['masked']:.4f} {row['unmasked']:.4f}"
+            errors += f"  training {row['training']:.4f} ungated {row['ungated']:.4f}"
             print(f"block {row['block']} {row['site']:12s} {variant.name:48s} {errors}", flush=True)
             args.out.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

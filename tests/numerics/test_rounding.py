@@ -64,6 +64,13 @@ def test_fake_equals_codes_and_back(fmt: QuantFormat) -> None:
     assert torch.equal(dequantize(q), fake_quantize(x, fmt))
 
 
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_no_number_is_better_off_as_zero(fmt: QuantFormat) -> None:
+    """Zero is a grid point, so rounding errs by |x| at most: a gate that closes a channel cannot err less there."""
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 1, 16)
+    assert bool(((x - fake_quantize(x, fmt)).abs() <= x.abs() * (1 + 1e-6)).all())
+
+
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f.clip_ratio == 1.0], ids=str)
 def test_grid_points_are_fixed_and_zero_is_exact(fmt: QuantFormat) -> None:
     once = fake_quantize(torch.randn(6, 16), fmt)
