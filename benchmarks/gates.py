@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from starquant.calibration.site_statistics import Collect, SiteStatistics
@@ -121,8 +120,8 @@ class Place:
         gate = Gate(*(round(share * width) for share in variant.gate), "asked")
         trained, judged = groups_of(self.visit, self.site, self.statistics, self.bits, options, gate)
         trained = replace(trained, rows_SND=tuple(rows[: variant.rows] for rows in trained.rows_SND))
-        start, _ = start_of(self.visit.sites, self.site, options, Fitted())
-        start = start or [torch.eye(width, dtype=torch.float64)]
+        of_start = options.model_copy(update={"transform": options.transform.model_copy(update={"fit": "learned"})})
+        start, _ = start_of(self.visit.sites, self.site, of_start, Fitted())  # QuaRot's Hadamards, whatever is learned
         if "closed_form" in (variant.fit, variant.start):
             start = [start[0] @ self._closed(start[0], gate)]
         learned = self._learned(trained, start, variant, options.transform)

@@ -27,6 +27,7 @@ class TransformOptions(Spec):
         rows: tokens of each state that it is learned on, and as many it is judged on.
         steps: of Adam.
         learning_rate: at the start; a cosine brings it to zero.
+        clip_learning_rate: of the logits of the clip ratios, in the same way.
         state_clip: learn how much of each token's range the grid covers, one ratio a token state.
         clip_every: steps between two searches of the weights' clip ratios, where weights are clipped.
     """
@@ -38,6 +39,7 @@ class TransformOptions(Spec):
     rows: Count = 256
     steps: Count = 160
     learning_rate: Positive = 0.02
+    clip_learning_rate: Positive = 0.2
     state_clip: bool = True
     clip_every: Count = 20
 

@@ -117,9 +117,11 @@ class _Free:
         clips = options.state_clip and group.activation_format.quantizes
         self.logits_S = torch.full((2,), CLIP_LOGIT, device=device, requires_grad=clips)
 
-    def parameters(self) -> list[Tensor]:
-        """Return the tensors that learn."""
-        return [tensor for tensor in (*self.free, self.logits_S) if tensor.requires_grad]
+    def groups(self, options: TransformOptions) -> list[dict[str, Any]]:
+        """Return the tensors that learn, with their learning rates."""
+        rates = [options.learning_rate] * len(self.free) + [options.clip_learning_rate]
+        tensors = [*self.free, self.logits_S]
+        return [{"params": [t], "lr": rate} for t, rate in zip(tensors, rates, strict=True) if t.requires_grad]
 
     def transform(self) -> Transform:
         """Return the transform as it stands, differentiable."""
@@ -155,7 +157,7 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     """
     with torch.enable_grad():
         free = _Free(start, group, options, rotate)
-        optimizer = torch.optim.Adam(free.parameters(), lr=options.learning_rate)
+        optimizer = torch.optim.Adam(free.groups(options))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
         loss_of = _Loss(group)
         if not rotate:
@@ -189,7 +191,10 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, progress: P
     with torch.enable_grad():
         free_DD = torch.zeros(width, width, dtype=torch.float32, device=device, requires_grad=True)
         logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=device, requires_grad=options.state_clip)
-        optimizer = torch.optim.Adam([free_DD, *([logits_GS] if options.state_clip else [])], lr=options.learning_rate)
+        learning: list[dict[str, Any]] = [{"params": [free_DD]}]
+        if options.state_clip:
+            learning.append({"params": [logits_GS], "lr": options.clip_learning_rate})
+        optimizer = torch.optim.Adam(learning, lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group) for group in groups]
         for step in progress.bar(range(options.steps), "shared transform", "step"):
