@@ -37,6 +37,12 @@ def sample_dream(
     u_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (token [N], confidence [N]) as Dream's `sample_tokens`."""
+    greedy = temperature == 0 and (top_p is None or top_p >= 1)
+    if greedy and top_k is not None and 4 * top_k < logits_NV.shape[1]:
+        best = logits_NV.topk(4 * top_k, dim=1)
+        kept_NK = best.values >= best.values[:, top_k - 1 : top_k]
+        if not bool(kept_NK[:, -1].any()):  # else some logits equal to the k-th may be missing
+            return _greedy_of(best.values.masked_fill(~kept_NK, -torch.inf), best.indices, alg)
     if temperature > 0:
         logits_NV = logits_NV / temperature
     if top_p is not None and top_p < 1:
@@ -46,13 +52,25 @@ def sample_dream(
         logits_NV = logits_NV.masked_fill(logits_NV < kth, -torch.inf)
     token = sample_tokens(logits_NV, float(temperature > 0), u_N)  # the temperature is in the logits
     probs_NV = logits_NV.softmax(1)
-    confidence = probs_NV.gather(1, token[:, None])[:, 0]
+    return token, _confidence(probs_NV, probs_NV.gather(1, token[:, None])[:, 0], alg)
+
+
+def _greedy_of(logits_NK: Tensor, index_NK: Tensor, alg: str) -> tuple[Tensor, Tensor]:
+    """Return (token, confidence) from the candidates alone: all other tokens have no probability.
+
+    Of equally likely tokens the first one of the vocabulary is taken, as `argmax` does.
+    """
+    last = torch.iinfo(index_NK.dtype).max
+    token = index_NK.masked_fill(logits_NK < logits_NK[:, :1], last).amin(1)
+    probs_NK = logits_NK.softmax(1)
+    return token, _confidence(probs_NK, probs_NK[:, 0], alg)
+
+
+def _confidence(probs_NV: Tensor, likeliest_N: Tensor, alg: str) -> Tensor:
     if alg == "topk_margin":
         top = probs_NV.topk(2, dim=1).values
-        confidence = top[:, 0] - top[:, 1]
-    elif alg == "entropy":
-        confidence = (probs_NV * torch.log(probs_NV + 1e-10)).sum(1)
-    return token, confidence
+        return top[:, 0] - top[:, 1]
+    return (probs_NV * torch.log(probs_NV + 1e-10)).sum(1) if alg == "entropy" else likeliest_N
 
 
 def top_ranked(confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: torch.Size, commit_B: Tensor) -> Tensor:

@@ -168,3 +168,22 @@ def test_forward_mask_ratio_and_bounds() -> None:
     assert bool((forward_mask(ids, 1.0, 7, torch.Generator()) == 7).all())
     with pytest.raises(ValueError, match="mask_ratio"):
         forward_mask(ids, 1.1, 7, torch.Generator())
+
+
+@pytest.mark.parametrize("alg", ["entropy", "maskgit_plus", "topk_margin"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_greedy_candidates_are_those_of_the_whole_vocabulary(alg: str, ties: bool) -> None:
+    """The k likeliest tokens alone, against softmax over all with the others at minus infinity; ties as `argmax`."""
+    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(3)) * 3
+    if ties:
+        logits = logits.round()  # many equal to the k-th, more than are looked at in some rows
+    token, confidence = sample_dream(logits, alg, 0.0, None, 50)
+    kept = logits.masked_fill(logits < logits.sort(1, descending=True).values[:, 49:50], -torch.inf)
+    assert torch.equal(token, logits.argmax(1))
+    probs = kept.double().softmax(1)
+    expected = {
+        "entropy": (probs * torch.log(probs + 1e-10)).sum(1),
+        "maskgit_plus": probs.amax(1),
+        "topk_margin": probs.sort(1, descending=True).values[:, 0] - probs.sort(1, descending=True).values[:, 1],
+    }[alg]
+    torch.testing.assert_close(confidence.double(), expected, rtol=1e-5, atol=1e-5)
