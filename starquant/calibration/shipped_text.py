@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 
 from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration.batches import Segment
 from starquant.calibration.cutting import consecutive, encode
 from starquant.config.calibration import SourceSpec
-from starquant.errors import ConfigError
+from starquant.errors import ConfigError, DataError
 from starquant.testbed import smol
 from starquant.testbed.items import ANSWER_LENGTH, Item, Split, rng_for
 from starquant.testbed.smol import ANSWER_LENGTHS
@@ -47,28 +47,35 @@ def shipped_segments(spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, seed:
 
     Raises:
         ConfigError: items that are longer than `spec.length`.
+        DataError: more segments than there are items.
     """
     if spec.kind == "testbed":
         return _testbed(spec, tokenizer, seed, where)
-    text = [] if spec.kind == "smol_tasks" else _smol_text(spec, tokenizer, seed)
-    tasks = [] if spec.kind == "smol_text" else _smol_tasks(spec, tokenizer, seed, where)
+    texts = {"smol": -(-spec.segments // 2), "smol_text": spec.segments, "smol_tasks": 0}[spec.kind]
+    text = _smol_text(spec, texts, tokenizer, seed) if texts else []
+    tasks = _smol_tasks(spec, spec.segments - texts, tokenizer, seed, where) if texts < spec.segments else []
     in_turn = chain.from_iterable(zip_longest(text, tasks))
-    return [segment for segment in in_turn if segment is not None][: spec.segments]
+    return [segment for segment in in_turn if segment is not None]
 
 
-def _smol_text(spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Segment]:
+def _smol_text(spec: SourceSpec, count: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Segment]:
     """Cut the natural text; the first token of a segment always stays visible, since nothing comes before it."""
     segments = consecutive(smol.natural_text(Split(spec.split)), tokenizer, spec.length)
     random.Random(seed).shuffle(segments)
-    return [Segment(s.ids, 1, s.text, "text") for s in segments[: spec.segments]]
+    return [Segment(s.ids, 1, s.text, "text") for s in segments[:count]]
 
 
-def _smol_tasks(spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, seed: int, where: str) -> list[Segment]:
+def _smol_tasks(
+    spec: SourceSpec, count: int, tokenizer: PreTrainedTokenizerBase, seed: int, where: str
+) -> list[Segment]:
     """Take the four tasks in turn; answers are padded with end tokens, as a generated answer ends."""
-    each = -(-spec.segments // len(ANSWER_LENGTHS))
-    streams = [[(task, item) for item in stream(task, seed, each, Split(spec.split))] for task in ANSWER_LENGTHS]
+    each = -(-count // len(ANSWER_LENGTHS))
+    try:
+        streams = [[(task, item) for item in stream(task, seed, each, Split(spec.split))] for task in ANSWER_LENGTHS]
+    except ValueError as error:
+        raise DataError(f"{where}.segments: got {spec.segments}, but {error}") from None
     segments = []
-    for task, item in chain.from_iterable(zip(*streams, strict=True)):
+    for task, item in islice(chain.from_iterable(zip(*streams, strict=True)), count):
         prompt, answer = encode(tokenizer, item.prompt), encode(tokenizer, item.answer)
         answer += [int(tokenizer.eos_token_id)] * (ANSWER_LENGTHS[task] - len(answer))
         segments.append(Segment((*prompt, *answer), len(prompt), item.prompt + item.answer, "tasks"))

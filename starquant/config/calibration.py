@@ -52,7 +52,7 @@ class StatesSpec(Spec):
     sampler: Literal["clean", "uniform", "trajectory"]
     min_ratio: Share = 0.0
     max_ratio: Share = 1.0
-    per_segment: Count = 1
+    per_segment: Annotated[int, Field(ge=1, le=1024)] = 1
     shares: tuple[Share, ...] | None = None
 
     @model_validator(mode="after")

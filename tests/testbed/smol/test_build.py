@@ -194,6 +194,13 @@ def test_base_of_another_version_is_named(small: Path, tmp_path: Path, capsys: p
     assert leftovers() == []
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_a_built_folder_that_is_damaged_is_named(name: str, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["--base", str(small)]) == 0
+    (cache.built_folder(0) / name).write_text("{")
+    assert "is damaged; remove it and build it again" in error_of(capsys, "--base", str(small))
+
+
 def test_damaged_base_in_the_cache_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base.base_path().parent.mkdir(parents=True)
     base.base_path().write_bytes(b"x")

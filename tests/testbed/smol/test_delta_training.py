@@ -149,7 +149,8 @@ def test_killed_while_saving_the_last_whole_state_counts(
 def test_a_training_out_of_time_goes_on(uninterrupted: Path, tmp_path: Path) -> None:
     calls = 0
     while not training_of(tmp_path, minutes=1e-9).go_on():  # one step a call
-        assert not (tmp_path / training_state.DELTA_FILES[0]).exists()
+        assert (tmp_path / training_state.DELTA_FILES[0]).exists(), "as far as it has come"
+        assert not (tmp_path / training_state.CARD).exists()
         calls += 1
     assert calls == STEPS - 1
     assert written(tmp_path) == written(uninterrupted)

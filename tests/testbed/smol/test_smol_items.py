@@ -55,8 +55,8 @@ def test_a_twentieth_is_held_out_half_of_it_for_validation() -> None:
 
 
 def test_more_items_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("starquant.testbed.smol.tasks.items.MOST_DRAWS", 1)
-    with pytest.raises(ValueError, match=r"sums: has only about \d+ items of split 'test', got count 50"):
+    monkeypatch.setattr("starquant.testbed.smol.tasks.items.MOST_MISSES", 10)
+    with pytest.raises(ValueError, match=r"sums has only about \d+ items of split 'test', not 50"):
         stream("sums", 0, 50, Split.TEST)
 
 

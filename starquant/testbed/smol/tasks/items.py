@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from starquant.errors import one_line_errors
 from starquant.testbed.items import Split, rng_for
 from starquant.testbed.smol.tasks import lists, programs, reading, sums
 from starquant.testbed.smol.tasks.python_subset import run_each
@@ -23,8 +24,8 @@ TASKS = ("sums", "reading", "lists", "programs")
 #: Items of a shipped file.
 COUNTS = {Split.VALIDATION: 128, Split.TEST: 256}
 FOLDER = Path(__file__).with_name("items")
-#: Draws an item of a split is worth before the task counts as exhausted.
-MOST_DRAWS = 2_000
+#: Draws in a row that bring no new item of a split: the task counts as exhausted.
+MOST_MISSES = 5_000
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,16 @@ def stream(task: str, seed: int | str, count: int, split: Split) -> list[Item]:
     """
     rng = rng_for("smol", task, seed, split.value)
     distinct: dict[str, Item] = {}
-    for _ in range(MOST_DRAWS * count):
-        if len(distinct) == count:
-            break
+    misses = 0
+    while len(distinct) < count:
         item = _draw(task, rng)
-        if split_of(item.prompt) is split:
-            distinct.setdefault(item.prompt, item)
-    if len(distinct) < count:
-        raise ValueError(f"{task}: has only about {len(distinct)} items of split '{split.value}', got count {count}")
+        if split_of(item.prompt) is split and item.prompt not in distinct:
+            distinct[item.prompt] = item
+            misses = 0
+            continue
+        misses += 1
+        if misses == MOST_MISSES:
+            raise ValueError(f"{task} has only about {len(distinct)} items of split '{split.value}', not {count}")
     return list(distinct.values())
 
 
@@ -112,12 +115,14 @@ def _file(task: str, split: Split) -> str:
     return f"{task}_{split.value}.jsonl"
 
 
-def main() -> None:
+@one_line_errors(OSError)
+def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write the shipped items of the real model's tasks anew.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
-    write(parser.parse_args().out)
+    write(parser.parse_args(arguments).out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -92,7 +92,7 @@ def _idle(mapping: str, aggregate: str, condition: str) -> bool:
 
 def _probes(m: int) -> tuple[tuple[int, ...], ...]:
     """Return numbers that tell conditions apart."""
-    return (m - 1, m, m + 1, 0, 1, -1, -20), (m, -20), (m + 1, -20), (m, 1), (1, -20)
+    return (m - 1, m, m + 1, 0, 1, -1, -20), (m, -20), (m + 1, -20), (m - 1, 1), (m, 1), (1, -20)
 
 
 def _of_list(rng: random.Random) -> tuple[str, str, list[object]]:

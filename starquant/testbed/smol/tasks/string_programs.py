@@ -33,7 +33,7 @@ REPLACED = StringOperation(
 STRIPPED = StringOperation("without spaces at the ends", "{e}.strip()", lambda s, k, c, d: s.strip(), moves=True)
 STRING_OPERATIONS = (REVERSED, UPPER, LOWER, NO_FIRST, NO_LAST, REPEATED, REPLACED, STRIPPED)
 DIGITS = "zero one two three four five".split()
-LETTERS = "abcdeimnorst"
+LETTERS = "abcdeimnort"  # no s: the parameter is called so
 STRINGS = (
     *("", "a", " Stone ", "banana", "Mississippi tram", "Erde und Mond", "x y z"),
     *("abcde", " mice on a train", "Random bits ", "soda cans"),

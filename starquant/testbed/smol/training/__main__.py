@@ -41,7 +41,7 @@ def new_parser() -> argparse.ArgumentParser:
     add("--text", type=Path, help='folder of natural text: .txt files, and .jsonl files of lines {"text": "..."}')
     add("--share", action="append", default=[], metavar="NAME=SHARE", help=f"share of the tokens (default: {SHARES})")
     add("--tokens", type=int, default=Options.tokens, help="of the whole training, padding included (default 110 M)")
-    add("--minutes", type=float, help="stop this call after so long; the same call goes on")
+    add("--minutes", type=float, help="stop this call after so long; its delta is there, the same call goes on")
     add("--batch", type=int, default=Options.batch, help="rows of 256 tokens in a step (default 128; take 4 on a CPU)")
     add("--rank", type=int, default=Options.rank, help="of the low-rank updates (default 32)")
     add("--learning-rate", type=float, default=Options.learning_rate, help="peak (default 2e-3)")

@@ -155,7 +155,7 @@ class Training:
         self.log = training_state.TrainingLog(out / training_state.LOG, self.step)
 
     def go_on(self) -> bool:
-        """Train until the end or the time is up; returns whether the delta is written."""
+        """Train until the end or the time is up, and write the delta; returns whether it is the end."""
         rest = range(self.step, self.steps)
         rows = batches(self.source, self.options.batch, rest, self.options.workers, self.options.shard_rows)
         bar = tqdm(rows, f"train smol seed {self.options.seed}", self.steps, initial=self.step, mininterval=5)
@@ -169,7 +169,8 @@ class Training:
                 stopped = self.step < self.steps and minutes >= (self.options.minutes or math.inf)
                 if stopped or self.step % self.options.save_every == 0 or self.step == self.steps:
                     self.save()
-                if stopped:
+                if stopped:  # as far as it has come: worth having of a training that went on with a delta
+                    training_state.write_delta(self.options.out, self.network.delta())
                     return False
         self.finish()
         return True

@@ -16,6 +16,10 @@ from starquant.testbed.smol.training.state import CARD
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
+#: Beyond, two factors are larger than the matrix that they update.
+MOST_RANK = 288
+
+
 @dataclass(frozen=True)
 class Options:
     """What a training is called with.
@@ -67,8 +71,12 @@ def validate_options(options: Options) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}: got {value:g}, allowed: above 0")
     if options.workers < 0:
         raise ConfigError(f"--workers: got {options.workers}, allowed: 0 or more")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {options.device}: there is no such device here; allowed: cpu")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ConfigError(f"--device {options.device}: there is no such device here; allowed: cpu, cuda") from None
+    if options.rank > MOST_RANK:
+        raise ConfigError(f"--rank: got {options.rank}, allowed: at most {MOST_RANK}")
     natural = options.shares[NATURAL]
     if options.text is None and natural > 0:
         raise ConfigError(
