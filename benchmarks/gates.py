@@ -1,6 +1,6 @@
 """What gates and a learned P do at single sites: the error of a site's output on rows that nothing was learned from.
 
-    .venv/bin/python benchmarks/gates.py model=smol --blocks 2 10 20 --out gates.json
+    .venv/bin/python benchmarks/gates.py model=smol --blocks 2 10 20 --out gates.csv
 
 The other words are overrides of a run; its model, bits, calibration text and rotation are used. Every variant of a site
 sees the same rows, exact inputs, weights rounded to nearest with searched clips. Errors are relative squared errors of
@@ -11,12 +11,12 @@ sum with the same P and clips without gates.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 from torch import Tensor
 
 from starquant.calibration.site_statistics import Collect, SiteStatistics
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             errors = f"{row['masked']:.4f} {row['unmasked']:.4f}"
             errors += f"  training {row['training']:.4f} ungated {row['ungated']:.4f}"
             print(f"block {row['block']} {row['site']:12s} {variant.name:48s} {errors}", flush=True)
-            args.out.write_text(json.dumps(rows, indent=1) + "\n")
+            pd.DataFrame(rows).to_csv(args.out, index=False)
     return 0
 
 

@@ -16,6 +16,10 @@ TASK = "evaluation/tasks/humaneval/humaneval.yaml"
 NO_CODE = {
     "kernels/tiles.json": "how products are cut: changes speed only",
     "testbed/tiny/weights/": "a model's own fingerprint covers them",
+    "testbed/smol/deltas/": "the fingerprint of what is built from them covers them",
+    "testbed/smol/natural/README.md": "says where the text is from",
+    "testbed/smol/LICENSE": "copied beside the weights",
+    "testbed/smol/NOTICE": "copied beside the weights",
 }
 
 
