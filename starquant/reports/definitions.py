@@ -183,8 +183,8 @@ SMOL_MAIN = Definition(
             ("QuaRot, clip 0.9", "quarot_clip", {}),
             ("DLLMQuant++", "dllmquant_plus_plus", {}),
             ("STaR-Quant", "star_quant", _STAR),
-            ("without SGAT", "star_quant_no_sgat", _STAR),
-            ("without TAC", "star_quant_no_tac", _STAR),
+            ("STaR-Quant without SGAT", "star_quant_no_sgat", _STAR),
+            ("STaR-Quant without TAC", "star_quant_no_tac", _STAR),
             ("star_quant_plus (ours)", "star_quant_plus", _STAR),
         )
     ),
