@@ -78,7 +78,7 @@ def test_a_shared_closed_form_gates_the_norm_sites_only() -> None:
 
 
 def test_learning_that_diverges_names_the_site() -> None:
-    method, bits = method_named("star_quant", *QUICK, "method.transform.learning_rate=1e30")
+    method, bits = method_named("star_quant", *QUICK, "method.transform.clip_learning_rate=1e30")
     model = fresh("llada_gqa")
     with pytest.raises(DataError, match=r"blocks\.0 [a-z_]+: the learned transform is not finite"):
         method.fit(model, bits, states_of(model))

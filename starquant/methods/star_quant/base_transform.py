@@ -39,7 +39,7 @@ CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 COARSE: Any = {"grid": 20, "max_shrink": 0.5}  # search of weight clips while P is learned and judged
 
 
-DIVERGED = "the learned transform is not finite; lower method.transform.learning_rate"
+DIVERGED = "the learned transform is not finite; lower method.transform.learning_rate or clip_learning_rate"
 
 
 @contextmanager
