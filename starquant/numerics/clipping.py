@@ -37,22 +37,21 @@ def _search(
         raise ConfigError(f"max_shrink: got {max_shrink}, allowed: 0 to 1")
     validate_finite_tensor(weight_OI, "weight")
     runs = grouped(weight_OI, fmt)
-    low, high = range_of(runs, fmt)
+    extent = range_of(runs, fmt)
     delta = torch.empty_like(runs)
-    best = error(_difference(runs, low, high, fmt, delta))[..., None]
+    best = error(_difference(runs, *grid_of_range(extent, fmt, None), fmt, delta))[..., None]
     clip = torch.ones(best.shape, device=weight_OI.device)
     for i in range(1, round(max_shrink * grid)):
         ratio = torch.full_like(clip, 1.0 - i / grid)
-        loss = error(_difference(runs, low * ratio, high * ratio, fmt, delta))[..., None]
+        loss = error(_difference(runs, *grid_of_range(extent, fmt, ratio), fmt, delta))[..., None]
         better = loss < best
         best = torch.where(better, loss, best)
         clip = torch.where(better, ratio, clip)
     return clip
 
 
-def _difference(runs: Tensor, low: Tensor, high: Tensor, fmt: QuantFormat, out: Tensor) -> Tensor:
-    """Return Q(W) - W for a range, written into `out`: one pass a step over what stays in the cache."""
-    scale, zero = grid_of_range(low, high, fmt)
+def _difference(runs: Tensor, scale: Tensor, zero: Tensor | None, fmt: QuantFormat, out: Tensor) -> Tensor:
+    """Return Q(W) - W on a grid, written into `out`: one pass a step over what stays in the cache."""
     torch.div(runs, scale, out=out).round_()
     if zero is None:
         out.clamp_(fmt.qmin, fmt.qmax)

@@ -90,36 +90,28 @@ def grouped(x: Tensor, fmt: QuantFormat) -> Tensor:
     return runs
 
 
-def range_of(x: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor]:
-    """Return (smallest, largest) number that the grid of each run covers, zero included; symmetric: (-max, max)."""
+def range_of(x: Tensor, fmt: QuantFormat) -> tuple[Tensor, ...]:
+    """Return what the grid of each run is made of: its scale (symmetric), or its smallest and largest number."""
     if fmt.symmetric:
-        high = x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio)
-        return -high, high
+        return (x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio / fmt.qmax),)
     low = x.amin(-1, keepdim=True).clamp_max_(0.0) * fmt.clip_ratio
     return low, x.amax(-1, keepdim=True).clamp_min_(0.0) * fmt.clip_ratio
 
 
-def grid_of_range(low: Tensor, high: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor | None]:
-    """Return (scale, zero point) of runs with this range; an empty range gets a scale that keeps zeros zero."""
+def grid_of_range(extent: tuple[Tensor, ...], fmt: QuantFormat, clip: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return (scale, zero point) of runs from `range_of`; an empty one gets a scale that keeps zeros zero."""
     tiny = torch.finfo(torch.float32).tiny
+    extent = extent if clip is None else tuple(end * clip for end in extent)
     if fmt.symmetric:
-        return (high * (1.0 / fmt.qmax)).clamp_min_(tiny), None
+        return extent[0].clamp_min(tiny), None
+    low, high = extent
     scale = ((high - low) / fmt.qmax).clamp_min_(tiny)
     return scale, torch.round(-low / scale)
 
 
 def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero."""
-    tiny = torch.finfo(torch.float32).tiny
-    if fmt.symmetric:
-        scale = x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio / fmt.qmax)
-        return (scale if clip is None else scale.mul_(clip)).clamp_min_(tiny), None
-    low = x.amin(-1, keepdim=True).clamp_max_(0.0) * fmt.clip_ratio
-    high = x.amax(-1, keepdim=True).clamp_min_(0.0) * fmt.clip_ratio
-    if clip is not None:
-        low, high = low.mul_(clip), high.mul_(clip)
-    scale = ((high - low) / fmt.qmax).clamp_min_(tiny)
-    return scale, torch.round(-low / scale)
+    return grid_of_range(range_of(x, fmt), fmt, clip)
 
 
 def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: QuantFormat) -> Tensor:

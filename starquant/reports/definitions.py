@@ -189,7 +189,6 @@ SMOL_MAIN = Definition(
         )
     ),
     against="QuaRot",
-    draw="divergence",
 )
 #: Tables over rotation seeds, with a figure beside them.
 SEED_TABLES = {SMOL_MAIN.name: SMOL_MAIN}

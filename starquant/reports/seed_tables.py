@@ -15,7 +15,7 @@ from starquant.reports import figures
 from starquant.reports.across_seeds import Column, Row, add_run, table
 from starquant.reports.comparison import markdown
 from starquant.reports.definitions import Definition
-from starquant.reports.selection import Run, validate_speed, validate_together
+from starquant.reports.selection import Run, validate_together
 from starquant.store.files import write_atomically
 
 COLUMNS: tuple[Column, ...] = tuple(
@@ -38,7 +38,6 @@ def seed_rows(definition: Definition, runs: Sequence[Run], allow: Sequence[str] 
     if not own:
         raise RecordError(f"holds no record of {definition.name}")
     validate_together(own, allow)
-    validate_speed({run.path: run.record.spec for run in own})
     rows = []
     for bits in sorted({str(run.get("bits.name")) for run in own}):
         for wanted in definition.rows:

