@@ -27,7 +27,11 @@ _MISSES = 2000  # draws in a row that bring nothing new: the generator is exhaus
 
 
 def digest_of_text(spec: SourceSpec) -> str:
-    """Return 16 hex digits that stand for the text of a source: its items, or the whole of its natural text."""
+    """Return 16 hex digits that stand for the text of a source.
+
+    Of the embedded model all its items count, of smol's generators the first of each task (the rest is decided by code,
+    which has a digest of its own), of natural text the whole.
+    """
     digest = hashlib.sha256(f"{spec.kind}/{spec.split}\n".encode())
     split = Split(spec.split)
     if spec.kind == "testbed":

@@ -14,9 +14,7 @@ from starquant.testbed.smol.training.packing import LENGTH, NATURAL, SHARD_ROWS,
 from starquant.testbed.smol.training.state import CARD
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-#: Beyond, two factors are larger than the matrix that they update.
+#: Half of the base's width: beyond, two factors are larger than the square matrices that they update.
 MOST_RANK = 288
 
 
