@@ -27,7 +27,8 @@ from starquant.config.methods.star_quant import STaRQuantOptions, TransformOptio
 from starquant.config.run import RunSpec
 from starquant.errors import one_line_errors
 from starquant.methods.fitted import Fitted
-from starquant.methods.star_quant.base_transform import Group, Learned, Transform, learn, output_errors
+from starquant.methods.star_quant.base_transform import Group, Learned, Transform, output_errors
+from starquant.methods.star_quant.learned_transform import learn
 from starquant.methods.star_quant.sgat import Gate, closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, start_of
 from starquant.models.roles import Site
@@ -54,6 +55,8 @@ class Variant:
         steps: of Adam.
         rows: of each state that are learned from.
         clip: learn a clip ratio a state.
+        batch: rows of each state in a step.
+        products: while it is learned.
     """
 
     name: str
@@ -62,8 +65,10 @@ class Variant:
     gate: tuple[float, float] = (0.0, 0.0)
     structure: str = "dense"
     steps: int = 160
-    rows: int = 256
+    rows: int = 1024
     clip: bool = True
+    batch: int = 128
+    products: str = "auto"
 
 
 BOTH = (SHARE, SHARE)
@@ -73,6 +78,8 @@ VARIANTS = (
     Variant("learned, 80 steps", steps=80),
     Variant("learned"),
     Variant("learned, 400 steps", steps=400),
+    Variant("learned, 256 rows", rows=256, batch=256),
+    Variant("learned, 256 rows, float32 products", rows=256, batch=256, products="float32"),
     Variant("learned, 2048 rows", rows=2048),
     Variant("learned, 2048 rows, 400 steps", rows=2048, steps=400),
     Variant("learned, Kronecker", structure="kronecker"),
@@ -112,6 +119,8 @@ class Place:
                     structure=variant.structure,  # type: ignore[arg-type]
                     steps=variant.steps,
                     rows=ROWS,
+                    products=variant.products,  # type: ignore[arg-type]
+                    batch=variant.batch,
                     state_clip=variant.clip,
                 )
             }
@@ -171,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 10, 20])
     parser.add_argument("--sites", nargs="+", default=["qkv_input", "down_input"], choices=[s.value for s in Site])
-    parser.add_argument("--quick", action="store_true", help="at most 160 steps and 256 rows")
+    parser.add_argument("--quick", action="store_true", help="at most 160 steps and 1,024 rows")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_intermixed_args(arguments)
     plan = plan_of([*args.overrides, "method=star_quant"])
@@ -179,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for place in places(plan.cells[0].spec, args.blocks, [Site(name) for name in args.sites]):
         for variant in VARIANTS:
-            if args.quick and (variant.steps > 160 or variant.rows > 256):
+            if args.quick and (variant.steps > 160 or variant.rows > 1024):
                 continue
             row = place.measure(variant)
             rows.append(row)

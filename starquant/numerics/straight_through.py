@@ -6,12 +6,14 @@ estimator); codes outside the grid pass no gradient to x, but one to the clip ra
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from starquant.errors import ConfigError
 from starquant.numerics.formats import QuantFormat
-from starquant.numerics.rounding import grouped
+from starquant.numerics.rounding import grid_of_range, grouped, range_of
 
 
 def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> Tensor:
@@ -23,19 +25,60 @@ def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) ->
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing to round")
     runs = grouped(x, fmt)
-    tiny = torch.finfo(torch.float32).tiny
     clip = torch.ones((), device=x.device) if clip is None else clip
-    if fmt.symmetric:  # in the order of `grid_of`, so that ties fall alike
-        scale = (runs.abs().amax(-1, keepdim=True) * (fmt.clip_ratio / fmt.qmax) * clip).clamp_min(tiny)
-        zero: Tensor | float = 0.0
-    else:
-        low = runs.amin(-1, keepdim=True).clamp_max(0.0) * fmt.clip_ratio * clip
-        high = runs.amax(-1, keepdim=True).clamp_min(0.0) * fmt.clip_ratio * clip
-        scale = ((high - low) / fmt.qmax).clamp_min(tiny)
-        zero = _rounded(-low / scale)
-    codes = (_rounded(runs / scale) + zero).clamp(fmt.qmin, fmt.qmax)
-    return ((codes - zero) * scale).reshape(x.shape)
+    rounded: Tensor = _StraightThrough.apply(runs, clip, fmt)
+    return rounded.reshape(x.shape)
 
 
-def _rounded(x: Tensor) -> Tensor:
-    return x + (torch.round(x) - x).detach()
+class _StraightThrough(torch.autograd.Function):
+    """out = s (q - z), q = clamp(round(x / s) + z), with a backward pass of few passes over the numbers.
+
+    Inside the grid d out / d x = 1 and d out / d s = q - z - x / s; outside they are 0 and q - z, and the zero point
+    -low / s, taken as if it were not rounded, counts by -s.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, runs: Tensor, clip: Tensor, fmt: QuantFormat) -> Tensor:
+        """Return the rounded numbers."""
+        extent = range_of(runs, fmt)
+        scale, zero = grid_of_range(extent, fmt, clip)
+        codes = torch.round_(runs / scale)
+        if zero is not None:
+            codes.add_(zero)
+        inside = (codes >= fmt.qmin).logical_and_(codes <= fmt.qmax)
+        codes.clamp_(fmt.qmin, fmt.qmax)
+        if zero is not None:
+            codes.sub_(zero)
+        ctx.fmt = fmt
+        ctx.save_for_backward(runs, clip, scale, codes, inside, *extent)
+        return codes * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the gradients of the numbers and of the clip ratios."""
+        runs, clip, scale, codes, inside, *extent = ctx.saved_tensors
+        fmt: QuantFormat = ctx.fmt
+        gradient = gradients[0]
+        through = gradient * inside
+        of_scale = torch.linalg.vecdot(gradient, codes) - torch.linalg.vecdot(through, runs) / scale[..., 0]
+        of_scale = of_scale[..., None] * (scale > torch.finfo(torch.float32).tiny)
+        if fmt.symmetric:
+            of_ends = [of_scale]
+        else:
+            cut = (gradient - through).sum(-1, keepdim=True)
+            of_scale = (of_scale - cut * extent[0] * clip / scale) / fmt.qmax
+            of_ends = [cut - of_scale, of_scale]
+        of_clip = sum(of_end * end for of_end, end in zip(of_ends, extent, strict=True))
+        if ctx.needs_input_grad[0]:
+            for of_end, (at, slope) in zip(of_ends, _extremes(runs, fmt), strict=True):
+                through.scatter_add_(-1, at, of_end * clip * slope)
+        return through, of_clip.sum_to_size(clip.shape), None
+
+
+def _extremes(runs: Tensor, fmt: QuantFormat) -> list[tuple[Tensor, Tensor]]:
+    """Return where the ends of each run's range come from, and their derivatives by what stands there."""
+    if fmt.symmetric:
+        at = runs.abs().max(-1, keepdim=True).indices
+        return [(at, runs.gather(-1, at).sign() * (fmt.clip_ratio / fmt.qmax))]
+    low, high = runs.min(-1, keepdim=True), runs.max(-1, keepdim=True)
+    return [(low.indices, (low.values < 0) * fmt.clip_ratio), (high.indices, (high.values > 0) * fmt.clip_ratio)]

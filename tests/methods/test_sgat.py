@@ -14,7 +14,8 @@ from torch import Tensor
 from starquant.config.methods.star_quant import SGATOptions, SiteShares, TransformOptions
 from starquant.errors import ConfigError
 from starquant.methods.fitted import block_part
-from starquant.methods.star_quant.base_transform import Group, Transform, gated, learn
+from starquant.methods.star_quant.base_transform import Group, Transform, gated
+from starquant.methods.star_quant.learned_transform import learn
 from starquant.methods.star_quant.sgat import closed_form, gate_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context

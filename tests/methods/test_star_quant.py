@@ -20,7 +20,8 @@ from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.methods.star_quant import method as star_quant
 from starquant.methods.star_quant import site_transforms
-from starquant.methods.star_quant.base_transform import Group, Transform, learn, output_errors
+from starquant.methods.star_quant.base_transform import Group, Transform, output_errors
+from starquant.methods.star_quant.learned_transform import learn
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, mse_clip, random_rotation

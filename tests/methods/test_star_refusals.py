@@ -77,24 +77,22 @@ def test_a_shared_closed_form_gates_the_norm_sites_only() -> None:
     assert gates[1, "down_input"] == (0, "behind no norm: not part of the shared closed form")
 
 
-def test_learning_that_diverges_names_the_site() -> None:
-    method, bits = method_named("star_quant", *QUICK, "method.transform.clip_learning_rate=1e30")
-    model = fresh("llada_gqa")
-    with pytest.raises(DataError, match=r"blocks\.0 [a-z_]+: the learned transform is not finite"):
-        method.fit(model, bits, states_of(model))
-
-
 @pytest.mark.parametrize("solvable", [True, False])
-def test_learning_that_diverges_for_all_sites_at_once_is_named(solvable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("structure", "where"), [("dense", r"model.transformer.blocks\.0 [a-z_]+"), ("shared", "residual stream")]
+)
+def test_learning_that_diverges_is_named(
+    structure: str, where: str, solvable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def diverged(free_DD: torch.Tensor) -> torch.Tensor:
         if not solvable:
             raise torch.linalg.LinAlgError("singular")
         return free_DD + torch.nan
 
-    monkeypatch.setattr("starquant.methods.star_quant.base_transform.cayley", diverged)
-    method, bits = method_named("star_quant", *QUICK, "method.transform.structure=shared")
+    monkeypatch.setattr("starquant.methods.star_quant.learned_transform.cayley", diverged)
+    method, bits = method_named("star_quant", *QUICK, f"method.transform.structure={structure}")
     model = fresh("llada_gqa")
-    with pytest.raises(DataError, match=r"^residual stream: the learned transform is not finite; lower"):
+    with pytest.raises(DataError, match=rf"^{where}: the learned transform is not finite; lower"):
         method.fit(model, bits, states_of(model))
 
 

@@ -10,6 +10,7 @@ from starquant.config.fields import Count, Positive, Share, Spec
 from starquant.config.methods.base import WeightSolverOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
+LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 GateShare = Annotated[float, Field(ge=0.0, le=0.45)]
 FREEACT = 1 / 32
 
@@ -25,7 +26,10 @@ class TransformOptions(Spec):
         structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
         dense_width: of "auto".
         rows: tokens of each state that it is learned on, and as many it is judged on.
+        batch: of these tokens of each state, how many a step sees.
         steps: of Adam.
+        products: of float32 matrices while it is learned: "float32", or "bfloat16" where the machine multiplies these
+            faster; "auto" is bfloat16 where something is rounded to at most 4 bits.
         learning_rate: at the start; a cosine brings it to zero.
         clip_learning_rate: of the logits of the clip ratios, in the same way.
         state_clip: learn how much of each token's range the grid covers, one ratio a token state.
@@ -36,10 +40,12 @@ class TransformOptions(Spec):
     start: Literal["rotation", "closed_form"] = "rotation"
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
-    rows: Count = 256
+    rows: Count = 1024
+    batch: Count = 128
     steps: Count = 160
-    learning_rate: Positive = 0.02
-    clip_learning_rate: Positive = 0.2
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    learning_rate: LearningRate = 0.02
+    clip_learning_rate: LearningRate = 0.2
     state_clip: bool = True
     clip_every: Count = 20
 

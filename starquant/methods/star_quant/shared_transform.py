@@ -14,7 +14,8 @@ from starquant.config.methods.star_quant import STaRQuantOptions
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot
-from starquant.methods.star_quant.base_transform import divergence_named, learn_shared
+from starquant.methods.star_quant.base_transform import divergence_named
+from starquant.methods.star_quant.learned_transform import learn_shared
 from starquant.methods.star_quant.sgat import closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
 from starquant.models.base import MaskedDiffusionModel

@@ -26,9 +26,9 @@ from starquant.methods.star_quant.base_transform import (
     Learned,
     Transform,
     divergence_named,
-    learn,
     output_errors,
 )
+from starquant.methods.star_quant.learned_transform import learn
 from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.roles import BlockSites, Role, Site, SiteKey
