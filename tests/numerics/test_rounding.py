@@ -64,11 +64,18 @@ def test_fake_equals_codes_and_back(fmt: QuantFormat) -> None:
     assert torch.equal(dequantize(q), fake_quantize(x, fmt))
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_no_number_is_better_off_as_zero(fmt: QuantFormat) -> None:
-    """Zero is a grid point, so rounding errs by |x| at most: a gate that closes a channel cannot err less there."""
+def test_no_number_is_better_off_damped_on_the_same_grid(fmt: QuantFormat, strength: float) -> None:
+    """What a gate leaves of a channel, nothing or a part, is rounded to a grid point too; x itself to the nearest one."""
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 1, 16)
-    assert bool(((x - fake_quantize(x, fmt)).abs() <= x.abs() * (1 + 1e-6)).all())
+    q = quantize(x, fmt)
+    runs = x.reshape(q.codes.shape)
+    zero = 0.0 if q.zero is None else q.zero
+    codes = (torch.round(runs * strength / q.scale) + zero).clamp(fmt.qmin, fmt.qmax)
+    damped = ((codes - zero) * q.scale).reshape(x.shape)
+    assert bool(((x - dequantize(q)).abs() <= (x - damped).abs() * (1 + 1e-4) + 1e-7).all())
+    assert bool((damped != dequantize(q)).any())
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f.clip_ratio == 1.0], ids=str)
