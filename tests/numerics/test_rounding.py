@@ -67,7 +67,7 @@ def test_fake_equals_codes_and_back(fmt: QuantFormat) -> None:
 @pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_no_number_is_better_off_damped_on_the_same_grid(fmt: QuantFormat, strength: float) -> None:
-    """What a gate leaves of a channel, nothing or a part, is rounded to a grid point too; x itself to the nearest one."""
+    """What a gate leaves of a channel, all or a part, goes to some grid point; x itself goes to the nearest."""
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(2)) * torch.logspace(-3, 1, 16)
     q = quantize(x, fmt)
     runs = x.reshape(q.codes.shape)
