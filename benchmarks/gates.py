@@ -33,7 +33,6 @@ from starquant.methods.star_quant.sgat import Gate, closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, start_of
 from starquant.models.roles import Site
 from starquant.numerics import TokenState
-from starquant.quantized.rewriting import rounded_once
 from starquant.runs.calibrate import calibration_states
 from starquant.runs.inputs import pin
 from starquant.session.session import Session
@@ -163,8 +162,7 @@ def places(spec: RunSpec, blocks: Sequence[int], sites: Sequence[Site]) -> Itera
     fitted = Fitted()
     ends = method.ends(loaded.model, spec.bits, fitted, states)  # type: ignore[attr-defined]
     for visit in walk(loaded.model, states, lambda hidden: method.embed(hidden, ends)):  # type: ignore[attr-defined]
-        with rounded_once(visit.block):
-            method.prepare(visit.sites, ends)  # type: ignore[attr-defined]
+        method.prepare(visit.sites, ends)  # type: ignore[attr-defined]
         if visit.index in blocks:
             statistics = visit.collect(Collect(moments=False, rows=2 * ROWS, second_moment="state"), sites)
             for site in sites:

@@ -22,7 +22,6 @@ from starquant.methods.solvers import solve_block, stored_weights
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites
 from starquant.quantized.install import install, quantize_block, validate_fit
-from starquant.quantized.rewriting import rounded_once
 from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
@@ -126,14 +125,12 @@ class BlockwiseMethod(Method[BlockwiseT]):
     ) -> None:
         fed = bits if states.inputs == "quantized" else weights_only(bits)
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
-            with rounded_once(visit.block):
-                self.prepare(visit.sites, ends)
+            self.prepare(visit.sites, ends)
             if self.compares:
                 visit.keep_exact()
             if block_part(visit.index) in fitted:  # of a fit that was interrupted
                 visit.observe()
-                with rounded_once(visit.block):
-                    self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
+                self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
             else:
                 fitted.put(block_part(visit.index), self._fit_block(visit, bits, fed, fitted))
             if visit.feeds_quantized:
@@ -151,8 +148,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         tensors = self.learn(visit, bits, fitted)
-        with rounded_once(visit.block):
-            self.rewrite(visit.sites, tensors)
+        self.rewrite(visit.sites, tensors)
         if self.solves(bits):
             tensors |= solve_block(visit, fed, self.options.weights, fitted, self.weighted)
         return tensors
@@ -181,9 +177,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
         self.rewrite_ends(model, ends)
         for index, block in enumerate(model.trunk().blocks):
             sites = model.block_sites(block)
-            for change, tensors in ((self.prepare, ends), (self.rewrite, fitted.get(block_part(index)))):
-                with rounded_once(block):  # each on its own, as in `fit`
-                    change(sites, tensors)
+            self.prepare(sites, ends)
+            self.rewrite(sites, fitted.get(block_part(index)))
             if not bits.full_precision:
                 self._compensate(sites, fitted.get(block_part(index)), bits)
         return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed)

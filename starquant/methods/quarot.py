@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates
@@ -101,14 +100,14 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         assert trunk.head is not None  # `validate` refuses a tied one
         rewriting.fold_gain(trunk.norm, [trunk.head])
         rewriting.rotate_input([trunk.head], rotation)
-        with torch.no_grad():
-            trunk.embedding.weight.copy_(rotation.apply(trunk.embedding.weight.double()))
+        rewriting.map_rows(trunk.embedding.weight, rotation.apply)
         model.to_original_basis = rotation.inverse
 
     def prepare(self, sites: BlockSites, ends: Tensors) -> None:
         """Fold gains and rotations into a block, and put the online transforms at its sites."""
-        self.fold(sites, ends)
-        self.place(sites)
+        with rewriting.rounded_once(sites):
+            self.fold(sites, ends)
+            self.place(sites)
 
     def fold(self, sites: BlockSites, ends: Tensors) -> None:
         """Fold gains and rotations into a block; rotate queries and keys."""

@@ -39,18 +39,17 @@ def group_channels(sites: BlockSites, site: SiteKey, values_D: Tensor, reduce: s
 
 def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
     """Divide each scaled site's producer by its scale and multiply its linears, in place."""
-    for site in sites.inputs:
-        scale_D = tensors.get(scale_names(site))
-        if scale_D is None:
-            continue
-        made_by = producer(sites, site)
-        linears = list(sites.readers(site).values())
-        scale_D = scale_D.to(linears[0].weight.device)
-        rewriting.scale_input(linears, scale_D)
-        if site in sites.norms:
-            rewriting.divide_gain(made_by, scale_D)
-        else:
-            rewriting.divide_output(cast(nn.Linear, made_by), of_producer(sites, site, scale_D))
+    scales = {site: tensors[scale_names(site)] for site in sites.inputs if scale_names(site) in tensors}
+    with rewriting.rounded_once(sites):
+        for site, scale_D in scales.items():
+            made_by = producer(sites, site)
+            linears = list(sites.readers(site).values())
+            scale_D = scale_D.to(linears[0].weight.device)
+            rewriting.scale_input(linears, scale_D)
+            if site in sites.norms:
+                rewriting.divide_gain(made_by, scale_D)
+            else:
+                rewriting.divide_output(cast(nn.Linear, made_by), of_producer(sites, site, scale_D))
 
 
 def of_producer(sites: BlockSites, site: SiteKey, scale_D: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from starquant.calibration.site_statistics import Collect
+from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.base import WeightSolverOptions
@@ -12,6 +12,7 @@ from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.roles import LinearInfo, Site, SiteKey
 from starquant.numerics import QuantFormat, Quantized, gptq, mse_clip, quantize
+from starquant.numerics.gptq import Factor, factorize
 from starquant.quantized.install import WeightSolver, quantize_attention, quantize_linear, weight_format
 
 
@@ -55,25 +56,36 @@ def solve_sites(
     """
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
     collected = visit.collect(plan, sites)
-    hessians = {site: seen.second_moment().mean for site, seen in collected.items() if not seen.empty}
-    del collected
     tensors: dict[str, Tensor] = {}
     fmt = weight_format(bits.weights)
-    for info in visit.linears.values():
-        if info.role.site not in sites:
-            continue
-        quantized = _solve(info, hessians.get(info.role.site), fmt, bits, options, fitted)
-        tensors |= quantized.to_tensors(info.role.value)
-        if visit.feeds_quantized:
-            quantize_linear(visit.model, visit.block, info, bits, lambda *_, q=quantized: q)
+    for site in sites:
+        seen = collected.pop(site)
+        factor = None if seen.empty else _factor_of(seen, visit, options)
+        del seen  # its second moment goes before the weights are solved
+        for info in visit.linears.values():
+            if info.role.site != site:
+                continue
+            quantized = _solve(info, factor, fmt, bits, options, fitted)
+            tensors |= quantized.to_tensors(info.role.value)
+            if visit.feeds_quantized:
+                quantize_linear(visit.model, visit.block, info, bits, lambda *_, q=quantized: q)
     if visit.feeds_quantized and sites == (Site.QKV,):  # what the output projection reads passes through the operands
         quantize_attention(visit.model, visit.block, visit.index, bits.attention)
     return tensors
 
 
+def _factor_of(seen: SiteStatistics, visit: BlockVisit, options: WeightSolverOptions) -> Factor:
+    return factorize(
+        seen.second_moment().total,
+        percdamp=options.percdamp,
+        act_order=options.act_order,
+        device=visit.model.device,
+    )
+
+
 def _solve(
     info: LinearInfo,
-    hessian_DD: Tensor | None,
+    factor: Factor | None,
     fmt: QuantFormat,
     bits: BitsSpec,
     options: WeightSolverOptions,
@@ -81,18 +93,10 @@ def _solve(
 ) -> Quantized:
     """Return GPTQ's codes of one linear, and note what was out of the ordinary."""
     weight = info.module.weight.data
-    if hessian_DD is None:
+    if factor is None:
         fitted.note("no calibration token reached it: rounded to nearest", info.name)
         return quantize(weight, fmt, clip=_clip(weight, bits, options))
-    result = gptq(
-        weight,
-        hessian_DD,
-        fmt,
-        percdamp=options.percdamp,
-        act_order=options.act_order,
-        block_size=options.block_size,
-        clip=_clip(weight, bits, options),
-    )
+    result = gptq(weight, factor, fmt, block_size=options.block_size, clip=_clip(weight, bits, options))
     if result.damping > options.percdamp:
         fitted.note("damping raised", info.name, damping=result.damping)
     if result.dead:

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from starquant.errors import ConfigError, DataError
+from starquant.numerics.chunks import row_slices
 from starquant.numerics.formats import PerGroup, QuantFormat
 from starquant.numerics.moments import validate_finite_tensor
 from starquant.numerics.rounding import grid_of_range, grouped, range_of
 
-CHUNK = 2**18  # numbers that `mse_clip` searches at a time: they stay in the cache
+#: Numbers that `mse_clip` searches at a time: on the CPU they stay in the cache, on a device they are worth a launch.
+CHUNK, DEVICE_CHUNK = 2**18, 2**25
 
 
 def _validate_quantized(fmt: QuantFormat) -> None:
@@ -72,10 +74,9 @@ def mse_clip(
         DataError: a weight that is not finite.
     """
     _validate_quantized(fmt)
-    rows = max(1, CHUNK // max(1, weight_OI.shape[1]))
     clips = [
-        _search(part_OI, fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
-        for part_OI in weight_OI.split(rows)
+        _search(weight_OI[rows], fmt, lambda delta: delta.abs_().pow_(norm).sum(-1), grid, max_shrink)
+        for rows in row_slices(weight_OI, CHUNK if weight_OI.device.type == "cpu" else DEVICE_CHUNK)
     ]
     return torch.cat(clips)
 

@@ -1,7 +1,8 @@
 """GPTQ: weights rounded one input at a time, the others making up for each error (arXiv 2210.17323).
 
-Computed in float64 on the CPU for up to 2048 inputs, else in float32; numbers are rounded to the grid in float32, as in
-`quantize`. H is divided by its mean diagonal first, so its scale does not matter.
+Linears that read the same input share H, and what is computed of it (`factorize`). Computed in float64 on the CPU for
+up to 2048 inputs, else in float32; numbers are rounded to the grid in float32, as in `quantize`. H is divided by its
+mean diagonal first, so its scale does not matter.
 
 Shapes: O outputs, I inputs, B inputs of a block.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from starquant.errors import ConfigError, DataError
+from starquant.numerics.chunks import row_slices
 from starquant.numerics.formats import PerGroup, QuantFormat
 from starquant.numerics.moments import validate_finite_tensor
 from starquant.numerics.rounding import Quantized, grid_of, grouped, round_to_grid
@@ -34,9 +36,77 @@ class GPTQResult:
     dead: int
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ takes of H.
+
+    Attributes:
+        upper_II: R, upper triangular with R^T R = (H + damping I)^-1, in the order that inputs are solved in.
+        order_I: that order; None for the natural one.
+        dead_I: inputs that calibration never saw active.
+        damping: share of the mean diagonal that was finally added to the diagonal of H.
+    """
+
+    upper_II: Tensor
+    order_I: Tensor | None
+    dead_I: Tensor
+    damping: float
+
+
+def factorize(
+    hessian: Tensor, *, percdamp: float = 0.01, act_order: bool = False, device: torch.device | None = None
+) -> Factor:
+    """Return what `gptq` needs of H = E[x x^T] [I, I], at any positive scale.
+
+    Three matrices of I x I are held at most, H among them; H itself is not changed.
+
+    Args:
+        hessian: H.
+        percdamp: share of the mean diagonal that is added to the diagonal. When H cannot be factorised, it is raised
+            tenfold, up to the larger of 1000 percdamp and the mean diagonal.
+        act_order: solve inputs of large second moment first.
+        device: where the factor is wanted; None for where H is.
+
+    Raises:
+        ConfigError: a damping out of range.
+        DataError: values that are not finite, or an H that no damping makes definite.
+    """
+    if percdamp < 0.0:
+        raise ConfigError(f"percdamp: got {percdamp}, allowed: at least 0")
+    inputs, device = len(hessian), hessian.device if device is None else device
+    if hessian.shape != (inputs, inputs):
+        raise DataError(f"hessian: got shape {list(hessian.shape)}, needed: a square")
+    for rows in row_slices(hessian):
+        validate_finite_tensor(hessian[rows], "hessian")
+    diagonal_I = hessian.diagonal().to(device, torch.float64)
+    if bool((diagonal_I < 0).any()):
+        raise DataError("hessian: has negative numbers on its diagonal, needed: second moments")
+    dead_I = diagonal_I == 0
+    scale = diagonal_I[~dead_I].mean() if not bool(dead_I.all()) else torch.ones((), dtype=torch.float64, device=device)
+    sizes_I = (diagonal_I / scale).masked_fill_(dead_I, 1.0)
+    order_I = torch.argsort(sizes_I, descending=True, stable=True) if act_order else None
+    dtype = torch.float64 if inputs <= 2048 and device.type == "cpu" else torch.float32
+    upper_II, damping = _factorised(_turned(hessian, order_I, dead_I, scale, dtype), percdamp)
+    return Factor(upper_II, order_I, dead_I, damping)
+
+
+def _turned(hessian: Tensor, order_I: Tensor | None, dead_I: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return H / scale with 1 on the diagonal where dead, its inputs in the reverse of the order they are solved in."""
+    inputs = len(hessian)
+    natural = torch.arange(inputs, device=dead_I.device)
+    back_I = (natural if order_I is None else order_I).flip(0)
+    turned_II = torch.empty(inputs, inputs, dtype=dtype, device=dead_I.device)
+    for rows in row_slices(turned_II):
+        chosen = back_I[rows].to(hessian.device)
+        part = hessian[chosen].to(dead_I.device, torch.float64) / scale
+        turned_II[rows] = part[:, back_I].to(dtype)
+    turned_II.diagonal().masked_fill_(dead_I[back_I], 1.0)
+    return turned_II
+
+
 def gptq(
     weight: Tensor,
-    hessian: Tensor,
+    hessian: Tensor | Factor,
     fmt: QuantFormat,
     *,
     percdamp: float = 0.01,
@@ -46,75 +116,79 @@ def gptq(
 ) -> GPTQResult:
     """Quantize a weight [O, I] so that tr(dW H dW^T) is small, for H = E[x x^T] [I, I] at any positive scale.
 
-    Scales come from the original weight, also those of groups, so that `act_order` (inputs of large second moment
-    first) leaves groups as they are. `clip` is that of `quantize`. When H cannot be factorised, damping is raised
-    tenfold, up to the larger of 1000 percdamp and the mean diagonal.
+    Scales come from the original weight, also those of groups, so that `act_order` leaves groups as they are. `clip` is
+    that of `quantize`. `percdamp` and `act_order` are those of `factorize`, of no effect where H is factorised already.
 
     Raises:
         ConfigError: 16 bits, a group size that does not divide, a damping or block size out of range.
         DataError: values that are not finite, an H of another size, or one that no damping makes definite.
     """
-    _validate_inputs(weight, hessian, fmt, percdamp, block_size)
+    _validate_inputs(weight, fmt, block_size)
     outputs, inputs = weight.shape
-    scale, zero = grid_of(grouped(weight, fmt), fmt, clip)
-    dtype = torch.float64 if inputs <= 2048 and not weight.is_cuda else torch.float32
-    h, dead = _normalised(hessian.to(weight.device, torch.float64))
-    if act_order:
-        order = torch.argsort(h.diagonal(), descending=True, stable=True)
+    size = len(hessian.dead_I if isinstance(hessian, Factor) else hessian)
+    if size != inputs:
+        raise DataError(f"hessian: got {size} inputs, needed: {inputs}")
+    if isinstance(hessian, Factor):
+        factor = hessian
     else:
-        order = torch.arange(inputs, device=weight.device)
-    factor, damping = _factorised(h[order][:, order].to(dtype), percdamp)
-    w_IO = weight.detach().to(dtype).masked_fill(dead, 0.0).T[order].contiguous()
+        factor = factorize(hessian, percdamp=percdamp, act_order=act_order, device=weight.device)
+    scale, zero = grid_of(grouped(weight, fmt), fmt, clip)
+    order = torch.arange(inputs, device=weight.device) if factor.order_I is None else factor.order_I
+    w_IO = weight.detach().to(factor.upper_II.dtype).masked_fill(factor.dead_I, 0.0).T[order].contiguous()
     size = fmt.granularity.size if isinstance(fmt.granularity, PerGroup) else inputs
     columns = _Columns(scale.view(outputs, -1).T, None if zero is None else zero.view(outputs, -1).T, order // size)
-    solved = _solve(w_IO, factor, columns, fmt, block_size)
+    solved = _solve(w_IO, factor.upper_II, columns, fmt, block_size)
     codes_OI = solved[torch.argsort(order)].T.contiguous()
     if isinstance(fmt.granularity, PerGroup):
         codes_OI = codes_OI.unflatten(1, (-1, size))
-    return GPTQResult(Quantized(codes_OI, scale, zero, weight.shape, fmt.qmin), damping, int(dead.sum()))
+    return GPTQResult(
+        Quantized(codes_OI, scale, zero, weight.shape, fmt.qmin), factor.damping, int(factor.dead_I.sum())
+    )
 
 
-def _validate_inputs(weight: Tensor, hessian: Tensor, fmt: QuantFormat, percdamp: float, block_size: int) -> None:
+def _validate_inputs(weight: Tensor, fmt: QuantFormat, block_size: int) -> None:
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing for GPTQ to quantize")
-    if percdamp < 0.0:
-        raise ConfigError(f"percdamp: got {percdamp}, allowed: at least 0")
     if block_size < 1:
         raise ConfigError(f"block_size: got {block_size}, allowed: at least 1")
-    inputs = weight.shape[1]
-    if hessian.shape != (inputs, inputs):
-        raise DataError(f"hessian: got shape {list(hessian.shape)}, needed: [{inputs}, {inputs}]")
     validate_finite_tensor(weight, "weight")
-    validate_finite_tensor(hessian, "hessian")
-    if bool((hessian.diagonal() < 0).any()):
-        raise DataError("hessian: has negative numbers on its diagonal, needed: second moments")
 
 
-def _normalised(h: Tensor) -> tuple[Tensor, Tensor]:
-    """Return H over the mean diagonal of its live inputs, with 1 on the diagonal where dead, and which are dead."""
-    dead = h.diagonal() == 0
-    live = h.diagonal()[~dead]
-    h = h / live.mean() if len(live) else h.clone()
-    h.diagonal().masked_fill_(dead, 1.0)
-    return h, dead
+def _factorised(turned_II: Tensor, percdamp: float) -> tuple[Tensor, float]:
+    """Return the upper triangular R with R^T R = (H + damping I)^-1, for the smallest damping that works, and it.
 
-
-def _factorised(h: Tensor, percdamp: float) -> tuple[Tensor, float]:
-    """Return the upper Cholesky factor of (H + damping I)^-1, for the smallest damping that works, and the damping."""
+    With the inputs in reverse order H = L L^T; turned back, L is the U of H = U U^T, and R = U^-1. Overwrites its
+    argument.
+    """
     # A pivot lost in rounding errors counts as a failure: its inverse would be noise, not an error message.
-    floor = len(h) * torch.finfo(h.dtype).eps
+    floor = len(turned_II) * torch.finfo(turned_II.dtype).eps
+    diagonal_I = turned_II.diagonal().clone()
     damping, last = percdamp, max(1.0, 1000.0 * percdamp)
     while True:
-        damped = h.clone()
-        damped.diagonal().add_(damping)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed) and float(lower.diagonal().min()) ** 2 > floor:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not int(failed):
-                return upper, damping
+        turned_II.diagonal().copy_(diagonal_I + damping)
+        lower_II, failed = torch.linalg.cholesky_ex(turned_II)
+        if not int(failed) and float(lower_II.diagonal().min()) ** 2 > floor:
+            del turned_II
+            _invert_lower(lower_II)
+            return torch.flip(lower_II, (0, 1)), damping
+        del lower_II
         if damping >= last:
             raise DataError(f"hessian: is not positive definite, even with {damping:g} of its mean diagonal added")
         damping = min(10.0 * damping, last) if damping else 1e-6
+
+
+def _invert_lower(lower_II: Tensor, leaf: int = 256) -> None:
+    """Invert a lower triangular matrix in place: [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]."""
+    inputs = len(lower_II)
+    if inputs <= leaf:
+        identity_II = torch.eye(inputs, dtype=lower_II.dtype, device=lower_II.device)
+        lower_II.copy_(torch.linalg.solve_triangular(lower_II, identity_II, upper=False))
+        return
+    half = inputs // 2
+    a, b, c = lower_II[:half, :half], lower_II[half:, :half], lower_II[half:, half:]
+    _invert_lower(a, leaf)
+    _invert_lower(c, leaf)
+    b.copy_((c @ b).neg_() @ a)
 
 
 @dataclass(frozen=True)

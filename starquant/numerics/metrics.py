@@ -6,6 +6,8 @@ import math
 
 from torch import Tensor
 
+from starquant.numerics.chunks import row_slices
+
 
 class SqnrMeter:
     """Accumulate 10 log10(sum x^2 / sum (x - x^)^2) over many tensors, in float64."""
@@ -15,9 +17,10 @@ class SqnrMeter:
 
     def update(self, x: Tensor, x_quantized: Tensor) -> None:
         """Add a tensor and its quantized version."""
-        exact = x.detach().double()
-        self._signal += float(exact.square().sum())
-        self._noise += float((exact - x_quantized.detach().double()).square().sum())
+        for rows in row_slices(x) if x.dim() else (...,):
+            exact = x[rows].detach().double()
+            self._signal += float(exact.square().sum())
+            self._noise += float((exact - x_quantized[rows].detach().double()).square().sum())
 
     def value(self) -> float | None:
         """Return decibels; None when nothing was seen or nothing was lost (the ratio is infinite)."""

@@ -12,6 +12,8 @@ from starquant.errors import DataError
 
 #: Up to this many channels, second moments on the CPU are multiplied in float64; beyond, a float32 product is used.
 _DOUBLE_CHANNELS = 1024
+#: Up to this many channels, second moments are summed in float64; beyond, in float32, where 18,944 take 1.4 GB.
+_DOUBLE_SUMS = 8192
 
 
 def validate_finite_tensor(x: Tensor, what: str) -> None:
@@ -109,7 +111,7 @@ class ChannelMoments:
 
 
 class SecondMoment:
-    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64.
+    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64, beyond 8,192 channels in float32.
 
     A chunk's own product is computed in float64 if the chunk is float64, or on the CPU for D <= 1024; else in float32.
     """
@@ -132,7 +134,17 @@ class SecondMoment:
         if weight_N is not None:
             validate_finite_tensor(weight_N, "token weights")
             x_ND = x_ND * weight_N.to(x_ND)[:, None]
-        self._add((x_ND.T @ x_ND).double(), len(x_ND))
+        if x_ND.shape[1] > _DOUBLE_SUMS:
+            self._add_in_place(x_ND)
+        else:
+            self._add((x_ND.T @ x_ND).double(), len(x_ND))
+
+    def _add_in_place(self, x_ND: Tensor) -> None:
+        x_ND = x_ND.float()
+        if self._sum_DD is None:
+            self._sum_DD = torch.zeros(x_ND.shape[1], x_ND.shape[1], device=x_ND.device)
+        self._sum_DD.addmm_(x_ND.T, x_ND)
+        self.count += len(x_ND)
 
     def merge(self, other: SecondMoment) -> None:
         """Add everything that `other` has seen."""
@@ -144,6 +156,11 @@ class SecondMoment:
             self._sum_DD = torch.zeros_like(sum_DD)
         self._sum_DD += sum_DD.to(self._sum_DD.device)
         self.count += count
+
+    @property
+    def total(self) -> Tensor:
+        """The sum itself, not a copy; raises DataError when no rows were seen."""
+        return _seen(self._sum_DD)
 
     @property
     def mean(self) -> Tensor:

@@ -41,6 +41,12 @@ class Quantized:
         zero = None if self.zero is None else self.zero.to(device)
         return replace(self, codes=self.codes.to(device), scale=self.scale.to(device), zero=zero)
 
+    def of_rows(self, rows: slice) -> Quantized:
+        """Return some rows of a quantized weight [O, I]."""
+        codes, scale = self.codes[rows], self.scale[rows]
+        shape = torch.Size((len(codes), *self.shape[1:]))
+        return replace(self, codes=codes, scale=scale, zero=None if self.zero is None else self.zero[rows], shape=shape)
+
     def to_tensors(self, prefix: str) -> dict[str, Tensor]:
         """Return what a file keeps: `prefix.codes` (uint8, the smallest code is 0), `prefix.scale`, `prefix.zero`."""
         tensors = {

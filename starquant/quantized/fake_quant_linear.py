@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from starquant.numerics import QuantFormat, Quantized, dequantize
+from starquant.numerics.chunks import row_slices
 
 
 class FakeQuantLinear(nn.Linear):
@@ -23,7 +24,8 @@ class FakeQuantLinear(nn.Linear):
         with torch.device("meta"):
             new = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
         with torch.no_grad():
-            linear.weight.copy_(dequantize(quantized, linear.weight.dtype))
+            for rows in row_slices(linear.weight):
+                linear.weight[rows] = dequantize(quantized.of_rows(rows), linear.weight.dtype)
         new.weight, new.bias = linear.weight, linear.bias
         new.weight_format = weight_format
         return new.train(linear.training)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
@@ -22,10 +22,11 @@ from starquant.numerics import (
     PerToken,
     QuantFormat,
     Quantized,
+    SqnrMeter,
     dequantize,
     quantize,
-    sqnr_db,
 )
+from starquant.numerics.chunks import row_slices
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, operand_transforms, transforms_and_scales
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
@@ -135,7 +136,7 @@ def quantize_linear(
         if not bool(torch.isfinite(original).all()):
             raise CheckpointError(f"{info.name}.weight: holds values that are not finite")
         quantized = solve(info, weights)
-        sqnr = sqnr_db(original, dequantize(quantized, original.dtype))
+        sqnr = _sqnr_of(original, quantized)
         kind = PackedLinear if packed else FakeQuantLinear
         block.set_submodule(path, kind.from_linear(info.module, quantized, weights))
     if inputs.quantizes:
@@ -154,6 +155,14 @@ def quantize_linear(
         transform=None if transform is None else str(transform),
         reason=reason,
     )
+
+
+def _sqnr_of(weight_OI: Tensor, quantized: Quantized) -> float | None:
+    """Return the weight's ratio in decibels, some rows at a time."""
+    meter = SqnrMeter()
+    for rows in row_slices(weight_OI):
+        meter.update(weight_OI[rows], dequantize(quantized.of_rows(rows), weight_OI.dtype))
+    return meter.value()
 
 
 def quantize_attention(
@@ -218,14 +227,20 @@ def _table(
     name = {m: n for n, m in model.named_modules()}[module]
     if width == 16:
         return ManifestEntry(name=name, kind=role, role=role, weight_bits=16, reason=f"bits.{role} = 16")
-    grid, original = QuantFormat(width, True, PerChannel()), module.weight.data
-    codes = quantize(original, grid)
-    rounded = dequantize(codes, original.dtype)
-    sqnr = sqnr_db(original, rounded)
-    if not packed:
-        original.copy_(rounded)
-    elif isinstance(module, nn.Embedding):
-        model.set_submodule(name, PackedEmbedding.from_embedding(module, codes, grid))
-    else:
-        model.set_submodule(name, PackedLinear.from_linear(module, codes, grid))
-    return ManifestEntry(name=name, kind=role, role=role, weight_bits=width, weight_sqnr_db=sqnr)
+    grid, meter, table = QuantFormat(width, True, PerChannel()), SqnrMeter(), module.weight.data
+    new: PackedEmbedding | PackedLinear | None = None
+    if packed and isinstance(module, nn.Embedding):
+        new = PackedEmbedding.like(module, grid)
+    elif packed and isinstance(module, nn.Linear):
+        new = PackedLinear.like(module, grid)
+    for rows in row_slices(table):
+        codes = quantize(table[rows], grid)
+        rounded = dequantize(codes, table.dtype)
+        meter.update(table[rows], rounded)
+        if new is None:
+            table[rows] = rounded
+        else:
+            new.keep(codes, rows)
+    if new is not None:
+        model.set_submodule(name, new)
+    return ManifestEntry(name=name, kind=role, role=role, weight_bits=width, weight_sqnr_db=meter.value())

@@ -49,12 +49,19 @@ class Packed(Float32Buffers):
         """Whether two codes share a byte."""
         return self.weight_format.bits <= 4
 
-    def keep(self, quantized: Quantized) -> None:
-        """Take the codes of a weight [O, I]."""
-        codes = (quantized.codes - quantized.qmin).reshape(self.rows, self.columns).to(torch.uint8)
-        self.codes = pack(codes) if self.halved else codes
-        self.scale = quantized.scale.reshape(self.rows, -1).float()
-        self.zero = None if quantized.zero is None else quantized.zero.reshape(self.rows, -1).float()
+    def reserve(self, device: torch.device) -> None:
+        """Take memory for the codes, whose rows come later (`keep`)."""
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            setattr(self, name, torch.empty_like(buffer, device=device))
+
+    def keep(self, quantized: Quantized, rows: slice = slice(None)) -> None:
+        """Take the codes of some rows of a weight [O, I]."""
+        scale = self.scale[rows]
+        codes = (quantized.codes - quantized.qmin).reshape(len(scale), self.columns).to(torch.uint8)
+        self.codes[rows] = pack(codes) if self.halved else codes
+        scale.copy_(quantized.scale.reshape(len(scale), -1))
+        if self.zero is not None and quantized.zero is not None:
+            self.zero[rows] = quantized.zero.reshape(len(scale), -1).to(self.zero)
 
     def quantized(self, rows: Tensor | None = None) -> Quantized:
         """Return the codes as they were solved; of these rows, or of all."""
@@ -115,13 +122,11 @@ class PackedEmbedding(Packed):
         return self.columns
 
     @classmethod
-    def from_embedding(
-        cls, embedding: nn.Embedding, quantized: Quantized, weight_format: QuantFormat
-    ) -> PackedEmbedding:
-        """Take the codes of an embedding's table."""
+    def like(cls, embedding: nn.Embedding, weight_format: QuantFormat) -> PackedEmbedding:
+        """Return one of an embedding's shape, on its device, that waits for its codes (`keep`)."""
         with torch.device("meta"):
             new = cls(embedding.num_embeddings, embedding.embedding_dim, weight_format, embedding.weight.dtype)
-        new.keep(quantized)
+        new.reserve(embedding.weight.device)
         return new.train(embedding.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -163,14 +168,21 @@ class PackedLinear(Packed):
         return self.rows
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, quantized: Quantized, weight_format: QuantFormat) -> PackedLinear:
-        """Take the codes of a linear's weight, and its bias."""
+    def like(cls, linear: nn.Linear, weight_format: QuantFormat) -> PackedLinear:
+        """Return one of a linear's shape, on its device and with its bias, that waits for its codes (`keep`)."""
         bias = None if linear.bias is None else linear.bias.dtype
         with torch.device("meta"):
             new = cls(linear.in_features, linear.out_features, weight_format, bias)
-        new.keep(quantized)
+        new.reserve(linear.weight.device)
         new.bias = linear.bias
         return new.train(linear.training)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, quantized: Quantized, weight_format: QuantFormat) -> PackedLinear:
+        """Take the codes of a linear's weight, and its bias."""
+        new = cls.like(linear, weight_format)
+        new.keep(quantized)
+        return new
 
     @property
     def takes_integers(self) -> bool:

@@ -1,6 +1,7 @@
 """Exact rewritings of linears and norms: the numbers move, the function stays. All computed in float64.
 
-y = x W^T with W [out, in]; R is orthogonal and acts on rows, x -> x R.
+y = x W^T with W [out, in]; R is orthogonal and acts on rows, x -> x R. Weights are rewritten in place, a few rows (or
+columns, where outputs are mixed) at a time.
 """
 
 from __future__ import annotations
@@ -14,26 +15,41 @@ from torch import Tensor, nn
 
 from starquant.errors import ConfigError
 from starquant.models.layers import RMSNorm
+from starquant.models.roles import BlockSites
 from starquant.numerics import Rotation, apply_hadamard
+from starquant.numerics.chunks import row_slices
 
 
 @contextmanager
-def rounded_once(module: nn.Module) -> Iterator[None]:
-    """Hold a module's parameters in float64 while it is rewritten, so that half precision is rounded to once."""
-    dtypes = {name: parameter.dtype for name, parameter in module.named_parameters()}
-    for parameter in module.parameters():
+def rounded_once(sites: BlockSites) -> Iterator[None]:
+    """Hold a block's linears and norms in float64 while they are rewritten, so that half precision is rounded to once.
+
+    For rewritings that touch a weight more than once; a single one is computed in float64 and rounded once anyway.
+    """
+    parameters = [p for module in (*sites.linears.values(), *sites.norms.values()) for p in module.parameters()]
+    dtypes = [parameter.dtype for parameter in parameters]
+    for parameter in parameters:
         parameter.data = parameter.data.double()
     try:
         yield
     finally:
-        for name, parameter in module.named_parameters():
-            parameter.data = parameter.data.to(dtypes[name])
+        for parameter, dtype in zip(parameters, dtypes, strict=True):
+            parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()
-def set_weight(linear: nn.Linear, weight_OI: Tensor) -> None:
-    """Write a weight, in the linear's own dtype."""
-    linear.weight.copy_(weight_OI)
+def map_rows(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Put each row through a map of float64 rows [n, I], in place."""
+    for rows in row_slices(weight_OI):
+        weight_OI[rows] = change(weight_OI[rows].double()).to(weight_OI.dtype)
+
+
+@torch.no_grad()
+def _map_columns(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    """Put each column through a map of float64 rows [n, O], in place."""
+    for columns in row_slices(weight_OI.T):
+        turned_nO = weight_OI[:, columns].T.double().contiguous()
+        weight_OI[:, columns] = change(turned_nO).T.to(weight_OI.dtype)
 
 
 def fold_gain(norm: nn.Module, linears: Iterable[nn.Linear]) -> None:
@@ -56,7 +72,7 @@ def _gain(norm: nn.Module) -> Tensor:
 def scale_input(linears: Iterable[nn.Linear], scale_I: Tensor) -> None:
     """Make linears read x / s: W diag(s)."""
     for linear in linears:
-        set_weight(linear, linear.weight.double() * scale_I.double())
+        map_rows(linear.weight, lambda w_nI: w_nI * scale_I.to(w_nI))
 
 
 @torch.no_grad()
@@ -69,7 +85,8 @@ def divide_gain(norm: nn.Module, scale_D: Tensor) -> None:
 @torch.no_grad()
 def divide_output(linear: nn.Linear, scale_O: Tensor) -> None:
     """Make a linear give y / s."""
-    set_weight(linear, linear.weight.double() / scale_O.double()[:, None])
+    for rows in row_slices(linear.weight):
+        linear.weight[rows] = (linear.weight[rows].double() / scale_O[rows].double()[:, None]).to(linear.weight.dtype)
     if linear.bias is not None:
         linear.bias.copy_(linear.bias.double() / scale_O.double())
 
@@ -82,7 +99,7 @@ def rotate_input(linears: Iterable[nn.Linear], rotation: Rotation) -> None:
 def transform_input(linears: Iterable[nn.Linear], change: Callable[[Tensor], Tensor]) -> None:
     """Make linears read the orthogonally changed x: each row of W is changed likewise, in float64."""
     for linear in linears:
-        set_weight(linear, change(linear.weight.double()))
+        map_rows(linear.weight, change)
 
 
 def rotate_output(linear: nn.Linear, rotation: Rotation) -> None:
@@ -124,6 +141,6 @@ def hadamard_across_heads_input(linear: nn.Linear, heads: int) -> None:
 
 @torch.no_grad()
 def _map_output(linear: nn.Linear, change: Callable[[Tensor], Tensor]) -> None:
-    set_weight(linear, change(linear.weight.double().T).T)
+    _map_columns(linear.weight, change)
     if linear.bias is not None:
         linear.bias.copy_(change(linear.bias.double()))

@@ -6,6 +6,7 @@ Shape suffixes: B batch, L sequence, N tokens, D width of a site, K value heads,
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -124,9 +125,13 @@ def test_second_moments_are_of_certainty_weighted_tokens(
     """Sum of (w x)(w x)^T, x in the basis that the method has put the block in; moments stay unweighted."""
     found: list[dict[Site, SiteStatistics]] = []
     collect = BlockVisit.collect
-    monkeypatch.setattr(
-        BlockVisit, "collect", lambda visit, *args, **kw: found.append(collect(visit, *args, **kw)) or found[-1]
-    )
+
+    def kept(visit: BlockVisit, *args: Any, **kw: Any) -> dict[Site, SiteStatistics]:
+        seen = collect(visit, *args, **kw)
+        found.append(dict(seen))  # the solver empties its own
+        return seen
+
+    monkeypatch.setattr(BlockVisit, "collect", kept)
     source = fresh(architecture)
     states = states_of(source)
     total = {}

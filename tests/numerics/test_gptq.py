@@ -7,6 +7,9 @@ import torch
 
 from starquant.errors import ConfigError, DataError
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, dequantize, gptq, quantize
+from starquant.numerics.chunks import CHUNK
+from starquant.numerics.gptq import factorize
+from tests.support.memory import peak_bytes
 
 FORMATS = [
     QuantFormat(bits, symmetric, granularity)
@@ -181,6 +184,33 @@ def test_many_inputs_are_solved_in_float32() -> None:
     assert _loss(weight, solved, hessian.double()) < _loss(weight, dequantize(quantize(weight, W4)), hessian.double())
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("inputs", [48, 700])
+def test_a_factor_is_the_cholesky_factor_of_the_inverse(inputs: int, act_order: bool) -> None:
+    rows = torch.randn(2 * inputs, inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    hessian = rows.T @ rows
+    factor = factorize(hessian, percdamp=0.05, act_order=act_order)
+    order = torch.arange(inputs) if factor.order_I is None else factor.order_I
+    damped = (hessian / hessian.diagonal().mean())[order][:, order] + 0.05 * torch.eye(inputs, dtype=torch.float64)
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    assert torch.allclose(factor.upper_II, expected, rtol=1e-9, atol=1e-10)
+    assert torch.equal(factor.upper_II, factor.upper_II.triu())
+    assert (factor.order_I is None) != act_order
+
+
+def test_linears_of_one_input_share_a_factor() -> None:
+    weight, hessian = _weight(), _hessian()
+    factor = factorize(hessian, percdamp=0.02, act_order=True)
+    for one in (weight, -2.0 * weight):
+        alone = gptq(one, hessian, W4, percdamp=0.02, act_order=True)
+        assert torch.equal(gptq(one, factor, W4).quantized.codes, alone.quantized.codes)
+
+
+def test_a_factor_takes_two_matrices_beside_h() -> None:
+    hessian = torch.eye(6000) + 0.01
+    assert peak_bytes(lambda: factorize(hessian)) < 2.3 * hessian.numel() * 4 + 3 * 8 * CHUNK
+
+
 def test_inputs_are_left_as_they_were() -> None:
     weight, hessian = _weight(), _hessian()
     kept = weight.clone(), hessian.clone()
@@ -198,7 +228,8 @@ def test_inputs_are_left_as_they_were() -> None:
         (lambda w, h: gptq(w, h, W4, block_size=0), ConfigError, "block_size: got 0"),
         (lambda w, h: gptq(w / 0.0, h, W4), DataError, "weight: holds values that are not finite"),
         (lambda w, h: gptq(w, h * float("nan"), W4), DataError, "hessian: holds values that are not finite"),
-        (lambda w, h: gptq(w, h[1:, 1:], W4), DataError, r"hessian: got shape \[47, 47\]"),
+        (lambda w, h: gptq(w, h[1:, 1:], W4), DataError, r"hessian: got 47 inputs, needed: 48"),
+        (lambda w, h: factorize(h[1:]), DataError, r"hessian: got shape \[47, 48\], needed: a square"),
         (lambda w, h: gptq(w, -h, W4), DataError, "hessian: has negative numbers"),
     ],
 )

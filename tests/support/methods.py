@@ -13,7 +13,6 @@ from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
-from starquant.quantized.rewriting import rounded_once
 from tests.support.models import fresh, logits, trajectory
 from tests.support.specs import compose, spec
 from tests.support.states import states_of
@@ -46,9 +45,8 @@ def by_hand(method: BlockwiseMethod, model: MaskedDiffusionModel, learned: Fitte
     method.rewrite_ends(model, learned.get(ENDS))
     for index, block in enumerate(model.trunk().blocks):
         sites, tensors = model.block_sites(block), learned.get(block_part(index))
-        with rounded_once(block):
-            method.prepare(sites, learned.get(ENDS))
-            method.rewrite(sites, tensors)
+        method.prepare(sites, learned.get(ENDS))
+        method.rewrite(sites, tensors)
         for _ in range(times):
             method.compensate(sites, tensors, bits)
 

@@ -34,7 +34,6 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Site, SiteKey
 from starquant.quantized import FakeQuantLinear
 from starquant.quantized.install import quantize_attention, quantize_linear
-from starquant.quantized.rewriting import rounded_once
 from starquant.session.progress import SILENT, Progress
 
 
@@ -100,8 +99,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
                     self.compensate(visit.sites, tensors, bits)
             seen = self._collect(visit, (site,)) if sequential else statistics
             of_site = fit_site(visit, site, seen.get(site), bits, self.options, fitted)
-            with rounded_once(visit.block):
-                self.rewrite(visit.sites, of_site)
+            self.rewrite(visit.sites, of_site)
             tensors |= of_site
             if self.solves(bits):  # weights are solved on gated inputs
                 self.compensate(visit.sites, tensors if sequential else of_site, bits)

@@ -44,7 +44,7 @@ def fit_shared(
     plan = Collect(moments=False, rows=2 * options.transform.rows, second_moment="state" if closed else None)
     exact = dataclasses.replace(states, inputs="full_precision")
     for visit in walk(model, exact, lambda hidden: method.embed(hidden, ends), progress):
-        with rounded_once(visit.block):
+        with rounded_once(visit.sites):
             method.fold(visit.sites, ends)
         for site, statistics in visit.collect(plan, tuple(visit.sites.norms)).items():
             gate = planned_gate(options, site, visit.index, width, bits)
