@@ -57,11 +57,19 @@ class PathsSpec(Spec):
 
 
 class RuntimeSpec(Spec):
-    """How a run is executed. Inert as a whole: scores depend on the batch size ("auto": by memory) by rounding only."""
+    """How a run is executed. Inert as a whole: scores depend on the batch size ("auto": by memory) by rounding only.
+
+    Attributes:
+        device: of torch.
+        batch_size: sequences that go through the model at once.
+        threads: of the CPU; None leaves torch's own.
+        blocks: "memory", "disk" (one block in memory at a time), or "auto": on disk where memory does not hold them.
+    """
 
     device: str = "cpu"
     batch_size: int | str = "auto"
     threads: Count | None = None
+    blocks: Literal["auto", "memory", "disk"] = "auto"
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -75,7 +83,7 @@ class ExportSpec(Spec):
     """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
 
     dir: Annotated[str | None, AfterValidator(lambda folder: folder and os.path.expanduser(folder))] = None
-    shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "5GB"
+    shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "1GB"
 
 
 class DebugSpec(Spec):

@@ -175,10 +175,11 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 raise RecordError(f"{block_part(index)}: nothing was fitted for it; fit on this model")
         ends = fitted.get(ENDS)
         self.rewrite_ends(model, ends)
-        for index, block in enumerate(model.trunk().blocks):
-            sites = model.block_sites(block)
+
+        def rewrite(sites: BlockSites, index: int) -> None:
             self.prepare(sites, ends)
             self.rewrite(sites, fitted.get(block_part(index)))
             if not bits.full_precision:
                 self._compensate(sites, fitted.get(block_part(index)), bits)
-        return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed)
+
+        return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed, rewrite)

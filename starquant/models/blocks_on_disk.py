@@ -1,19 +1,30 @@
-"""Blocks that stay on disk: one is in memory while it runs, so that a model larger than memory can be calibrated."""
+"""Blocks that stay on disk: one is in memory while it runs or is changed, so that a model may be larger than memory.
+
+A block of a checkpoint is read from the checkpoint's files, one that was changed from a file of its own. On the CPU
+what is read is mapped, not copied.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
 from starquant.models.validation import make_config
+
+_SAID = "starquant"  # key of a file's metadata
 
 
 class StoredBlocks:
@@ -23,10 +34,20 @@ class StoredBlocks:
         checkpoint: an inspected checkpoint.
         dtype: of the parameters in memory.
         device: where they are computed with.
+        changed: folder for blocks that are changed; None where none may be.
+
+    Attributes:
+        parts: blocks that were changed, by index.
+        describe: what is said of a changed block in its file, called with the block and its name; None for nothing.
+            Where it is set, blocks that lie in the folder already are taken from there (`taken_up`).
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self.dtype, self.device = dtype, device
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, changed: Path | None = None
+    ) -> None:
+        self.dtype, self.device, self.changed = dtype, device, changed
+        self.parts: dict[int, ChangedBlock] = {}
+        self.describe: Callable[[nn.Module, str], dict[str, Any]] | None = None
         self._file: dict[str, Path] = {name: file for file in checkpoint.files for name in read_header(file)}
 
     def read(self, name: str) -> Tensor:
@@ -47,12 +68,16 @@ class StoredBlocks:
 
 
 def hollow_model(
-    checkpoint: Checkpoint, kind: type[MaskedDiffusionModel], dtype: torch.dtype | str, device: torch.device
+    checkpoint: Checkpoint,
+    kind: type[MaskedDiffusionModel],
+    dtype: torch.dtype | str,
+    device: torch.device,
+    changed: Path | None = None,
 ) -> MaskedDiffusionModel:
     """Return a model whose embedding, last norm and head are in memory and whose blocks are not.
 
     It runs as any other: a block's parameters are read before it runs and dropped afterwards. The dtype "auto" is the
-    configuration's, as in transformers.
+    configuration's, as in transformers. Blocks that are changed (`changing`) are written to the folder `changed`.
 
     Raises:
         ConfigError: a packed checkpoint, which stays in memory.
@@ -64,7 +89,7 @@ def hollow_model(
         model = kind(config)
     if isinstance(dtype, str):
         dtype = cast("torch.dtype | None", config.dtype) or torch.float32
-    stored = StoredBlocks(checkpoint, dtype, device)
+    stored = StoredBlocks(checkpoint, dtype, device, changed)
     names = {module: name for name, module in model.named_modules()}
     trunk = model.trunk()
     stored.fill(trunk.embedding, names[trunk.embedding])
@@ -74,7 +99,7 @@ def hollow_model(
     elif trunk.head is not None:  # only a tied head may be absent
         trunk.head.weight = trunk.embedding.weight
     for index, block in enumerate(trunk.blocks):
-        _run_from_disk(block, stored, model.block_name(index))
+        _run_from_disk(block, functools.partial(stored.fill, prefix=model.block_name(index)))
     model.stored_blocks = stored
     model.eval()
     return model
@@ -91,9 +116,116 @@ def resident_block(model: MaskedDiffusionModel, index: int) -> nn.Module:
     return twin.to(model.device).eval()
 
 
-def _run_from_disk(block: nn.Module, stored: StoredBlocks, prefix: str) -> None:
+@contextmanager
+def changing(model: MaskedDiffusionModel, index: int) -> Iterator[nn.Module]:
+    """Yield a block to be changed for good: the model's own, or a copy in memory that then stands on disk in its place.
+
+    Raises:
+        ConfigError: blocks on disk that may not be changed.
+        CheckpointError: what was changed cannot be written.
+    """
+    blocks, stored = model.trunk().blocks, model.stored_blocks
+    if stored is None:
+        yield blocks[index]
+        return
+    if stored.changed is None:
+        raise ConfigError("blocks_on_disk: these blocks are only read; allowed: a folder for those that are changed")
+    twin = resident_block(model, index)
+    yield twin
+    said = None if stored.describe is None else stored.describe(twin, model.block_name(index))
+    part = ChangedBlock.write(twin, _part_path(stored.changed, index), model.device, said)
+    twin.to("meta")
+    _run_from_disk(twin, part.fill)
+    blocks[index] = twin
+    stored.parts[index] = part
+
+
+def taken_up(model: MaskedDiffusionModel, index: int) -> bool:
+    """Return whether a block lies changed in its folder since an earlier, interrupted time; it then counts as changed.
+
+    The model's own block stays as it was: what was changed is for who reads `parts`.
+    """
+    stored = model.stored_blocks
+    if stored is None or stored.describe is None or not _part_path(stored.changed, index).exists():
+        return False
+    stored.parts[index] = ChangedBlock(_part_path(stored.changed, index), model.device)
+    return True
+
+
+def _part_path(folder: Path, index: int) -> Path:
+    return folder / f"block_{index:03d}.safetensors"
+
+
+class ChangedBlock:
+    """A block's parameters and buffers in a file of its own.
+
+    Args:
+        path: of the file.
+        device: where they are computed with.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.path, self.device = path, device
+
+    @classmethod
+    def write(
+        cls, block: nn.Module, path: Path, device: torch.device, said: dict[str, Any] | None = None
+    ) -> ChangedBlock:
+        """Write a block and what is said of it; the file appears whole.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        tensors: dict[str, Tensor] = {}
+        places: set[int] = set()
+        for name, tensor in (*block.named_parameters(), *block.named_buffers()):
+            shared = tensor.data_ptr() in places
+            tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
+            places.add(tensor.data_ptr())
+        unfinished = path.with_suffix(".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, unfinished, None if said is None else {_SAID: json.dumps(said)})
+            unfinished.replace(path)
+        except (SafetensorError, OSError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise CheckpointError(f"{path}: cannot be written: {error}") from error
+        return cls(path, device)
+
+    def fill(self, block: nn.Module) -> None:
+        """Give a block on the meta device its parameters and buffers; raises CheckpointError when the file has gone."""
+        with self._opened() as stored:
+            for name, _ in list(block.named_parameters()):
+                owner, _, leaf = name.rpartition(".")
+                value = nn.Parameter(stored.get_tensor(name).to(self.device), requires_grad=False)
+                setattr(block.get_submodule(owner), leaf, value)
+            for name, _ in list(block.named_buffers()):
+                owner, _, leaf = name.rpartition(".")
+                setattr(block.get_submodule(owner), leaf, stored.get_tensor(name).to(self.device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all parameters and buffers on the CPU, mapped; raises CheckpointError as `fill`."""
+        with self._opened() as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
+
+    def said(self) -> dict[str, Any]:
+        """Return what was said of the block; raises CheckpointError as `fill`."""
+        with self._opened() as stored:
+            said: dict[str, Any] = json.loads((stored.metadata() or {}).get(_SAID, "{}"))
+            return said
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, "pt") as stored:
+                yield stored
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path}: cannot be read any more ({error})") from None
+
+
+def _run_from_disk(block: nn.Module, fill: Callable[[nn.Module], None]) -> None:
     def read_in(module: nn.Module, _: object) -> None:
-        stored.fill(module, prefix)
+        fill(module)
 
     def drop(module: nn.Module, _: object, __: object) -> None:
         module.to("meta")

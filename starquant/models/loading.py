@@ -112,8 +112,11 @@ def read_model(
     device: torch.device | str = "cpu",
     device_map: str | dict[str, str | int] | None = None,
     blocks_on_disk: bool = False,
+    changed: Path | None = None,
 ) -> MaskedDiffusionModel:
     """Read the weights of a checkpoint that has been judged (`validate_checkpoint`); otherwise as `load_model`.
+
+    With blocks on disk, `changed` is the folder for those that are changed.
 
     Raises:
         CheckpointError: values that are not finite, a tied head that differs from the embedding.
@@ -123,7 +126,7 @@ def read_model(
     if blocks_on_disk:
         if device_map is not None:
             raise ConfigError("give device_map or blocks_on_disk, not both")
-        model = hollow_model(checkpoint, family.model, dtype or _stored_dtype(checkpoint), target)
+        model = hollow_model(checkpoint, family.model, dtype or _stored_dtype(checkpoint), target, changed)
         _tie_head(model, checkpoint)
         return model
     if device_map is None and target.type != "cpu" and find_spec("accelerate") is not None:

@@ -31,9 +31,18 @@ from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLin
 
 
 def describe(model: MaskedDiffusionModel) -> Data:
-    """Return every module that a method has put in, by name."""
+    """Return every module that a method has put in, by name; of blocks on disk what was said of them when written."""
+    described = describe_part(model, "")
+    for part in {} if model.stored_blocks is None else model.stored_blocks.parts.values():
+        described |= part.said()
+    return described
+
+
+def describe_part(part: nn.Module, prefix: str) -> Data:
+    """Return every module of a part of a model that a method has put in; `prefix` is the part's own name."""
     described: Data = {}
-    for name, module in model.named_modules():
+    for own_name, module in part.named_modules():
+        name = f"{prefix}.{own_name}" if prefix else own_name
         if isinstance(module, PackedLinear):
             described[name] = {"kind": "packed_linear", **_grid(module), "bias": module.bias is not None}
         elif isinstance(module, PackedEmbedding):

@@ -26,7 +26,7 @@ from starquant.store.record import RunRecord
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
-def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target: Path, shard_size: str = "5GB") -> int:
+def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target: Path, shard_size: str = "1GB") -> int:
     """Write a packed model; the folder appears last and whole.
 
     Args:
@@ -72,6 +72,11 @@ def _tensors(model: MaskedDiffusionModel) -> dict[str, torch.Tensor]:
     names = {module: name for name, module in model.named_modules()}
     left_out = {f"{names[trunk.head]}.weight"} if tied and trunk.head is not None else set()
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    parts = {} if model.stored_blocks is None else model.stored_blocks.parts
+    for index, part in parts.items():  # mapped from their files
+        prefix = model.block_name(index) + "."
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        state |= {prefix + name: tensor for name, tensor in part.tensors().items()}
     seen: set[int] = set()
     for name, tensor in state.items():
         if tensor.data_ptr() in seen or not tensor.is_contiguous():

@@ -6,6 +6,7 @@ What was done is returned as a manifest: every linear and operand with its role 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.blocks_on_disk import changing, taken_up
 from starquant.models.layers import InputSite
-from starquant.models.roles import LinearInfo
+from starquant.models.roles import BlockSites, LinearInfo
 from starquant.numerics import (
     PerChannel,
     PerGroup,
@@ -60,8 +62,9 @@ def install(
     solve: WeightSolver = round_to_nearest,
     progress: Progress = SILENT,
     packed: bool = False,
+    rewrite: Callable[[BlockSites, int], None] | None = None,
 ) -> list[ManifestEntry]:
-    """Quantize a model in place and return the manifest, in the order of the forward pass.
+    """Quantize a model in place, block by block, and return the manifest, in the order of the forward pass.
 
     Args:
         model: full-precision model; its declared linears are the ones that are touched, no others. Transforms
@@ -71,6 +74,7 @@ def install(
         progress: draws a bar over the blocks.
         packed: keep weights as codes, 4-bit ones two a byte, instead of the values they stand for. A tied embedding
             stays values.
+        rewrite: done to each block by its index first.
 
     Raises:
         ConfigError: a model that is quantized already, a group size that does not divide, a tied head asked for bits
@@ -79,14 +83,20 @@ def install(
     """
     if model.quantized:
         raise ConfigError("install: a method has been applied to this model already; load it again")
-    model.quantized = not bits.full_precision or _transformed(model)
     validate_fit(model, bits)
+    model.quantized = not bits.full_precision
     entries, operands = [_embedding(model, bits, packed)], []
-    blocks = model.trunk().blocks
-    for index, block in enumerate(progress.bar(blocks, "quantize", "block")):
-        linears = model.block_linears(block, index).values()
-        entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
-        operands += quantize_attention(model, block, index, bits.attention)
+    blocks, changes = model.trunk().blocks, rewrite is not None or model.quantized
+    for index in progress.bar(range(len(blocks)), "quantize", "block"):
+        if changes and taken_up(model, index):
+            continue
+        with changing(model, index) if changes else nullcontext(blocks[index]) as block:
+            if rewrite is not None:
+                rewrite(model.block_sites(block), index)
+            linears = model.block_linears(block, index).values()
+            entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
+            operands += quantize_attention(model, block, index, bits.attention)
+    model.quantized = model.quantized or _transformed(model)
     return [*entries, *operands, _head(model, bits, packed)]
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.methods.fitted import Fitted
 from starquant.models.loading import validate_checkpoint
+from starquant.packed.description import describe_part
 from starquant.packed.export import export
 from starquant.runs.calibrate import calibrate
 from starquant.runs.inputs import Inputs
+from starquant.runs.record import store_of
 from starquant.session.session import Session
 from starquant.store.artifacts import Artifact, ArtifactStore
 from starquant.store.exports import exported_from, validate_target
+from starquant.store.locks import exclusive, lock_path
 from starquant.store.record import RunRecord
 
 log = logging.getLogger(__name__)
@@ -55,11 +59,19 @@ def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, s
 
 def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Session) -> None:
     spec, target = inputs.spec, Path(inputs.spec.export.dir or "")
-    if is_exported(spec):
-        log.info("exported already: %s (remove it to export again)", target)
-        return
-    model = inputs.load(session.device).model
-    fitted = Fitted.load(ArtifactStore(Path(spec.paths.results)).path(artifact.digest))
-    METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
-    size = export(model, record, inputs.folder, target, spec.export.shard_size)
-    log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")
+    results = Path(spec.paths.results)
+    with exclusive(lock_path(results, "export", spec.digest()), f"the export of {store_of(spec).name(spec)}"):
+        if is_exported(spec):
+            log.info("exported already: %s (remove it to export again)", target)
+            return
+        parts = results / "unfinished" / f"export-{spec.digest()}" / session.code.fitting
+        if parts.exists():
+            log.info("going on from an interrupted export: %s", parts)
+        model = inputs.load(session.device, changed=parts).model
+        if model.stored_blocks is not None:
+            model.stored_blocks.describe = describe_part
+        fitted = Fitted.load(ArtifactStore(results).path(artifact.digest))
+        METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
+        size = export(model, record, inputs.folder, target, spec.export.shard_size)
+        shutil.rmtree(parts.parent, ignore_errors=True)
+        log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")

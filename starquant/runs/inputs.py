@@ -24,6 +24,7 @@ from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.validation import DTYPES, skeleton_of
 from starquant.runs.packed import with_bits_of
+from starquant.runs.placement import Scratch, on_disk
 from starquant.testbed.folders import testbed_folder
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,14 @@ class Loaded:
         tokenizer: of the checkpoint.
         texts: to calibrate on and to be compared on.
         seconds: that reading the weights took.
+        scratch: where changed blocks are written; None where blocks are in memory.
     """
 
     model: MaskedDiffusionModel
     tokenizer: PreTrainedTokenizerBase
     texts: Texts
     seconds: float
+    scratch: Scratch | None = None
 
 
 @dataclass
@@ -72,17 +75,21 @@ class Inputs:
     family: Family
     loaded: Loaded | None = None
 
-    def load(self, device: str) -> Loaded:
+    def load(self, device: str, changed: Path | None = None) -> Loaded:
         """Return what is read; all but the weights is judged first.
+
+        Args:
+            device: of the model.
+            changed: folder for changed blocks, where blocks stay on disk; None for one that goes with the run.
 
         Raises:
             StarquantError: a method that does not fit the model, text that cannot be used, weights that are not finite.
         """
         if self.loaded is None:
-            self.loaded = self._read(device)
+            self.loaded = self._read(device, changed)
         return self.loaded
 
-    def _read(self, device: str) -> Loaded:
+    def _read(self, device: str, changed: Path | None) -> Loaded:
         spec, tokenizer = self.spec, load_tokenizer(self.folder)
         skeleton = skeleton_of(self.checkpoint, self.family.model)
         assert isinstance(skeleton, MaskedDiffusionModel)
@@ -90,12 +97,23 @@ class Inputs:
         texts = read_texts(spec, tokenizer, skeleton)
         if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
+        hollow = on_disk(spec, self.checkpoint, device)
+        scratch = Scratch(Path(spec.paths.results)) if hollow and changed is None else None
         began = time.perf_counter()
-        model = read_model(self.checkpoint, self.family, DTYPES[spec.model.dtype], device)
-        return Loaded(model, tokenizer, texts, time.perf_counter() - began)
+        model = read_model(
+            self.checkpoint,
+            self.family,
+            DTYPES[spec.model.dtype],
+            device,
+            blocks_on_disk=hollow,
+            changed=changed if scratch is None else scratch.folder,
+        )
+        return Loaded(model, tokenizer, texts, time.perf_counter() - began, scratch)
 
     def free(self) -> None:
-        """Give the model's memory back."""
+        """Give the model's memory back, and the disk that its changed blocks take."""
+        if self.loaded is not None and self.loaded.scratch is not None:
+            self.loaded.scratch.remove()
         self.loaded = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
