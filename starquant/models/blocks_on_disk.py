@@ -10,7 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -188,7 +188,8 @@ class ChangedBlock:
             save_file(tensors, unfinished, None if said is None else {_SAID: json.dumps(said)})
             unfinished.replace(path)
         except (SafetensorError, OSError) as error:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink()
             raise CheckpointError(f"{path}: cannot be written: {error}") from error
         return cls(path, device)
 
