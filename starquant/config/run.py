@@ -167,6 +167,11 @@ class RunSpec(Spec):
         return {name: self.model.protocol[name] for name in self.tasks.names}
 
     @property
+    def is_scored(self) -> bool:
+        """Whether the run scores tasks: `stage` may end it before, or have it look at activations only."""
+        return self.stage in ("all", "evaluate")
+
+    @property
     def is_baseline(self) -> bool:
         """Whether the run is full precision."""
         return self.method.algorithm == self.BASELINE.algorithm
@@ -189,8 +194,11 @@ class RunSpec(Spec):
     def canonical(self) -> RunSpec:
         """Return the same run in its one spelling.
 
-        Full precision is method `none` at 16 bits, whichever way it is spelled; a packed checkpoint has no fidelity.
+        Full precision is method `none` at 16 bits, whichever way it is spelled; a packed checkpoint has no fidelity;
+        tasks without the consent that they need are left out.
         """
+        if (tasks := self.tasks.consented()) is not self.tasks:
+            return self.model_copy(update={"tasks": tasks}).canonical()
         if self._is_full_precision:
             return self.baseline()
         fidelity = FidelitySpec(name="none") if self.is_packed else self.fidelity

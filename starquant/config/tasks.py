@@ -9,6 +9,8 @@ from starquant.errors import ConsentError
 
 #: Tasks that run programs which the model writes.
 EXECUTES_CODE = ("humaneval",)
+#: Why one of them is left out.
+NO_CONSENT = "runs programs that the model writes; tasks.allow_code_execution=true agrees to that"
 
 
 class TasksSpec(Spec):
@@ -20,6 +22,7 @@ class TasksSpec(Spec):
         data_dir: folder of JSONL files to read instead of the hub.
         allow_code_execution: consent to run model-written programs (HumanEval).
         data_fingerprint: digest of the files in `data_dir`, filled in; it then stands for `data_dir`.
+        left_out: tasks that would stand in `names`, and why they do not, filled in (`consented`); null for none.
     """
 
     name: str
@@ -28,6 +31,18 @@ class TasksSpec(Spec):
     data_dir: str | None = None
     allow_code_execution: bool = Field(default=False, json_schema_extra=INERT)
     data_fingerprint: str | None = None
+    left_out: dict[str, str] | None = Field(default=None, json_schema_extra=INERT)
+
+    def consented(self) -> TasksSpec:
+        """Return the tasks that the user's consent covers; the others are left out.
+
+        Where nothing else would be left to score, all of them: `validate_consent` refuses these.
+        """
+        without = {} if self.allow_code_execution else {n: NO_CONSENT for n in self.names if n in EXECUTES_CODE}
+        names = tuple(name for name in self.names if name not in without)
+        if not without or not names:
+            return self
+        return self.model_copy(update={"names": names, "left_out": {**(self.left_out or {}), **without}})
 
 
 def validate_consent(tasks: TasksSpec) -> None:

@@ -43,6 +43,7 @@ class Section:
         rows: (label, number of runs, cells by column); a cell that is not there is empty.
         limit: items a task, where tasks were cut.
         approximations: of its runs' evaluation.
+        left_out: tasks that its runs left out and none scored; their columns are empty.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Section:
     rows: tuple[tuple[str, int, dict[str, Estimate]], ...]
     limit: int | None = None
     approximations: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def to(label: str) -> str:
@@ -96,9 +98,9 @@ def _of_row(row: RowOf, runs: Sequence[Run], settings: set[tuple[Any, ...]]) -> 
 
 
 def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: pd.DataFrame | None) -> Section:
-    tasks = list(
-        dict.fromkeys(task for runs in rows.values() for run in runs.values() for task in run.get("tasks.names"))
-    )
+    shown_runs = [run for runs in rows.values() for run in runs.values()]
+    tasks = list(dict.fromkeys(task for run in shown_runs for task in run.get("tasks.names")))
+    left_out = tuple(dict.fromkeys(task for run in shown_runs for task in run.left_out if task not in tasks))
     has_runs = bool(tasks)
     tasks = tasks or list(NINE if paper is not None and "gsm8k" in paper else ())
     whole = next((rows[row.label] for row in definition.rows if row.where == FULL), {})
@@ -112,16 +114,22 @@ def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: p
             cells |= _paper_cells(row, of_paper)
         lines.append((row.label, len(rows[row.label]), cells))
     seen = {column for _, _, cells in lines for column in cells}
-    order = [*tasks, AVERAGE, to(WHOLE), to(definition.against or ""), "KL"]
-    shown = [column for column in order if column in seen or (column in (*tasks, AVERAGE) and not has_runs)]
+    order = [*_in_order((*tasks, *left_out)), AVERAGE, to(WHOLE), to(definition.against or ""), "KL"]
+    empty = left_out if has_runs else (*tasks, AVERAGE)
+    shown = [column for column in order if column in seen or column in empty]
     columns = []
     for column in shown:
         columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
     columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
-    first = next((run for runs in rows.values() for run in runs.values()), None)
+    first = next(iter(shown_runs), None)
     shortcuts = () if first is None else tuple(first.speed.approximations)
     limit = None if first is None else first.get("tasks.limit")
-    return Section(paper_name or model, tuple(columns), tuple(lines), limit, shortcuts)
+    return Section(paper_name or model, tuple(columns), tuple(lines), limit, shortcuts, left_out)
+
+
+def _in_order(tasks: Sequence[str]) -> list[str]:
+    """Return the paper's tasks in its order, others as they come."""
+    return sorted(tasks, key=NINE.index) if {*tasks} <= {*NINE} else list(tasks)
 
 
 def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:
@@ -141,7 +149,7 @@ def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -
         average = float(np.mean([cells[task].value for task in tasks]))
         cells[AVERAGE] = Estimate(average, standard_error(np.mean(resampled, axis=0)))
         for name, other in others.items():
-            pairs = _pairs(runs, other)
+            pairs = [pair for pair in _pairs(runs, other) if {*tasks} <= {*pair[1].get("tasks.names")}]
             if pairs and not all(a is b for a, b in pairs):
                 cells[to(name)] = _difference(pairs, tasks)
     return cells | _kl(runs)

@@ -17,19 +17,15 @@ def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]
     """Return the table's cells as text; subjects of groups and mask-ratio bins are left to the record.
 
     Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty; so is the
-    whole column of a packed checkpoint, which has no baseline.
+    whole column of a packed checkpoint, which has no baseline, and all of a task that was left out.
     """
     scores = () if baseline is None else baseline.scores
     references = {(s.task, s.metric, s.filter): s for s in scores if not is_fidelity(s.task)}
-    requested = record.spec["tasks"]["names"]
-    return [
-        _row(score, references.get((score.task, score.metric, score.filter))) for score in _chosen(record, requested)
-    ]
-
-
-def _chosen(record: RunRecord, requested: list[str]) -> list[Score]:
+    tasks = record.spec["tasks"]
+    scored = [score for name in tasks["names"] for score in record.scores if score.task == name]
     fidelity = [score for score in record.scores if is_fidelity(score.task) and score.filter == "all"]
-    return [score for name in requested for score in record.scores if score.task == name] + fidelity
+    lines = [[_row(s, references.get((s.task, s.metric, s.filter))) for s in part] for part in (scored, fidelity)]
+    return [*lines[0], *((name, "left out", *[""] * 5) for name in tasks.get("left_out") or ()), *lines[1]]
 
 
 def _row(score: Score, reference: Score | None) -> tuple[str, ...]:

@@ -45,6 +45,11 @@ class Run:
         return here
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """Tasks that were left out, and why; records that do not say left none."""
+        return self.get("tasks.left_out") or {}
+
+    @property
     def speed(self) -> SpeedSpec:
         """The shortcuts of its evaluation; records that do not say have none."""
         return SpeedSpec.model_validate(self.get("speed") or {})
@@ -167,11 +172,18 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
 
 SEEDS = ("model.seed", "method.rotation_seed", "seed")
 #: Parts of a specification that change no figure.
-INERT = ("paths", "runtime", "debug", "tracker", "reuse", "stage", "experiment", "tasks.allow_code_execution")
+INERT = (
+    *("paths", "runtime", "debug", "tracker", "reuse", "stage", "experiment"),
+    *("tasks.allow_code_execution", "tasks.left_out"),
+)
+#: Keys that say which tasks are scored; the files of these differ as they do.
+TASKS = {"tasks.name", "tasks.names", "tasks.data_fingerprint"}
 
 
 def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
     """Return a row's runs by their seeds, in the order of these.
+
+    Runs that differ in their tasks only are one: of other tasks each, or one of all that the other scored and left out.
 
     Raises:
         RecordError: two runs of the same seeds; the message names the keys that differ.
@@ -184,10 +196,9 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
             differ = sorted(
                 key for key in _differences(other.record.spec, run.record.spec) if not key.startswith(INERT)
             )
-            if {*differ} <= {"tasks.names", "tasks.name"} and not {*other.get("tasks.names")} & {
-                *run.get("tasks.names")
-            }:
-                runs_by_seed[seeds] = _joined(other, run)  # jobs of their own for each task
+            both = _as_one(other, run) if {*differ} <= TASKS else None
+            if both is not None:
+                runs_by_seed[seeds] = both
                 continue
             differences = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
             raise RecordError(
@@ -199,10 +210,23 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
     return {seeds: runs_by_seed[seeds] for seeds in order}
 
 
+def _as_one(a: Run, b: Run) -> Run | None:
+    """Return two runs that differ in their tasks as one, None where they do not go together."""
+    if not {*a.get("tasks.names")} & {*b.get("tasks.names")}:
+        return _joined(a, b)  # jobs of their own for each task
+    for less, more in ((a, b), (b, a)):
+        added = {*more.get("tasks.names")} - {*less.get("tasks.names")}
+        kept = {*less.get("tasks.names")} <= {*more.get("tasks.names")}
+        if kept and added and added <= {*less.left_out}:  # consent was given later
+            return more
+    return None
+
+
 def _joined(a: Run, b: Run) -> Run:
     """Return two runs of different tasks as one; fidelity is the first one's."""
     tasks = a.get("tasks.names") + b.get("tasks.names")
-    spec = a.record.spec | {"tasks": a.record.spec["tasks"] | {"names": tasks}}
+    left_out = {task: why for task, why in (a.left_out | b.left_out).items() if task not in tasks}
+    spec = a.record.spec | {"tasks": a.record.spec["tasks"] | {"names": tasks, "left_out": left_out or None}}
     scores = a.record.scores + [score for score in b.record.scores if not is_fidelity(score.task)]
     both = Run(a.path, a.record.model_copy(update={"spec": spec, "scores": scores}))
     both.__dict__["items"] = {name: columns for name, columns in b.items.items() if not is_fidelity(name)} | a.items

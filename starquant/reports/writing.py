@@ -46,6 +46,12 @@ def notes(sections: Sequence[Section]) -> list[str]:
             sentences.append(f"{section.model}: the first {section.limit} items of each task only.")
         if section.approximations:
             sentences.append(f"{section.model}: evaluated approximately ({', '.join(section.approximations)}).")
+        if section.left_out:
+            papers = any(column.endswith(PAPER_MARK) for column in section.columns)
+            sentences.append(
+                f"{section.model}: {', '.join(section.left_out)} left out (tasks.allow_code_execution=true scores it); "
+                "averages are over the other tasks" + (", the paper's over all of its own." if papers else ".")
+            )
     if any(cell.low is not None for s in sections for _, _, cells in s.rows for cell in cells.values()):
         sentences.append(
             "Differences are paired by model, seed and item; brackets are 95 % bootstrap intervals, * where they leave "

@@ -104,6 +104,8 @@ def _started(session: Session, spec: RunSpec, device: str) -> Session:
 def _heard(spec: RunSpec, session: Session) -> Iterator[None]:
     """Put how the run begins and fails into its log, and tell the tracker of a failure."""
     session.log.debug("begins: %s, stage=%s, code %s, on %s", spec.digest(), spec.stage, session.code, session.device)
+    for task, why in (spec.tasks.left_out or {}).items() if spec.is_scored else ():
+        session.log.debug("%s is left out: it %s", task, why)  # the command line has told it, once for all cells
     if session.processes.world > 1:
         session.log.info("%d processes share the items of every task", session.processes.world)
     try:

@@ -17,7 +17,10 @@ def with_bits_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
     """
     if "quantization_config" not in checkpoint.config:
         if spec.is_packed:
-            raise ConfigError(f"method: got packed, but {checkpoint.folder} is not packed; allowed: any other method")
+            raise ConfigError(
+                f"method: got packed, but {checkpoint.folder} is not packed; allowed: method=none, which scores it as "
+                "it is, or a method that quantizes it"
+            )
         return spec
     if not spec.is_packed:
         raise ConfigError(

@@ -17,7 +17,7 @@ def validate_paths(spec: RunSpec) -> None:
 
     Raises:
         StarquantError: a test-bed's model that is not there, a checkpoint or data folder that is not there, a
-            results folder that is a file, model-written code without consent.
+            results folder that is a file, no task that may be scored without consent.
     """
     model, tasks = spec.model, spec.tasks
     if model.path is None:
@@ -33,7 +33,8 @@ def validate_paths(spec: RunSpec) -> None:
         raise DataError(f"tasks.data_dir: {tasks.data_dir}: no such folder")
     if Path(spec.paths.results).is_file():
         raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
-    validate_consent(tasks)
+    if spec.is_scored:
+        validate_consent(tasks.consented())
     validate_export(spec)
 
 
@@ -45,7 +46,7 @@ def validate_export(spec: RunSpec) -> None:
     """
     if spec.export.dir is None:
         return
-    if not spec.quantizes or spec.stage in ("calibrate", "inspect"):
+    if not spec.quantizes or not spec.is_scored:
         raise ConfigError(
             f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
             "what is exported; allowed: a method other than none and packed, stage=all or evaluate"

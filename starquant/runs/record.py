@@ -25,7 +25,7 @@ def store_of(spec: RunSpec) -> RecordStore:
 
 def log_path(spec: RunSpec) -> Path:
     """Return the log of a pinned run: NAME.log beside the NAME.json it writes, in `logs/` where it writes no record."""
-    if spec.stage in ("calibrate", "inspect"):
+    if not spec.is_scored:
         name = f"{spec.stage}-{spec.model.name}-{spec.bits.name}-{spec.method.name}-{spec.calibration_digest()}.log"
         return Path(spec.paths.results) / "logs" / name
     return store_of(spec).path(spec).with_suffix(".log")

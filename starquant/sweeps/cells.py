@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from starquant.config.run import RunSpec
+from starquant.config.tasks import validate_consent
 from starquant.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ class Cell:
     def of(cls, config: DictConfig) -> Cell:
         """Validate a composed configuration; raises ConfigError."""
         spec = validate_config(config)
-        alone = f"-{spec.stage}" if spec.stage in ("calibrate", "inspect") else ""  # they score nothing
+        alone = "" if spec.is_scored else f"-{spec.stage}"
         return cls(spec.canonical().digest() + alone, spec)
 
     @property
@@ -101,6 +102,22 @@ def validate_plan(plan: Plan) -> None:
         raise ConfigError(f"export.dir: got {exported[0]} for several cells of a sweep; allowed: a folder for each")
     if plan.launcher != "basic" and not plan.sweep:
         raise ConfigError(f"launcher: got '{plan.launcher}' for a single run; add -m")
+
+
+def left_out_of(plan: Plan) -> dict[str, str]:
+    """Return the tasks that a plan's cells leave out, and why.
+
+    Raises:
+        ConsentError: a task that needs consent is named by the command line, or a cell has no other.
+    """
+    left_out: dict[str, str] = {}
+    for cell, words in zip(plan.cells, plan.overrides, strict=True):
+        tasks = cell.spec.tasks
+        if cell.spec.is_scored:
+            named = any(word.lstrip("+").startswith("tasks.names=") for word in words)
+            validate_consent(tasks if named else tasks.consented())
+            left_out |= tasks.consented().left_out or {}
+    return left_out
 
 
 def validate_folders(folders: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ from starquant.runs.preflight import validate_results
 from starquant.session.processes import launched_rank
 from starquant.session.terminal import interactive
 from starquant.sweeps.cell_log import CellEntry, CellLog
-from starquant.sweeps.cells import Plan, validate_plan
+from starquant.sweeps.cells import Plan, left_out_of, validate_plan
 from starquant.sweeps.composition import Composer
 from starquant.sweeps.jobs import PARENT, CellRunner
 from starquant.sweeps.overrides import CONF, Groups, hydra_words, parse_overrides, task_words, validate_option
@@ -189,10 +189,14 @@ def run(validated: Validated, context: HydraContext) -> int:
     """Run what is validated; returns how many cells did not end well.
 
     Raises:
+        ConsentError: a task that needs consent is named without it, or nothing else would be scored.
         RecordError: the results folder cannot be written.
     """
     plan = validated.plan
+    left_out = left_out_of(plan)
     validate_results(plan.cells[0].spec)
+    for task, why in left_out.items() if not launched_rank() else ():
+        print(f"note: {task} is left out: it {why}", file=sys.stderr, flush=True)
     log = CellLog(plan.results)
     environment = {}
     if plan.launcher != "basic":

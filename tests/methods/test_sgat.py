@@ -16,7 +16,7 @@ from starquant.errors import ConfigError
 from starquant.methods.fitted import block_part
 from starquant.methods.star_quant.base_transform import Group, Transform, gated
 from starquant.methods.star_quant.learned_transform import learn
-from starquant.methods.star_quant.sgat import closed_form, gate_of
+from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_rows, gate_of
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
@@ -92,6 +92,40 @@ def test_the_closed_form_is_orthogonal_and_takes_the_least_energy(gate: tuple[in
     left = outside @ unmasked @ outside + 1e3 * u_u @ u_u.T  # U_u may not be taken again
     wanted = torch.linalg.eigvalsh(left)[:d_m].sum()
     torch.testing.assert_close((u_m.T @ unmasked @ u_m).trace(), wanted, rtol=1e-3, atol=1e-7)
+
+
+def lost(rows_ND: Tensor, p_DD: Tensor, closed: range) -> float:
+    """Energy of rows in some channels of x P, summed one by one."""
+    return sum(float((x @ p_DD[:, c]) ** 2) for x in rows_ND for c in closed)
+
+
+def orthogonal(seed: int, width: int) -> Tensor:
+    return torch.linalg.qr(rows(seed, width, width))[0].contiguous()
+
+
+@pytest.mark.parametrize("gate", [(3, 6), (0, 3), (6, 0), (0, 0), (6, 9)])
+def test_the_closed_form_of_rows_loses_least_of_all_kronecker_products(gate: tuple[int, int]) -> None:
+    """Whatever the second factor; the first state is served first, as by the dense one."""
+    (d_m, d_u), m, k, n = gate, 5, 3, 40
+    masked, unmasked = (rows(seed, n, m * k) @ moment(seed + 2, m * k) for seed in (1, 2))
+    a_MM = closed_form_of_rows(masked.view(n, m, k), unmasked.view(n, m, k), gate).contiguous()
+    torch.testing.assert_close(a_MM.T @ a_MM, torch.eye(m, dtype=torch.float64), rtol=0, atol=1e-10)
+    of_u, of_m = range(15 - d_u, 15), range(15 - d_u - d_m, 15 - d_u)
+    free = m - d_u // k
+    for seed in range(20):
+        b_KK = orthogonal(seed, k)
+        p_DD, other = torch.kron(a_MM, b_KK), torch.kron(orthogonal(seed + 50, m), b_KK)
+        assert lost(masked, p_DD, of_u) <= lost(masked, other, of_u)
+        turned = torch.cat((a_MM[:, :free] @ orthogonal(seed + 90, free), a_MM[:, free:]), 1)  # the same U_u
+        assert lost(unmasked, p_DD, of_m) <= lost(unmasked, torch.kron(turned, b_KK), of_m) * (1 + 1e-9)
+
+
+def test_gates_of_whole_runs_are_the_nearest() -> None:
+    gate = Gate(112, 592, "asked")
+    assert gate.in_runs(1) is gate
+    assert gate.in_runs(16) is gate
+    assert gate.in_runs(64) == Gate(128, 576, "asked: 112 and 592, in whole runs of 64")
+    assert gate.in_runs(256).widths == (0, 512)
 
 
 def test_the_shared_part_is_as_near_the_axes_as_its_span_allows() -> None:
@@ -170,6 +204,35 @@ def test_a_model_gated_where_nothing_flows_is_the_model(idle: int, exact: bool) 
     assert (gate.d_m, gate.d_u) == (6, 10)
     error = float((logits(model, ids) - before).norm() / before.norm())
     assert error < 1e-4 if exact else error > 1e-2
+
+
+@pytest.mark.parametrize("fit", ["closed_form", "fixed"])
+def test_a_kronecker_closed_form_finds_idle_runs_of_channels(fit: str) -> None:
+    """Ordinary tokens have no energy in two runs of eight channels, [MASK] none in two others."""
+    method, bits = method_named(
+        "star_quant",
+        *QUICK,
+        *shares(0.25, 0.25, "qkv_input"),
+        f"method.transform.fit={fit}",
+        "method.transform.structure=kronecker",
+        "method.residual_rotation=none",
+        "method.sgat.first_attention=true",
+        "method.tac.enabled=false",
+    )
+    model = one_block(0)
+    with torch.no_grad():
+        table = model.trunk().embedding.weight
+        table[59] = 0.2 * torch.randn(64)
+        table[:59, 8:24] = table[59, 24:40] = 0.0
+    learned = method.fit(model, bits, states_of(model))
+    ids = torch.randint(0, 58, (3, 16), generator=torch.Generator().manual_seed(1))
+    ids[0, 3:9] = ids[1] = ids[2, ::2] = 59
+    before = logits(model, ids)
+    by_hand(method, model, learned)
+    gate = model.block_sites(model.trunk().blocks[0]).inputs[Site.QKV].transform.gate
+    assert (gate.d_m, gate.d_u) == (16, 16)
+    error = float((logits(model, ids) - before).norm() / before.norm())
+    assert error < 1e-4 if fit == "closed_form" else error > 1e-2
 
 
 def test_every_site_has_the_gate_it_was_asked_for() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.errors import ConfigError, DataError, RecordError
+from starquant.errors import DataError, RecordError
 from starquant.methods.fitted import Fitted
 from starquant.methods.star_quant import method as star_quant
 from tests.support.methods import method_named
@@ -52,18 +52,29 @@ def test_what_was_not_fitted_is_refused() -> None:
     assert not model.quantized
 
 
-def test_a_wide_closed_form_has_to_be_asked_for() -> None:
-    wide = ("method.transform.dense_width=100",)  # the model has 96 and 160 channels
-    method, bits = method_named("star_quant_closed_form", "bits=w4a4", *wide)
-    with pytest.raises(
-        ConfigError, match=r"method.transform.fit: got 'closed_form', which is a dense matrix of up to 160"
-    ):
-        method.validate(fresh("llada_gqa"), bits)
-    for structure in ("dense", "shared"):
-        method, bits = method_named(
-            "star_quant_closed_form", "bits=w4a4", *wide, f"method.transform.structure={structure}"
-        )
-        method.validate(fresh("llada_gqa"), bits)
+@pytest.mark.parametrize("structure", ["auto", "dense", "kronecker", "shared"])
+def test_a_closed_form_that_is_too_wide_to_be_dense_falls_back_and_says_so(structure: str) -> None:
+    settings = ("method.transform.dense_width=100", f"method.transform.structure={structure}")
+    shares = [f"method.sgat.{state}.down_input=0.1" for state in ("masked", "unmasked")]
+    method, bits = method_named("star_quant_closed_form", *QUICK, *settings, *shares)
+    model = fresh("llada_gqa")  # of 96 and 160 channels
+    learned = method.fit(model, bits, states_of(model))
+    rows = {row["site"]: row for row in learned.report if row["block"] == 1}
+    structures = {site: row["structure"] for site, row in rows.items()}
+    wide = "dense" if structure == "dense" else "kronecker"
+    narrow = {"auto": "dense", "shared": "fixed"}.get(structure, structure)
+    own = "dense" if structure == "shared" else narrow
+    assert structures == {"qkv_input": narrow, "gate_up_input": narrow, "out_input": own, "down_input": wide}
+    gate, why = (16, 16), "asked"
+    if structure == "shared":
+        gate, why = (0, 0), "behind no norm: not part of the shared closed form"
+    assert (rows["down_input"]["d_m"], rows["down_input"]["d_u"], rows["down_input"]["why"]) == (*gate, why)
+    what = "closed form of the first Kronecker factor (10 x 16): wider than dense_width=100"
+    fallbacks = {site: row["fallback"] for site, row in rows.items() if "fallback" in row}
+    assert fallbacks == ({"down_input": what} if structure == "auto" else {})
+    noted = [note for note in learned.notes if note["what"] == what]
+    assert noted == ([{"what": what, "where": "down_input", "width": 160}] if structure == "auto" else [])
+    assert "down_input" in {entry.site.rpartition(".")[2] for entry in method.apply(model, learned, bits) if entry.site}
 
 
 def test_a_shared_closed_form_gates_the_norm_sites_only() -> None:

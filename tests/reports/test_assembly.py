@@ -20,6 +20,7 @@ from tests.support.tables import FACTS, PROFILES, answers, put
 
 Data = dict[tuple[int, int], dict[str, list[float]]]
 STAR = to("STaR-Quant")
+WHOLE_COLUMN = to(WHOLE)
 
 
 def section(folder: Path, model: str = "tiny", name: str = "table1_main", allow: Sequence[str] = ()) -> Section:
@@ -227,6 +228,35 @@ def test_an_average_needs_every_task(tmp_path: Path) -> None:
     put(tmp_path, {FACTS: answers(0)}, "quarot")
     assert set(cells(tmp_path, "QuaRot")) == {FACTS}
     assert set(cells(tmp_path, "RTN")) == {FACTS, PROFILES, AVERAGE}
+
+
+def test_a_task_that_was_left_out_has_an_empty_column_in_its_place(tmp_path: Path) -> None:
+    """Averages and differences are those over the tasks that were scored."""
+    values = {"arc_challenge": [1.0, 0.0, 1.0, 1.0], "piqa": [1.0, 0.0, 0.0, 0.0]}
+    for method, bits in (("none", "w16a16"), ("rtn", "w4a4")):
+        put(tmp_path / "a", values, method, bits, "llada", changes={"tasks.left_out": {"hellaswag": "why"}})
+        put(tmp_path / "b", values, method, bits, "llada")
+    found, other = section(tmp_path / "a", "LLaDA-8B"), section(tmp_path / "b", "LLaDA-8B")
+    assert (found.left_out, other.left_out) == (("hellaswag",), ())
+    ours = [column for column in found.columns if not column.endswith("(paper)")]
+    assert ours == ["arc_challenge", "hellaswag", "piqa", AVERAGE, WHOLE_COLUMN]
+    assert found.columns[3] == "hellaswag (paper)"
+    assert found.rows == other.rows  # the same cells, none of hellaswag
+    assert all("hellaswag" not in row for _, _, row in found.rows)
+    assert cells(tmp_path / "a", "RTN", model="LLaDA-8B")[AVERAGE].value == pytest.approx(50)
+
+
+def test_a_row_that_scored_what_others_left_out_is_compared_with_none_of_them(tmp_path: Path) -> None:
+    for method, bits in (("none", "w16a16"), ("star_quant", "w4a4"), ("rtn", "w4a4")):
+        put(tmp_path, {FACTS: [0.5, 0.5]}, method, bits, changes={"tasks.left_out": {PROFILES: "why"}})
+    whole = {FACTS: [1.0, 1.0], PROFILES: [1.0, 0.0]}
+    put(tmp_path, whole, "quarot")
+    assert section(tmp_path).left_out == ()
+    assert set(cells(tmp_path, "RTN")) == {FACTS}  # no average of some of the tasks
+    assert set(cells(tmp_path, "QuaRot")) == {FACTS, PROFILES, AVERAGE}
+    put(tmp_path, whole, "none", "w16a16")
+    assert cells(tmp_path, "QuaRot")[to(WHOLE)] == Estimate(0, 0, 0, 0)
+    assert cells(tmp_path, "full precision")[AVERAGE].value == pytest.approx(75)
 
 
 def test_full_precision_scored_on_other_tasks_is_not_mixed_in(tmp_path: Path) -> None:

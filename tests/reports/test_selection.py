@@ -166,3 +166,39 @@ def test_runs_of_other_seeds_go_together_in_the_order_of_seeds(tmp_path: Path) -
         assert all(
             (run.get("model.seed"), run.get("method.rotation_seed")) == seeds[:2] for seeds, run in found.items()
         )
+
+
+LEFT_OUT = {"changes": {"tasks.left_out": {"humaneval": "why"}}}
+
+
+def test_a_run_that_left_a_task_out_gives_way_to_one_that_scored_it_too(tmp_path: Path) -> None:
+    put(tmp_path, VALUES, **LEFT_OUT)
+    whole = put(tmp_path, {**VALUES, "humaneval": [1.0]}, changes={"tasks.data_fingerprint": "f"})
+    runs = read_runs(tmp_path)
+    for order in (runs, runs[::-1]):
+        ((_, chosen),) = one_a_seed("RTN", order).items()
+        assert (chosen.path, chosen.left_out) == (whole, {})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"values": {**VALUES, "piqa": [1.0]}},  # not what was left out
+        {"values": {**VALUES, "humaneval": [1.0], "piqa": [1.0]}},
+        {"values": {**VALUES, "humaneval": [1.0]}, "changes": {"fidelity.bins": 3}},
+    ],
+)
+def test_it_gives_way_to_no_other(tmp_path: Path, more: dict[str, Any]) -> None:
+    put(tmp_path, VALUES, **LEFT_OUT)
+    put(tmp_path, **more)
+    with pytest.raises(RecordError, match="are both its records; they differ in"):
+        one_a_seed("RTN", read_runs(tmp_path))
+
+
+def test_a_task_that_was_left_out_can_be_scored_alone_and_joins(tmp_path: Path) -> None:
+    put(tmp_path, VALUES, changes={**LEFT_OUT["changes"], "tasks.data_fingerprint": "e"})
+    put(tmp_path, {"humaneval": [1.0]}, changes={"tasks.name": "alone", "tasks.data_fingerprint": "f"})
+    ((_, joined),) = one_a_seed("RTN", read_runs(tmp_path)).items()
+    assert sorted(joined.get("tasks.names")) == ["humaneval", FACTS]
+    assert joined.left_out == {}
+    assert {score.task for score in joined.record.scores} == {FACTS, "humaneval"}

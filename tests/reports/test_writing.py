@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +86,10 @@ def test_notes_say_what_is_there(sections: list[Section]) -> None:
     last = markdown(TABLE1, sections).splitlines()[-1]
     assert "95 % bootstrap intervals" in last
     assert "printed in arXiv 2606.04945 (differences" in last
+    out = replace(MADE_UP[0], left_out=("humaneval",))
+    said = "a_model: humaneval left out (tasks.allow_code_execution=true scores it); averages are over the other tasks"
+    assert f" {said}, the paper's over all of its own." in markdown(TABLE1, [out])
+    assert f" {said}." in markdown(TABLE1, [replace(out, columns=("testbed_facts",))])
     bare = markdown(TABLE1, MADE_UP[1:]).splitlines()[-1]
     assert bare == "Task scores in percent, standard errors in parentheses, KL in nats."
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from starquant.errors import ConfigError
+from starquant.config.tasks import NO_CONSENT
+from starquant.errors import ConfigError, ConsentError
+from starquant.runs.preflight import validate_paths
 from starquant.sweeps import overrides as judging
-from starquant.sweeps.cells import Cell, Plan
+from starquant.sweeps.cells import Cell, Plan, left_out_of
 from starquant.sweeps.command_line import plan_of
 from starquant.sweeps.overrides import LAUNCHER_EXTRAS
 from tests.support.specs import CONF, OPTIONS, spec
@@ -224,6 +226,50 @@ def test_what_scores_nothing_is_another_cell() -> None:
     keys = {cells(f"stage={stage}")[0].key for stage in ("all", "calibrate", "inspect")}
     assert len(keys) == 3
     assert cells("stage=evaluate")[0].key == cells("stage=all")[0].key
+
+
+@pytest.mark.parametrize(
+    ("words", "left_out"),
+    [
+        (("model=llada", "bits=w4a4"), True),  # as the README has it
+        (("model=llada", "bits=w4a4", "tasks.allow_code_execution=true"), False),
+        (("-m", "model=llada,llada_1_5,tiny", "method=rtn,none"), True),
+        (("experiment=table1_main", "method=rtn"), True),
+        (("experiment=table1_main", "model=tiny", "method=rtn"), False),
+        (("model=llada", "tasks.names=[piqa]"), False),
+        *((("model=llada", f"stage={stage}"), False) for stage in ("calibrate", "inspect")),
+        *((("model=llada", f"stage={stage}", "tasks.names=[humaneval]"), False) for stage in ("calibrate", "inspect")),
+    ],
+)
+def test_tasks_without_consent_are_left_out_of_the_cells(words: tuple[str, ...], left_out: bool) -> None:
+    plan = planned(*words)
+    assert left_out_of(plan) == ({"humaneval": NO_CONSENT} if left_out else {})
+    for cell in plan.cells:
+        validate_paths(cell.spec)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model=llada", "tasks=humaneval"),
+        ("model=llada", "tasks.names=[humaneval]"),
+        ("model=llada", "tasks.names=[piqa,humaneval]"),
+        ("model=llada", "++tasks.names=[piqa,humaneval]"),
+        ("-m", "model=llada", "tasks.names=[piqa],[humaneval]"),
+        ("-m", "model=llada", "tasks=paper,humaneval"),
+        ("model=llada", "stage=evaluate", "tasks=humaneval"),
+    ],
+)
+def test_a_task_that_is_named_needs_consent(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConsentError, match=r"^tasks\.allow_code_execution: humaneval runs .* got false, set"):
+        left_out_of(planned(*words))
+    assert left_out_of(planned(*words, "tasks.allow_code_execution=true")) == {}
+
+
+def test_consent_makes_another_cell() -> None:
+    without, consent = keys("model=llada"), keys("model=llada", "tasks.allow_code_execution=true")
+    assert without != consent
+    assert keys("model=tiny") == keys("model=tiny", "tasks.allow_code_execution=true")
 
 
 def test_a_sweep_has_one_results_folder_and_at_least_one_cell() -> None:

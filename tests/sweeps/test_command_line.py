@@ -125,8 +125,32 @@ def test_no_network_for_a_hub_id(tmp_path: Path) -> None:
 
 
 def test_no_consent_for_model_written_code(tmp_path: Path) -> None:
-    message = refused(tmp_path, "tasks=paper", "tasks.names=[humaneval]")
-    assert "tasks.allow_code_execution: humaneval runs programs that the model writes" in message
+    for choice in (("tasks=humaneval",), ("tasks=paper", "tasks.names=[humaneval]"), ("tasks.names=[piqa,humaneval]",)):
+        message = refused(tmp_path, *choice)
+        assert "tasks.allow_code_execution: humaneval runs programs that the model writes" in message
+    assert not (tmp_path / "results").exists()
+
+
+def test_tasks_without_consent_are_left_out_of_a_sweep_that_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    suite = "name: mine\nnames: [humaneval, testbed_facts]\nlimit: 8\ndata_dir: null\nallow_code_execution: false\n"
+    (tmp_path / "tasks" / "mine.yaml").write_text(suite)
+    cells = ("-m", f"--config-dir={tmp_path}", "tasks=mine", "bits=w8a8,w4a4", "method=rtn", "fidelity=none")
+    done = run_in_process(*cells, results=tmp_path / "results")
+    assert done.returncode == 0, done.stderr
+    line = "note: humaneval is left out: it runs programs that the model writes; tasks.allow_code_execution=true agrees"
+    assert [text for text in done.stderr.splitlines() if "humaneval" in text] == [f"{line} to that"]
+    rows = [text.split() for text in done.stdout.splitlines() if text.startswith(("testbed_facts", "humaneval"))]
+    assert [row[0] for row in rows] == ["testbed_facts", "humaneval"] * 2
+    assert [row[1:] for row in rows[1::2]] == [["left", "out"]] * 2
+    records = [json.loads(path.read_text()) for path in (tmp_path / "results" / "records").glob("*.json")]
+    assert len(records) == 3
+    for record in records:
+        assert record["spec"]["tasks"]["names"] == ["testbed_facts"]
+        assert "tasks.allow_code_execution=true" in record["spec"]["tasks"]["left_out"]["humaneval"]
+        assert {score["task"] for score in record["scores"]} == {"testbed_facts"}
+    logs = [path.read_text() for path in (tmp_path / "results" / "records").glob("tiny-w[48]a[48]-*.log")]
+    assert [text.count("humaneval is left out: it runs programs") for text in logs] == [1, 1]
 
 
 def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:

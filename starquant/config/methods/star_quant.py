@@ -20,10 +20,11 @@ class TransformOptions(Spec):
 
     Attributes:
         fit: "fixed" keeps QuaRot's rotation; "closed_form" takes the gated directions from the second moments of
-            masked and unmasked tokens; "learned" minimises the error of the group's output.
+            masked and unmasked tokens, of a Kronecker product those of the first factor; "learned" minimises the error
+            of the group's output.
         start: of what is learned: "rotation" (QuaRot's), or "closed_form", which turns the directions that a state is
             gated off to where it has no energy; sites whose matrix is not dense start from the rotation.
-        structure: of what is learned; "auto" is dense up to `dense_width` channels and Kronecker beyond.
+        structure: of P, unless it is fixed; "auto" is dense up to `dense_width` channels and Kronecker beyond.
         dense_width: of "auto".
         rows: tokens of each state that it is learned on, and as many it is judged on.
         batch: of these tokens of each state, how many a step sees.
@@ -49,10 +50,10 @@ class TransformOptions(Spec):
     state_clip: bool = True
     clip_every: Count = 20
 
-    @property
-    def reads_moments(self) -> bool:
-        """Whether second moments of both token states are needed."""
-        return self.fit == "closed_form" or (self.fit == "learned" and self.start == "closed_form")
+    def reads_moments(self, width: int) -> bool:
+        """Return whether the second moments [width, width] of both token states are needed."""
+        closed = self.fit == "closed_form" or (self.fit == "learned" and self.start == "closed_form")
+        return closed and self.structure_of(width) == "dense"
 
     def structure_of(self, width: int) -> str:
         """Return "dense" or "kronecker" for a site with a matrix of its own."""

@@ -59,11 +59,10 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         """Judge TAC's blocks, the gates and the structure as well.
 
         Raises:
-            ConfigError: as QuaRot; blocks that do not divide; a closed form as a Kronecker product; a shared
-                transform without a rotation to start from.
+            ConfigError: as QuaRot; blocks that do not divide; a shared transform without a rotation to start from.
         """
         super().validate(model, bits)
-        validate_transforms(self.options, model.block_sites(model.trunk().blocks[0]))
+        validate_transforms(self.options)
         if self.options.tac.enabled:
             validate_tac(model, self.options.tac, bits.attention)
 
@@ -113,7 +112,8 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         if options.fit == "fixed" and not options.state_clip and self.options.sgat.keep == "always":
             visit.observe()
             return {}
-        plan = Collect(moments=False, rows=2 * options.rows, second_moment="state" if options.reads_moments else None)
+        reads_moments = any(options.reads_moments(visit.sites.width(site)) for site in sites)
+        plan = Collect(moments=False, rows=2 * options.rows, second_moment="state" if reads_moments else None)
         return visit.collect(plan, sites)
 
     def _quantized_attention(self, visit: BlockVisit, tensors: Tensors, bits: BitsSpec) -> nn.Module:

@@ -34,6 +34,13 @@ class Gate:
         """Whether anything is gated."""
         return self.d_m + self.d_u > 0
 
+    def in_runs(self, length: int) -> Gate:
+        """Return the nearest gate of whole runs of `length` channels."""
+        d_m, d_u = (round(width / length) * length for width in self.widths)
+        if (d_m, d_u) == self.widths:
+            return self
+        return Gate(d_m, d_u, f"{self.why}: {self.d_m} and {self.d_u}, in whole runs of {length}")
+
 
 def gate_of(options: SGATOptions, site: SiteKey, block: int, width: int) -> Gate:
     """Return the gate that the options put at a site."""
@@ -66,3 +73,19 @@ def closed_form(masked_DD: Tensor, unmasked_DD: Tensor, gate: tuple[int, int]) -
     m_DM, rest_DS = rest_DR @ inner[:, :d_m], rest_DR @ inner[:, d_m:]
     left, _, right = torch.linalg.svd(rest_DS.T @ torch.eye(width, dtype=torch.float64)[:, : width - d_m - d_u])
     return torch.cat((rest_DS @ (left @ right), m_DM, u_DU), 1)
+
+
+def closed_form_of_rows(masked_NMK: Tensor, unmasked_NMK: Tensor, gate: tuple[int, int]) -> Tensor:
+    """Return the first factor [M, M] of P = A (x) B in closed form, in float64; B may be any orthogonal [K, K].
+
+    Channel (m, k) of x P has sum_ij x_ij A_im B_jk. A gate of whole runs of K channels closes columns of A, and what
+    a state has there is a^T E[X X^T] a, X the [M, K] of its token: `closed_form` of these moments is the least.
+
+    Args:
+        masked_NMK: masked tokens.
+        unmasked_NMK: the others.
+        gate: (d_m, d_u), multiples of K.
+    """
+    moments = [torch.einsum("nmk,njk->mj", x.double(), x.double()) / len(x) for x in (masked_NMK, unmasked_NMK)]
+    runs = (gate[0] // masked_NMK.shape[2], gate[1] // masked_NMK.shape[2])
+    return closed_form(moments[0].cpu(), moments[1].cpu(), runs)

@@ -29,10 +29,10 @@ from starquant.methods.star_quant.base_transform import (
     output_errors,
 )
 from starquant.methods.star_quant.learned_transform import learn
-from starquant.methods.star_quant.sgat import Gate, closed_form, gate_of
+from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_rows, gate_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.roles import BlockSites, Role, Site, SiteKey
-from starquant.numerics import TokenState, hadamard_matrix, has_hadamard, kronecker_sizes
+from starquant.numerics import TokenState, apply_kronecker, hadamard_matrix, has_hadamard, kronecker_sizes
 from starquant.quantized import (
     BlockAffine,
     KroneckerTransform,
@@ -45,21 +45,9 @@ from starquant.quantized import (
 from starquant.quantized.install import activation_format, weight_format
 
 
-def validate_transforms(options: STaRQuantOptions, sites: BlockSites) -> None:
+def validate_transforms(options: STaRQuantOptions) -> None:
     """Judge what of the transform's options does not go together; raises ConfigError."""
     transform = options.transform
-    widest = max(linear.in_features for linear in sites.linears.values())
-    if transform.fit == "closed_form" and transform.structure == "auto" and widest > transform.dense_width:
-        raise ConfigError(
-            f"method.transform.fit: got 'closed_form', which is a dense matrix of up to {widest} channels, multiplied "
-            f"online; beyond dense_width={transform.dense_width} ask for it by method.transform.structure=dense, or "
-            "fold it by structure=shared (sites behind no norm then stay ungated)"
-        )
-    if transform.fit == "closed_form" and transform.structure == "kronecker":
-        raise ConfigError(
-            "method.transform.structure: got 'kronecker', but a closed form is a dense matrix; "
-            "allowed: auto, dense, shared"
-        )
     norm_sites = ("qkv_input", "gate_up_input")
     for name, shares in (("masked", options.sgat.masked), ("unmasked", options.sgat.unmasked)):
         behind_norms = [getattr(shares, site) for site in norm_sites]
@@ -100,8 +88,11 @@ def fit_site(
     row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
     tensors: Tensors = {}
     if statistics is not None:
-        trained, judged = groups_of(visit, site, statistics, bits, options, gate)
         start, structure = start_of(visit.sites, site, options, fitted)
+        if gate.acts and options.transform.fit == "closed_form" and structure == "kronecker":
+            row |= _fallback(site, width, start, options, fitted)
+            gate = gate.in_runs(len(start[1]))
+        trained, judged = groups_of(visit, site, statistics, bits, options, gate)
         learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
         row |= _training_errors(trained, learned)
         gate, errors = _chosen_gate(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
@@ -115,6 +106,19 @@ def fit_site(
         tensors[f"{site.value}.gate"] = torch.tensor(gate.widths)
     fitted.report.append(row | {"d_m": gate.d_m, "d_u": gate.d_u, "why": gate.why})
     return tensors
+
+
+def _fallback(
+    site: SiteKey, width: int, start: Sequence[Tensor], options: STaRQuantOptions, fitted: Fitted
+) -> dict[str, str]:
+    """Note and return what stands in place of a dense closed form; nothing where a Kronecker product is wanted."""
+    if options.transform.structure == "kronecker":
+        return {}
+    sizes = f"{len(start[0])} x {len(start[1])}"
+    limit = options.transform.dense_width
+    what = f"closed form of the first Kronecker factor ({sizes}): wider than dense_width={limit}"
+    fitted.note(what, site.value, width=width)
+    return {"fallback": what}
 
 
 def _training_errors(group: Group, learned: Learned) -> dict[str, float]:
@@ -185,8 +189,7 @@ def start_of(sites: BlockSites, site: SiteKey, options: STaRQuantOptions, fitted
     transform, eye = options.transform, torch.eye
     if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
         return [], "fixed"
-    closed = transform.fit == "closed_form" and transform.structure != "shared"
-    structure = "dense" if closed else transform.structure_of(width)
+    structure = transform.structure_of(width)
     sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)
     online = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard, options.down_hadamard)}
     hadamards = online.get(site.kind, (False, False))
@@ -213,10 +216,13 @@ def _fit(
     where: str,
 ) -> Learned:
     transform = options.transform
-    if structure == "dense" and transform.reads_moments:
+    if structure == "dense" and transform.reads_moments(len(start[0])):
         moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
+    if structure == "kronecker" and transform.fit == "closed_form" and any(group.gate):
+        rows = [apply_kronecker(x.double().cpu(), *start).unflatten(1, (len(start[0]), -1)) for x in group.rows_SND]
+        start = [start[0] @ closed_form_of_rows(rows[0], rows[1], group.gate), start[1]]
     if structure != "fixed" and transform.fit == "learned" and group.rounds:
         with divergence_named(where):
             return learn(group, start, transform)
