@@ -49,7 +49,7 @@ class BatchSize:
                 raise ConfigError(f"batch_size: got {size!r}, allowed: auto, or a whole number from 1")
             return cls(int(size))
         device = next(model.parameters()).device
-        fitting = int(SHARE * _free_bytes(device) // bytes_per_token(model.config))
+        fitting = int(SHARE * free_bytes(device) // bytes_per_token(model.config))
         tokens = min(MOST_TOKENS.get(device.type, 2**12), max(1, fitting))
         return cls(tokens=2 ** (tokens.bit_length() - 1))
 
@@ -80,7 +80,8 @@ def bytes_per_token(config: Any) -> int:
     return int(4 * (8 * config.hidden_size + 4 * feed_forward))
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))

@@ -24,7 +24,8 @@ from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.validation import DTYPES, skeleton_of
 from starquant.runs.packed import with_bits_of
-from starquant.runs.placement import Scratch, on_disk
+from starquant.runs.placement import on_disk
+from starquant.store.scratch import Scratch
 from starquant.testbed.folders import testbed_folder
 
 log = logging.getLogger(__name__)

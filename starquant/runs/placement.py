@@ -6,18 +6,15 @@ import logging
 import math
 import re
 import shutil
-import uuid
 from pathlib import Path
 
-import psutil
 import torch
-from filelock import FileLock
 
 from starquant.config.run import RunSpec
-from starquant.errors import ConfigError, RecordError
+from starquant.diffusion.batch_size import free_bytes
+from starquant.errors import ConfigError
 from starquant.models.checkpoint import Checkpoint
 from starquant.models.validation import DTYPES
-from starquant.store.locks import is_held, lock_path
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,7 @@ def on_disk(spec: RunSpec, checkpoint: Checkpoint, device: str) -> bool:
                 "runtime.blocks: got disk, but a packed checkpoint is held in memory; allowed: memory, auto"
             )
         return False
-    free = free_bytes(device)
+    free = free_bytes(torch.device(device))
     if wanted == "memory" and needed > free:
         raise ConfigError(
             f"runtime.blocks: got memory, which needs {_gb(needed)} on {device}, where {_gb(free)} are free; "
@@ -68,13 +65,6 @@ def _parameters(checkpoint: Checkpoint) -> int:
     return sum(math.prod(shape) for shape in checkpoint.shapes.values())
 
 
-def free_bytes(device: str) -> int:
-    """Return the free memory of a device."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
 def _validate_disk(spec: RunSpec, needed: int, wanted: str) -> None:
     folder = Path(spec.paths.results)
     beside = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
@@ -88,33 +78,3 @@ def _validate_disk(spec: RunSpec, needed: int, wanted: str) -> None:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:,.1f} GB"
-
-
-class Scratch:
-    """A folder below the results that goes with the run; what killed runs left is removed when one is made.
-
-    Raises:
-        RecordError: it cannot be made.
-    """
-
-    def __init__(self, results: Path) -> None:
-        parent = results / "unfinished"
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            for left in parent.glob("blocks-*"):
-                if not is_held(lock_path(results, "blocks", left.name)):
-                    shutil.rmtree(left, ignore_errors=True)
-                    lock_path(results, "blocks", left.name).unlink(missing_ok=True)
-            self.folder = parent / f"blocks-{uuid.uuid4().hex[:12]}"
-            self._lock = FileLock(lock_path(results, "blocks", self.folder.name))
-            Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
-            self.folder.mkdir()
-        except OSError as error:
-            raise RecordError(f"{parent}: cannot be written: {error.strerror or error}") from error
-
-    def remove(self) -> None:
-        """Remove the folder with all that is in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)

@@ -133,6 +133,7 @@ CHANGES = [
     ("runtime.device", "cuda", False),
     ("runtime.batch_size", 1, False),
     ("runtime.threads", 1, False),
+    ("runtime.blocks", "disk", False),
     ("debug.traceback", True, False),
     ("debug.verbose", True, False),
     ("debug.name", "x", False),

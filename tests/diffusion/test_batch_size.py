@@ -104,7 +104,7 @@ def test_automatic_sizes_follow_free_memory(monkeypatch: pytest.MonkeyPatch) -> 
     model = load_model(GOLDEN / "llada_mha")
     a_token = bytes_per_token(model.config)
     for free_tokens, expected in ((10**9, 4096), (2 * 1000, 512), (2 * 64, 64), (0, 1)):
-        monkeypatch.setattr(batch_size, "_free_bytes", lambda _, free=free_tokens: free * a_token)
+        monkeypatch.setattr(batch_size, "free_bytes", lambda _, free=free_tokens: free * a_token)
         size = BatchSize.of("auto", model)
         assert [size.rows(length) for length in (1, 64, 10**6)] == [min(512, expected), max(1, expected // 64), 1]
     assert BatchSize.of(7, model).rows(10**6) == 7

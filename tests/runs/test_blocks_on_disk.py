@@ -16,7 +16,8 @@ from starquant.models.loading import validate_checkpoint
 from starquant.runs import placement
 from starquant.runs.execute import execute
 from starquant.runs.inputs import pin
-from starquant.runs.placement import Scratch, on_disk
+from starquant.runs.placement import on_disk
+from starquant.store.scratch import Scratch
 from tests.support.methods import FOUR, fitted_once, method_named
 from tests.support.models import fresh, logits
 from tests.support.specs import spec
