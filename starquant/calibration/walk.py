@@ -1,7 +1,7 @@
 """Walk a model block by block over all calibration states, one block resident at a time.
 
-What is kept between blocks is the hidden states in front of the next one. A visitor gets a copy of each block to
-rewrite, observe and quantize; the model itself is never changed.
+What is kept between blocks is the hidden states in front of the next one (`held_states`). A visitor gets a copy of
+each block to rewrite, observe and quantize; the model itself is never changed.
 Shape suffixes: B batch, L sequence, D model width.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.calibration.held_states import HeldStates
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
@@ -62,11 +63,12 @@ class BlockVisit:
         index: int,
         items: list[_Item],
         states: CalibrationStates,
+        held: HeldStates,
     ) -> None:
         self.model, self.index, self.states = model, index, states
         self.block = resident_block(model, index)
         self.feeds_quantized = states.inputs != "full_precision"
-        self._items = items
+        self._items, self._held = items, held
         self._outputs: list[Tensor] | None = None
         self.exact: nn.Module | None = None
 
@@ -126,11 +128,11 @@ class BlockVisit:
             hooks: called before each batch with it; the hooks it has registered are removed after the batch.
         """
         outputs = []
-        for item in self._items:
+        for number, item in enumerate(self._items):
             with hooks(item.batch) if hooks is not None else ExitStack():
                 out = self.block(item.hidden_BLD, item.context)
             if not self.feeds_quantized and self._outputs is None:
-                outputs.append(out)
+                outputs.append(self._hold("hidden", number, out))
         if outputs:
             self._outputs = outputs
 
@@ -161,15 +163,19 @@ class BlockVisit:
     def advance(self) -> None:
         """Put what this block gives in front of the next one."""
         if self.feeds_quantized and self.exact is not None:
-            for item in self._items:
+            for number, item in enumerate(self._items):
                 exact_BLD = item.hidden_BLD if item.exact_BLD is None else item.exact_BLD
-                item.exact_BLD = self.exact(exact_BLD, item.context)
+                item.exact_BLD = self._hold("exact", number, self.exact(exact_BLD, item.context))
         if self._outputs is not None:
             for item, out in zip(self._items, self._outputs, strict=True):
                 item.hidden_BLD = out
             return
-        for item in self._items:
-            item.hidden_BLD = self.block(item.hidden_BLD, item.context)
+        for number, item in enumerate(self._items):
+            item.hidden_BLD = self._hold("hidden", number, self.block(item.hidden_BLD, item.context))
+
+    def _hold(self, what: str, number: int, states_BLD: Tensor) -> Tensor:
+        """Hold what goes to the next block, beside what this one reads: blocks take turns at two places."""
+        return self._held.hold(f"{what}-{number}-{self.index % 2}", states_BLD)
 
 
 @torch.no_grad()
@@ -192,13 +198,19 @@ def walk(
     """
     if not states.batches:
         raise DataError("calibration: got no states, allowed: at least one segment (calibration.source.segments)")
-    items = [_start(model, batch, embed) for batch in states.batches]
-    for index in progress.bar(range(len(model.trunk().blocks)), "calibrate", "block"):
-        visit = BlockVisit(model, index, items, states)
-        yield visit
-        visit.advance()
-        visit.exact = None
-        del visit.block  # the caller still holds the visit while the next block is copied
+    held = HeldStates.beside(model)
+    try:
+        items = [_start(model, batch, embed) for batch in states.batches]
+        for number, item in enumerate(items):
+            item.hidden_BLD = held.hold(f"hidden-{number}-1", item.hidden_BLD)
+        for index in progress.bar(range(len(model.trunk().blocks)), "calibrate", "block"):
+            visit = BlockVisit(model, index, items, states, held)
+            yield visit
+            visit.advance()
+            visit.exact = None
+            del visit.block  # the caller still holds the visit while the next block is copied
+    finally:
+        held.drop()
 
 
 def _start(model: MaskedDiffusionModel, batch: StateBatch, embed: Callable[[Tensor], Tensor] | None) -> _Item:
