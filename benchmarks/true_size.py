@@ -174,9 +174,10 @@ def stages(args: argparse.Namespace, method: str, model: Path) -> Iterator[tuple
     """Yield the name and the command of every stage of a method."""
     results, packed = args.work / "results", args.work / "packed" / f"{args.family}-{args.layers}-{method}"
     sampler = SAMPLERS[args.family]
-    words = [sys.executable, str(ROOT / "run.py"), f"model.path={model}", "model.seed=null", "model.dtype=bfloat16"]
-    words += [f"bits={args.bits}", "tasks.names=[testbed_facts,testbed_arithmetic]", "tasks.limit=1", "fidelity=none"]
-    words += [f"model.trajectory={sampler}", f"model.protocol.testbed_arithmetic.sampler={sampler}"]
+    words = [sys.executable, str(ROOT / "run.py"), f"model={args.family}", f"model.path={model}", f"bits={args.bits}"]
+    words += ["calibration=testbed", "fidelity=none", "tasks.names=[testbed_facts,testbed_arithmetic]", "tasks.limit=1"]
+    words += ["+model.protocol.testbed_facts={mc_num: 16}"]
+    words += [f"+model.protocol.testbed_arithmetic={{sampler: {sampler}}}"]
     words += [f"paths.results={results}", f"runtime.device={args.device}", f"runtime.blocks={args.blocks}"]
     words += [*([] if args.threads is None else [f"runtime.threads={args.threads}"]), *args.overrides]
     if method == "none":
