@@ -55,20 +55,25 @@ if TYPE_CHECKING:
 VOCABULARY, MC_NUM, COPIES = 32_000, 128, 32
 
 
-def model_of(family: str, shape: str = "small", device: str = "cpu") -> MaskedDiffusionModel:
-    """Return a random model: d = 256, 4 layers, 32,000 words in float32, or the published shape in bfloat16."""
+def model_of(family: str, shape: str = "small", device: str = "cpu", layers: int | None = None) -> MaskedDiffusionModel:
+    """Return a random model: d = 256, 4 layers, 32,000 words in float32, or the published shape in bfloat16.
+
+    `layers` other than None are so many blocks instead.
+    """
     torch.manual_seed(0)
     special = {"mask_token_id": VOCABULARY - 1, "eos_token_id": VOCABULARY - 2}
     sizes: dict[str, Any]
     if family == "llada":
         sizes = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768, "vocab_size": VOCABULARY}
         whole = {"mlp_hidden_size": 12288, "eos_token_id": 126081}
-        config: Any = LLaDAConfig(**(sizes | special if shape == "small" else whole))
+        fewer = {} if layers is None else {"n_layers": layers}
+        config: Any = LLaDAConfig(**(sizes | special if shape == "small" else whole) | fewer)
         kind: Any = LLaDAModelLM
     else:
         sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
         sizes |= {"intermediate_size": 768, "vocab_size": VOCABULARY, "pad_token_id": VOCABULARY - 2}
-        config, kind = DreamConfig(**(sizes | special if shape == "small" else {})), DreamModel
+        fewer = {} if layers is None else {"num_hidden_layers": layers}
+        config, kind = DreamConfig(**(sizes | special if shape == "small" else {}) | fewer), DreamModel
     torch.set_default_dtype(torch.float32 if shape == "small" else torch.bfloat16)
     try:
         with torch.device(device):

@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch
@@ -29,26 +30,39 @@ def machine() -> str:
     return f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, torch {torch.__version__}"
 
 
-class PeakMemory:
-    """Largest growth of memory while the context lasts, in MiB: of the process (looked at every 5 ms), or of a GPU."""
+def private_bytes() -> int:
+    """Return the memory of this process that no file backs (RssAnon; Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RssAnon:"):
+            return 1024 * int(line.split()[1])
+    raise SystemExit("error: /proc/self/status: has no RssAnon; private memory is measured on Linux alone")
 
-    def __init__(self, device: str = "cpu") -> None:
+
+class PeakMemory:
+    """Largest growth of memory while the context lasts, in MiB: of the process (looked at every 5 ms), or of a GPU.
+
+    Args:
+        device: of which.
+        private: of the process, only what no file backs.
+    """
+
+    def __init__(self, device: str = "cpu", private: bool = False) -> None:
         self.mib, self._gpu, self._done = 0.0, device.startswith("cuda"), threading.Event()
+        self._held = private_bytes if private else lambda: psutil.Process().memory_info().rss
 
     def __enter__(self) -> PeakMemory:
         if self._gpu:
             torch.cuda.reset_peak_memory_stats()
             self._baseline = torch.cuda.memory_allocated()
         else:
-            self._baseline = psutil.Process().memory_info().rss
+            self._baseline = self._held()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
 
     def _watch(self) -> None:
-        process = psutil.Process()
         while not self._done.wait(0.005):
-            self.mib = max(self.mib, (process.memory_info().rss - self._baseline) / 2**20)
+            self.mib = max(self.mib, (self._held() - self._baseline) / 2**20)
 
     def __exit__(self, *_: object) -> None:
         if self._gpu:

@@ -51,12 +51,17 @@ VARIANTS = {
 }
 
 
-def build(family: str, shape: str, name: str, device: str, ends: int = 8) -> MaskedDiffusionModel:
-    """Return a random model of a variant, its memory that of what is kept; embedding and head have `ends` bits."""
+def build(
+    family: str, shape: str, name: str, device: str, ends: int = 8, layers: int | None = None
+) -> MaskedDiffusionModel:
+    """Return a random model of a variant, its memory that of what is kept; embedding and head have `ends` bits.
+
+    `layers` are the blocks; None for as many as the shape has.
+    """
     variant = VARIANTS[name]
     if variant.weights == 16:
-        return model_of(family, shape, device)
-    model = model_of(family, shape, "meta")
+        return model_of(family, shape, device, layers)
+    model = model_of(family, shape, "meta", layers)
     rebuild(model, described(model, variant, ends))
     model = model.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)

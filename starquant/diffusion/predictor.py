@@ -94,9 +94,10 @@ class MaskPredictor:
                 yield part, unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
 
     def _chunk(self) -> int:
-        """Return how many positions' logits are computed at once."""
-        rows: int = self.model.trunk().embedding.num_embeddings
-        return max(1, _ELEMENTS.get(self.device.type, 2**23) // rows)
+        """Return how many positions' logits are computed at once: more where each time costs the head's unpacking."""
+        trunk = self.model.trunk()
+        least: int = getattr(trunk.head, "inputs_at_once", 1)
+        return max(least, _ELEMENTS.get(self.device.type, 2**23) // int(trunk.embedding.num_embeddings))
 
     def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
         out = self.model(input_ids=ids_BL, attention_mask=visible_BL, cache=cache, project=False)

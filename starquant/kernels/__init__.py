@@ -3,7 +3,7 @@
 Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
 """
 
-from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton
+from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton, value_linear
 from starquant.kernels.tokens import Affine, IntegerTokens, Kronecker, Prologue, TokenStates
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "mixed_linear",
     "quantize_tokens",
     "uses_triton",
+    "value_linear",
 ]

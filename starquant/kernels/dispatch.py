@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from starquant.errors import DeviceError
-from starquant.kernels import reference
+from starquant.kernels import reference, row_chunks
 from starquant.kernels.tokens import NO_PROLOGUE, Affine, IntegerTokens, Kronecker, Prologue, TokenStates
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
@@ -84,6 +84,25 @@ def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int,
     return y_MO.view(*x.codes.shape[:-1], len(codes))
 
 
+def value_linear(
+    x: Tensor, codes: Tensor, scale_OG: Tensor, zero_OG: Tensor | None, bits: int, bias_O: Tensor | None
+) -> Tensor:
+    """Return the product of activations as they are and the values that packed weights stand for, [..., O]; on a CPU.
+
+    Args:
+        x: [..., K].
+        codes: as `quantized.packed_linear` stores them.
+        scale_OG: float32, one a channel or group.
+        zero_OG: float32 zero points; None where the grid is symmetric.
+        bits: of the weight.
+        bias_O: None for none.
+    """
+    op = torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad)
+    run = _value_op if op else row_chunks.value_linear
+    y_MO = run(x.reshape(-1, x.shape[-1]), codes, scale_OG, zero_OG, bits, bias_O)
+    return y_MO.view(*x.shape[:-1], len(codes))
+
+
 def mixed_linear(x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
     """Return the product of activations as they are and packed weights (W4A16); as `integer_linear`, by Triton only."""
     run = _mixed_op if torch.compiler.is_compiling() else _mixed
@@ -110,7 +129,8 @@ def _quantize(
     prologue = Prologue(affine, kronecker, None if state_M is None else TokenStates(state_M, d_m, d_u, clip_S))
     validate_tensor_cores(x_MK.device)
     if not uses_triton(x_MK):
-        return reference.quantize_rows(x_MK, bits, clip_ratio, prologue)
+        quantize = row_chunks.quantize_rows if x_MK.device.type == "cpu" else reference.quantize_rows
+        return quantize(x_MK, bits, clip_ratio, prologue)
     from starquant.kernels.triton.quantize import quantize_rows
 
     with _on(x_MK):
@@ -126,6 +146,8 @@ def _linear(
     bias_O: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    if x_MK.device.type == "cpu" and not uses_triton(x_MK):
+        return row_chunks.integer_linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype)
     if not uses_triton(x_MK):
         sums_MO = reference.accumulate(x_MK, reference.weight_codes(codes, bits))
         return reference.scaled(sums_MO, x_scale_M1, scale_O1[:, 0], bias_O, dtype)
@@ -145,6 +167,7 @@ def _mixed(x_MK: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Ten
 _quantize_op = torch.library.custom_op("starquant::quantize_tokens", _quantize, mutates_args=())
 _linear_op = torch.library.custom_op("starquant::integer_linear", _linear, mutates_args=())
 _mixed_op = torch.library.custom_op("starquant::mixed_linear", _mixed, mutates_args=())
+_value_op = torch.library.custom_op("starquant::value_linear", row_chunks.value_linear, mutates_args=())
 
 
 @_quantize_op.register_fake
@@ -158,5 +181,17 @@ def _(x_MK: Tensor, _: Tensor, codes: Tensor, *rest: Any) -> Tensor:
 
 
 @_mixed_op.register_fake
+@_value_op.register_fake
 def _(x_MK: Tensor, codes: Tensor, *_: object) -> Tensor:
     return x_MK.new_empty((x_MK.shape[0], codes.shape[0]))
+
+
+def _keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.weight = inputs[1:5]
+
+
+def _gradient(ctx: Any, gradient_MO: Tensor) -> tuple[Tensor | None, ...]:
+    return row_chunks.value_linear_gradient(gradient_MO, *ctx.weight), None, None, None, None, None
+
+
+_value_op.register_autograd(_gradient, setup_context=_keep_weight)

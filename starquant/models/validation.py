@@ -19,6 +19,9 @@ QUANTIZATIONS: Registry[type] = Registry(
     "quantization_config.quant_method", {"starquant": "starquant.packed.plugin:PackedConfig"}
 )
 
+#: Numbers that are looked at at a time: what is made of them takes several times their memory.
+_PART = 2**24
+
 
 def make_config(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedConfig:
     """Return a model's configuration as a checkpoint has it; raises ValueError for a dtype that weights cannot have."""
@@ -66,7 +69,8 @@ def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> 
 def validate_finite(model: nn.Module, where: str = "") -> None:
     """Raise CheckpointError for the first tensor that holds values that are not finite."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not bool(torch.isfinite(tensor).all()):
+        parts = tensor.flatten().split(_PART) if tensor.is_floating_point() else ()
+        if not all(bool(part.isfinite().all()) for part in parts):
             raise CheckpointError(f"{where}{name} holds values that are not finite")
 
 

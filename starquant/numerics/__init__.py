@@ -18,6 +18,7 @@ from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
 from starquant.numerics.orthogonal import apply_kronecker, cayley, kronecker_sizes
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
+from starquant.numerics.row_pieces import by_rows, rows_at_once
 from starquant.numerics.straight_through import straight_through
 from starquant.numerics.token_states import TokenState, gate_channels, state_indices
 
@@ -38,6 +39,7 @@ __all__ = [
     "TokenState",
     "apply_hadamard",
     "apply_kronecker",
+    "by_rows",
     "cayley",
     "dequantize",
     "fake_quantize",
@@ -56,6 +58,7 @@ __all__ = [
     "random_rotation",
     "random_signs",
     "ridge_least_squares",
+    "rows_at_once",
     "sqnr_db",
     "state_indices",
     "straight_through",

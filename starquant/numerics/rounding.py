@@ -16,6 +16,7 @@ from torch import Tensor
 
 from starquant.errors import CheckpointError, ConfigError
 from starquant.numerics.formats import PerGroup, QuantFormat
+from starquant.numerics.row_pieces import by_rows
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,12 @@ def fake_quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) ->
     """Return `dequantize(quantize(x))` in the dtype of `x`, without materialising codes; 16 bits return `x`."""
     if not fmt.quantizes:
         return x
+    if clip is None or clip.shape[: x.dim() - 1] == x.shape[:-1]:
+        return by_rows(lambda rows, ratios: _fake_quantize(rows, fmt, ratios), x, clip)
+    return _fake_quantize(x, fmt, clip)
+
+
+def _fake_quantize(x: Tensor, fmt: QuantFormat, clip: Tensor | None) -> Tensor:
     runs = grouped(x, fmt)
     scale, zero = grid_of(runs, fmt, clip)
     rounded = torch.round(runs / scale)

@@ -168,12 +168,14 @@ def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore
     return QuantizedAttentionCore(bits, qk, v_scale, v)
 
 
-def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
+def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Where = "on_gpu") -> int:
     """Let sites hand integers to their linears where all of these take them; returns how many sites may.
 
     Args:
         model: packed, its weights loaded.
         where: "always", "on_gpu" (what loading sets: a model that is moved to a GPU later needs nothing more), "never".
+        join: where linears of one site are multiplied as one. A CPU gains nothing by it, and would hold them in memory
+            of their own instead of that of the checkpoint's file.
     """
     count = 0
     for block in model.trunk().blocks:
@@ -182,10 +184,10 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always") -> int:
             linears = sites.readers(site)
             modules: Iterable[nn.Module] = linears.values()
             readers = [linear for linear in modules if isinstance(linear, PackedLinear)]
-            join = not any(isinstance(key, ExpertRole) for key in linears)  # experts read some of the tokens
+            experts = any(isinstance(key, ExpertRole) for key in linears)  # which read some of the tokens
             if isinstance(module, ActivationQuantizer) and readers and len(readers) == len(linears):
                 able = module.format.symmetric and module.format.bits <= 8
                 able = able and all(linear.takes_integers for linear in readers)
-                module.use_integers(where if able else "never", readers, join)
+                module.use_integers(where if able else "never", readers, "never" if experts else join)
                 count += able
     return count

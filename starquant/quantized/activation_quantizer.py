@@ -17,7 +17,7 @@ from starquant.quantized.joined_linears import JoinedLinears
 from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.site_prologue import SitePrologue
 
-#: Where a site hands integers to its linears.
+#: Where a site hands integers to its linears, and where it multiplies them as one.
 Where = Literal["never", "on_gpu", "always"]
 
 
@@ -47,42 +47,49 @@ class ActivationQuantizer(InputSite):
         self.integers: Where = "never"
         self.prologue: SitePrologue | None = None
         self.joined: JoinedLinears | None = None
+        self._join: Where = "never"
+        self._readers: tuple[PackedLinear, ...] = ()
         self._marker = torch.empty(0)  # moved along: on which device this is
 
-    def use_integers(self, where: Where, readers: Sequence[PackedLinear], join: bool = True) -> None:
+    def use_integers(self, where: Where, readers: Sequence[PackedLinear], join: Where = "on_gpu") -> None:
         """Choose where integers are handed over; weights and transforms must be loaded.
 
         Args:
             where: "never" undoes it.
             readers: all linears that read the site.
-            join: multiply them as one where they can be: each reads every token.
+            join: where they are multiplied as one, if they can be: each must read every token. Their weights are then
+                in new memory, no longer in that of a checkpoint's file.
         """
-        self.integers = where
+        self.integers, self._join, self._readers, self.joined = where, join, tuple(readers), None
         for linear in readers:
             linear.place = None
-        self.joined = JoinedLinears.of(readers) if join and where != "never" else None
         self._marker = torch.empty(0, device=readers[0].codes.device)
         self._prepare()
 
     def _prepare(self) -> None:
-        used = self._hands_integers(self._marker)
+        used = self._here(self.integers, self._marker)
         self.prologue = SitePrologue.of(self.transform, self._marker.device) if used else None
+        if used and self.joined is None and self._here(self._join, self._marker):
+            self.joined = JoinedLinears.of(self._readers)
 
-    def _hands_integers(self, x: Tensor) -> bool:
-        return self.integers == "always" or (self.integers == "on_gpu" and x.is_cuda)
+    @staticmethod
+    def _here(where: Where, x: Tensor) -> bool:
+        return where == "always" or (where == "on_gpu" and x.is_cuda)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         module = super()._apply(fn, recurse)
         if self.joined is not None:
             self.joined.move(fn)
         if self.integers != "never":
+            for linear in self._readers if self.joined is None else ():
+                linear._apply(fn)  # which may come after this site, and is joined below
             self._marker = fn(self._marker)
             self._prepare()
         return module
 
     def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor | IntegerTokens:  # type: ignore[override]
         """Return the transformed input on its grid, as values or as integers."""
-        if self._hands_integers(x_BLD):
+        if self._here(self.integers, x_BLD):
             assert context is not None and self.prologue is not None
             x_BLD, prologue = self.prologue.split(x_BLD, context, self.state_clip)
             tokens = quantize_tokens(x_BLD, self.format.bits, self.format.clip_ratio, prologue)

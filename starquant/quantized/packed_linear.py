@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
-from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton
+from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton, value_linear
 from starquant.kernels.packing import pack, unpack
+from starquant.kernels.row_chunks import read_values
 from starquant.models.buffers import Float32Buffers
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
+
+#: Rows that are judged at a time.
+_ROWS = 1024
 
 
 class Packed(Float32Buffers):
@@ -80,12 +84,10 @@ class Packed(Float32Buffers):
         Raises:
             CheckpointError: codes that are not on the grid, scales that are not positive.
         """
-        codes = unpack(self.codes) if self.halved else self.codes
-        top = (1 << self.weight_format.bits) - 1
-        if self.codes.dtype != torch.uint8 or int(codes.max()) > top:
-            raise CheckpointError(
-                f"{name}.codes: got {self.codes.dtype} up to {int(codes.max())}, allowed: uint8 up to {top}"
-            )
+        parts = (unpack(rows) if self.halved else rows for rows in self.codes.split(_ROWS))
+        largest, top = max(int(rows.max()) for rows in parts), (1 << self.weight_format.bits) - 1
+        if self.codes.dtype != torch.uint8 or largest > top:
+            raise CheckpointError(f"{name}.codes: got {self.codes.dtype} up to {largest}, allowed: uint8 up to {top}")
         if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
             raise CheckpointError(f"{name}.scale: got values that are not positive numbers")
         zero = self.zero
@@ -135,7 +137,13 @@ class PackedEmbedding(Packed):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the rows of ids, [..., width]."""
-        return dequantize(self.quantized(ids), self.dtype)
+        if ids.device.type != "cpu":
+            return dequantize(self.quantized(ids), self.dtype)
+        ids_N = ids.flatten()
+        values_ND = torch.empty(len(ids_N), self.columns, dtype=self.dtype)
+        zero = None if self.zero is None else self.zero[ids_N]
+        read_values(self.codes[ids_N], self.scale[ids_N], zero, self.weight_format.bits, values_ND)
+        return values_ND.view(*ids.shape, self.columns)
 
 
 class PackedLinear(Packed):
@@ -148,7 +156,13 @@ class PackedLinear(Packed):
         out_features: outputs.
         weight_format: grid of the weight.
         bias: dtype of the bias, None for none.
+
+    Attributes:
+        inputs_at_once: so many at least, where there is a choice (`diffusion.predictor`): a CPU unpacks the weight each
+            time, which costs as much as multiplying some 150.
     """
+
+    inputs_at_once = 256
 
     def __init__(
         self, in_features: int, out_features: int, weight_format: QuantFormat, bias: torch.dtype | None = None
@@ -197,4 +211,6 @@ class PackedLinear(Packed):
             return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
         if self.takes_integers and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
             return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
+        if x.device.type == "cpu":
+            return value_linear(x, self.codes, self.scale, self.zero, self.weight_format.bits, self.bias)
         return F.linear(x, dequantize(self.quantized(), x.dtype), self.bias)

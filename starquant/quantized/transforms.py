@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from starquant.kernels import Kronecker
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
-from starquant.numerics import apply_hadamard, apply_kronecker, hadamard_pair, hadamard_signs
+from starquant.numerics import apply_hadamard, apply_kronecker, by_rows, hadamard_pair, hadamard_signs
 from starquant.quantized.rewriting import across_heads
 
 
@@ -50,7 +50,7 @@ class HadamardTransform(nn.Module):
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x H, [..., width]."""
-        return apply_hadamard(x)
+        return by_rows(lambda rows, _: apply_hadamard(rows), x)
 
     def extra_repr(self) -> str:
         """Show the width."""
@@ -94,7 +94,7 @@ class KroneckerTransform(Float32Buffers):
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x (A (x) B), [..., M * N]."""
-        return apply_kronecker(x.float(), self.a_MM, self.b_NN).to(x.dtype)
+        return by_rows(lambda rows, _: apply_kronecker(rows.float(), self.a_MM, self.b_NN).to(rows.dtype), x)
 
     def __str__(self) -> str:
         return f"kronecker {len(self.a_MM)} x {len(self.b_NN)}"

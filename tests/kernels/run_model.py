@@ -49,7 +49,7 @@ def model(family: str, variant: str, dtype: torch.dtype) -> torch.nn.Module:
 
 def check(family: str, variant: str, dtype: torch.dtype) -> None:
     made = model(family, variant, dtype)
-    sites = use_integers(made)
+    sites = use_integers(made, join="always")
     ids = torch.randint(0, 90, (2, 7), device=DEVICE)
     ids[:, 3:5] = 99
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from starquant.errors import CheckpointError, ConfigError
-from starquant.models import load_model
+from starquant.models import load_model, validation
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
 from starquant.models.dream import DreamConfig, DreamModel
@@ -464,3 +464,13 @@ def test_fingerprint_refuses_a_bad_folder(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"")
     with pytest.raises(CheckpointError, match=re.escape(str(folder / WEIGHTS))):
         fingerprint(folder)
+
+
+def test_every_number_of_a_model_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_PART", 5)
+    model = torch.nn.Linear(4, 3)
+    validation.validate_finite(model)
+    with torch.no_grad():
+        model.weight[2, 3] = torch.nan
+    with pytest.raises(CheckpointError, match=r"^here: weight holds values that are not finite$"):
+        validation.validate_finite(model, "here: ")

@@ -28,7 +28,7 @@ from starquant.packed.export import export
 from starquant.quantized import activation_quantizer as sites
 from starquant.quantized import joined_linears
 from starquant.quantized import packed_linear as packed_room
-from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
 from starquant.quantized.folding import fold
 from starquant.quantized.manifest import manifest_of
 from starquant.quantized.packed_linear import PackedLinear
@@ -157,10 +157,7 @@ def test_linears_of_one_site_are_multiplied_as_one(
 ) -> None:
     _, folder = exported(name, architecture, tmp_path)
     loaded, alone = load_model(folder), load_model(folder)
-    use_integers(loaded), use_integers(alone)
-    for site in alone.modules():
-        if isinstance(site, ActivationQuantizer):
-            site.joined = None
+    use_integers(loaded, join="always"), use_integers(alone)
     before = {key: value.clone() for key, value in loaded.state_dict().items()}
     count: list[int] = []
     for room in (joined_linears, packed_room):
@@ -202,25 +199,33 @@ def test_folded_corrections_keep_the_numbers(architecture: str, tmp_path: Path) 
 
 
 def test_a_model_moved_later_uses_integers_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quantizers = [m for m in load_model(small).modules() if isinstance(m, ActivationQuantizer)]
+    loaded = load_model(small)
+    quantizers = [m for m in loaded.modules() if isinstance(m, ActivationQuantizer)]
     assert len(quantizers) == 8 and {site.integers for site in quantizers} == {"on_gpu"}
+    assert not any(site.joined for site in quantizers)  # on a CPU weights stay in the file's memory
 
     class OnGpu(torch.Tensor):
         is_cuda = True
 
     monkeypatch.setattr(sites, "quantize_tokens", lambda *_: "integers")
     context = Context((torch.ones(1), torch.ones(1)), None, torch.arange(8)[None] % 2 == 0)
-    x, site = torch.randn(1, 8, 96), next(site for site in quantizers if site.joined is None)
+    sites_of_block = loaded.block_sites(loaded.trunk().blocks[0])
+    x, site = torch.randn(1, 8, 96), sites_of_block.inputs[Site.OUT]
     assert isinstance(site(x, context), torch.Tensor) and site.prologue is None
     site._apply(lambda tensor: tensor.as_subclass(OnGpu))  # as a move does
     assert site.prologue is not None and site(x.as_subclass(OnGpu), context) == "integers"
+    site, q, k = sites_of_block.inputs[Site.QKV], *(sites_of_block.linears[role] for role in (Role.Q, Role.K))
+    codes = q.codes.clone()
+    site._apply(lambda tensor: tensor.as_subclass(OnGpu))  # before its linears are moved
+    assert q.codes.is_cuda and torch.equal(q.codes, codes)
+    assert len({t.untyped_storage().data_ptr() for t in (q.codes, k.codes, site.joined.codes)}) == 1
 
 
 @pytest.mark.parametrize("moved", ["block", "linears first"])
 def test_joined_weights_follow_a_move(moved: str, small: Path) -> None:
     """The linears keep views of one memory; the empty one of the meta device tells that all of it has moved."""
     loaded = load_model(small)
-    use_integers(loaded)
+    use_integers(loaded, join="always")
     block = loaded.trunk().blocks[0]
     sites = loaded.block_sites(block)
     if moved == "linears first":
@@ -295,10 +300,11 @@ def test_packed_blocks_stay_in_memory(small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_packed_block_compiles_whole(small: Path) -> None:
+@pytest.mark.parametrize("where", ["always", "never"])
+def test_a_packed_block_compiles_whole(where: Where, small: Path) -> None:
     """One graph a block: what lies between the products can be fused, also around kernels."""
     loaded = load_model(small)
-    use_integers(loaded)
+    use_integers(loaded, where)
     expected = logits(loaded, ids_of(loaded))
     for block in loaded.trunk().blocks:
         block.compile(dynamic=True, fullgraph=True)
@@ -513,10 +519,11 @@ def rounded(folder: Path, *settings: str) -> None:
     export(packed, make_record(spec()), weights_folder(0), folder)
 
 
-def test_codes_beyond_the_grid_are_named(tmp_path: Path) -> None:
+def test_codes_beyond_the_grid_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_room, "_ROWS", 10)
     rounded(tmp_path / "p", "bits=w4a4", "bits.weights.bits=3")
     name = "model.transformer.blocks.0.k_proj.codes"
-    folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name].fill_(255))
+    folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name][-1].fill_(255))
     with pytest.raises(CheckpointError, match=rf"{name}: got torch.uint8 up to 15, allowed: uint8 up to 7"):
         load_model(folder)
 
