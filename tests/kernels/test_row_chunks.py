@@ -154,7 +154,8 @@ def test_no_more_than_a_chunk_is_unpacked(bits: int, integers: bool, monkeypatch
 def test_a_packed_embedding_reads_the_rows_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fmt = QuantFormat(8, True, PerChannel())
     table = nn.Embedding(4096, 64)
-    embedding = PackedEmbedding.from_embedding(table, quantize(table.weight.data, fmt), fmt)
+    embedding = PackedEmbedding.like(table, fmt)
+    embedding.keep(quantize(table.weight.data, fmt))
     ids = torch.tensor([[5, 4095, 5], [0, 1, 2]])
     cut(monkeypatch, (1, 2 * 64))
     with Largest(*embedding.buffers(), ids) as largest:
