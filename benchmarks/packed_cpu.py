@@ -1,18 +1,20 @@
 """A packed model on a CPU against bf16: time and private memory of one block of LLaDA-8B's shapes, and of its head.
 
-Weights are random (`packed_models.py` says what stands in front of the linears). Forwards alternate in one process, so
-that what else the machine does falls on all of them. Times are the least of the repeats: processor time (of all
+Weights are random (`packed_models.py` says what stands in front of the linears). Forwards of both alternate in one
+process, so that what else the machine does falls on both. Times are the least of the repeats: processor time (of all
 threads), which other processes disturb less, and wall time. "whole" is the ratio for 32 blocks and the head at
-`--read` positions. Private memory (RssAnon, Linux) is the peak of a packed forward above what the process holds between
-forwards.
+`--read` positions. Private memory (RssAnon, Linux) is the peak of a packed forward above what the process holds else.
+It needs 4 GB.
 
     python benchmarks/packed_cpu.py                                    W4A4, 16 to 1,024 tokens, one thread
-    python benchmarks/packed_cpu.py --precisions w4a4 w8a8 w4a16 --integers --threads 2
+    python benchmarks/packed_cpu.py --precisions w4a4 w8a8 w4a16 --paths values integers --threads 2
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import itertools
 import time
 from collections.abc import Callable
 
@@ -56,28 +58,40 @@ def head_work(model: MaskedDiffusionModel, read: int) -> Callable[[], object]:
     return lambda: [logits_NV.argmax(1) for _, logits_NV in predict.chunks(ids, (rows, torch.arange(read)))]
 
 
+def ratio(times: dict[str, tuple[float, float]]) -> str:
+    """Return milliseconds and their ratio in words: processor (wall)."""
+    (p, p_wall), (f, f_wall) = times["packed"], times["bf16"]
+    return f"{p:6.0f} ({p_wall:6.0f}) / {f:6.0f} ({f_wall:6.0f}) = {p / f:5.2f} ({p_wall / f_wall:5.2f})"
+
+
+def peak(work: Callable[[], object]) -> float:
+    """Return the private MiB that a call needs, memory that is free but was not returned to the system included."""
+    ctypes.CDLL(None).malloc_trim(0)
+    with PeakMemory(private=True) as memory:
+        work()
+    return memory.mib
+
+
 @torch.inference_mode()
-def compare(name: str, full: MaskedDiffusionModel, arguments: argparse.Namespace, integers: bool) -> None:
+def compare(name: str, path: str, full: MaskedDiffusionModel, arguments: argparse.Namespace) -> None:
     """Print a precision beside bf16."""
     packed = build("llada", "8b", name, "cpu", arguments.ends, layers=1)
-    use_integers(packed, "always" if integers else "never")
-    print(f"{name}{', integers' if integers else ''}, head {arguments.ends} bits: ms processor (wall) packed / bf16")
-    heads = {key: head_work(model, arguments.read) for key, model in (("packed", packed), ("bf16", full))}
+    use_integers(packed, "always" if path == "integers" else "never")
+    models = {"packed": packed, "bf16": full}
+    works = {key: head_work(model, arguments.read) for key, model in models.items()}
+    head = least(works, arguments.repeats)
+    print(f"{name}, {path}: ms packed / bf16, processor (wall); private MiB")
+    print(
+        f"  head, {arguments.ends} bits, {arguments.read} positions {ratio(head)}; {peak(works['packed']):4.0f} MiB",
+        flush=True,
+    )
     for tokens in arguments.tokens:
-        works = {key: block_work(model, tokens) for key, model in (("packed", packed), ("bf16", full))}
-        times = least(works | {f"{key} head": work for key, work in heads.items()}, arguments.repeats)
-        line = f"  {tokens:5d} tokens"
-        for what in ("", " head"):
-            (p, p_wall), (f, f_wall) = times["packed" + what], times["bf16" + what]
-            line += f" {what or 'block'} {p:6.0f} ({p_wall:6.0f}) / {f:6.0f} ({f_wall:6.0f})"
-            line += f" = {p / f:4.2f} ({p_wall / f_wall:4.2f})"
-        whole = [BLOCKS * times[key][0] + times[f"{key} head"][0] for key in ("packed", "bf16")]
-        with PeakMemory(private=True) as block_peak:
-            works["packed"]()
-        with PeakMemory(private=True) as head_peak:
-            heads["packed"]()
+        works = {key: block_work(model, tokens) for key, model in models.items()}
+        block = least(works, arguments.repeats)
+        packed_ms, full_ms = (BLOCKS * block[key][0] + head[key][0] for key in models)
         print(
-            f"{line} whole {whole[0] / whole[1]:4.2f}; private {block_peak.mib:4.0f}, {head_peak.mib:4.0f} MiB",
+            f"  block, {tokens:5d} tokens {ratio(block)}; {peak(works['packed']):4.0f} MiB; "
+            f"whole {packed_ms / full_ms:.2f}",
             flush=True,
         )
 
@@ -88,20 +102,19 @@ def main() -> None:
     parser.add_argument(
         "--precisions", nargs="+", default=["w4a4-plain", "w4a4"], choices=sorted(set(VARIANTS) - {"bf16"})
     )
+    parser.add_argument("--paths", nargs="+", default=["values"], choices=["values", "integers"])
     parser.add_argument("--tokens", nargs="+", type=int, default=[16, 128, 512, 1024])
     parser.add_argument("--read", type=int, default=256, help="positions whose logits are read (256)")
     parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--integers", action="store_true", help="the integer path as well")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(machine())
     full = build("llada", "8b", "bf16", "cpu", layers=1)
-    for name in arguments.precisions:
-        compare(name, full, arguments, integers=False)
-        if arguments.integers and VARIANTS[name].inputs < 16:
-            compare(name, full, arguments, integers=True)
+    for name, path in itertools.product(arguments.precisions, arguments.paths):
+        if path == "values" or VARIANTS[name].inputs < 16:
+            compare(name, path, full, arguments)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class PackedLinear(Packed):
 
     Attributes:
         inputs_at_once: so many at least, where there is a choice (`diffusion.predictor`): a CPU unpacks the weight each
-            time, which costs as much as multiplying some 150.
+            time, which costs as much as multiplying some 200.
     """
 
     inputs_at_once = 256
