@@ -20,6 +20,7 @@ from starquant.kernels import reference
 from starquant.kernels.reference import accumulate, scaled
 from starquant.kernels.tokens import NO_PROLOGUE, Prologue
 from starquant.numerics import rows_at_once
+from starquant.numerics.chunks import slices
 
 #: Numbers of the weight that one product takes.
 PRODUCT = 2**22
@@ -68,7 +69,7 @@ def integer_linear(
     y_MO = x_MK.new_empty(len(x_MK), len(codes), dtype=dtype)
     size = _rows_of_a_product(codes, bits)
     w_RK = codes.new_empty(size, _width(codes, bits))
-    for rows in _slices(len(codes), size):
+    for rows in slices(len(codes), size):
         part_RK = w_RK[: rows.stop - rows.start]
         _Piece(part_RK, bits, 1 << (bits - 1)).read(codes[rows])
         sums_MR = accumulate(x_MK, part_RK.view(torch.int8))
@@ -85,7 +86,7 @@ def quantize_rows(
         return reference.quantize_rows(x_MK, bits, clip_ratio, prologue)
     codes_MK = x_MK.new_empty(x_MK.shape, dtype=torch.int8)
     scale_M1 = x_MK.new_empty(len(x_MK), 1, dtype=torch.float32)
-    for rows in _slices(len(x_MK), size):
+    for rows in slices(len(x_MK), size):
         states = prologue.states
         part = prologue if states is None else replace(prologue, states=replace(states, state=states.state[rows]))
         codes_MK[rows], scale_M1[rows] = reference.quantize_rows(x_MK[rows], bits, clip_ratio, part)
@@ -144,7 +145,7 @@ def _value_chunks(
     """Yield (rows, their values [R, K] in the dtype of `like`), which the next chunk overwrites."""
     size = _rows_of_a_product(codes, bits)
     w_RK = like.new_empty(size, _width(codes, bits))
-    for rows in _slices(len(codes), size):
+    for rows in slices(len(codes), size):
         part_RK = w_RK[: rows.stop - rows.start]
         read_values(codes[rows], scale_OG[rows], None if zero_OG is None else zero_OG[rows], bits, part_RK)
         yield rows, part_RK
@@ -159,7 +160,3 @@ def _rows_of_a_product(codes: Tensor, bits: int) -> int:
     """Return how many rows a product takes: at most all, at least one, where they are many a multiple of 64."""
     rows = max(1, PRODUCT // _width(codes, bits))
     return min(len(codes), rows - rows % 64 if rows > 64 else rows)
-
-
-def _slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))

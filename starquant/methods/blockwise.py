@@ -177,9 +177,10 @@ class BlockwiseMethod(Method[BlockwiseT]):
         self.rewrite_ends(model, ends)
 
         def rewrite(sites: BlockSites, index: int) -> None:
+            tensors = fitted.get(block_part(index))
             self.prepare(sites, ends)
-            self.rewrite(sites, fitted.get(block_part(index)))
+            self.rewrite(sites, tensors)
             if not bits.full_precision:
-                self._compensate(sites, fitted.get(block_part(index)), bits)
+                self._compensate(sites, tensors, bits)
 
         return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed, rewrite)

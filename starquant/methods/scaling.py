@@ -40,6 +40,8 @@ def group_channels(sites: BlockSites, site: SiteKey, values_D: Tensor, reduce: s
 def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
     """Divide each scaled site's producer by its scale and multiply its linears, in place."""
     scales = {site: tensors[scale_names(site)] for site in sites.inputs if scale_names(site) in tensors}
+    if not scales:
+        return
     with rewriting.rounded_once(sites):
         for site, scale_D in scales.items():
             made_by = producer(sites, site)

@@ -62,9 +62,7 @@ class StoredBlocks:
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module on the meta device its parameters."""
         for name, _ in list(module.named_parameters()):
-            owner, _, leaf = name.rpartition(".")
-            value = nn.Parameter(self.read(f"{prefix}.{name}"), requires_grad=False)
-            setattr(module.get_submodule(owner), leaf, value)
+            _put(module, name, nn.Parameter(self.read(f"{prefix}.{name}"), requires_grad=False))
 
 
 def hollow_model(
@@ -197,12 +195,10 @@ class ChangedBlock:
         """Give a block on the meta device its parameters and buffers; raises CheckpointError when the file has gone."""
         with self._opened() as stored:
             for name, _ in list(block.named_parameters()):
-                owner, _, leaf = name.rpartition(".")
-                value = nn.Parameter(stored.get_tensor(name).to(self.device), requires_grad=False)
-                setattr(block.get_submodule(owner), leaf, value)
+                value = stored.get_tensor(name).to(self.device)
+                _put(block, name, nn.Parameter(value, requires_grad=False))
             for name, _ in list(block.named_buffers()):
-                owner, _, leaf = name.rpartition(".")
-                setattr(block.get_submodule(owner), leaf, stored.get_tensor(name).to(self.device))
+                _put(block, name, stored.get_tensor(name).to(self.device))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all parameters and buffers on the CPU, mapped; raises CheckpointError as `fill`."""
@@ -222,6 +218,12 @@ class ChangedBlock:
                 yield stored
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path}: cannot be read any more ({error})") from None
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Let a parameter or buffer be this tensor."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, tensor)
 
 
 def _run_from_disk(block: nn.Module, fill: Callable[[nn.Module], None]) -> None:

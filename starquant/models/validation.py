@@ -11,6 +11,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from starquant.errors import CheckpointError
 from starquant.models.checkpoint import CONFIG, Checkpoint, validate_shapes
+from starquant.numerics.chunks import row_slices
 from starquant.registry import Registry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -18,9 +19,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 QUANTIZATIONS: Registry[type] = Registry(
     "quantization_config.quant_method", {"starquant": "starquant.packed.plugin:PackedConfig"}
 )
-
-#: Numbers that are looked at at a time: what is made of them takes several times their memory.
-_PART = 2**24
 
 
 def make_config(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedConfig:
@@ -69,8 +67,9 @@ def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> 
 def validate_finite(model: nn.Module, where: str = "") -> None:
     """Raise CheckpointError for the first tensor that holds values that are not finite."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        parts = tensor.flatten().split(_PART) if tensor.is_floating_point() else ()
-        if not all(bool(part.isfinite().all()) for part in parts):
+        numbers = tensor.flatten()
+        parts = row_slices(numbers) if tensor.is_floating_point() else ()
+        if not all(bool(numbers[part].isfinite().all()) for part in parts):
             raise CheckpointError(f"{where}{name} holds values that are not finite")
 
 

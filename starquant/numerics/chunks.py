@@ -10,8 +10,11 @@ from torch import Tensor
 CHUNK = 2**22
 
 
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Yield the slices of `size` that cover a length; the last may be shorter."""
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
 def row_slices(x: Tensor, numbers: int = CHUNK) -> Iterator[slice]:
     """Yield slices of the first axis that hold at most so many numbers each, at least one row."""
-    rows = max(1, numbers // max(1, x[:1].numel()))
-    for start in range(0, len(x), rows):
-        yield slice(start, min(start + rows, len(x)))
+    return slices(len(x), max(1, numbers // max(1, x[:1].numel())))

@@ -21,6 +21,7 @@ from starquant.numerics.moments import validate_finite_tensor
 from starquant.numerics.rounding import grid_of_range, grouped, range_of
 
 #: Numbers that `mse_clip` searches at a time: on the CPU they stay in the cache, on a device they are worth a launch.
+#: Our choice.
 CHUNK, DEVICE_CHUNK = 2**18, 2**25
 
 

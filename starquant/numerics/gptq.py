@@ -125,13 +125,11 @@ def gptq(
     """
     _validate_inputs(weight, fmt, block_size)
     outputs, inputs = weight.shape
-    size = len(hessian.dead_I if isinstance(hessian, Factor) else hessian)
-    if size != inputs:
-        raise DataError(f"hessian: got {size} inputs, needed: {inputs}")
-    if isinstance(hessian, Factor):
-        factor = hessian
-    else:
-        factor = factorize(hessian, percdamp=percdamp, act_order=act_order, device=weight.device)
+    factor = hessian
+    if not isinstance(factor, Factor):
+        factor = factorize(factor, percdamp=percdamp, act_order=act_order, device=weight.device)
+    if len(factor.dead_I) != inputs:
+        raise DataError(f"hessian: got {len(factor.dead_I)} inputs, needed: {inputs}")
     scale, zero = grid_of(grouped(weight, fmt), fmt, clip)
     order = torch.arange(inputs, device=weight.device) if factor.order_I is None else factor.order_I
     w_IO = weight.detach().to(factor.upper_II.dtype).masked_fill(factor.dead_I, 0.0).T[order].contiguous()

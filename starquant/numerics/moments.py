@@ -111,7 +111,7 @@ class ChannelMoments:
 
 
 class SecondMoment:
-    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64, beyond 8,192 channels in float32.
+    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64; beyond 8,192 channels products and sum are float32.
 
     A chunk's own product is computed in float64 if the chunk is float64, or on the CPU for D <= 1024; else in float32.
     """
@@ -134,16 +134,13 @@ class SecondMoment:
         if weight_N is not None:
             validate_finite_tensor(weight_N, "token weights")
             x_ND = x_ND * weight_N.to(x_ND)[:, None]
-        if x_ND.shape[1] > _DOUBLE_SUMS:
-            self._add_in_place(x_ND)
-        else:
+        width = x_ND.shape[1]
+        if width <= _DOUBLE_SUMS:
             self._add((x_ND.T @ x_ND).double(), len(x_ND))
-
-    def _add_in_place(self, x_ND: Tensor) -> None:
-        x_ND = x_ND.float()
+            return
         if self._sum_DD is None:
-            self._sum_DD = torch.zeros(x_ND.shape[1], x_ND.shape[1], device=x_ND.device)
-        self._sum_DD.addmm_(x_ND.T, x_ND)
+            self._sum_DD = torch.zeros(width, width, device=x_ND.device)
+        self._sum_DD.addmm_(x_ND.T.float(), x_ND.float())  # no second matrix of this size
         self.count += len(x_ND)
 
     def merge(self, other: SecondMoment) -> None:

@@ -19,9 +19,7 @@ from starquant.kernels.packing import pack, unpack
 from starquant.kernels.row_chunks import read_values
 from starquant.models.buffers import Float32Buffers
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
-
-#: Rows that are judged at a time.
-_ROWS = 1024
+from starquant.numerics.chunks import row_slices
 
 
 class Packed(Float32Buffers):
@@ -84,8 +82,9 @@ class Packed(Float32Buffers):
         Raises:
             CheckpointError: codes that are not on the grid, scales that are not positive.
         """
-        parts = (unpack(rows) if self.halved else rows for rows in self.codes.split(_ROWS))
-        largest, top = max(int(rows.max()) for rows in parts), (1 << self.weight_format.bits) - 1
+        parts = (self.codes[rows] for rows in row_slices(self.codes))
+        largest = max(int((unpack(codes) if self.halved else codes).max()) for codes in parts)
+        top = (1 << self.weight_format.bits) - 1
         if self.codes.dtype != torch.uint8 or largest > top:
             raise CheckpointError(f"{name}.codes: got {self.codes.dtype} up to {largest}, allowed: uint8 up to {top}")
         if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):

@@ -60,6 +60,7 @@ class Definition:
         rows: of the table, or lines of the figure; full precision first.
         paper: the paper's figures, None where it prints none.
         against: label of the row that the others are compared with, None for no comparison.
+        also_against: labels of more such rows, of tables over seeds.
         draw: of a figure, the function of `reports.figures` that takes (label, record) pairs.
     """
 
@@ -68,6 +69,7 @@ class Definition:
     rows: tuple[RowOf, ...]
     paper: Path | None = None
     against: str | None = None
+    also_against: tuple[str, ...] = ()
     draw: str | None = None
 
     def __post_init__(self) -> None:
@@ -75,8 +77,9 @@ class Definition:
         labels = [row.label for row in self.rows]
         if len(set(labels)) < len(labels):
             raise ValueError(f"{self.name}: rows share a label: {', '.join(labels)}")
-        if self.against is not None and self.against not in labels:
-            raise ValueError(f"{self.name}: against is '{self.against}', allowed: {', '.join(labels)}")
+        for against in (self.against, *self.also_against):
+            if against is not None and against not in labels:
+                raise ValueError(f"{self.name}: against is '{against}', allowed: {', '.join(labels)}")
 
 
 def _row(label: str, name: str, bits: str, block_size: int | None = None, /, **paper: Any) -> RowOf:
@@ -189,6 +192,7 @@ SMOL_MAIN = Definition(
         )
     ),
     against="QuaRot",
+    also_against=("QuaRot, clip 0.9", "STaR-Quant"),
 )
 #: Tables over rotation seeds, with a figure beside them.
 SEED_TABLES = {SMOL_MAIN.name: SMOL_MAIN}

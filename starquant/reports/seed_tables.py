@@ -50,10 +50,11 @@ def seed_rows(definition: Definition, runs: Sequence[Run], allow: Sequence[str] 
 
 
 def frames(definition: Definition, rows: Sequence[Row]) -> dict[str, pd.DataFrame]:
-    """Return the table of values and, where the row that others are compared with was run, that of differences."""
+    """Return the table of values and one of differences to each row that others are compared with, where it was run."""
     frame_by_heading = {"values": table(rows, None, COLUMNS)}
-    if any(row.label[-1] == definition.against for row in rows):
-        frame_by_heading[f"against {definition.against}"] = table(rows, definition.against, COLUMNS)
+    for against in (definition.against, *definition.also_against):
+        if any(row.label[-1] == against for row in rows):
+            frame_by_heading[f"against {against}"] = table(rows, against, COLUMNS)
     return frame_by_heading
 
 

@@ -65,11 +65,13 @@ def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Sessi
             log.info("exported already: %s (remove it to export again)", target)
             return
         parts = results / "unfinished" / f"export-{spec.digest()}" / session.code.fitting
-        if parts.exists():
-            log.info("going on from an interrupted export: %s", parts)
+        if spec.reuse == "never":
+            shutil.rmtree(parts, ignore_errors=True)
         model = inputs.load(session.device, changed=parts).model
         if model.stored_blocks is not None:
             model.stored_blocks.describe = describe_part
+            if parts.exists():
+                log.info("going on from an interrupted export: %s", parts)
         fitted = Fitted.load(ArtifactStore(results).path(artifact.digest))
         METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
         size = export(model, record, inputs.folder, target, spec.export.shard_size)

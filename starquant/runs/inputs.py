@@ -48,14 +48,12 @@ class Loaded:
         tokenizer: of the checkpoint.
         texts: to calibrate on and to be compared on.
         seconds: that reading the weights took.
-        scratch: where changed blocks are written; None where blocks are in memory.
     """
 
     model: MaskedDiffusionModel
     tokenizer: PreTrainedTokenizerBase
     texts: Texts
     seconds: float
-    scratch: Scratch | None = None
 
 
 @dataclass
@@ -68,6 +66,7 @@ class Inputs:
         checkpoint: as it was judged.
         family: of the checkpoint.
         loaded: once it has been read.
+        scratch: where changed blocks are written, of a run whose blocks are on disk.
     """
 
     spec: RunSpec
@@ -75,6 +74,7 @@ class Inputs:
     checkpoint: Checkpoint
     family: Family
     loaded: Loaded | None = None
+    scratch: Scratch | None = None
 
     def load(self, device: str, changed: Path | None = None) -> Loaded:
         """Return what is read; all but the weights is judged first.
@@ -99,7 +99,9 @@ class Inputs:
         if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
         hollow = on_disk(spec, self.checkpoint, device)
-        scratch = Scratch(Path(spec.paths.results)) if hollow and changed is None else None
+        if hollow and changed is None:
+            self.scratch = Scratch(Path(spec.paths.results))
+            changed = self.scratch.folder
         began = time.perf_counter()
         model = read_model(
             self.checkpoint,
@@ -107,15 +109,16 @@ class Inputs:
             DTYPES[spec.model.dtype],
             device,
             blocks_on_disk=hollow,
-            changed=changed if scratch is None else scratch.folder,
+            changed=changed,
         )
-        return Loaded(model, tokenizer, texts, time.perf_counter() - began, scratch)
+        return Loaded(model, tokenizer, texts, time.perf_counter() - began)
 
     def free(self) -> None:
         """Give the model's memory back, and the disk that its changed blocks take."""
-        if self.loaded is not None and self.loaded.scratch is not None:
-            self.loaded.scratch.remove()
         self.loaded = None
+        if self.scratch is not None:
+            self.scratch.remove()
+            self.scratch = None
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

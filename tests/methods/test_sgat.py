@@ -184,54 +184,43 @@ def one_block(idle: int) -> MaskedDiffusionModel:
     return model
 
 
-@pytest.mark.parametrize(("idle", "exact"), [(20, True), (0, False)])
-def test_a_model_gated_where_nothing_flows_is_the_model(idle: int, exact: bool) -> None:
+def what_gates_change(*settings: str, model: MaskedDiffusionModel) -> tuple[StateGate, float]:
+    """The gate in front of the first attention, and what everything but rounding changes of the logits, relatively."""
     method, bits = method_named(
-        "star_quant",
-        *QUICK,
-        *shares(0.1, 0.15, "qkv_input"),
-        "method.transform.fit=closed_form",
-        "method.sgat.first_attention=true",
-        "method.tac.enabled=false",
+        "star_quant", *QUICK, *settings, "method.sgat.first_attention=true", "method.tac.enabled=false"
     )
-    model = one_block(idle)
     learned = method.fit(model, bits, states_of(model))
     ids = torch.randint(0, 58, (3, 16), generator=torch.Generator().manual_seed(1))
     ids[0, 3:9] = ids[1] = ids[2, ::2] = 59
     before = logits(model, ids)
     by_hand(method, model, learned)
-    gate = model.block_sites(model.trunk().blocks[0]).inputs[Site.QKV].transform.gate
+    gate = model.block_sites(model.trunk().blocks[0]).inputs[Site.QKV].transform.gate  # type: ignore[union-attr]
+    return gate, float((logits(model, ids) - before).norm() / before.norm())
+
+
+@pytest.mark.parametrize(("idle", "exact"), [(20, True), (0, False)])
+def test_a_model_gated_where_nothing_flows_is_the_model(idle: int, exact: bool) -> None:
+    settings = (*shares(0.1, 0.15, "qkv_input"), "method.transform.fit=closed_form")
+    gate, error = what_gates_change(*settings, model=one_block(idle))
     assert (gate.d_m, gate.d_u) == (6, 10)
-    error = float((logits(model, ids) - before).norm() / before.norm())
     assert error < 1e-4 if exact else error > 1e-2
 
 
 @pytest.mark.parametrize("fit", ["closed_form", "fixed"])
 def test_a_kronecker_closed_form_finds_idle_runs_of_channels(fit: str) -> None:
     """Ordinary tokens have no energy in two runs of eight channels, [MASK] none in two others."""
-    method, bits = method_named(
-        "star_quant",
-        *QUICK,
+    settings = (
         *shares(0.25, 0.25, "qkv_input"),
-        f"method.transform.fit={fit}",
         "method.transform.structure=kronecker",
         "method.residual_rotation=none",
-        "method.sgat.first_attention=true",
-        "method.tac.enabled=false",
     )
     model = one_block(0)
     with torch.no_grad():
         table = model.trunk().embedding.weight
         table[59] = 0.2 * torch.randn(64)
         table[:59, 8:24] = table[59, 24:40] = 0.0
-    learned = method.fit(model, bits, states_of(model))
-    ids = torch.randint(0, 58, (3, 16), generator=torch.Generator().manual_seed(1))
-    ids[0, 3:9] = ids[1] = ids[2, ::2] = 59
-    before = logits(model, ids)
-    by_hand(method, model, learned)
-    gate = model.block_sites(model.trunk().blocks[0]).inputs[Site.QKV].transform.gate
+    gate, error = what_gates_change(*settings, f"method.transform.fit={fit}", model=model)
     assert (gate.d_m, gate.d_u) == (16, 16)
-    error = float((logits(model, ids) - before).norm() / before.norm())
     assert error < 1e-4 if fit == "closed_form" else error > 1e-2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import fingerprint
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.numerics.chunks import row_slices
 from tests.support.models import edit_config
 from tests.support.paths import GOLDEN
 
@@ -467,7 +469,7 @@ def test_fingerprint_refuses_a_bad_folder(folder: Path) -> None:
 
 
 def test_every_number_of_a_model_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "_PART", 5)
+    monkeypatch.setattr(validation, "row_slices", functools.partial(row_slices, numbers=5))
     model = torch.nn.Linear(4, 3)
     validation.validate_finite(model)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from starquant.errors import DataError
-from starquant.numerics import ChannelMoments, RowSample, SecondMoment
+from starquant.numerics import ChannelMoments, RowSample, SecondMoment, moments
 
 
 def _rows(n: int = 500, d: int = 6) -> torch.Tensor:
@@ -145,6 +145,23 @@ def test_a_sample_of_few_rows_is_all_of_them_and_a_copy() -> None:
     kept = x.clone()
     x.zero_()
     assert torch.equal(sample.rows, kept)
+
+
+def test_wide_second_moments_are_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 8B models' down projections have; merged as others are, weighted as others are."""
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(3)).bfloat16()
+    weight = torch.linspace(0.5, 2.0, 300)
+    exact = SecondMoment()
+    exact.update(x.double(), weight)
+    monkeypatch.setattr(moments, "_DOUBLE_SUMS", 8)
+    monkeypatch.setattr(moments, "_DOUBLE_CHANNELS", 8)
+    parts = [SecondMoment(), SecondMoment()]
+    for i in range(0, 300, 50):
+        parts[i // 150].update(x[i : i + 50], weight[i : i + 50])
+    parts[0].merge(parts[1])
+    assert parts[0].total.dtype == torch.float32
+    assert parts[0].count == exact.count
+    assert torch.allclose(parts[0].mean.double(), exact.mean, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [ChannelMoments, SecondMoment, lambda: RowSample(4, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Role, Site
+from starquant.numerics.chunks import row_slices
 from starquant.packed.completion import main
 from starquant.packed.description import describe, use_integers
 from starquant.packed.export import export
@@ -520,7 +522,7 @@ def rounded(folder: Path, *settings: str) -> None:
 
 
 def test_codes_beyond_the_grid_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_room, "_ROWS", 10)
+    monkeypatch.setattr(packed_room, "row_slices", functools.partial(row_slices, numbers=10))
     rounded(tmp_path / "p", "bits=w4a4", "bits.weights.bits=3")
     name = "model.transformer.blocks.0.k_proj.codes"
     folder = damaged(tmp_path / "p", tmp_path, lambda _, tensors: tensors[name][-1].fill_(255))

@@ -55,7 +55,10 @@ def test_rows_are_those_of_the_definition_and_differences_are_paired(tmp_path: P
         ("w4a4", "STaR-Quant", 1),
         ("w8a8", "QuaRot", 1),
     ]
-    values, against = frames(SMOL_MAIN, rows).values()
+    tables = frames(SMOL_MAIN, rows)
+    assert list(tables) == ["values", "against QuaRot", "against STaR-Quant"], "QuaRot with clip was not run"
+    values, against, to_star = tables.values()
+    assert [cell.split()[0] if cell else "" for cell in to_star["kl (text)"]] == ["+3.5", "+0.5", ""]
     assert [cell.split()[0] for cell in values["kl (text)"]] == ["5", "2.5", "1.5", "0.5"]
     assert [cell.split()[0] for cell in values["kl (tasks)"]] == ["10", "5", "3", "1"]
     assert [cell.split()[0] if cell else "" for cell in against["kl (text)"]] == ["+2.5", "", "-0.5", ""]

@@ -177,10 +177,9 @@ class _Loss:
         self.state_N = torch.arange(2, device=device).repeat_interleave(torch.tensor(counts, device=device))
         self.keep_SD = gate_channels(self.rows_ND.shape[1], *group.gate, device)
         self.batches = _Batches(counts, batch, device)
-        sizes = [part.square().sum().clamp_min(1e-12) for part in self.target_NO.split(counts)]
-        seen = [size / max(1, count) for size, count in zip(self.batches.sizes, counts, strict=True)]
-        self.share_N1 = (1 / (torch.stack(sizes) * torch.tensor(seen, device=device).clamp_min(1e-12)))[self.state_N]
-        self.share_N1 = self.share_N1[:, None]
+        sizes = torch.stack([part.square().sum().clamp_min(1e-12) for part in self.target_NO.split(counts)])
+        steps_S = torch.tensor(counts, device=device) / torch.tensor(self.batches.sizes, device=device).clamp_min(1)
+        self.share_N1 = (steps_S / sizes)[self.state_N][:, None]  # a state's batches make up its whole
 
     def clip_weights(self, transform: Transform) -> None:
         if self.group.weight_format.quantizes:
