@@ -65,7 +65,10 @@ ALLOWED = {
         "errors config session store diffusion models testbed quantized calibration methods packed evaluation tracking",
         "torch transformers",
     ),
-    "sweeps": Room("errors config session store reports runs", "hydra omegaconf pydantic tqdm"),
+    "forecast": Room(
+        "errors config session store models quantized calibration methods evaluation reports runs", "torch psutil"
+    ),
+    "sweeps": Room("errors config session store reports runs forecast", "hydra omegaconf pydantic tqdm"),
     "__main__": Room("errors session sweeps"),
 }
 

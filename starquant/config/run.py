@@ -112,6 +112,7 @@ class RunSpec(Spec):
     export: ExportSpec = Field(default=ExportSpec(), json_schema_extra=INERT)
     reuse: Literal["same_code", "any", "never"] = Field(default="same_code", json_schema_extra=INERT)
     stage: Literal["calibrate", "evaluate", "all", "inspect"] = Field(default="all", json_schema_extra=INERT)
+    dry_run: bool = Field(default=False, json_schema_extra=INERT)
     experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=INERT)
 
     BASELINE: ClassVar[MethodOptions] = FullPrecisionOptions(name="none")

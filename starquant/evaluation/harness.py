@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval.tasks import TaskManager
 
 from starquant.config.model import ModelSpec
 from starquant.config.tasks import TasksSpec, validate_consent
@@ -58,17 +59,8 @@ def evaluate(
     items: dict[str, list[dict[str, Any]]] = {}
     with _quiet(verbose), task_manager(tasks) as manager:
         for name in tasks.names:
-            lm.task, lm.protocol = name, model.protocol[name]
             lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl", lm.rank)
-            results = lm_eval.simple_evaluate(
-                model=lm,
-                tasks=[name],
-                num_fewshot=lm.protocol.num_fewshot,
-                limit=tasks.limit,
-                task_manager=manager,
-                confirm_run_unsafe_code=tasks.allow_code_execution,
-                log_samples=True,
-            )
+            results = _results(lm, model, tasks, name, manager)
             if results is None:  # the first process has them
                 continue
             task_scores = parse_scores(results, name)
@@ -77,6 +69,38 @@ def evaluate(
             for leaf, rows in results["samples"].items() if documents is not None else ():
                 documents(leaf, [_document(row["doc"]) for row in rows])
     return Evaluation(scores, items)
+
+
+def _results(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, manager: TaskManager) -> Any:
+    """Return what lm-eval says of one task; None on all processes but the first."""
+    lm.task, lm.protocol = name, model.protocol[name]
+    return lm_eval.simple_evaluate(
+        model=lm,
+        tasks=[name],
+        num_fewshot=lm.protocol.num_fewshot,
+        limit=tasks.limit,
+        task_manager=manager,
+        confirm_run_unsafe_code=tasks.allow_code_execution,
+        log_samples=True,
+    )
+
+
+def answer_some(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, items: int) -> tuple[int, int]:
+    """Answer the first items of a task, of a group those of each member.
+
+    Returns:
+        How many items were answered, and how many `tasks` asks for.
+
+    Raises:
+        ConsentError: a task runs model-written code without consent.
+        ConfigError: an unknown task.
+    """
+    validate_consent(tasks)
+    fewer = tasks.model_copy(update={"limit": min(items, tasks.limit or items)})
+    lm.responses = ResponseLog(None)
+    with _quiet(verbose=False), task_manager(tasks) as manager:
+        sizes = _results(lm, model, fewer, name, manager)["n-samples"].values()
+    return sum(n["effective"] for n in sizes), sum(min(n["original"], tasks.limit or n["original"]) for n in sizes)
 
 
 def parse_scores(results: Any, requested: str) -> list[Score]:

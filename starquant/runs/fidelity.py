@@ -37,13 +37,14 @@ def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> AnyRe
     if key in references:
         return references[key]  # type: ignore[no-any-return]
     references.clear()
-    reference = _take(spec, loaded, session)
+    reference = take(spec, loaded, session)
     if reference.nbytes <= KEPT_BYTES:
         references[key] = reference
     return reference
 
 
-def _take(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference:
+def take(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference:
+    """Return the model's states on the texts that fidelity is measured on."""
     assert loaded.texts.fidelity is not None
     # A limit is items a task: fidelity's texts are held to it too.
     model, texts = loaded.model, loaded.texts.fidelity[: spec.tasks.limit]

@@ -57,8 +57,10 @@ def weight_bytes(spec: RunSpec, checkpoint: Checkpoint) -> int:
 
 def work_bytes(checkpoint: Checkpoint) -> int:
     """Return about how many bytes a block takes while it is calibrated and changed."""
-    blocks = {number for name in checkpoint.shapes for number in re.findall(r"\.(\d+)\.", name)[:1]}
-    return WORK * _parameters(checkpoint) // max(1, len(blocks))
+    numbers = {name: re.search(r"\.(\d+)\.", name) for name in checkpoint.shapes}
+    inside = {name: number[1] for name, number in numbers.items() if number is not None}
+    parameters = sum(math.prod(checkpoint.shapes[name]) for name in inside)
+    return WORK * parameters // max(1, len(set(inside.values())))
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

@@ -33,7 +33,7 @@ from starquant.session.terminal import interactive
 from starquant.sweeps.cell_log import CellEntry, CellLog
 from starquant.sweeps.cells import Plan, left_out_of, validate_plan
 from starquant.sweeps.composition import Composer
-from starquant.sweeps.jobs import PARENT, CellRunner
+from starquant.sweeps.jobs import PARENT, CellRunner, forecast_cells
 from starquant.sweeps.overrides import CONF, Groups, hydra_words, parse_overrides, task_words, validate_option
 from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.sweeper import CellSweeper, opened, sweeper_of
@@ -194,9 +194,12 @@ def run(validated: Validated, context: HydraContext) -> int:
     """
     plan = validated.plan
     left_out = left_out_of(plan)
-    validate_results(plan.cells[0].spec)
+    if not plan.cells[0].spec.dry_run:
+        validate_results(plan.cells[0].spec)
     for task, why in left_out.items() if not launched_rank() else ():
         print(f"note: {task} is left out: it {why}", file=sys.stderr, flush=True)
+    if plan.cells[0].spec.dry_run:
+        return forecast_cells(plan.cells)
     log = CellLog(plan.results)
     environment = {}
     if plan.launcher != "basic":

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starquant.errors import StarquantError
@@ -80,6 +81,26 @@ def end_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def forecast_cells(cells: Sequence[Cell]) -> int:
+    """Print the forecast of every cell, and of all of them; returns how many would be refused."""
+    from starquant.forecast.forecast import forecast
+    from starquant.forecast.table import in_time, render
+
+    seconds, refused = 0.0, 0
+    for number, cell in enumerate(cells):
+        try:
+            expected = forecast(cell.spec, first=number == 0)
+        except StarquantError as error:
+            refused += 1
+            print(f"error: {cell.name}: {error}", file=sys.stderr, flush=True)
+            continue
+        seconds += expected.seconds
+        print(render(expected), end="\n\n" if len(cells) > 1 else "\n", flush=True)
+    if len(cells) > 1:
+        print(f"{len(cells) - refused} cells, one after the other: {in_time(seconds)}", flush=True)
+    return refused
 
 
 def execute_cell(cell: Cell, session: Session) -> CellEntry:

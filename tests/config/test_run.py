@@ -139,6 +139,7 @@ CHANGES = [
     ("debug.name", "x", False),
     ("reuse", "any", False),
     ("stage", "calibrate", False),
+    ("dry_run", True, False),
     ("experiment.name", "x", False),
     ("export.dir", "x", False),
     ("export.shard_size", "1GB", False),

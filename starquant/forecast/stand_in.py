@@ -1,0 +1,114 @@
+"""A run's evaluation, fidelity and calibration states, gone through with the counting stand-in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from starquant.calibration.batches import CalibrationStates
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
+from starquant.errors import DataError
+from starquant.forecast.counting import SIZES, Counted, Passes
+from starquant.forecast.rehearsal import tokens_of
+from starquant.models import load_tokenizer
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.validation import DTYPES, skeleton_of
+from starquant.runs.calibrate import calibration_states
+from starquant.runs.fidelity import AnyReference, measure_fidelity, take
+from starquant.runs.inputs import Inputs, Loaded, read_texts
+from starquant.session.session import Session
+
+
+class StandIn:
+    """A run with a model that only counts.
+
+    Args:
+        inputs: pinned.
+        session: of the forecast.
+
+    Raises:
+        StarquantError: a method that does not fit the model, text that cannot be used.
+    """
+
+    def __init__(self, inputs: Inputs, session: Session) -> None:
+        self.spec, self.session = inputs.spec, session
+
+        def skeleton() -> MaskedDiffusionModel:
+            made = skeleton_of(inputs.checkpoint, inputs.family.model)
+            assert isinstance(made, MaskedDiffusionModel)
+            return made
+
+        self.skeleton, tokenizer = skeleton(), load_tokenizer(inputs.folder)
+        METHODS.build(self.spec.method).validate(self.skeleton, self.spec.bits)
+        self.counted = Counted(skeleton(), session.device, DTYPES[self.spec.model.dtype])
+        texts = read_texts(self.spec, tokenizer, self.skeleton)
+        self.loaded = Loaded(self.counted.model, tokenizer, texts, 0.0)
+        self.blocks = int(self.skeleton.config.num_hidden_layers)
+
+    def _limited(self, limit: int) -> RunSpec:
+        return self.spec.model_copy(update={"tasks": self.spec.tasks.model_copy(update={"limit": limit})})
+
+    def states(self) -> tuple[CalibrationStates | None, float, Passes]:
+        """Return calibration states of the first segments, the tokens of all, and the passes that record them."""
+        segments = self.loaded.texts.calibration
+        if segments is None:
+            return None, 0.0, Passes()
+        made: dict[int, CalibrationStates] = {}
+
+        def answer(count: int) -> tuple[int, int]:
+            some = replace(self.loaded, texts=replace(self.loaded.texts, calibration=segments[:count]))
+            try:
+                states = calibration_states(self.spec, some, self.session)
+            except DataError:
+                if count >= len(segments):
+                    raise
+                return 0, len(segments)  # too few for a state of every kind
+            assert states is not None
+            done = min(count, len(segments))
+            made[done] = states
+            return done, len(segments)
+
+        passes = self.counted.extrapolated(answer, SIZES if self._records else (len(segments),))
+        done = max(made)
+        return made[done], tokens_of(made[done]) * len(segments) / done, passes
+
+    @property
+    def _records(self) -> bool:
+        """Whether calibration states are recorded from trajectories."""
+        return self.spec.calibration.states.sampler == "trajectory"
+
+    def evaluation(self) -> Passes:
+        """Return the passes of all tasks."""
+        from starquant.evaluation.harness import answer_some
+        from starquant.evaluation.lm import DiffusionLM
+
+        spec = self.spec
+        lm = DiffusionLM(
+            self.loaded.model,
+            self.loaded.tokenizer,
+            batch_size=spec.runtime.batch_size,
+            seed=spec.seed,
+            speed=spec.speed.model_copy(update={"compile": False}),
+        )
+        passes = Passes()
+        for name in spec.tasks.names:
+            passes += self.counted.extrapolated(lambda n, name=name: answer_some(lm, spec.model, spec.tasks, name, n))
+        return passes
+
+    def fidelity(self) -> dict[str, Passes]:
+        """Return the passes of full precision's reference and of the comparison, nothing where it is not measured."""
+        texts = (self.loaded.texts.fidelity or [])[: self.spec.tasks.limit]
+        references: dict[int, AnyReference] = {}
+        if not texts:
+            return {}
+
+        def reference(count: int) -> tuple[int, int]:
+            references[count] = take(self._limited(count), self.loaded, self.session)
+            return min(count, len(texts)), len(texts)
+
+        def compare(count: int) -> tuple[int, int]:
+            measure_fidelity(self._limited(count), self.loaded.model, references[count], self.session)
+            return min(count, len(texts)), len(texts)
+
+        taken = self.counted.extrapolated(reference)
+        return {"reference": taken, "fidelity": self.counted.extrapolated(compare, tuple(references))}
