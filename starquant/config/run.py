@@ -64,12 +64,15 @@ class RuntimeSpec(Spec):
         batch_size: sequences that go through the model at once.
         threads: of the CPU; None leaves torch's own.
         blocks: "memory", "disk" (one block in memory at a time), or "auto": on disk where memory does not hold them.
+        packed: how a packed checkpoint multiplies: "values" (bit for bit the fake-quantized model on a CPU), "integers"
+            (faster there, up to rounding), or "auto": integers on a GPU.
     """
 
     device: str = "cpu"
     batch_size: int | str = "auto"
     threads: Count | None = None
     blocks: Literal["auto", "memory", "disk"] = "auto"
+    packed: Literal["auto", "values", "integers"] = "auto"
 
     @field_validator("batch_size", mode="before")
     @classmethod
@@ -156,6 +159,11 @@ class RunSpec(Spec):
             raise ValueError("tasks.names: got [], but of a packed checkpoint fidelity is not measured")
         if not self.tasks.names and self._is_full_precision:
             raise ValueError("tasks.names: got [], but fidelity compares a quantized model with full precision")
+        if self.runtime.packed != "auto" and not self.is_packed:
+            raise ValueError(
+                f"runtime.packed: got '{self.runtime.packed}' for method '{self.method.name}', allowed: auto (it is of "
+                "packed checkpoints, method=packed)"
+            )
         if self.method.needs_calibration and self.calibration.source is None:
             raise ValueError(
                 f"calibration: method '{self.method.name}' needs calibration data, got '{self.calibration.name}'"

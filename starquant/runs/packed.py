@@ -5,7 +5,9 @@ from __future__ import annotations
 from starquant.config.bits import bits_of
 from starquant.config.run import RunSpec
 from starquant.errors import ConfigError
+from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import CONFIG, Checkpoint
+from starquant.packed.description import use_integers
 
 
 def with_bits_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
@@ -30,3 +32,18 @@ def with_bits_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
     settings = checkpoint.config["quantization_config"]
     bits = bits_of(settings["bits"], f"{checkpoint.folder / CONFIG}: quantization_config.bits")
     return spec.model_copy(update={"bits": bits})
+
+
+def multiply_as_told(model: MaskedDiffusionModel, spec: RunSpec) -> None:
+    """Let a packed model multiply values or integers (`runtime.packed`).
+
+    Raises:
+        ConfigError: integers, where no site and its weights have them.
+    """
+    if spec.runtime.packed == "values":
+        use_integers(model, "never")
+    elif spec.runtime.packed == "integers" and not use_integers(model, "always"):
+        raise ConfigError(
+            f"runtime.packed: got integers, but {spec.bits.name} has none on both sides of a product; allowed: values, "
+            "auto"
+        )

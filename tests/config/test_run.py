@@ -134,6 +134,7 @@ CHANGES = [
     ("runtime.batch_size", 1, False),
     ("runtime.threads", 1, False),
     ("runtime.blocks", "disk", False),
+    ("runtime.packed", "auto", False),
     ("debug.traceback", True, False),
     ("debug.verbose", True, False),
     ("debug.name", "x", False),

@@ -15,9 +15,11 @@ from starquant.methods.fitted import Fitted
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.packed.export import export
+from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.manifest import manifest_of
 from starquant.reports.run_table import HEADER, render, rows
 from starquant.runs.execute import execute
+from starquant.runs.inputs import pin
 from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.command_line import run_in_process
 from tests.support.methods import method_named
@@ -59,6 +61,25 @@ def test_a_packed_checkpoint_is_scored_as_it_is(
     assert "packed" in render(record, None, result.path)
     again = execute(spec("method=packed", "bits=w3a3", *given))  # whatever the command line says of bits
     assert again.reused and again.path == result.path
+
+
+@pytest.mark.parametrize(("how", "integers"), [("auto", "on_gpu"), ("values", "never"), ("integers", "always")])
+def test_it_multiplies_as_it_is_told(folder: Path, how: str, integers: str) -> None:
+    inputs = pin(spec("method=packed", *TASKS, *at(folder), f"runtime.packed={how}"))
+    model = inputs.load("cpu").model
+    sites = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    assert {site.integers for site in sites} == {integers} and len(sites) == 4 * 4
+
+
+def test_integers_that_there_are_none_of_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^runtime.packed: got 'integers' for method 'rtn', allowed: auto"):
+        spec("method=rtn", "runtime.packed=integers")
+    model, target, bits = load_model(weights_folder(0)), tmp_path / "tiny-w4a16", ("bits=w4a16",)
+    method, widths = method_named("rtn", *bits)
+    method.apply(model, method.fit(model, widths), widths, packed=True)
+    export(model, make_record(spec("method=rtn", *bits)), weights_folder(0), target)
+    with pytest.raises(ConfigError, match=r"^runtime.packed: got integers, but w4a16 has none on both sides"):
+        pin(spec("method=packed", *TASKS, *at(target), "runtime.packed=integers")).load("cpu")
 
 
 def test_the_command_line_scores_and_refuses_it(folder: Path, tmp_path: Path) -> None:
