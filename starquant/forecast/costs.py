@@ -27,6 +27,7 @@ class Stage:
         tokens: of all passes.
         operations: of the blocks' linears and the head, a multiply-add as two.
         reused: there already.
+        parts: that it consists of, the tasks of an evaluation.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     tokens: float = 0.0
     operations: float = 0.0
     reused: bool = False
+    parts: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Costs:
         table_weights: of the head.
         width: of the model.
         itemsize: bytes of a weight.
-        passes: of the stages that run the model.
+        passes: of the stages that run the model but evaluation.
+        tasks: passes of every task.
         full: speed at full precision.
         quantized: speed of the quantized model, None where nothing is quantized.
         fit: of a block.
@@ -63,6 +66,7 @@ class Costs:
     width: int
     itemsize: int
     passes: dict[str, Passes]
+    tasks: dict[str, Passes]
     full: Speed
     quantized: Speed | None
     fit: FitCost
@@ -80,6 +84,7 @@ class Costs:
         spec, device, dtype = stand_in.spec, stand_in.session.device, DTYPES[stand_in.spec.model.dtype]
         quantizes = spec.quantizes and (missing.record or missing.export)
         passes, states, state_tokens = _passes_of(stand_in, missing, quantizes)
+        tasks = stand_in.evaluation() if missing.record or missing.baseline else {}
         small = block_of_noise(stand_in.skeleton, device, dtype, FEW_WORDS)
         weights, fit, block_seconds = block_size(small), FitCost(), 0.0
         rehearsal = Rehearsal(small, spec.method, spec.bits, states, state_tokens)
@@ -88,7 +93,7 @@ class Costs:
         if quantizes:
             block_seconds = rehearsal.apply(small, spec.seed)
         whole = block_of_noise(stand_in.skeleton, device, dtype)
-        shapes = [shape for one in passes.values() for shape in one.shapes]
+        shapes = [shape for one in (*passes.values(), *tasks.values()) for shape in one.shapes]
         full, quantized, table_seconds = Speed.of(whole, shapes), None, 0.0
         if quantizes:
             table_seconds = max(0.0, rehearsal.apply(whole, spec.seed) - block_seconds)
@@ -102,6 +107,7 @@ class Costs:
             width=embedding.embedding_dim,
             itemsize=dtype.itemsize,
             passes=passes,
+            tasks=tasks,
             full=full,
             quantized=quantized,
             fit=fit,
@@ -113,35 +119,38 @@ class Costs:
         """Return the stages behind loading."""
         spec, stages, scores = self.spec, [], bool(self.spec.tasks.names) and self.spec.is_scored
         if scores and not spec.is_baseline:
-            stages.append(self._passes("full precision", "evaluate", self.full, missing.baseline))
+            stages.append(self._evaluation("full precision", self.full, missing.baseline))
         if "reference" in self.passes:
-            stages.append(self._passes("reference", "reference", self.full))
+            stages.append(self._passes("reference", self.passes["reference"], self.full))
         if spec.quantizes:
             stages.append(self._calibrate(missing.calibration))
         apply = self.apply[0] + self.blocks * self.apply[1]
         if self.quantized is not None and missing.record:
             stages.append(Stage("quantize", apply))
         if scores:
-            stages.append(self._passes("evaluate", "evaluate", self.quantized or self.full, missing.record))
+            stages.append(self._evaluation("evaluate", self.quantized or self.full, missing.record))
         if "fidelity" in self.passes:
             assert self.quantized is not None
-            stages.append(self._passes("fidelity", "fidelity", self.quantized))
+            stages.append(self._passes("fidelity", self.passes["fidelity"], self.quantized))
         if spec.export.dir is not None:  # the checkpoint is quantized once more, to codes
             stages.append(Stage("export", load + apply) if missing.export else Stage("export", reused=True))
         return stages
 
-    def _passes(self, name: str, passes: str, speed: Speed, missing: bool = True) -> Stage:
+    def _passes(self, name: str, passes: Passes, speed: Speed) -> Stage:
+        seconds = passes.seconds + speed.of_passes(passes, self.blocks)
+        operations = 2 * (passes.tokens * self.block_weights * self.blocks + passes.logit_rows * self.table_weights)
+        return Stage(name, seconds, passes.number, passes.tokens, operations)
+
+    def _evaluation(self, name: str, speed: Speed, missing: bool) -> Stage:
         if not missing:
             return Stage(name, reused=True)
-        counted = self.passes[passes]
-        seconds = counted.seconds + speed.of_passes(counted, self.blocks)
-        operations = 2 * (counted.tokens * self.block_weights * self.blocks + counted.logit_rows * self.table_weights)
-        return Stage(name, seconds, counted.number, counted.tokens, operations)
+        whole = self._passes(name, sum(self.tasks.values(), Passes()), speed)
+        return replace(whole, parts=tuple(self._passes(task, passes, speed) for task, passes in self.tasks.items()))
 
     def _calibrate(self, missing: bool) -> Stage:
         if not missing:
             return Stage("calibrate", reused=True)
-        recorded = self._passes("calibrate", "calibrate", self.full)
+        recorded = self._passes("calibrate", self.passes["calibrate"], self.full)
         walked = self.fit.walks * self.state_tokens
         return replace(
             recorded,
@@ -159,8 +168,6 @@ def _passes_of(
     states, state_tokens = None, 0.0
     if missing.calibration or quantizes:
         states, state_tokens, passes["calibrate"] = stand_in.states()
-    if missing.record or missing.baseline:
-        passes["evaluate"] = stand_in.evaluation()
     if missing.record and stand_in.spec.quantizes:
         passes |= stand_in.fidelity()
     return passes, states, state_tokens

@@ -8,7 +8,7 @@ from starquant.calibration.batches import CalibrationStates
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.errors import DataError
-from starquant.forecast.counting import SIZES, Counted, Passes
+from starquant.forecast.counting import SIZES, Answer, Counted, Passes
 from starquant.forecast.rehearsal import tokens_of
 from starquant.models import load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
@@ -77,8 +77,8 @@ class StandIn:
         """Whether calibration states are recorded from trajectories."""
         return self.spec.calibration.states.sampler == "trajectory"
 
-    def evaluation(self) -> Passes:
-        """Return the passes of all tasks."""
+    def evaluation(self) -> dict[str, Passes]:
+        """Return the passes of every task."""
         from starquant.evaluation.harness import answer_some
         from starquant.evaluation.lm import DiffusionLM
 
@@ -90,10 +90,11 @@ class StandIn:
             seed=spec.seed,
             speed=spec.speed.model_copy(update={"compile": False}),
         )
-        passes = Passes()
-        for name in spec.tasks.names:
-            passes += self.counted.extrapolated(lambda n, name=name: answer_some(lm, spec.model, spec.tasks, name, n))
-        return passes
+
+        def answer(name: str) -> Answer:
+            return lambda count: answer_some(lm, spec.model, spec.tasks, name, count)
+
+        return {name: self.counted.extrapolated(answer(name)) for name in spec.tasks.names}
 
     def fidelity(self) -> dict[str, Passes]:
         """Return the passes of full precision's reference and of the comparison, nothing where it is not measured."""

@@ -23,7 +23,7 @@ from starquant.models.checkpoint import Checkpoint, fingerprint
 from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.validation import DTYPES, skeleton_of
-from starquant.runs.packed import multiply_as_told, with_bits_of
+from starquant.runs.packed import choose_products, with_bits_of
 from starquant.runs.placement import on_disk
 from starquant.store.scratch import Scratch
 from starquant.testbed.folders import testbed_folder
@@ -111,7 +111,7 @@ class Inputs:
             blocks_on_disk=hollow,
             changed=changed,
         )
-        multiply_as_told(model, spec)
+        choose_products(model, spec)
         return Loaded(model, tokenizer, texts, time.perf_counter() - began)
 
     def free(self) -> None:

@@ -34,7 +34,7 @@ def with_bits_of(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
     return spec.model_copy(update={"bits": bits})
 
 
-def multiply_as_told(model: MaskedDiffusionModel, spec: RunSpec) -> None:
+def choose_products(model: MaskedDiffusionModel, spec: RunSpec) -> None:
     """Let a packed model multiply values or integers (`runtime.packed`).
 
     Raises:

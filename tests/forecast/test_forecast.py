@@ -141,6 +141,7 @@ def test_nothing_is_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     by_name = {stage.name: stage for stage in told.stages}
     assert by_name["full precision"].passes == by_name["evaluate"].passes > 0
     assert by_name["evaluate"].operations > 2 * 4 * 147456 * by_name["evaluate"].tokens  # 4 blocks and the head
+    assert [part.name for part in by_name["evaluate"].parts] == ["testbed_facts"]
     assert told.disk["export"] > 0 and told.disk["calibration"] > 0
 
 
