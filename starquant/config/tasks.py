@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from starquant.config.fields import INERT, Count, Spec
@@ -21,6 +23,7 @@ class TasksSpec(Spec):
         limit: items a task (a subject, for groups), null for all.
         data_dir: folder of JSONL files to read instead of the hub.
         allow_code_execution: consent to run model-written programs (HumanEval).
+        allow_weak_sandbox: consent to run them where they cannot be kept from the network, files and processes.
         data_fingerprint: digest of the files in `data_dir`, filled in; it then stands for `data_dir`.
         left_out: tasks that would stand in `names`, and why they do not, filled in (`consented`); null for none.
     """
@@ -30,6 +33,7 @@ class TasksSpec(Spec):
     limit: Count | None = None
     data_dir: str | None = None
     allow_code_execution: bool = Field(default=False, json_schema_extra=INERT)
+    allow_weak_sandbox: bool = Field(default=False, json_schema_extra=INERT)
     data_fingerprint: str | None = None
     left_out: dict[str, str] | None = Field(default=None, json_schema_extra=INERT)
 
@@ -50,6 +54,23 @@ def validate_consent(tasks: TasksSpec) -> None:
     risky = [name for name in tasks.names if name in EXECUTES_CODE]
     if risky and not tasks.allow_code_execution:
         raise ConsentError(
-            f"tasks.allow_code_execution: {', '.join(risky)} runs programs that the model writes, in a separate "
-            "process with time, memory and file limits; got false, set tasks.allow_code_execution=true to agree"
+            f"tasks.allow_code_execution: {', '.join(risky)} runs programs that the model writes, in a sandbox "
+            "(docs/offline-data.md); got false, set tasks.allow_code_execution=true to agree"
+        )
+
+
+def validate_sandbox(names: Sequence[str], missing: Sequence[str], agreed: bool) -> None:
+    """Raise ConsentError when tasks run model-written programs that cannot be kept in, and the user has not agreed.
+
+    Args:
+        names: of the tasks.
+        missing: what programs are not kept from, as it was measured here.
+        agreed: `allow_weak_sandbox`.
+    """
+    risky = [name for name in names if name in EXECUTES_CODE]
+    if risky and missing and not agreed:
+        raise ConsentError(
+            f"tasks.allow_weak_sandbox: {', '.join(risky)} runs programs that the model writes, and here the sandbox "
+            f"is open: {', '.join(missing)} (util-linux's unshare can make no namespaces); got false, set "
+            "tasks.allow_weak_sandbox=true to agree to that too"
         )

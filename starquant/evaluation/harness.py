@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from starquant.config.model import ModelSpec
 from starquant.config.tasks import TasksSpec, validate_consent
+from starquant.evaluation.code_execution import agreed_to
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
 from starquant.evaluation.suites import task_manager
@@ -51,13 +52,13 @@ def evaluate(
         documents: shown the text of the items of each leaf task.
 
     Raises:
-        ConsentError: a task runs model-written code without consent.
+        ConsentError: a task runs model-written code without consent, or in a sandbox that does not hold.
         ConfigError: an unknown task.
     """
     validate_consent(tasks)
     scores: list[Score] = []
     items: dict[str, list[dict[str, Any]]] = {}
-    with _quiet(verbose), task_manager(tasks) as manager:
+    with _quiet(verbose), agreed_to(tasks), task_manager(tasks) as manager:
         for name in tasks.names:
             lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl", lm.rank)
             results = _results(lm, model, tasks, name, manager)

@@ -174,7 +174,7 @@ SEEDS = ("model.seed", "method.rotation_seed", "seed")
 #: Parts of a specification that change no figure.
 INERT = (
     *("paths", "runtime", "debug", "tracker", "reuse", "stage", "experiment"),
-    *("tasks.allow_code_execution", "tasks.left_out"),
+    *("tasks.allow_code_execution", "tasks.allow_weak_sandbox", "tasks.left_out"),
 )
 #: Keys that say which tasks are scored; the files of these differ as they do.
 TASKS = {"tasks.name", "tasks.names", "tasks.data_fingerprint"}

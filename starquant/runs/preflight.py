@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from starquant.config.run import RunSpec
-from starquant.config.tasks import validate_consent
+from starquant.config.tasks import EXECUTES_CODE, TasksSpec, validate_consent, validate_sandbox
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
 from starquant.store.exports import exported_from, validate_target
 from starquant.store.records import RecordStore
@@ -17,7 +17,7 @@ def validate_paths(spec: RunSpec) -> None:
 
     Raises:
         StarquantError: a test-bed's model that is not there, a checkpoint or data folder that is not there, a
-            results folder that is a file, no task that may be scored without consent.
+            results folder that is a file, no task that may be scored without consent, a sandbox that does not hold.
     """
     model, tasks = spec.model, spec.tasks
     if model.path is None:
@@ -35,7 +35,16 @@ def validate_paths(spec: RunSpec) -> None:
         raise RecordError(f"paths.results: {spec.paths.results}: cannot be written: it is a file")
     if spec.is_scored:
         validate_consent(tasks.consented())
+        _validate_sandbox(tasks.consented())
     validate_export(spec)
+
+
+def _validate_sandbox(tasks: TasksSpec) -> None:
+    """Raise ConsentError where programs would run in a sandbox that does not hold, and nobody has agreed to that."""
+    if not tasks.allow_weak_sandbox and any(name in EXECUTES_CODE for name in tasks.names):
+        from starquant.evaluation.sandbox.protection import protection
+
+        validate_sandbox(tasks.names, protection().missing(), tasks.allow_weak_sandbox)
 
 
 def validate_export(spec: RunSpec) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starquant.config.run import RunSpec
+from starquant.config.tasks import EXECUTES_CODE
 from starquant.runs.timing import device_name
 from starquant.session.session import Session
 from starquant.store import provenance
@@ -64,11 +65,16 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
 
 def make_record(spec: RunSpec, session: Session, **parts: Any) -> RunRecord:
     """Return the record of a run that is complete: what `parts` names, the specification, and where it comes from."""
+    origin = provenance.collect(session.device, device_name(session.device), session.code)
+    if any(name in EXECUTES_CODE for name in spec.tasks.names):
+        from starquant.evaluation.sandbox.protection import protection
+
+        origin["sandbox"] = protection().as_data()
     return RunRecord(
         digest=spec.digest(),
         spec=spec.model_dump(mode="json"),
         status="complete",
-        provenance=provenance.collect(session.device, device_name(session.device), session.code),
+        provenance=origin,
         **parts,
     )
 

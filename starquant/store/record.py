@@ -57,7 +57,7 @@ class RecordHead(BaseModel):
         digest: of the specification; the same digest is the same experiment.
         spec: the validated specification.
         scores: of every task, groups and their subjects.
-        provenance: git SHA and dirty flag, source digest, package versions, device, time.
+        provenance: git SHA and dirty flag, source digest, package versions, device, time; what a sandbox held.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -121,6 +121,7 @@ CHANGES = [
     ("tasks.data_dir", "d", True),
     ("tasks.data_fingerprint", "f", True),
     ("tasks.allow_code_execution", True, False),
+    ("tasks.allow_weak_sandbox", True, False),
     ("tasks.left_out", {"humaneval": "why"}, False),  # `names` are the tasks that are scored
     ("speed.name", "other", False),  # of an exact evaluation the name says nothing
     ("speed.compile", True, True),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from starquant.evaluation.code_execution import build_predictions, pass_at_k
+from starquant.config.tasks import TasksSpec
+from starquant.errors import ConsentError
+from starquant.evaluation import code_execution
+from starquant.evaluation.code_execution import agreed_to, build_predictions, pass_at_k
+from starquant.evaluation.sandbox.protection import Protection
+from starquant.evaluation.sandbox.walls import Walls
 
 GOOD, BAD = "def add(a, b):\n    return a + b", "def add(a, b):\n    return a - b"
 TESTS = "def check(f):\n    assert f(2, 3) == 5\ncheck(add)"
@@ -50,6 +56,20 @@ def test_predictions_are_prompt_and_completion() -> None:
     docs = [{"prompt": "def f():\n"}, {"prompt": "def g():\n"}]
     built = build_predictions([["    return 1", "    return 2"], ["    pass"]], docs)
     assert built == [["def f():\n    return 1", "def f():\n    return 2"], ["def g():\n    pass"]]
+
+
+def test_an_open_sandbox_needs_a_second_consent(monkeypatch: pytest.MonkeyPatch) -> None:
+    weak = Protection(Walls("none", False), False, True, False, True, True)
+    monkeypatch.setattr(code_execution, "protection", lambda: weak)
+    tasks = TasksSpec(name="t", names=("humaneval",), allow_code_execution=True)
+    message = (
+        r"^tasks\.allow_weak_sandbox: humaneval runs .* here the sandbox is open: network, files \(.* got false, set"
+    )
+    for context in (contextlib.nullcontext(), agreed_to(tasks)):
+        with context, pytest.raises(ConsentError, match=message):
+            pass_at_k([TESTS], [[GOOD]], k=[1])
+    with agreed_to(tasks.model_copy(update={"allow_weak_sandbox": True})):
+        assert pass_at_k([TESTS], [[GOOD]], k=[1]) == {"pass@1": 1.0}
 
 
 @pytest.fixture
