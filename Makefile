@@ -38,6 +38,6 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove the environment, and all that lies in results/ beside the paper's figures and published records
+clean: ## remove the environment and what lies in results/, but for records, published records and the paper's figures
 	rm -rf $(VENV)
-	find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name paper ! -name published -exec rm -rf {} +
+	find results -mindepth 1 -maxdepth 1 ! -name README.md ! -name paper ! -name published ! -name records -exec rm -rf {} +

@@ -1,0 +1,136 @@
+"""What is imported is declared, what is installed can be imported, and what is cleaned away can be had again."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import PACKAGE, REPOSITORY
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+#: Imported names that are not those of what is installed.
+DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml"}
+#: Folders whose modules are imported only where an extra is installed, and that extra.
+EXTRAS = {"kernels/triton": "triton"}
+SOURCES = (*PACKAGE.rglob("*.py"), *(REPOSITORY / "hydra_plugins").rglob("*.py"))
+PARTS = ("starquant", "hydra_plugins", "pyproject.toml", "README.md", "LICENSE")
+IMPORT_ALL = """
+import importlib, pkgutil, sys, hydra_plugins.starquant, starquant
+left_out, failed = set(sys.argv[1:]), []
+for module in pkgutil.walk_packages(starquant.__path__, "starquant."):
+    if not any(module.name.startswith(name) for name in left_out):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            failed.append(f"{module.name}: {error}")
+assert "site-packages" in starquant.__file__, starquant.__file__
+print(failed)
+"""
+
+
+def names(requirements: list[str]) -> set[str]:
+    """Names of distributions, in their one spelling."""
+    return {re.split(r"[^A-Za-z0-9._-]", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+def third_party(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, bool]]:
+    """Every package of others that is imported, and whether that happens inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            modules = [str(node.module)]
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")):
+            yield from third_party(node, inside or isinstance(node, ast.FunctionDef))
+        for top in {module.partition(".")[0] for module in modules}:
+            if top not in sys.stdlib_module_names and top not in ("starquant", "hydra_plugins"):
+                yield DISTRIBUTIONS.get(top, top.replace("_", "-")), inside
+
+
+CORE = names(PROJECT["dependencies"])
+OPTIONAL = {extra: names(wanted) for extra, wanted in PROJECT["optional-dependencies"].items() if extra != "dev"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_every_import_is_declared(path: Path) -> None:
+    extra = next((extra for folder, extra in EXTRAS.items() if path.is_relative_to(PACKAGE / folder)), None)
+    with_module = CORE | OPTIONAL.get(extra or "", set())
+    for name, inside in third_party(ast.parse(path.read_text(encoding="utf-8"))):
+        allowed = CORE.union(*OPTIONAL.values()) if inside else with_module
+        assert name in allowed, f"{name} is imported and in no dependency of pyproject.toml"
+
+
+def test_nothing_is_declared_for_nothing() -> None:
+    imported = {name for path in SOURCES for name, _ in third_party(ast.parse(path.read_text(encoding="utf-8")))}
+    assert not CORE - imported
+
+
+def test_an_undeclared_import_is_seen() -> None:
+    code = "import os, psutil\nfrom gguf.x import y\ndef f():\n    import yaml\nif TYPE_CHECKING:\n    import ray"
+    assert [*third_party(ast.parse(code))] == [("psutil", False), ("gguf", False), ("pyyaml", True)]
+
+
+def test_extras_for_development_hold_what_tests_use() -> None:
+    imported = {
+        name
+        for path in (REPOSITORY / "tests").rglob("*.py")
+        for name, _ in third_party(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    unknown = imported - CORE.union(*OPTIONAL.values(), names(PROJECT["optional-dependencies"]["dev"]))
+    assert unknown <= {"tests", "tomli", "packed-models"}  # the last is benchmarks/packed_models.py
+
+
+def test_clean_keeps_records(tmp_path: Path) -> None:
+    kept = ["README.md", "paper/table1.csv", "published/a/a.json", "records/a.json", "records/a.items/piqa.jsonl"]
+    removed = ["tables/a.md", "unfinished/a/piqa.jsonl", "artifacts/a/a.safetensors", "demo/records/a.json"]
+    for name in (*kept, *removed):
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (tmp_path / ".venv").mkdir()
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    left = {
+        path.relative_to(tmp_path / "results").as_posix() for path in tmp_path.rglob("results/**/*") if path.is_file()
+    }
+    assert left == {*kept}
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_a_plain_wheel_imports_every_module(tmp_path: Path) -> None:
+    """Installed without extras into an empty environment, from the package index; minutes."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for part in PARTS:  # built elsewhere: a build leaves folders beside its source
+        path = REPOSITORY / part
+        if path.is_dir():
+            shutil.copytree(path, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / part)
+    environment = tmp_path / "environment"
+    run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path}
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], timeout=120, **run)
+    python = str(environment / "bin" / "python")
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", str(source)], timeout=300, **run)
+    (wheel,) = (tmp_path / "wheels").glob("starquant-*.whl")
+    constraints = REPOSITORY / "constraints.txt"
+    subprocess.run([*pip, "install", "--constraint", str(constraints), str(wheel)], timeout=1800, **run)
+    subprocess.run([*pip, "check"], timeout=120, **run)
+    left_out = [f"starquant.{folder.replace('/', '.')}" for folder in EXTRAS]
+    done = subprocess.run([python, "-I", "-c", IMPORT_ALL, *left_out], timeout=600, **run)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
