@@ -8,62 +8,100 @@ Settings that `run.py` takes from the model's protocol are given as model argume
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 
+from starquant.config.lm_eval import ModelArguments, read_model_arguments
 from starquant.config.protocol import TaskProtocol
 from starquant.diffusion import Sampler
+from starquant.errors import ConfigError
 from starquant.evaluation.lm import DiffusionLM
 from starquant.models import load_model, load_tokenizer
+from starquant.models.family import Family
+from starquant.models.loading import validate_device
 from starquant.testbed.folders import FOLDERS, testbed_folder
 
 
 @register_model("starquant")
 class StarquantLM(DiffusionLM):
-    """`DiffusionLM` from the arguments of a command line.
+    """`DiffusionLM` from the arguments of a command line (`config.lm_eval.ModelArguments`).
 
-    Args:
-        path: hub id or folder; "tiny" for the embedded model.
-        mc_num: Monte-Carlo draws of likelihood tasks.
-        cfg_scale: classifier-free guidance.
-        gen_length: tokens of a generated answer.
-        steps: denoising steps; by default one a token.
-        block_length: LLaDA's block; by default the whole answer.
-        temperature: of sampling.
-        alg: Dream's rule for committing tokens.
+    Raises:
+        StarquantError: an unknown argument, a value that is not allowed, no path, a device that is not there, settings
+            that the model's family does not have.
     """
 
-    def __init__(
-        self,
-        path: str = "tiny",
-        dtype: str | None = None,
-        device: str | None = None,
-        batch_size: int | str = "auto",
-        mc_num: int = 128,
-        cfg_scale: float = 0.0,
-        gen_length: int = 256,
-        steps: int | None = None,
-        block_length: int | None = None,
-        temperature: float = 0.0,
-        alg: str = "entropy",
-        seed: int = 0,
-        **_: object,
-    ) -> None:
-        folder = str(testbed_folder(path, 0)) if path in FOLDERS else path
-        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-            device = "cpu"  # lm-eval asks for cuda:0 unless told otherwise
-        model = load_model(folder, dtype=dtype, device=device)
-        size = "auto" if str(batch_size).startswith("auto") else batch_size  # lm-eval's own way: auto:N
-        super().__init__(model, load_tokenizer(folder), batch_size=size, seed=seed)
-        self._likelihood = TaskProtocol(mc_num=int(mc_num), cfg_scale=float(cfg_scale))
-        sampler = self.family.sampler.of_length(gen_length, steps, block_length, float(temperature))
-        own = {"cfg_scale": float(cfg_scale), "alg": alg}  # each is of some samplers only
-        names = {field.name for field in dataclasses.fields(sampler)}  # type: ignore[arg-type]
-        self._generation = dataclasses.replace(sampler, **{k: v for k, v in own.items() if k in names})  # type: ignore[type-var]
+    def __init__(self, **arguments: Any) -> None:
+        chosen = read_model_arguments(arguments)
+        folder = str(testbed_folder(chosen.path, 0)) if chosen.path in FOLDERS else chosen.path
+        try:
+            device = validate_device(chosen.device)
+        except ConfigError as error:
+            why = str(error).removeprefix("runtime.device: ")
+            raise ConfigError(f"device: {why} (lm-eval's own default is cuda:0); allowed here: --device cpu") from None
+        model = load_model(folder, dtype=chosen.dtype, device=device)
+        super().__init__(model, load_tokenizer(folder), batch_size=chosen.batch_size, seed=chosen.seed)
+        self._likelihood = TaskProtocol(mc_num=chosen.mc_num, cfg_scale=chosen.cfg_scale)
+        self._generation, self._guides = _sampler_of(self.family, chosen)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> StarquantLM:
+        """Return the model of `--model_args`, which win over lm-eval's own options of the same name."""
+        options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        return cls(**options | dict(arg_dict))
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> StarquantLM:
+        """Return the model of `--model_args` as one string."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Return the answer to each request as `DiffusionLM` does.
+
+        Raises:
+            ConfigError: guidance of a family whose sampler has none, a request for another temperature.
+        """
+        if self._likelihood.cfg_scale and not self._guides:
+            raise ConfigError(
+                f"--model_args: cfg_scale: got {self._likelihood.cfg_scale}, but {self.family.name} generates without "
+                "guidance; allowed with generation tasks: 0"
+            )
+        wanted = {temperature for request in requests if (temperature := _temperature(request.args[1])) is not None}
+        own = float(getattr(self._generation, "temperature", 0.0))
+        if wanted - {own}:
+            raise ConfigError(
+                f"generation_kwargs: the task (or --gen_kwargs) wants temperature {sorted(wanted - {own})[0]}, "
+                f"--model_args: temperature is {own}; give it there"
+            )
+        return super().generate_until(requests, disable_tqdm)
 
     def _protocol(self, needs: str) -> TaskProtocol:
         return self._likelihood
 
     def _sampler(self) -> Sampler:
         return self._generation
+
+
+def _sampler_of(family: Family, chosen: ModelArguments) -> tuple[Sampler, bool]:
+    """Return the sampler of a family under these arguments, and whether it can guide."""
+    sampler = family.sampler.of_length(chosen.gen_length, chosen.steps, chosen.block_length, chosen.temperature)
+    names = {field.name for field in dataclasses.fields(sampler)}  # type: ignore[arg-type]
+    if chosen.alg is not None and "alg" not in names:
+        raise ConfigError(f"--model_args: alg: got '{chosen.alg}', but {family.name} has no such setting; leave it out")
+    own: dict[str, Any] = {"cfg_scale": chosen.cfg_scale, "alg": chosen.alg or "entropy"}
+    settings = {name: value for name, value in own.items() if name in names}
+    return dataclasses.replace(sampler, **settings), "cfg_scale" in names  # type: ignore[type-var]
+
+
+def _temperature(gen_kwargs: Mapping[str, Any]) -> float | None:
+    """Return the temperature that a request wants, None where it names none or is greedy by another word."""
+    if not gen_kwargs.get("do_sample", True):
+        return None
+    value = gen_kwargs.get("temperature")
+    return float(value) if isinstance(value, int | float) else None
