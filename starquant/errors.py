@@ -27,6 +27,10 @@ class DeviceError(StarquantError):
     """A device cannot do what is asked of it: too little memory."""
 
 
+class NonFiniteError(StarquantError):
+    """A forward pass gives values that are not finite; the message names the first block that does."""
+
+
 class DataError(StarquantError):
     """A data file is missing, malformed or lacks a field; the message names file and line."""
 

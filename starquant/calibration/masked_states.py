@@ -21,6 +21,7 @@ from starquant.diffusion import MaskPredictor, Sampler
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.sampling import log_probability
+from starquant.diffusion.special_tokens import padding_id
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
@@ -72,7 +73,7 @@ def make_states(
         states = uniform_states(segments, spec.states, mask_id, spec.seed)
     else:
         states = _from_trajectories(segments, spec, model, sampler, batch_size, progress)
-    batches = _batches(states, batch_size, int(model.config.eos_token_id))
+    batches = _batches(states, batch_size, padding_id(model.config))
     made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs)
     return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made)})
 
@@ -128,7 +129,7 @@ def _from_trajectories(
 ) -> list[State]:
     validate_per_segment(spec.states.per_segment, sampler)
     prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length))
-    pad = int(model.config.eos_token_id)
+    pad = padding_id(model.config)
     recorded: dict[int, list[State]] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     chunks = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

@@ -20,6 +20,7 @@ from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, Sampler
+from starquant.diffusion.special_tokens import padding_id
 
 #: Called with a request's index and the committed tokens in front of its first masked one.
 Settled = Callable[[int, list[int]], bool]
@@ -95,7 +96,7 @@ def generate_many(
 
 def as_batch(active: Sequence[Request], predict: MaskPredictor) -> DenoisingState:
     """Return the active requests as one batch, padded on the left."""
-    prompt_BP, visible_BP = left_padded([request.prompt for request in active], int(predict.config.eos_token_id))
+    prompt_BP, visible_BP = left_padded([request.prompt for request in active], padding_id(predict.config))
     answer_BG = torch.stack([request.answer_G for request in active])
     ids_BL = torch.cat((prompt_BP, answer_BG), 1).to(predict.device)
     prompt_BL = torch.cat((prompt_BP != predict.mask_id, torch.zeros_like(answer_BG, dtype=torch.bool)), 1).to(

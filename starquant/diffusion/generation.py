@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, OnStep, Sampler
+from starquant.diffusion.special_tokens import end_token_ids
 
 
 @torch.inference_mode()
@@ -70,8 +71,12 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Ten
 
 
 def end_of_text(config: Any, answer: Sequence[int]) -> int:
-    """Return the number of tokens in front of the first end-of-text or end-of-turn."""
-    ends = {int(config.eos_token_id), getattr(config, "eot_token_id", None)}
+    """Return the number of tokens in front of the first end-of-text or end-of-turn.
+
+    Raises:
+        CheckpointError: the configuration names no end-of-text.
+    """
+    ends = end_token_ids(config)
     return next((i for i, token in enumerate(answer) if token in ends), len(answer))
 
 

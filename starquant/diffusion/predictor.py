@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from starquant.errors import NonFiniteError
+
 #: Logits computed at once: small enough for a CPU's cache, large enough that a GPU reads the head rarely.
 _ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 
@@ -71,6 +73,7 @@ class MaskPredictor:
 
         Raises:
             ValueError: guidance without a prompt mask.
+            NonFiniteError: logits that are not finite; the message names the first block that made them.
         """
         rows, columns = positions
         source = self._source_columns(rows, columns, visible_BL)
@@ -87,6 +90,8 @@ class MaskPredictor:
         for begin in range(0, max(1, len(rows)), size):
             part = slice(begin, begin + size)
             logits = [self._logits(hidden_BLD[at[part], source[part] - start]) for at, source in branches]
+            if not all(bool(logits_NV.sum().isfinite()) for logits_NV in logits):
+                raise NonFiniteError(self._where_not_finite(ids_BL, visible_BL))
             if cfg_scale == 0.0:
                 yield part, logits[0]
             else:
@@ -107,6 +112,22 @@ class MaskPredictor:
     def _logits(self, hidden_ND: Tensor) -> Tensor:
         logits: Tensor = self.model.project(self.model.trunk().norm(hidden_ND))
         return logits.float()
+
+    def _where_not_finite(self, ids_BL: Tensor, visible_BL: Tensor | None) -> str:
+        """Run the pass once more and say which block was the first whose output is not finite."""
+        states: list[Tensor] = []
+        self.model.run_blocks(ids_BL, visible_BL, states=states)
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        how = f"{dtype}; allowed: model.dtype=bfloat16 or float32, or another quantization"
+        for index, hidden_BLD in enumerate(states):
+            seen_ND = hidden_BLD if visible_BL is None else hidden_BLD[visible_BL.bool()]
+            if bool(seen_ND.isfinite().all()):
+                continue
+            if index == 0:
+                return f"the embedding's values are not finite in {how}"
+            before = float(states[index - 1].abs().max())
+            return f"{self.model.block_name(index - 1)}: its output is not finite ({before:.3g} went in) in {how}"
+        return f"the logits are not finite, the output of the last block is, in {how}"
 
     def _source_columns(self, rows: Tensor, columns: Tensor, visible_BL: Tensor | None) -> Tensor:
         if self.offset == 0:

@@ -20,6 +20,7 @@ import torch
 from starquant.diffusion import BatchSize, generate
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.samplers import DenoisingState
+from starquant.diffusion.special_tokens import padding_id
 from starquant.evaluation.compared_rows import Fidelity, compare_rows, finite
 from starquant.evaluation.reference import (
     PromptReference,
@@ -87,7 +88,7 @@ def measure(
 def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows of teacher-forced states. Random draws are those of full precision: they depend on the state."""
     parts, device = [reference.prompts[i] for i in batch], watched.device
-    ids_BP, visible_BP = left_padded([p.prompt for p in parts], watched.config.eos_token_id)
+    ids_BP, visible_BP = left_padded([p.prompt for p in parts], padding_id(watched.config))
     answers_SBG, width = torch.stack([p.answers_SG for p in parts], 1), ids_BP.shape[1]
     prompt_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
     visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~prompt_BL[:, width:]), 1).to(device)
@@ -111,7 +112,7 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
 
 def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
     parts = [reference.prompts[i] for i in batch]
-    ids_BP, visible_BP = left_padded([p.prompt for p in parts], int(model.config.eos_token_id))
+    ids_BP, visible_BP = left_padded([p.prompt for p in parts], padding_id(model.config))
     seeds = [p.seed for p in parts]
     out = generate(model, ids_BP, reference.sampler, attention_mask=visible_BP, seeds=seeds)
     differs_BG = out[:, ids_BP.shape[1] :].cpu() != torch.stack([p.answers_SG[-1] for p in parts])

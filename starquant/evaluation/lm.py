@@ -25,6 +25,7 @@ from starquant.diffusion import (
 )
 from starquant.diffusion.continuous_batching import Settled
 from starquant.diffusion.generation import end_of_text
+from starquant.diffusion.special_tokens import eos_token_id
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.responses import ResponseLog
 from starquant.models import family_of
@@ -246,7 +247,7 @@ class DiffusionLM(LM):
 
     def _score_request(self, prompt: list[int], whole: list[int], append_eos: bool) -> ScoreRequest:
         target = whole[len(prompt) :]
-        suffix = (int(self.model.config.eos_token_id),) if append_eos else ()
+        suffix = (eos_token_id(self.model.config),) if append_eos else ()
         limit = self.model.config.context_length - len(suffix)
         target = target[:limit]
         prompt = prompt[max(0, len(prompt) + len(target) - limit) :]

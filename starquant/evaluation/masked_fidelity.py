@@ -21,6 +21,7 @@ from starquant.calibration.batches import Segment
 from starquant.calibration.masked_states import padded, uniform_states
 from starquant.config.calibration import StatesSpec
 from starquant.diffusion import BatchSize
+from starquant.diffusion.special_tokens import eos_token_ids, padding_id
 from starquant.errors import CheckpointError, DataError
 from starquant.evaluation.compared_rows import Fidelity, compare_rows, finite
 from starquant.evaluation.reference import Head, WatchedPredictor, by_length
@@ -100,7 +101,7 @@ def take_masked_reference(
     wanted = []
     for index, state in enumerate(drawn):
         clean_L = torch.tensor(segments[index // states.per_segment].ids)
-        columns_N = _measured(clean_L, state.ids == watched.mask_id, watched.config.eos_token_id, max_positions)
+        columns_N = _measured(clean_L, state.ids == watched.mask_id, eos_token_ids(watched.config), max_positions)
         if len(columns_N):
             wanted.append((index, state, columns_N))
     if not wanted:
@@ -161,9 +162,10 @@ def measure_masked(
     return Fidelity(scores, items)
 
 
-def _measured(clean_L: Tensor, masked_L: Tensor, eos_id: int, most: int) -> Tensor:
+def _measured(clean_L: Tensor, masked_L: Tensor, eos_ids: Sequence[int], most: int) -> Tensor:
     repeated_L = torch.zeros_like(masked_L)
-    repeated_L[1:] = (clean_L[1:] == eos_id) & (clean_L[:-1] == eos_id)
+    for eos_id in eos_ids:
+        repeated_L[1:] |= (clean_L[1:] == eos_id) & (clean_L[:-1] == eos_id)
     return evenly((masked_L & ~repeated_L).nonzero()[:, 0], most)
 
 
@@ -171,7 +173,7 @@ def _hidden(
     watched: WatchedPredictor, ids: Sequence[Tensor], columns: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each row's (residual stream, the same after the last norm) [N, D] at its columns."""
-    ids_BL, visible_BL = padded(ids, watched.config.eos_token_id)
+    ids_BL, visible_BL = padded(ids, padding_id(watched.config))
     watched.watch(ids_BL.to(watched.device), None if bool(visible_BL.all()) else visible_BL.to(watched.device))
     rows = torch.cat([torch.full_like(columns_N, row) for row, columns_N in enumerate(columns)])
     residual, normed = watched.hidden(rows, torch.cat(list(columns)))

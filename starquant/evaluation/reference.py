@@ -19,6 +19,7 @@ from starquant.diffusion.batch_size import in_batches
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import Cache
+from starquant.diffusion.special_tokens import padding_id
 from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.trajectory_metrics import measured_positions
 from starquant.models.base import MaskedDiffusionModel
@@ -167,7 +168,7 @@ def _validate_prompts(model: MaskedDiffusionModel, prompts: Sequence[Sequence[in
 def _record(
     watched: WatchedPredictor, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], sampler: Sampler, most: int
 ) -> list[PromptReference]:
-    ids_BP, visible_BP = left_padded(prompts, int(watched.config.eos_token_id))
+    ids_BP, visible_BP = left_padded(prompts, padding_id(watched.config))
     width = ids_BP.shape[1]
     states = [torch.full((len(prompts), sampler.answer_length), watched.mask_id)]
     residual: list[dict[int, Tensor]] = [{} for _ in prompts]

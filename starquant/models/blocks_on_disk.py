@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
-from starquant.models.validation import make_config
+from starquant.models.validation import make_config, validate_numbers
 
 _SAID = "starquant"  # key of a file's metadata
 
@@ -48,16 +48,25 @@ class StoredBlocks:
         self.dtype, self.device, self.changed = dtype, device, changed
         self.parts: dict[int, ChangedBlock] = {}
         self.describe: Callable[[nn.Module, str], dict[str, Any]] | None = None
+        self._judged: set[str] = set()
         self._file: dict[str, Path] = {name: file for file in checkpoint.files for name in read_header(file)}
 
     def read(self, name: str) -> Tensor:
-        """Return one parameter; raises CheckpointError when its file has gone or changed since it was judged."""
+        """Return one parameter, its values judged the first time.
+
+        Raises:
+            CheckpointError: its file has gone or changed since it was judged; values that `validate_numbers` refuses.
+        """
         try:
             with safe_open(self._file[name], "pt") as stored:
                 tensor: Tensor = stored.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self._file[name]}: {name} cannot be read any more ({error})") from None
-        return tensor.to(device=self.device, dtype=self.dtype)
+        tensor = tensor.to(device=self.device, dtype=self.dtype)
+        if name not in self._judged:
+            validate_numbers(tensor, f"{self._file[name].parent}: {name}")
+            self._judged.add(name)
+        return tensor
 
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module on the meta device its parameters."""

@@ -19,7 +19,17 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
 _FINGERPRINT_BLOCKS, _BLOCK = 16384, 4096
-_DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+#: safetensors' dtypes that weights may have, and the bits of all of them.
+FLOATS = ("F32", "BF16", "F16", "F64")
+_FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_DTYPE_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", *_FLOAT8), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,27 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises CheckpointError naming the file when it is missing or malformed."""
+    """Read a JSON object; raises CheckpointError naming the file when it is missing, malformed or names a key twice."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits among them
         raise CheckpointError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; raises ValueError for one that names a key twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' is named twice")
+    return values
 
 
 def inspect(folder: Path) -> Checkpoint:
@@ -127,7 +146,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             raise CheckpointError(f"{file}: truncated or not a safetensors file ({size} bytes)")
         try:
             header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise CheckpointError(f"{file}: not a safetensors file (its header is not JSON)") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: not a safetensors file (its header is not an object)")
@@ -143,8 +162,9 @@ def _validate_entry(file: Path, name: str, entry: Any) -> int:
     """Return where a tensor's data end; raises CheckpointError when dtype, shape and offsets do not agree."""
     try:
         begin, end = entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        sound = 0 <= begin <= end and end - begin == count * _DTYPE_BYTES[entry["dtype"]]
+        numbers = (begin, end, *entry["shape"])
+        bits = math.prod(entry["shape"]) * _DTYPE_BITS[entry["dtype"]]
+        sound = all(type(n) is int and n >= 0 for n in numbers) and begin <= end and 8 * (end - begin) == bits
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
@@ -156,9 +176,9 @@ def validate_shapes(
     checkpoint: Checkpoint,
     expected: Mapping[str, tuple[int, ...]],
     optional: frozenset[str] = frozenset(),
-    kinds: Mapping[str, str] | None = None,
+    kinds: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
-    """Compare names, shapes, and those dtypes that may be no other (`kinds`), with the architecture's.
+    """Compare names, shapes and dtypes (`kinds`: those each may have) with the architecture's.
 
     Raises:
         CheckpointError: names every kind of difference.
@@ -176,14 +196,18 @@ def validate_shapes(
     if misshapen:
         problems.append(f"{len(misshapen)} parameters are misshapen: {_some(misshapen)}")
     mistyped = [
-        f"{name} is stored as {checkpoint.stored[name]}, allowed: {kind}"
-        for name, kind in (kinds or {}).items()
-        if checkpoint.stored.get(name, kind) != kind
+        f"{name} is stored as {_dtype_name(checkpoint.stored[name])}, allowed: {', '.join(allowed)}"
+        for name, allowed in (kinds or {}).items()
+        if name in checkpoint.stored and checkpoint.stored[name] not in allowed
     ]
     if mistyped:
         problems.append(f"{len(mistyped)} parameters are of another dtype: {_some(mistyped)}")
     if problems:
         raise CheckpointError(f"{checkpoint.folder}: " + "; ".join(problems))
+
+
+def _dtype_name(stored: str) -> str:
+    return f"{stored} (float8)" if stored in _FLOAT8 else stored
 
 
 def fingerprint(folder: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,9 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from starquant.errors import CheckpointError
-from starquant.models.checkpoint import CONFIG, Checkpoint, validate_shapes
+from starquant.models.checkpoint import CONFIG, FLOATS, Checkpoint, validate_shapes
+from starquant.models.config_values import is_whole, validate_values
 from starquant.numerics.chunks import row_slices
 from starquant.registry import Registry
+
+#: Magnitude beyond which no weight, scale or transform is one: a damaged file, or another dtype's bytes. Our choice.
+LARGEST = 1e6
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Packed formats, by `quant_method`: the classes transformers knows once their modules are imported.
@@ -22,7 +27,12 @@ QUANTIZATIONS: Registry[type] = Registry(
 
 
 def make_config(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedConfig:
-    """Return a model's configuration as a checkpoint has it; raises ValueError for a dtype that weights cannot have."""
+    """Return a model's configuration as a checkpoint has it.
+
+    Raises:
+        ValueError: numbers that are none or out of range, a dtype that weights cannot have.
+    """
+    validate_values(checkpoint.config)
     for key in ("dtype", "torch_dtype"):
         dtype = checkpoint.config.get(key)
         if dtype is not None and str(dtype) not in DTYPES:
@@ -38,39 +48,76 @@ def skeleton_of(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrain
         CheckpointError: a configuration that is not usable, or of a quantization that is not known.
     """
     try:
+        config = make_config(checkpoint, kind)
+        _validate_depth(config, checkpoint)
         with torch.device("meta"):
-            skeleton = kind(make_config(checkpoint, kind))
+            skeleton = kind(config)
         _prepare_packed(skeleton, checkpoint)
     except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.folder / CONFIG}: not a usable configuration: {error}") from None
     return skeleton
 
 
+def _validate_depth(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
+    """Refuse more blocks than there are tensors, before any is made; raises ValueError."""
+    blocks: Any = getattr(config, "num_hidden_layers", 1)
+    if blocks > len(checkpoint.shapes):
+        raise ValueError(f"it has {blocks} blocks, the weight files hold {len(checkpoint.shapes)} tensors")
+
+
 def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrainedModel:
     """Compare names, shapes and dtypes of a checkpoint with the architecture; returns the model on the meta device.
 
     Raises:
-        CheckpointError: missing, unexpected or misshapen parameters, a mask id without a row; as `skeleton_of`.
+        CheckpointError: missing, unexpected, misshapen or mistyped parameters, special ids without a row; as
+            `skeleton_of`.
     """
     skeleton = skeleton_of(checkpoint, kind)
-    embedding = cast(nn.Embedding, skeleton.get_input_embeddings())
-    rows, mask_id = embedding.num_embeddings, skeleton.config.mask_token_id
-    if not isinstance(mask_id, int) or not 0 <= mask_id < rows:
-        raise CheckpointError(f"{checkpoint.folder / CONFIG}: mask_token_id is {mask_id!r}; allowed: 0 to {rows - 1}")
+    _validate_ids(skeleton, checkpoint)
     tied = getattr(skeleton.config, "tie_word_embeddings", False)
     optional = frozenset(kind._tied_weights_keys or ()) if tied else frozenset[str]()
-    kinds = {name: "U8" if b.dtype == torch.uint8 else "F32" for name, b in skeleton.named_buffers()}  # packed
+    kinds = {name: FLOATS for name, _ in skeleton.named_parameters()}
+    kinds |= {name: ("U8",) if b.dtype == torch.uint8 else ("F32",) for name, b in skeleton.named_buffers()}  # packed
     validate_shapes(checkpoint, parameter_shapes(skeleton), optional, kinds)
     return skeleton
 
 
+def _validate_ids(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Judge the ids that are read: each must have a row of the embedding; only [MASK] must be there."""
+    embedding = cast(nn.Embedding, skeleton.get_input_embeddings())
+    rows, path = embedding.num_embeddings, checkpoint.folder / CONFIG
+    for key in ("mask_token_id", "eos_token_id", "eot_token_id"):
+        value = getattr(skeleton.config, key, None)
+        ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
+        if value is None and key != "mask_token_id":
+            continue
+        if not all(is_whole(number) and 0 <= number < rows for number in ids):
+            raise CheckpointError(f"{path}: {key} is {value!r}; allowed: 0 to {rows - 1}")
+
+
 def validate_finite(model: nn.Module, where: str = "") -> None:
-    """Raise CheckpointError for the first tensor that holds values that are not finite."""
+    """Raise CheckpointError for the first tensor that holds values that are not finite, or of no weight's size."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        numbers = tensor.flatten()
-        parts = row_slices(numbers) if tensor.is_floating_point() else ()
-        if not all(bool(numbers[part].isfinite().all()) for part in parts):
-            raise CheckpointError(f"{where}{name} holds values that are not finite")
+        validate_numbers(tensor, f"{where}{name}")
+
+
+def validate_numbers(tensor: torch.Tensor, name: str) -> None:
+    """Judge the values of one tensor; whole numbers pass.
+
+    Raises:
+        CheckpointError: values that are not finite or beyond `LARGEST`, a matrix of zeros.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    numbers = tensor.detach().flatten()
+    bounds = [bound.item() for part in row_slices(numbers) for bound in numbers[part].aminmax()]
+    largest = math.nan if any(map(math.isnan, bounds)) else max(map(abs, bounds))
+    if not math.isfinite(largest):
+        raise CheckpointError(f"{name} holds values that are not finite")
+    if largest > LARGEST:
+        raise CheckpointError(f"{name} holds values of up to {largest:.3g}; allowed: at most {LARGEST:g}")
+    if largest == 0.0 and tensor.dim() > 1:
+        raise CheckpointError(f"{name} holds zeros only")
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

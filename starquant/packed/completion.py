@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from starquant.errors import CheckpointError, ConfigError, one_line_errors
+from starquant.errors import ConfigError, one_line_errors
 
 
 def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[str, Any]) -> str:
@@ -28,6 +28,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
 
     from starquant.diffusion import generate
     from starquant.diffusion.generation import end_of_text
+    from starquant.diffusion.special_tokens import end_token_ids
     from starquant.models import family_of, load_model, load_tokenizer
     from starquant.models.cuda_graphs import replayed
 
@@ -39,10 +40,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     if not 0.0 <= settings["temperature"] < math.inf:
         raise ConfigError(f"--temperature: got {settings['temperature']}, allowed: 0 or more")
     model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
-    if type(model.config.eos_token_id) is not int:
-        raise CheckpointError(
-            f"{folder}/config.json: eos_token_id is {model.config.eos_token_id!r}; needed: where an answer ends"
-        )
+    end_token_ids(model.config)  # refused here, where there is none
     length, family = settings["length"], family_of(model)
     sampler = family.sampler.of_length(length, settings["steps"], settings["block_length"], settings["temperature"])
     if length >= model.config.context_length:

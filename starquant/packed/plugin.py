@@ -18,10 +18,18 @@ from starquant.packed.description import rebuild, use_integers
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed
-from starquant.quantized.state_transforms import StateGate
+from starquant.quantized.state_transforms import BlockAffine, StateGate
+from starquant.quantized.transforms import KroneckerTransform, OrthogonalTransform
 
 #: Version 2: the rows of a gate in the order of `numerics.TokenState`, its widths d_m and d_u.
 METHOD, VERSION = "starquant", 2
+
+
+#: Modules whose tensors must be more than finite.
+_JUDGED = (
+    *(Packed, ActivationQuantizer, QuantizedAttentionCore),
+    *(OrthogonalTransform, KroneckerTransform, BlockAffine, StateGate),
+)
 
 
 class PackedConfig(QuantizationConfigMixin):
@@ -76,7 +84,7 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, module in model.named_modules():
-            if isinstance(module, Packed | StateGate | ActivationQuantizer | QuantizedAttentionCore):
+            if isinstance(module, _JUDGED):
                 module.validate(name)
         validate_finite(model)
         validate_tensor_cores(model.device)

@@ -105,10 +105,10 @@ class ActivationQuantizer(InputSite):
         return quantized
 
     def validate(self, name: str) -> None:
-        """Judge what was read; raises CheckpointError for clip ratios that are not positive."""
-        if self.state_clip is not None and not bool((self.state_clip > 0).all()):
+        """Judge what was read; raises CheckpointError for clip ratios that are none."""
+        if self.state_clip is not None and not bool(((self.state_clip > 0) & (self.state_clip <= 1)).all()):
             got = ", ".join(f"{ratio:g}" for ratio in self.state_clip.tolist())
-            raise CheckpointError(f"{name}.state_clip: got {got}, allowed: above 0")
+            raise CheckpointError(f"{name}.state_clip: got {got}, allowed: above 0, at most 1")
 
     def extra_repr(self) -> str:
         """Show the format."""

@@ -18,6 +18,7 @@ from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_
 from starquant.kernels.packing import pack, unpack
 from starquant.kernels.row_chunks import read_values
 from starquant.models.buffers import Float32Buffers
+from starquant.models.validation import LARGEST
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, dequantize
 from starquant.numerics.chunks import row_slices
 
@@ -80,15 +81,20 @@ class Packed(Float32Buffers):
         """Judge what was read.
 
         Raises:
-            CheckpointError: codes that are not on the grid, scales that are not positive.
+            CheckpointError: codes that are not on the grid or all the same, scales that are not positive or larger than
+                any weight's.
         """
         parts = (self.codes[rows] for rows in row_slices(self.codes))
         largest = max(int((unpack(codes) if self.halved else codes).max()) for codes in parts)
         top = (1 << self.weight_format.bits) - 1
         if self.codes.dtype != torch.uint8 or largest > top:
             raise CheckpointError(f"{name}.codes: got {self.codes.dtype} up to {largest}, allowed: uint8 up to {top}")
+        if self.codes.numel() > 1 and bool((self.codes == self.codes.flatten()[0]).all()):
+            raise CheckpointError(f"{name}.codes: got one code only, {int(self.codes.flatten()[0])}")
         if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
             raise CheckpointError(f"{name}.scale: got values that are not positive numbers")
+        if (reach := top * float(self.scale.max())) > LARGEST:
+            raise CheckpointError(f"{name}.scale: its weights reach {reach:.3g}; allowed: at most {LARGEST:g}")
         zero = self.zero
         if zero is not None and not bool(((zero == zero.round()) & (zero >= 0) & (zero <= top)).all()):
             raise CheckpointError(f"{name}.zero: got values that are no codes, allowed: whole numbers, 0 to {top}")

@@ -91,6 +91,11 @@ class BlockAffine(Float32Buffers):
         self.register_buffer("matrix_CNGG", matrix_CNGG.float())
         self.register_buffer("shift_CNG", shift_CNG.float())
 
+    def validate(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for a condition all of whose matrices are zero."""
+        if not bool(self.matrix_CNGG.abs().amax((1, 2, 3)).gt(0).all()):
+            raise CheckpointError(f"{name}.matrix_CNGG: got a map of zeros")
+
     def affine(self) -> Affine:
         """Return the one map that there is (C = 1) as kernels take it."""
         return Affine.of(self.matrix_CNGG[0], self.shift_CNG[0])

@@ -11,11 +11,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from starquant.errors import CheckpointError
 from starquant.kernels import Kronecker
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
 from starquant.numerics import apply_hadamard, apply_kronecker, by_rows, hadamard_pair, hadamard_signs
 from starquant.quantized.rewriting import across_heads
+
+#: Largest error of x P P^T against x ~ N(0, 1) for a P stored in float32.
+ORTHOGONAL = 1e-3
 
 
 class HeadsHadamard(nn.Module):
@@ -69,6 +73,10 @@ class OrthogonalTransform(Float32Buffers):
         super().__init__()
         self.register_buffer("matrix_DD", matrix_DD.float())
 
+    def validate(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for a matrix that is not orthogonal."""
+        _validate_orthogonal(self.matrix_DD, f"{name}.matrix_DD")
+
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return x P, [..., width]."""
         return (x.float() @ self.matrix_DD).to(x.dtype)
@@ -88,6 +96,11 @@ class KroneckerTransform(Float32Buffers):
         self.register_buffer("a_MM", a_MM.float())
         self.register_buffer("b_NN", b_NN.float())
 
+    def validate(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for factors that are not orthogonal."""
+        _validate_orthogonal(self.a_MM, f"{name}.a_MM")
+        _validate_orthogonal(self.b_NN, f"{name}.b_NN")
+
     def kronecker(self, device: torch.device) -> Kronecker:
         """Return the same as kernels take it; its factors are on the module's device."""
         return Kronecker(self.a_MM, self.b_NN)
@@ -98,3 +111,16 @@ class KroneckerTransform(Float32Buffers):
 
     def __str__(self) -> str:
         return f"kronecker {len(self.a_MM)} x {len(self.b_NN)}"
+
+
+def _validate_orthogonal(matrix_DD: Tensor, name: str) -> None:
+    """Judge P by x P P^T = x for a few random rows x, which no other matrix passes but by chance.
+
+    Raises:
+        CheckpointError: P is not orthogonal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(4, len(matrix_DD), generator=generator, dtype=torch.float64).to(matrix_DD.device)
+    p_DD = matrix_DD.double()
+    if not float((x_ND @ p_DD @ p_DD.mT - x_ND).abs().max()) <= ORTHOGONAL:  # also where it is no number
+        raise CheckpointError(f"{name}: got a matrix that is not orthogonal")

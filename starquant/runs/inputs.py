@@ -17,6 +17,7 @@ from starquant.calibration.masked_states import validate_per_segment
 from starquant.config.calibration import SourceSpec
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
+from starquant.diffusion.special_tokens import end_token_ids
 from starquant.models import family_of, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, fingerprint
@@ -95,6 +96,7 @@ class Inputs:
         skeleton = skeleton_of(self.checkpoint, self.family.model)
         assert isinstance(skeleton, MaskedDiffusionModel)
         METHODS.build(spec.method).validate(skeleton, spec.bits)
+        _validate_ends(spec, self.family, skeleton)
         texts = read_texts(spec, tokenizer, skeleton)
         if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
@@ -172,6 +174,13 @@ def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedD
         # Seed 0: the same prompts whatever the run's seed, since methods are compared on them.
         read(spec.fidelity.source, 0, "fidelity.source"),
     )
+
+
+def _validate_ends(spec: RunSpec, family: Family, model: MaskedDiffusionModel) -> None:
+    """Refuse a checkpoint without end-of-text where answers end with it or likelihoods read it."""
+    protocols = spec.protocols.values() if spec.is_scored else ()
+    if any(protocol.sampler is not None or family.noise.append_eos for protocol in protocols):
+        end_token_ids(model.config)
 
 
 def _validate_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> None:

@@ -17,6 +17,7 @@ from starquant.diffusion.samplers.base import (
     validate_positive,
 )
 from starquant.diffusion.sampling import log_probability, rowwise_uniform, sample_tokens, top_ranked
+from starquant.diffusion.special_tokens import end_token_ids, eos_token_ids
 from starquant.errors import ConfigError, nearest
 
 
@@ -146,7 +147,8 @@ class LLaDASampler(Sampler):
         cache: Cache | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (token [N], confidence [N]) for masked positions."""
-        rows, eos, eot = at[0], int(predict.config.eos_token_id), getattr(predict.config, "eot_token_id", None)
+        rows, eos = at[0], list(eos_token_ids(predict.config))
+        ends = list(end_token_ids(predict.config)) if self.confidence_eos_eot_inf else []
         u_N = rowwise_uniform(rows, state.generators) if self.temperature else None
         tokens, confidences = [], []
         settings: dict[str, Any] = {"cfg_scale": self.cfg_scale, "prompt_BL": state.prompt_BL, "cache": cache}
@@ -155,7 +157,7 @@ class LLaDASampler(Sampler):
                 logits_NV[:, eos] = -torch.inf
             tokens.append(sample_tokens(logits_NV, self.temperature, None if u_N is None else u_N[part]))
             if self.confidence_eos_eot_inf:
-                logits_NV[:, [t for t in (eos, eot) if t is not None]] = -torch.inf
+                logits_NV[:, ends] = -torch.inf
             confidences.append(log_probability(logits_NV, tokens[-1]).exp())
         if self.remasking == "random":
             return torch.cat(tokens), rowwise_uniform(rows, state.generators)

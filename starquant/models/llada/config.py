@@ -5,6 +5,7 @@ Knobs that no published checkpoint uses (ALiBi, LayerNorm, biases, ...) are refu
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
@@ -80,7 +81,8 @@ class LLaDAConfig(PreTrainedConfig):
         self.layer_norm_type, self.layer_norm_with_affine, self.rope = layer_norm_type, layer_norm_with_affine, rope
         self._validate_supported(kwargs)
         # The published configs name no <|eot_id|>; it follows from the published vocabulary.
-        if eot_token_id is None and kwargs.get("eos_token_id") == PUBLISHED_EOS:
+        eos = kwargs.get("eos_token_id")
+        if eot_token_id is None and PUBLISHED_EOS in (eos if isinstance(eos, list) else [eos]):
             eot_token_id = PUBLISHED_EOT
         self.eot_token_id = eot_token_id
         kwargs["tie_word_embeddings"] = False  # `weight_tying` leaves the head out altogether
@@ -127,5 +129,5 @@ class LLaDAConfig(PreTrainedConfig):
 def _validate_positive(config: LLaDAConfig, *keys: str) -> None:
     for key in keys:
         value = getattr(config, key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"LLaDA config: {key}={value!r} is not a positive number")

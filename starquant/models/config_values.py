@@ -1,0 +1,90 @@
+"""The numbers of a checkpoint's config.json, judged before a model is built from them.
+
+Keys are those of any family; what a family alone has its configuration class judges. null leaves a key to its class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+#: Whole numbers and their largest value: ten times and more what any published model has.
+_WHOLE = {
+    **dict.fromkeys(("d_model", "hidden_size"), 2**18),
+    **dict.fromkeys(("n_heads", "num_attention_heads", "n_kv_heads", "num_key_value_heads"), 2**14),
+    **dict.fromkeys(("n_layers", "num_hidden_layers"), 2**13),
+    **dict.fromkeys(("mlp_hidden_size", "intermediate_size"), 2**20),
+    **dict.fromkeys(("vocab_size", "embedding_size"), 2**24),
+    **dict.fromkeys(("max_sequence_length", "max_position_embeddings"), 2**31 - 1),
+}
+#: Numbers: above the first, at most the second.
+_REAL = {
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), (0.0, 1.0)),
+    "rope_theta": (0.0, 1e12),
+    "mlp_ratio": (0.0, 1024.0),
+}
+_SPREAD = ("initializer_range", "init_std")
+_SWITCH = ("weight_tying", "tie_word_embeddings", "use_sliding_window", "multi_query_attention")
+_ID = "_token_id"
+
+
+def validate_values(config: Mapping[str, Any]) -> None:
+    """Judge every number of a config.json.
+
+    Raises:
+        ValueError: a number that is not finite, of the wrong type or out of range; the message names the key.
+    """
+    for path, value in _leaves(config):
+        key = path.rpartition(".")[2]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path}: got {value!r}, allowed: a finite number")
+        judged = _rule(key)
+        if judged is not None and value is not None:
+            sound, allowed = judged
+            if not sound(value):
+                raise ValueError(f"{path}: got {str(value)[:40]!r}, allowed: {allowed}")
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number: true and 1.0 are none."""
+    return type(value) is int
+
+
+def _rule(key: str) -> tuple[Callable[[Any], bool], str] | None:
+    if key in _WHOLE:
+        most = _WHOLE[key]
+        return lambda v: is_whole(v) and 1 <= v <= most, f"a whole number, 1 to {most}"
+    if key in _REAL:
+        low, high = _REAL[key]
+        return lambda v: _is_number(v) and low < v <= high, f"a number above {low:g}, at most {high:g}"
+    if key in _SPREAD:
+        return lambda v: _is_number(v) and 0 <= v <= 100, "a number, 0 to 100"
+    if key in _SWITCH:
+        return lambda v: isinstance(v, bool), "true, false"
+    if key.endswith(_ID):
+        return _is_id, "a token id, or a list of them"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(is_whole(v) and v >= 0 for v in value)
+    return is_whole(value) and value >= -1  # -1: of padding that there is none
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path of every value that is no object; lists as a whole, and their members."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+        return
+    yield path, value
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, Mapping | list | float):
+                yield from _leaves(item, f"{path}.{index}")
