@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -22,7 +23,7 @@ from starquant.models.tokenizer import load_byte_level_bpe
 from starquant.models.validation import DTYPES, validate_finite, validate_parameters
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
@@ -217,9 +218,29 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     A folder whose config.json is of no known family (or that has none) is read by what lies in it.
 
     Raises:
-        CheckpointError: the folder has no tokenizer, a file is malformed, or a listed token gets another id.
+        CheckpointError: the folder has no tokenizer, a file is malformed, a listed token gets another id, or ids go
+            beyond the embedding that config.json describes.
     """
     folder = resolve_folder(path_or_id, revision)
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
     family = family_in(config)
-    return load_byte_level_bpe(folder) if family is None else family.tokenizer(folder)
+    if family is None:
+        return load_byte_level_bpe(folder)
+    tokenizer = family.tokenizer(folder)
+    _validate_rows(tokenizer, family, config, folder)
+    return tokenizer
+
+
+def _validate_rows(tokenizer: PreTrainedTokenizerBase, family: Family, config: dict[str, Any], folder: Path) -> None:
+    """Refuse a tokenizer that gives ids without a row of the embedding."""
+    try:
+        described: Any = family.config(**{key: value for key, value in config.items() if key != "model_type"})
+        rows = int(getattr(described, "rows", described.vocab_size))
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError):
+        return  # the model says what is wrong with its configuration
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise CheckpointError(
+            f"{folder}: its tokenizer gives ids up to {highest}, but the embedding has {rows} rows (config.json); "
+            f"allowed: 0 to {rows - 1}"
+        )

@@ -14,13 +14,22 @@ from starquant.models.checkpoint import read_json
 _BPE_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None)
 
 
+#: Either is a tokenizer: one file, or a vocabulary and its merges.
+TOKENIZER, BPE = "tokenizer.json", ("vocab.json", "merges.txt")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds the files of a tokenizer."""
+    return (folder / TOKENIZER).exists() or all((folder / name).exists() for name in BPE)
+
+
 def load_fast(folder: Path) -> PreTrainedTokenizerBase:
     """Load `tokenizer.json`.
 
     Raises:
         CheckpointError: it is missing or malformed, or a listed token gets another id.
     """
-    if not (folder / "tokenizer.json").exists():
+    if not (folder / TOKENIZER).exists():
         raise CheckpointError(f"{folder}: no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there")
     return _from_folder(PreTrainedTokenizerFast, folder)
 
@@ -33,8 +42,7 @@ def load_byte_level_bpe(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: as `load_fast`.
     """
-    complete = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    if complete and _config(folder).get("tokenizer_class") in _BPE_CLASSES:
+    if all((folder / name).exists() for name in BPE) and _config(folder).get("tokenizer_class") in _BPE_CLASSES:
         return _from_folder(Qwen2Tokenizer, folder)
     return load_fast(folder)
 
@@ -58,10 +66,11 @@ def _from_folder(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTraine
 
 
 def _validate_listed_ids(folder: Path, config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    listed = config.get("added_tokens_decoder")
+    listed, path = config.get("added_tokens_decoder"), folder / "tokenizer_config.json"
     for number, token in (listed if isinstance(listed, dict) else {}).items():
-        got = tokenizer.convert_tokens_to_ids(token["content"])
+        content = token.get("content") if isinstance(token, dict) else None
+        if not number.isdecimal() or not isinstance(content, str):
+            raise CheckpointError(f"{path}: added_tokens_decoder.{number}: allowed: a token id, and its content")
+        got = tokenizer.convert_tokens_to_ids(content)
         if got != int(number):
-            raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'}: token '{token['content']}' is listed with id {number}, gets {got}"
-            )
+            raise CheckpointError(f"{path}: token '{content}' is listed with id {number}, gets {got}")

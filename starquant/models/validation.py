@@ -87,8 +87,8 @@ def _validate_ids(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> None:
     embedding = cast(nn.Embedding, skeleton.get_input_embeddings())
     rows, path = embedding.num_embeddings, checkpoint.folder / CONFIG
     for key in ("mask_token_id", "eos_token_id", "eot_token_id"):
-        value = getattr(skeleton.config, key, None)
-        ids = value if key == "eos_token_id" and isinstance(value, list) else [value]
+        value: Any = getattr(skeleton.config, key, None)
+        ids: list[Any] = value if key == "eos_token_id" and isinstance(value, list) else [value]
         if value is None and key != "mask_token_id":
             continue
         if not all(is_whole(number) and 0 <= number < rows for number in ids):

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
 from starquant.config.bits import in_words
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.checkpoint import CONFIG
+from starquant.models.checkpoint import CONFIG, read_json
+from starquant.models.loading import load_tokenizer
+from starquant.models.tokenizer import has_tokenizer
 from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.install import is_tied
@@ -23,7 +26,12 @@ from starquant.store.exports import validate_target
 from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+)
+#: What transformers writes of how it was loaded, and of code that is not there.
+_OF_THIS_MACHINE = ("auto_map", "is_local", "local_files_only", "name_or_path")
 
 
 def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target: Path, shard_size: str = "1GB") -> int:
@@ -47,9 +55,7 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
     try:
         save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
         (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copyfile(source / name, work / name)
+        _copy_tokenizer(source, work)
         size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
         (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
         for path in work.iterdir():
@@ -63,6 +69,23 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return size
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer's files; one that AutoTokenizer would run code for is written as the class that is read here."""
+    config, path = {}, source / "tokenizer_config.json"
+    if path.exists():
+        config = read_json(path)
+    own_code = "auto_map" in config or not hasattr(transformers, str(config.get("tokenizer_class")))
+    if not (own_code and has_tokenizer(source)):
+        for name in TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(source / name, target / name)
+        return
+    load_tokenizer(source).save_pretrained(target)
+    written = target / path.name
+    kept = {key: value for key, value in read_json(written).items() if key not in _OF_THIS_MACHINE}
+    written.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _tensors(model: MaskedDiffusionModel) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from starquant.config.calibration import SourceSpec
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.diffusion.special_tokens import end_token_ids
+from starquant.errors import CheckpointError
 from starquant.models import family_of, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, fingerprint
@@ -96,7 +97,7 @@ class Inputs:
         skeleton = skeleton_of(self.checkpoint, self.family.model)
         assert isinstance(skeleton, MaskedDiffusionModel)
         METHODS.build(spec.method).validate(skeleton, spec.bits)
-        _validate_ends(spec, self.family, skeleton)
+        _validate_ends(spec, self.family, skeleton, self.folder)
         texts = read_texts(spec, tokenizer, skeleton)
         if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
@@ -176,11 +177,14 @@ def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedD
     )
 
 
-def _validate_ends(spec: RunSpec, family: Family, model: MaskedDiffusionModel) -> None:
+def _validate_ends(spec: RunSpec, family: Family, model: MaskedDiffusionModel, folder: Path) -> None:
     """Refuse a checkpoint without end-of-text where answers end with it or likelihoods read it."""
     protocols = spec.protocols.values() if spec.is_scored else ()
     if any(protocol.sampler is not None or family.noise.append_eos for protocol in protocols):
-        end_token_ids(model.config)
+        try:
+            end_token_ids(model.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}/{error}") from None
 
 
 def _validate_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> None:
