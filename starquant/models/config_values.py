@@ -1,6 +1,6 @@
 """The numbers of a checkpoint's config.json, judged before a model is built from them.
 
-Keys are those of any family; what a family alone has its configuration class judges. null leaves a key to its class.
+Keys are those of any family; what a family alone has its configuration class judges.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ _WHOLE = {
     **dict.fromkeys(("mlp_hidden_size", "intermediate_size"), 2**20),
     **dict.fromkeys(("vocab_size", "embedding_size"), 2**24),
     **dict.fromkeys(("max_sequence_length", "max_position_embeddings"), 2**31 - 1),
+    "num_labels": 2**16,  # transformers makes a name for each
 }
-#: Numbers: above the first, at most the second.
+#: Numbers and their range.
 _REAL = {
-    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), (0.0, 1.0)),
-    "rope_theta": (0.0, 1e12),
-    "mlp_ratio": (0.0, 1024.0),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps"), (1e-12, 1.0)),
+    **dict.fromkeys(("initializer_range", "init_std"), (0.0, 100.0)),
+    "rope_theta": (1.0, 1e12),
+    "mlp_ratio": (1e-3, 1024.0),
 }
-_SPREAD = ("initializer_range", "init_std")
+#: Keys that may be null: they follow from others.
+_NULLABLE = (
+    *("n_kv_heads", "num_key_value_heads", "mlp_hidden_size", "embedding_size", "multi_query_attention"),
+    *("initializer_range", "init_std", "num_labels"),
+)
 _SWITCH = ("weight_tying", "tie_word_embeddings", "use_sliding_window", "multi_query_attention")
 _ID = "_token_id"
 
@@ -40,10 +46,11 @@ def validate_values(config: Mapping[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{path}: got {value!r}, allowed: a finite number")
         judged = _rule(key)
-        if judged is not None and value is not None:
-            sound, allowed = judged
-            if not sound(value):
-                raise ValueError(f"{path}: got {str(value)[:40]!r}, allowed: {allowed}")
+        if judged is None or (value is None and (key in _NULLABLE or key.endswith(_ID))):
+            continue
+        sound, allowed = judged
+        if not sound(value):
+            raise ValueError(f"{path}: got {str(value)[:40]!r}, allowed: {allowed}")
 
 
 def is_whole(value: Any) -> bool:
@@ -57,9 +64,7 @@ def _rule(key: str) -> tuple[Callable[[Any], bool], str] | None:
         return lambda v: is_whole(v) and 1 <= v <= most, f"a whole number, 1 to {most}"
     if key in _REAL:
         low, high = _REAL[key]
-        return lambda v: _is_number(v) and low < v <= high, f"a number above {low:g}, at most {high:g}"
-    if key in _SPREAD:
-        return lambda v: _is_number(v) and 0 <= v <= 100, "a number, 0 to 100"
+        return lambda v: _is_number(v) and low <= v <= high, f"a number, {low:g} to {high:g}"
     if key in _SWITCH:
         return lambda v: isinstance(v, bool), "true, false"
     if key.endswith(_ID):
@@ -78,8 +83,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path of every value that is no object; lists as a whole, and their members."""
-    if isinstance(value, Mapping):
+    """Yield the dotted path of every value that is or should be no object; lists as a whole, and their members."""
+    if isinstance(value, Mapping) and _rule(path.rpartition(".")[2]) is None:
         for key, item in value.items():
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
         return

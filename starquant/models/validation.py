@@ -6,6 +6,7 @@ import math
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
@@ -18,6 +19,12 @@ from starquant.registry import Registry
 
 #: Magnitude beyond which no weight, scale or transform is one: a damaged file, or another dtype's bytes. Our choice.
 LARGEST = 1e6
+
+#: What a configuration raises that makes no model, transformers' own judgement among them.
+_UNUSABLE = (
+    *(ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, LookupError, OverflowError),
+    StrictDataclassError,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Packed formats, by `quant_method`: the classes transformers knows once their modules are imported.
@@ -53,8 +60,9 @@ def skeleton_of(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrain
         with torch.device("meta"):
             skeleton = kind(config)
         _prepare_packed(skeleton, checkpoint)
-    except (ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint.folder / CONFIG}: not a usable configuration: {error}") from None
+    except _UNUSABLE as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint.folder / CONFIG}: not a usable configuration: {why}") from None
     return skeleton
 
 
