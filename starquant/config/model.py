@@ -18,6 +18,8 @@ class ModelSpec(Spec):
         path: hub id or local folder; null for the test-bed's model of `seed`.
         testbed: which test-bed that is: "tiny" (shipped) or "smol" (built once by `make smol`). The fingerprint tells
             their checkpoints apart.
+        chat_template: "auto" puts every prompt of a task into the checkpoint's own chat template, few-shot examples as
+            turns (lm-eval's `--apply_chat_template`); a checkpoint without one is refused. "none": raw text.
         trajectory: sampler of the denoising trajectories that calibration and fidelity look at.
         fingerprint: digest of the checkpoint's content, filled in when it is found; it then stands for `path`.
     """
@@ -28,6 +30,7 @@ class ModelSpec(Spec):
     testbed: Literal["tiny", "smol"] = Field(default="tiny", json_schema_extra=INERT)
     seed: Annotated[int, Field(ge=0)] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    chat_template: Literal["auto", "none"] = "none"
     protocol: dict[str, TaskProtocol]
     trajectory: AnySampler
     fingerprint: str | None = None

@@ -240,6 +240,8 @@ class RunSpec(Spec):
         del identity["speed"]["name"]
         if self.speed.is_exact:  # what is exact is not another experiment
             del identity["speed"]
+        if self.model.chat_template == "none" or not self.tasks.names:  # raw text, or no prompt of a task
+            del identity["model"]["chat_template"]
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity
@@ -251,7 +253,8 @@ class RunSpec(Spec):
     def calibration_identity(self) -> dict[str, Any]:
         """Return what a calibration is made of: runs that share it differ in tasks, fidelity and seed only."""
         whole = self.identity()
-        model = {name: value for name, value in whole["model"].items() if name not in ("name", "protocol")}
+        scoring = ("name", "protocol", "chat_template")
+        model = {name: value for name, value in whole["model"].items() if name not in scoring}
         if self.calibration.states.sampler != "trajectory" or self.calibration.source is None:
             model["trajectory"] = None
         return {"model": model} | {name: whole[name] for name in ("bits", "method", "calibration")}

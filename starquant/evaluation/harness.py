@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from starquant.config.model import ModelSpec
@@ -22,6 +23,19 @@ from starquant.evaluation.suites import task_manager
 from starquant.store.record import Score
 
 _UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"}
+#: Tasks whose answers go on with the prompt, as lm-eval's humaneval_instruct words them; the stop strings are ours.
+_COMPLETIONS: dict[str, dict[str, Any]] = {
+    "humaneval": {
+        "doc_to_text": "Write a solution to the following problem and make sure that it passes the tests:\n"
+        "```python\n{{ prompt }}\n```\n",
+        "gen_prefix": "Here is the completed function:\n```python\n{{ prompt }}\n",
+        "generation_kwargs": {
+            "until": ["```", "\nclass", "\ndef", "\n#", "\nif", "\nprint"],
+            "max_gen_toks": 1024,
+            "do_sample": False,
+        },
+    }
+}
 _NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}
 
 
@@ -74,13 +88,15 @@ def evaluate(
 
 def _results(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, manager: TaskManager) -> Any:
     """Return what lm-eval says of one task; None on all processes but the first."""
-    lm.task, lm.protocol = name, model.protocol[name]
+    lm.task, lm.protocol, lm.templated = name, model.protocol[name], model.chat_template == "auto"
     return lm_eval.simple_evaluate(
         model=lm,
-        tasks=[name],
+        tasks=[instructed(name, manager) if lm.templated else name],
         num_fewshot=lm.protocol.num_fewshot,
         limit=tasks.limit,
         task_manager=manager,
+        apply_chat_template=lm.templated,
+        fewshot_as_multiturn=lm.templated,
         confirm_run_unsafe_code=tasks.allow_code_execution,
         log_samples=True,
     )
@@ -99,9 +115,19 @@ def answer_some(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, 
     validate_consent(tasks)
     fewer = tasks.model_copy(update={"limit": min(items, tasks.limit or items)})
     lm.responses = ResponseLog(None)
-    with _quiet(verbose=False), task_manager(tasks) as manager:
+    with _quiet(verbose=False), agreed_to(tasks), task_manager(tasks) as manager:
         sizes = _results(lm, model, fewer, name, manager)["n-samples"].values()
     return sum(n["effective"] for n in sizes), sum(min(n["original"], tasks.limit or n["original"]) for n in sizes)
+
+
+def instructed(name: str, manager: TaskManager) -> str | Task:
+    """Return a task as a model that is talked to gets it: a completion becomes a question with the answer begun."""
+    if name not in _COMPLETIONS:
+        return name
+    task: Task = manager.load([name])["tasks"][name]
+    for key, value in _COMPLETIONS[name].items():
+        task.set_config(key, value)
+    return task
 
 
 def parse_scores(results: Any, requested: str) -> list[Score]:

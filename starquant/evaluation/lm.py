@@ -27,6 +27,7 @@ from starquant.diffusion.continuous_batching import Settled
 from starquant.diffusion.generation import end_of_text
 from starquant.diffusion.special_tokens import eos_token_id
 from starquant.errors import CheckpointError, ConfigError
+from starquant.evaluation.conversations import Conversations
 from starquant.evaluation.responses import ResponseLog
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
@@ -54,7 +55,7 @@ def _never(index: int, known: list[int]) -> bool:
     return False
 
 
-class DiffusionLM(LM):
+class DiffusionLM(Conversations, LM):
     """Answer lm-eval's requests with a masked-diffusion model.
 
     Args:
@@ -66,7 +67,7 @@ class DiffusionLM(LM):
         together: the processes that share the items.
         speed: shortcuts of evaluation.
 
-    `protocol`, `responses` and `task` (shown in progress bars) are set for each task before it is run.
+    `protocol`, `responses`, `templated` and `task` (shown in progress bars) are set for each task before it is run.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class DiffusionLM(LM):
     ) -> None:
         super().__init__()
         self.together, self._rank, self._world_size = together, together.rank, together.world
-        self.model, self.tokenizer, self.protocol = model, tokenizer, protocol
+        self.model, self.tokenizer, self.protocol, self.templated = model, tokenizer, protocol, False
         self.family = family_of(model)
         self.batch_size, self.seed, self.progress = BatchSize.of(batch_size, model), seed, progress
         self.responses, self.speed = ResponseLog(None), speed
@@ -235,7 +236,7 @@ class DiffusionLM(LM):
         """Return the token ids of each text, all in one call, each distinct text once."""
         distinct = list(dict.fromkeys(texts))
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        bos = self.family.bos_token_id(self.tokenizer)
+        bos = None if self.templated else self.family.bos_token_id(self.tokenizer)
         ids_of = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
         return [ids_of[text] for text in texts]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.models.checkpoint import read_json
 
 _BPE_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast", None)
@@ -45,6 +46,52 @@ def load_byte_level_bpe(folder: Path) -> PreTrainedTokenizerBase:
     if all((folder / name).exists() for name in BPE) and _config(folder).get("tokenizer_class") in _BPE_CLASSES:
         return _from_folder(Qwen2Tokenizer, folder)
     return load_fast(folder)
+
+
+def validate_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuse a tokenizer without a chat template that renders a question.
+
+    Args:
+        tokenizer: of a checkpoint.
+        where: what asks for it, for the error.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: it cannot be rendered.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"{where}: got auto, but the checkpoint has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json); allowed: none"
+        )
+    render_chat(tokenizer, [{"role": "user", "content": "?"}])
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], answer_begins: bool = True
+) -> str:
+    """Return a conversation as the text that a checkpoint's chat template makes of it.
+
+    Args:
+        tokenizer: of a checkpoint.
+        messages: role and content of each turn.
+        answer_begins: end with the header of an answer; False lets the last message be gone on with.
+
+    Raises:
+        CheckpointError: no template, or one that cannot be rendered.
+    """
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=answer_begins,
+                continue_final_message=not answer_begins,
+            )
+        )
+    except Exception as error:  # a template raises what it likes
+        why = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{tokenizer.name_or_path}: its chat template cannot be rendered: {why}") from error
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,8 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         prompt: text.
         device: torch device.
         seed: of sampling.
-        settings: length, steps (None: one a token), block_length (None: the whole; LLaDA only), temperature, graphs.
+        settings: length, steps (None: one a token), block_length (None: the whole; LLaDA only), temperature, graphs,
+            chat_template ("auto": the prompt is a user's turn in the checkpoint's template).
 
     Raises:
         StarquantError: a checkpoint that cannot be used, settings that do not go together.
@@ -31,6 +32,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     from starquant.diffusion.special_tokens import end_token_ids
     from starquant.models import family_of, load_model, load_tokenizer
     from starquant.models.cuda_graphs import replayed
+    from starquant.models.tokenizer import render_chat, validate_chat_template
 
     for name in ("length", "steps", "block_length"):
         if settings[name] is not None and settings[name] < 1:
@@ -45,8 +47,11 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     sampler = family.sampler.of_length(length, settings["steps"], settings["block_length"], settings["temperature"])
     if length >= model.config.context_length:
         raise ConfigError(f"--length: got {length}, allowed: below the model's {model.config.context_length}")
-    ids = tokenizer(prompt.encode(errors="replace").decode(), add_special_tokens=False)["input_ids"]
-    bos = family.bos_token_id(tokenizer)
+    text, bos = prompt.encode(errors="replace").decode(), family.bos_token_id(tokenizer)
+    if settings["chat_template"] == "auto":
+        validate_chat_template(tokenizer, "--chat-template")
+        text, bos = render_chat(tokenizer, [{"role": "user", "content": text}]), None
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = ids if bos is None else [bos, *ids]
     if not ids or len(ids) + length > model.config.context_length:
         allowed = model.config.context_length - length
@@ -65,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=64, help="tokens of the answer (default 64)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: one a token)")
     parser.add_argument("--block-length", type=int, help="LLaDA: tokens of a block (default: the whole answer)")
+    parser.add_argument(
+        "--chat-template",
+        choices=("auto", "none"),
+        default="none",
+        help="auto: the prompt as a user's turn in the checkpoint's chat template (default none: raw text)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -111,6 +111,7 @@ def _tensors(model: MaskedDiffusionModel) -> dict[str, torch.Tensor]:
 def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
     spec = record.spec
     made_by = {"method": spec["method"], "record": record.digest, "model": spec["model"]["path"], "seed": spec["seed"]}
+    made_by["chat_template"] = spec["model"].get("chat_template", "none")
     packed = {"quant_method": METHOD, "version": VERSION, "bits": spec["bits"], "modules": describe(model)}
     dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine
     config = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
@@ -125,6 +126,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
         for score in record.scores
         if score.task in spec["tasks"]["names"] and score.unit == "fraction"
     ]
+    chat = " Prompts were in its chat template." if spec["model"].get("chat_template") == "auto" else ""
     base = spec["model"]["path"] or f"starquant's embedded model {spec['model']['seed']}"
     how = f"{spec['method']['name']}, {in_words(spec['bits'])}"
     sha, device = record.provenance.get("git_sha"), record.provenance.get("device_name")
@@ -132,7 +134,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
         [
             f"# {name}",
             "",
-            f"{base}, quantized by starquant: {how}; {size / 1e6:,.1f} MB.",
+            f"{base}, quantized by starquant: {how}; {size / 1e6:,.1f} MB.{chat}",
             "",
             "```python",
             "import starquant.packed",

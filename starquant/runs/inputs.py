@@ -24,6 +24,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, fingerprint
 from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
+from starquant.models.tokenizer import validate_chat_template
 from starquant.models.validation import DTYPES, skeleton_of
 from starquant.runs.packed import choose_products, with_bits_of
 from starquant.runs.placement import on_disk
@@ -97,6 +98,8 @@ class Inputs:
         skeleton = skeleton_of(self.checkpoint, self.family.model)
         assert isinstance(skeleton, MaskedDiffusionModel)
         METHODS.build(spec.method).validate(skeleton, spec.bits)
+        if spec.model.chat_template == "auto" and spec.is_scored and spec.tasks.names:
+            validate_chat_template(tokenizer, "model.chat_template")
         _validate_ends(spec, self.family, skeleton, self.folder)
         texts = read_texts(spec, tokenizer, skeleton)
         if spec.is_packed:

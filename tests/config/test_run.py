@@ -53,6 +53,22 @@ def test_models_bring_their_suite_and_the_command_line_wins() -> None:
     assert spec("model=tiny", "tasks=paper").tasks.name == "paper"
 
 
+def test_presets_of_instruct_models_talk_in_their_template() -> None:
+    talking = {model for model in OPTIONS["model"] if spec(f"model={model}").model.chat_template == "auto"}
+    assert talking == {"llada_instruct", "llada_1_5", "dream_instruct"}
+
+
+def test_a_template_is_another_experiment_on_the_same_calibration() -> None:
+    raw, talking = spec("model=llada"), spec("model=llada", "model.chat_template=auto")
+    assert raw.digest() != talking.digest()
+    assert raw.calibration_digest() == talking.calibration_digest()
+    assert "chat_template" not in raw.identity()["model"]  # records of raw text keep their digest
+    alone = [
+        spec("model=llada", "tasks=fidelity", f"model.chat_template={value}").digest() for value in ("none", "auto")
+    ]
+    assert len(set(alone)) == 1  # no prompt of a task
+
+
 def test_bits_presets_are_what_they_are_called() -> None:
     for name in OPTIONS["bits"]:
         run = spec(f"bits={name}")
@@ -74,6 +90,7 @@ CHANGES = [
     ("model.protocol.testbed_arithmetic.sampler.steps", 4, True),
     ("model.protocol.gsm8k.num_fewshot", 3, False),  # a task that is not scored
     ("model.fingerprint", "f", True),
+    ("model.chat_template", "auto", True),
     ("model.trajectory.steps", 4, True),
     ("calibration.name", "other", True),
     ("calibration.source.kind", "gsm8k", True),

@@ -38,6 +38,8 @@ def make_checkpoint(folder: Path, family: str) -> Path:
         "unk_token": "<unk>",
         "bos_token": "<bos>",
     }
+    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}Answer: "
+    names["chat_template"] = template
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     return folder
 
@@ -91,6 +93,7 @@ def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[s
     assert {s.num_fewshot for s in result.record.scores if s.task == "gsm8k"} == {8 if family == "dream" else 5}
     assert sum(e.kind == "linear" and e.weight_bits == 4 for e in result.record.manifest) == 14
     assert result.record.spec["model"]["fingerprint"]
+    assert result.record.spec["model"]["chat_template"] == ("auto" if family == "llada_1_5" else "none")
     calibration = result.record.calibration
     assert (calibration["source"], calibration["segments"]) == ("winogrande", 4)
     assert result.record.spec["calibration"]["fingerprint"] == calibration["fingerprint"]
