@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from starquant.config.fields import Count, Ratio, Spec
+from starquant.config.fields import Count, Name, Ratio, Spec
 from starquant.config.messages import explain
 from starquant.errors import CheckpointError
 
@@ -43,7 +43,7 @@ class AttentionSpec(Spec):
 class BitsSpec(Spec):
     """Bit-widths of everything that can be quantized; 16 leaves it at full precision."""
 
-    name: str
+    name: Name
     weights: WeightSpec
     activations: ActivationSpec
     attention: AttentionSpec = AttentionSpec()

@@ -6,7 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starquant.config.fields import Count, Seed, Share, Spec
+from starquant.config.fields import Name, Rows, Seed, Share, Spec, Tokens, UserPath
+
+#: Mask-ratio bins; each has statistics of its own.
+Bins = Annotated[int, Field(ge=1, le=64)]
+#: Tokens of all states of a calibration, or of all segments of a source, together.
+MOST_TOKENS = 2**28
 
 
 class SourceSpec(Spec):
@@ -23,15 +28,19 @@ class SourceSpec(Spec):
     """
 
     kind: Literal["winogrande", "gsm8k", "text", "testbed", "smol", "smol_tasks", "smol_text"]
-    path: str | None = None
+    path: UserPath | None = None
     split: Literal["train", "validation", "test"] = "train"
-    segments: Count
-    length: Count
+    segments: Rows
+    length: Tokens
 
     @model_validator(mode="after")
     def _validate_path(self) -> SourceSpec:
         if self.kind == "text" and self.path is None:
             raise ValueError("path: a source of kind 'text' needs a .txt or .jsonl file")
+        if self.segments * self.length > MOST_TOKENS:
+            raise ValueError(
+                f"segments: got {self.segments} of length {self.length}, allowed: at most {MOST_TOKENS:,} tokens in all"
+            )
         return self
 
 
@@ -84,13 +93,18 @@ class CalibrationSpec(Spec):
         fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
     """
 
-    name: str
+    name: Name
     source: SourceSpec | None = None
     states: StatesSpec = StatesSpec(sampler="uniform")
     inputs: Literal["full_precision", "quantized_weights", "quantized"] = "full_precision"
-    bins: Count = 4
+    bins: Bins = 4
     seed: Seed = 0
     fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _validate_states(self) -> CalibrationSpec:
+        _validate_states(self.source, self.states)
+        return self
 
 
 class FidelitySpec(Spec):
@@ -106,11 +120,11 @@ class FidelitySpec(Spec):
         fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
     """
 
-    name: str
+    name: Name
     source: SourceSpec | None = None
     states: StatesSpec | None = None
-    bins: Count = 4
-    positions: Count = 64
+    bins: Bins = 4
+    positions: Rows = 64
     resamples: Annotated[int, Field(ge=2, le=1_000_000)] = 2000
     fingerprint: str | None = None
 
@@ -118,4 +132,15 @@ class FidelitySpec(Spec):
     def _validate_states(self) -> FidelitySpec:
         if self.states is not None and self.states.sampler != "uniform":
             raise ValueError(f"states.sampler: got '{self.states.sampler}', allowed: uniform (or states=null)")
+        if self.states is not None:
+            _validate_states(self.source, self.states)
         return self
+
+
+def _validate_states(source: SourceSpec | None, states: StatesSpec) -> None:
+    tokens = 0 if source is None else source.segments * source.length * states.per_segment
+    if tokens > MOST_TOKENS:
+        raise ValueError(
+            f"states.per_segment: got {states.per_segment}, with which the states of source.segments and source.length "
+            f"have {tokens:,} tokens; allowed: at most {MOST_TOKENS:,}"
+        )

@@ -1,18 +1,60 @@
-"""What every part of a run's description is made of: its base class and its kinds of numbers."""
+"""What every part of a run's description is made of: its base class, its kinds of numbers, its names and paths.
+
+Every number of things has an upper bound, far above what is of use: a slip of the keyboard is refused before anything
+is allocated.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: Tokens of a text, an answer, a block.
+Tokens = Annotated[int, Field(ge=1, le=2**20)]
+#: Of a sampler or an optimizer.
+Steps = Annotated[int, Field(ge=1, le=100_000)]
+#: Vectors that are held at once: tokens, positions, draws, texts.
+Rows = Annotated[int, Field(ge=1, le=100_000)]
 Positive = Annotated[float, Field(gt=0.0)]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+#: Characters of a name: four of them, joined, still name a file.
+LONGEST_NAME = 48
+#: Characters of a task's name, which names files by itself.
+LONGEST_TASK = 120
+
+
+def _validate_name(name: str, longest: int = LONGEST_NAME) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name) or len(name) > longest:
+        raise ValueError(
+            f"got {name[:80]!r}, allowed: at most {longest} letters (a-z), digits and '_.+-', not led by '.', '+', '-'"
+        )
+    return name
+
+
+def validate_path(path: str) -> str:
+    """Return a path of the user with `~` as his home; raises ValueError for what no file can be called."""
+    if not path or "\0" in path:
+        raise ValueError(f"got {path!r}, allowed: a path")
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"got {path!r}, but that home is not known; allowed: a path, ./~ for a folder of that name")
+    return expanded
+
+
+#: Becomes part of the names of files: no path, no blank, of a length that leaves room for others.
+Name = Annotated[str, AfterValidator(_validate_name)]
+TaskName = Annotated[str, AfterValidator(lambda name: _validate_name(name, LONGEST_TASK))]
+#: Of a file or folder of the user.
+UserPath = Annotated[str, AfterValidator(validate_path)]
 
 
 class Spec(BaseModel):

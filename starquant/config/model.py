@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from starquant.config.fields import INERT, Spec
+from starquant.config.fields import INERT, Name, Seed, Spec, TaskName, UserPath
 from starquant.config.protocol import TaskProtocol
 from starquant.config.samplers import AnySampler
 
@@ -24,14 +24,14 @@ class ModelSpec(Spec):
         fingerprint: digest of the checkpoint's content, filled in when it is found; it then stands for `path`.
     """
 
-    name: str
-    path: str | None = None
+    name: Name
+    path: UserPath | None = None
     revision: str | None = None
     testbed: Literal["tiny", "smol"] = Field(default="tiny", json_schema_extra=INERT)
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Seed | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     chat_template: Literal["auto", "none"] = "none"
-    protocol: dict[str, TaskProtocol]
+    protocol: dict[TaskName, TaskProtocol]
     trajectory: AnySampler
     fingerprint: str | None = None
 

@@ -6,15 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from starquant.config.fields import Count, Scale, Spec
+from starquant.config.fields import Rows, Scale, Spec
 from starquant.config.samplers import AnySampler
 
 
 class TaskProtocol(Spec):
     """How a model family is evaluated on one task: likelihood settings or a sampler, and few-shot examples."""
 
-    num_fewshot: Annotated[int, Field(ge=0)] = 0
-    mc_num: Count | None = None
+    num_fewshot: Annotated[int, Field(ge=0, le=1000)] = 0
+    mc_num: Rows | None = None
     cfg_scale: Scale = 0.0
     sampler: AnySampler | None = None
 

@@ -7,16 +7,15 @@ fast they run, who is told.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from starquant.config.bits import FULL_PRECISION, BitsSpec
 from starquant.config.calibration import CalibrationSpec, FidelitySpec
 from starquant.config.digest import digest_of, without_inert
-from starquant.config.fields import INERT, Count, Positive, Seed, Spec
+from starquant.config.fields import INERT, Name, Seed, Spec, UserPath
 from starquant.config.messages import explain
 from starquant.config.methods import METHODS
 from starquant.config.methods.base import MethodOptions
@@ -30,6 +29,9 @@ from starquant.errors import ConfigError, nearest
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
 EVALUATION_VERSION = 1
 
+#: Sequences of a forward pass: `runtime.batch_size`.
+MOST_SEQUENCES = 65_536
+
 NO_CALIBRATION = CalibrationSpec(name="none")
 
 
@@ -40,20 +42,20 @@ class TrackerSpec(Spec):
     project: str = "starquant"
     entity: str | None = None
     mode: Literal["online", "offline"] = "offline"
-    dir: str | None = None
-    timeout_s: Positive = 30.0
+    dir: UserPath | None = None
+    timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 30.0
 
 
 class ExperimentSpec(Spec):
     """The sweep that a run belongs to, null for none. Inert as a whole."""
 
-    name: str | None = None
+    name: Name | None = None
 
 
 class PathsSpec(Spec):
     """Where results are written. Inert as a whole."""
 
-    results: Annotated[str, Field(min_length=1)]
+    results: UserPath
 
 
 class RuntimeSpec(Spec):
@@ -70,29 +72,29 @@ class RuntimeSpec(Spec):
 
     device: str = "cpu"
     batch_size: int | str = "auto"
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     blocks: Literal["auto", "memory", "disk"] = "auto"
     packed: Literal["auto", "values", "integers"] = "auto"
 
     @field_validator("batch_size", mode="before")
     @classmethod
     def _validate_batch_size(cls, size: Any) -> Any:
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError(f"got {size!r}, allowed: auto, or a whole number from 1")
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MOST_SEQUENCES):
+            raise ValueError(f"got {size!r}, allowed: auto, or a whole number from 1 to {MOST_SEQUENCES}")
         return size
 
 
 class ExportSpec(Spec):
     """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
 
-    dir: Annotated[str | None, AfterValidator(lambda folder: folder and os.path.expanduser(folder))] = None
+    dir: UserPath | None = None
     shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "1GB"
 
 
 class DebugSpec(Spec):
     """What is shown when things go wrong. Inert as a whole."""
 
-    name: str
+    name: Name
     traceback: bool = False
     verbose: bool = False
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from starquant.config.fields import Count, Ratio, Scale, Spec
+from starquant.config.fields import Count, Ratio, Scale, Spec, Steps, Tokens
 from starquant.errors import nearest
 from starquant.registry import Registry
 
@@ -34,9 +34,9 @@ class LLaDASamplerSpec(SamplerSpec):
     """Settings of `diffusion.LLaDASampler`."""
 
     name: Literal["llada"]
-    steps: Count
-    gen_length: Count
-    block_length: Count
+    steps: Steps
+    gen_length: Tokens
+    block_length: Tokens
     temperature: Scale = 0.0
     cfg_scale: Scale = 0.0
     remasking: Literal["low_confidence", "random"] = "low_confidence"
@@ -67,8 +67,8 @@ class DreamSamplerSpec(SamplerSpec):
     """Settings of `diffusion.DreamSampler`."""
 
     name: Literal["dream"]
-    steps: Count
-    max_new_tokens: Count
+    steps: Steps
+    max_new_tokens: Tokens
     alg: Literal["entropy", "maskgit_plus", "origin", "topk_margin"] = "entropy"
     eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
     temperature: Scale = 0.0

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from starquant.config.fields import Count, Ratio, Spec
+from starquant.config.fields import Name, Ratio, Spec, Tokens
 from starquant.config.protocol import TaskProtocol
 
 
@@ -24,12 +24,12 @@ class SpeedSpec(Spec):
         mc_num: at most so many Monte-Carlo draws a likelihood; the standard error that the rest costs is recorded.
     """
 
-    name: str = "exact"
+    name: Name = "exact"
     compile: bool = False
     kv_cache: Literal["none", "prefix", "dual"] = "none"
     confidence_threshold: Ratio | None = None
-    block_length: Count | None = None
-    mc_num: Annotated[int, Field(ge=2)] | None = None
+    block_length: Tokens | None = None
+    mc_num: Annotated[int, Field(ge=2, le=100_000)] | None = None
 
     @model_validator(mode="after")
     def _validate_combination(self) -> SpeedSpec:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from starquant.config.fields import INERT, Count, Spec
+from starquant.config.fields import INERT, Count, Name, Spec, TaskName, UserPath
 from starquant.errors import ConsentError
 
 #: Tasks that run programs which the model writes.
@@ -28,10 +28,10 @@ class TasksSpec(Spec):
         left_out: tasks that would stand in `names`, and why they do not, filled in (`consented`); null for none.
     """
 
-    name: str
-    names: tuple[str, ...]
+    name: Name
+    names: tuple[TaskName, ...]
     limit: Count | None = None
-    data_dir: str | None = None
+    data_dir: UserPath | None = None
     allow_code_execution: bool = Field(default=False, json_schema_extra=INERT)
     allow_weak_sandbox: bool = Field(default=False, json_schema_extra=INERT)
     data_fingerprint: str | None = None

@@ -78,7 +78,7 @@ def test_a_variant_that_only_rounds_is_full_precision_at_16_bits(tmp_path: Path)
     ("text", "message"),
     [
         ("name: none", "^method.name: got 'none' for algorithm 'awq', but another algorithm has that name"),
-        ("name: AWQ-coarse", "^method.name: got 'AWQ-coarse', allowed: lower-case letters, digits and underscores$"),
+        ("name: AWQ-coarse", "^method.name: got 'AWQ-coarse', allowed: up to 48 lower-case letters, digits and _$"),
         ("algorithm: awk", "^method.algorithm: got 'awk', allowed: awq, .* Did you mean 'awq'"),
         ("algorithm: null", "^method.algorithm: missing; allowed: awq, "),
         ("gird: 4", "^method.gird: unknown key; allowed: name, algorithm, weights, scale, .* Did you mean 'grid'"),

@@ -212,8 +212,8 @@ NOT_ALLOWED = {
     ("speed.kv_cache=dual", "+model.protocol.testbed_programs.sampler.remasking=random"): "speed.kv_cache, "
     "speed.confidence_threshold: model.protocol.testbed_programs.sampler.remasking is 'random', which commits tokens "
     "by chance; allowed: an exact evaluation, or another sampler",
-    ("runtime.batch_size=0",): "runtime.batch_size: got 0, allowed: auto, or a whole number from 1",
-    ("runtime.batch_size=foo",): "runtime.batch_size: got 'foo', allowed: auto, or a whole number from 1",
+    ("runtime.batch_size=0",): "runtime.batch_size: got 0, allowed: auto, or a whole number from 1 to 65536",
+    ("runtime.batch_size=foo",): "runtime.batch_size: got 'foo', allowed: auto, or a whole number from 1 to 65536",
 }
 
 
@@ -292,7 +292,7 @@ def test_specifications_are_frozen() -> None:
         ({"method": {"name": "rtn"}}, "^method.algorithm: missing; allowed: awq, .*star_quant$"),
         ({"method": {"name": "rtn", "algorithm": ["rtn"]}}, r"^method.algorithm: got \['rtn'\]; allowed: awq"),
         ({"method": {"algorithm": "rtn"}}, "^method.name: missing$"),
-        ({"method": {"name": "RTN 2", "algorithm": "rtn"}}, "^method.name: got 'RTN 2', allowed: lower-case letters"),
+        ({"method": {"name": "RTN 2", "algorithm": "rtn"}}, "^method.name: got 'RTN 2', allowed: up to 48 lower-case"),
         ({"method": {"name": "awq", "algorithm": "rtn"}}, "^method.name: got 'awq' for algorithm 'rtn', but another"),
         ({"method": "rtn"}, "^method: got 'rtn', allowed: the options of a method$"),
         (

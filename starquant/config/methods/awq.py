@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from starquant.config.fields import Count
+from pydantic import Field
+
 from starquant.config.methods.base import BlockwiseOptions
 
 
@@ -23,7 +24,7 @@ class AWQOptions(BlockwiseOptions):
     algorithm: Literal["awq"] = "awq"
     scale: bool = True
     clip: bool = True
-    grid: Count = 20
+    grid: Annotated[int, Field(ge=1, le=1000)] = 20
 
     @property
     def needs_calibration(self) -> bool:

@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from starquant.config.calibration import CalibrationSpec
-from starquant.config.fields import INERT, Count, Positive, Spec
+from starquant.config.fields import INERT, LONGEST_NAME, Count, Positive, Spec
 
 
 def _validate_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"got '{name}', allowed: lower-case letters, digits and underscores")
+    if not re.fullmatch(r"[a-z0-9_]+", name) or len(name) > LONGEST_NAME:
+        raise ValueError(f"got {name[:80]!r}, allowed: up to {LONGEST_NAME} lower-case letters, digits and _")
     return name
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from starquant.config.fields import Count, Share
+from starquant.config.fields import Rows, Share
 from starquant.config.methods.base import BlockwiseOptions
 
 SiteName = Literal["qkv_input", "out_input", "gate_up_input", "down_input"]
@@ -28,7 +28,7 @@ class SmoothQuantOptions(BlockwiseOptions):
     algorithm: Literal["smoothquant"] = "smoothquant"
     alpha: Share = 0.5
     search: bool = False
-    search_rows: Count = 256
+    search_rows: Rows = 256
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)] = ("qkv_input", "gate_up_input")
 
     @property

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from starquant.config.fields import Count, Positive, Share, Spec
+from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps
 from starquant.config.methods.base import WeightSolverOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
@@ -41,9 +41,9 @@ class TransformOptions(Spec):
     start: Literal["rotation", "closed_form"] = "rotation"
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
-    rows: Count = 1024
-    batch: Count = 128
-    steps: Count = 160
+    rows: Rows = 1024
+    batch: Rows = 128
+    steps: Steps = 160
     products: Literal["auto", "float32", "bfloat16"] = "auto"
     learning_rate: LearningRate = 0.02
     clip_learning_rate: LearningRate = 0.2
