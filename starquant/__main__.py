@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from starquant.errors import nearest
+from starquant.errors import make_printable, nearest
 from starquant.session.terminal import interactive
 
 #: Command -> module whose `main(arguments)` returns an exit code, and what it does.
@@ -38,6 +38,7 @@ def usage() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; 2 after an unknown one."""
+    make_printable()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words in (["-h"], ["--help"]):
         print(usage())

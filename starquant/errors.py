@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterable
 from typing import ParamSpec
@@ -53,6 +54,19 @@ def nearest(got: str, allowed: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def make_printable() -> None:
+    """Let a terminal that lacks a character show its escape: an ASCII one would end a run with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show_error(error: BaseException) -> None:
+    """Print an error on stderr, a line a fault."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
 def one_line_errors(*also: type[Exception]) -> Callable[[Callable[P, int]], Callable[P, int]]:
     """Let a command's `main` end with one line on stderr and exit code 2 after an error of the user.
 
@@ -63,10 +77,11 @@ def one_line_errors(*also: type[Exception]) -> Callable[[Callable[P, int]], Call
     def decorate(main: Callable[P, int]) -> Callable[P, int]:
         @functools.wraps(main)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
+            make_printable()
             try:
                 return main(*args, **kwargs)
             except (StarquantError, *also) as error:
-                print(f"error: {error}", file=sys.stderr)
+                show_error(error)
                 return 2
 
         return wrapped

@@ -46,6 +46,11 @@ def source_file(spec: SourceSpec, data_dir: str | None) -> Path | None:
     return path if path.is_file() else None
 
 
+def is_on_hub(spec: SourceSpec, data_dir: str | None) -> bool:
+    """Return whether the items of a source are fetched from the hub."""
+    return spec.kind in DATA_SETS and source_file(spec, data_dir) is None
+
+
 def validate_source(spec: SourceSpec, where: str) -> None:
     """Judge what needs no data: the split of a data set, the path's suffix.
 

@@ -13,6 +13,7 @@ from starquant.calibration.batches import Segment
 from starquant.calibration.cutting import consecutive, encode
 from starquant.calibration.datasets import (
     DATA_SETS,
+    is_on_hub,
     read_bytes,
     read_text,
     rows,
@@ -25,7 +26,7 @@ from starquant.calibration.shipped_text import digest_of_text, shipped_segments
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
 
-__all__ = ["fingerprint", "prompts_of", "read_segments", "source_file"]
+__all__ = ["fingerprint", "is_on_hub", "prompts_of", "read_segments", "source_file"]
 
 BLANK_LINE = "\n\n"
 _TOKENS_AN_ITEM = 16  # first guess of a WinoGrande sentence's tokens

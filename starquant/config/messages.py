@@ -9,6 +9,9 @@ from pydantic import BaseModel
 
 from starquant.errors import nearest
 
+#: Characters of a value that an error shows.
+LONGEST_SHOWN = 200
+
 
 def explain(root: type[BaseModel], problem: Mapping[str, Any], parts: Mapping[str, type[BaseModel]]) -> str:
     """Turn one pydantic problem into 'path: got X, allowed: Y. Did you mean Z?'.
@@ -21,6 +24,7 @@ def explain(root: type[BaseModel], problem: Mapping[str, Any], parts: Mapping[st
     location = problem["loc"]
     path = ".".join(map(str, location))
     kind, message, got = problem["type"], problem["msg"], problem.get("input")
+    shown = _shown(got)
     if kind == "extra_forbidden":
         names = _fields_at(root, location[:-1], parts)
         hint = f"; allowed: {', '.join(names)}.{nearest(str(location[-1]), names)}" if names else ""
@@ -33,11 +37,17 @@ def explain(root: type[BaseModel], problem: Mapping[str, Any], parts: Mapping[st
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         hint = nearest(got, allowed.split(", ")) if isinstance(got, str) else ""
-        return f"{path}: got {got!r}, allowed: {allowed}.{hint}"
+        return f"{path}: got {shown}, allowed: {allowed}.{hint}"
     if kind == "tuple_type":
-        return f"{path}: got {got!r}, allowed: a list, [{got}]"
+        return f"{path}: got {shown}, allowed: a list, [{got}]"
     allowed = message[0].lower() + message[1:]
-    return f"{path}: got {got!r}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
+    return f"{path}: got {shown}, allowed: {allowed.removeprefix('input should be ').removeprefix('a ')}"
+
+
+def _shown(got: Any) -> str:
+    """Return a value as a line that can be read."""
+    text = repr(got)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
 
 
 def _fields_at(root: type[BaseModel], location: list[Any], parts: Mapping[str, type[BaseModel]]) -> list[str]:

@@ -166,18 +166,23 @@ def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where:
     return [path for stem, figure in drawn for path in figures.save(figure, out / stem)]
 
 
-def after_sweep(name: str, results: Path) -> None:
-    """Build what an experiment shows once its cells are there, and print where it lies."""
+def after_sweep(name: str, results: Path) -> bool:
+    """Build what an experiment shows once its cells are there, and print where it lies.
+
+    Returns:
+        Whether it was built; True where there is nothing to build.
+    """
     if name not in NAMES:
-        return
+        return True
     try:
         paths = build(name, results, results)
     except RecordError as error:
         print(
-            f"note: {name} was not built: {error} (python -m starquant tables {name} --records {results})",
+            f"error: {name} was not built: {error} (python -m starquant tables {name} --records {results})",
             file=sys.stderr,
         )
-        return
+        return False
     if name in TABLES or name in SEED_TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))
     print("\n".join(f"wrote {path}" for path in paths), flush=True)
+    return True

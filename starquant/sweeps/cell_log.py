@@ -33,6 +33,7 @@ class CellEntry(BaseModel):
         reused: whether the record was there already.
         error: of a failed one, one line.
         seconds: it took.
+        command: that ran it, each by a name of its own; None of one that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,14 @@ class CellEntry(BaseModel):
     reused: bool = False
     error: str | None = None
     seconds: float | None = None
+    command: str | None = None
+
+
+def failed(key: str, name: str, error: BaseException) -> CellEntry:
+    """Return the entry of a cell that an error has ended."""
+    kind = "" if isinstance(error, StarquantError) else f"{type(error).__name__}: "
+    line = kind + next(iter(str(error).strip().splitlines()), "")
+    return CellEntry(key=key, name=name, state="failed", error=line)
 
 
 class CellLog:
@@ -59,8 +68,13 @@ class CellLog:
         return lock_path(self.results, "cell", key)
 
     @contextmanager
-    def running(self, key: str, name: str) -> Iterator[list[CellEntry]]:
+    def running(self, key: str, name: str, command: str | None = None) -> Iterator[list[CellEntry]]:
         """Hold a cell; the last entry that the caller appends is kept, "failed" when an exception passes.
+
+        Args:
+            key: of the cell.
+            name: of the cell.
+            command: that runs it.
 
         Raises:
             RecordError: the results folder cannot be written.
@@ -68,18 +82,16 @@ class CellLog:
         with exclusive(self._lock(key), name):
             began, outcome = time.perf_counter(), list[CellEntry]()
             if self.read(key, name).state != "done":  # a finished cell stays so while it is looked at again
-                self._write(CellEntry(key=key, name=name, state="running"))
+                self._write(CellEntry(key=key, name=name, state="running", command=command))
             try:
                 yield outcome
             except (Exception, SystemExit) as error:  # kept for the summary, then goes on its way
-                kind = "" if isinstance(error, StarquantError) else f"{type(error).__name__}: "
-                line = kind + next(iter(str(error).strip().splitlines()), "")
-                outcome.append(CellEntry(key=key, name=name, state="failed", error=line))
+                outcome.append(failed(key, name, error))
                 raise
             finally:
                 if outcome:
                     seconds = round(time.perf_counter() - began, 3)
-                    self._write(outcome[-1].model_copy(update={"seconds": seconds}))
+                    self._write(outcome[-1].model_copy(update={"seconds": seconds, "command": command}))
 
     def _write(self, entry: CellEntry) -> None:
         path = self._path(entry.key)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,9 +23,9 @@ class Cell:
     spec: RunSpec
 
     @classmethod
-    def of(cls, config: DictConfig) -> Cell:
-        """Validate a composed configuration; raises ConfigError."""
-        spec = validate_config(config)
+    def of(cls, config: Mapping[str, Any]) -> Cell:
+        """Validate a composed configuration as plain data; raises ConfigError."""
+        spec = RunSpec.from_config(config)
         alone = "" if spec.is_scored else f"-{spec.stage}"
         return cls(spec.canonical().digest() + alone, spec)
 
@@ -82,13 +83,13 @@ class Plan:
         return f"{self.experiment or 'sweep'}-{keys}"
 
 
-def validate_config(config: DictConfig) -> RunSpec:
-    """Turn a composed configuration into a specification; raises ConfigError."""
-    names = [str(name) for name in config if name != "hydra"]  # Hydra's part resolves inside a job only
-    nodes = {name: config[name] for name in names}
-    return RunSpec.from_config(
-        {name: OmegaConf.to_container(n, resolve=True) if OmegaConf.is_config(n) else n for name, n in nodes.items()}
-    )
+def plain_of(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """Return a composed configuration as plain data, without Hydra's part, which resolves inside a job only."""
+    if not resolve:
+        whole = OmegaConf.to_container(config, resolve=False)
+        return {name: value for name, value in whole.items() if name != "hydra"}  # type: ignore[union-attr]
+    nodes = {str(name): config[name] for name in config if name != "hydra"}
+    return {name: OmegaConf.to_container(n, resolve=True) if OmegaConf.is_config(n) else n for name, n in nodes.items()}
 
 
 def validate_plan(plan: Plan) -> None:
@@ -123,4 +124,8 @@ def left_out_of(plan: Plan) -> dict[str, str]:
 def validate_folders(folders: Sequence[str]) -> None:
     """Refuse several results folders; raises ConfigError."""
     if len(set(folders)) > 1:
-        raise ConfigError(f"paths.results: got {', '.join(sorted(set(folders)))}; a sweep has one results folder")
+        several = ", ".join(sorted(set(folders)))
+        raise ConfigError(
+            f"paths.results: got {several}; a sweep has one results folder (a name with a comma is quoted: "
+            f"'paths.results=\"A,B\"')"
+        )

@@ -12,8 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +21,32 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import env_override, run_job
-from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from starquant.errors import ConfigError, StarquantError, nearest
-from starquant.runs.preflight import validate_results
-from starquant.session.processes import launched_rank
-from starquant.session.terminal import interactive
-from starquant.sweeps.cell_log import CellEntry, CellLog
-from starquant.sweeps.cells import Plan, left_out_of, validate_plan
+from starquant.config.fields import validate_path
+from starquant.errors import ConfigError, StarquantError, nearest, show_error
+from starquant.sweeps.cell_log import CellEntry
+from starquant.sweeps.cells import Plan, validate_plan
 from starquant.sweeps.composition import Composer
-from starquant.sweeps.jobs import PARENT, CellRunner, forecast_cells
-from starquant.sweeps.overrides import CONF, Groups, hydra_words, parse_overrides, task_words, validate_option
-from starquant.sweeps.progress import SweepBar, summary
+from starquant.sweeps.jobs import CellRunner
+from starquant.sweeps.launchers import validate_launcher
+from starquant.sweeps.overrides import (
+    CONF,
+    UNCOMPOSED,
+    Groups,
+    first_line,
+    hydra_words,
+    in_shell,
+    parse_overrides,
+    quoted,
+    task_words,
+    validate_option,
+)
+from starquant.sweeps.running import run
 from starquant.sweeps.sweeper import CellSweeper, opened, sweeper_of
 
 RUN = Path(__file__).resolve().parents[2] / "run.py"
-LAUNCHERS = ("hydra", "omegaconf", "joblib", "submitit", "ray")
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,8 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     if unknown:
         names = parser.names()
         raise ConfigError(f"{unknown[0]}: unknown option; allowed: {', '.join(names)}.{nearest(unknown[0], names)}")
+    for word in arguments:
+        _validate_characters(word)
     words = list(options.overrides)
     answers = bool(options.answers or options.info)
     for word in words if not answers else ():
@@ -106,34 +115,44 @@ def parse_command_line(arguments: Sequence[str]) -> CommandLine:
     return CommandLine(tuple(words), options.multirun, answers, options.cfg is not None)
 
 
+def _validate_characters(word: str) -> None:
+    if any(character < " " or 0xD800 <= ord(character) < 0xE000 for character in word):
+        raise ConfigError(f"{word!a}: allowed: one line of UTF-8 text (LC_ALL=C.UTF-8 where the terminal has none)")
+
+
 def _searched(folder: str) -> str:
     """Return --config-dir as the override that jobs compose with."""
-    if not Path(folder).is_dir():
-        raise ConfigError(f"--config-dir: {folder}: no such folder")
-    return f'hydra.searchpath=["file://{Path(folder).resolve()}"]'
+    try:
+        path = Path(validate_path(folder))
+        if not path.is_dir():
+            raise ConfigError(f"--config-dir: {folder}: no such folder")
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"--config-dir: {folder}: {error}") from None
+    _, _, text = quoted("", f"file://{path.resolve()}").partition("=")
+    return f"hydra.searchpath=[{text}]"
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A command line that may run: its plan, and the sweeper that launches it (None of a single run)."""
+    """A command line that may run: its plan, what runs a cell, and the sweeper that launches it (None of one run)."""
 
     plan: Plan
+    runner: CellRunner
     sweeper: CellSweeper | None
 
-    def start(self, context: HydraContext) -> None:
-        """Run the single cell here, or hand the cells to Hydra's launcher."""
+    def start(self, context: HydraContext) -> Sequence[CellEntry | None]:
+        """Run the single cell here, or hand the cells to Hydra's launcher; returns what became of them."""
         if self.sweeper is not None:
-            self.sweeper.launch(self.plan)
-            return
+            return self.sweeper.launch(self.plan)
         (cell,) = self.plan.cells
         job = run_job(
-            task_function=lambda _: CellRunner()(cell),
+            task_function=lambda _: self.runner(cell),
             config=self.plan.config,
             job_dir_key="hydra.run.dir",
             job_subdir_key=None,
             hydra_context=context,
         )
-        _ = job.return_value  # raises what the job has raised
+        return [job.return_value]  # raises what the job has raised
 
 
 def validate_command_line(command: CommandLine, context: HydraContext) -> Validated:
@@ -143,6 +162,13 @@ def validate_command_line(command: CommandLine, context: HydraContext) -> Valida
         ConfigError: a syntax error, unknown option, group or key, a value that is not allowed, several values without
             -m, a launcher that is not installed, cells that cannot be run together.
     """
+    try:
+        return _validated(command, context)
+    except UNCOMPOSED as error:
+        raise ConfigError(first_line(error)) from None
+
+
+def _validated(command: CommandLine, context: HydraContext) -> Validated:
     loader = context.config_loader
     overrides = parse_overrides(command.overrides, loader)
     groups = Groups(loader, [word for word in command.overrides if word.startswith("hydra.searchpath=")])
@@ -150,17 +176,20 @@ def validate_command_line(command: CommandLine, context: HydraContext) -> Valida
         validate_option(override, groups)
         if override.key_or_group.startswith("hydra.callbacks"):
             raise ConfigError(f"{override.key_or_group}: callbacks of Hydra are not called; allowed: none")
-    sweeper = sweeper_of(overrides, command.multirun, context, CellRunner())
+    runner = CellRunner()
+    sweeper = sweeper_of(overrides, command.multirun, context, runner)
     if sweeper is not None:
-        return Validated(sweeper.validate_cells(task_words(overrides)), sweeper)
-    return Validated(_single(overrides, groups, context), None)
+        return Validated(sweeper.validate_cells(task_words(overrides)), runner, sweeper)
+    return Validated(_single(overrides, groups, context), runner, None)
 
 
 def _single(overrides: Sequence[Override], groups: Groups, context: HydraContext) -> Plan:
     for override in overrides:
         if override.is_sweep_override():
+            key, _, value = (override.input_line or "").partition("=")
             raise ConfigError(
-                f"{override.key_or_group}: got several values, {override.input_line}; add -m to run a sweep"
+                f"{override.key_or_group}: got several values, {key}={value}; add -m to run a sweep"
+                + (f", or quote it: {in_shell(key, value)}" if override.key_or_group not in groups.names else "")
             )
 
     def compose(words: list[str]) -> DictConfig:
@@ -172,6 +201,7 @@ def _single(overrides: Sequence[Override], groups: Groups, context: HydraContext
     assert composer.first is not None
     plan = Plan(cells=(cell,), overrides=(tuple(words),), sweep=False, config=composer.first)
     validate_plan(plan)
+    validate_launcher(plan)
     return plan
 
 
@@ -185,56 +215,6 @@ def plan_of(arguments: Sequence[str]) -> Plan | None:
     return None if command.shows else plan
 
 
-def run(validated: Validated, context: HydraContext) -> int:
-    """Run what is validated; returns how many cells did not end well.
-
-    Raises:
-        ConsentError: a task that needs consent is named without it, or nothing else would be scored.
-        RecordError: the results folder cannot be written.
-    """
-    plan = validated.plan
-    left_out = left_out_of(plan)
-    if not plan.cells[0].spec.dry_run:
-        validate_results(plan.cells[0].spec)
-    for task, why in left_out.items() if not launched_rank() else ():
-        print(f"note: {task} is left out: it {why}", file=sys.stderr, flush=True)
-    if plan.cells[0].spec.dry_run:
-        return forecast_cells(plan.cells)
-    log = CellLog(plan.results)
-    environment = {}
-    if plan.launcher != "basic":
-        environment["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
-    if plan.launcher.startswith("joblib"):
-        environment[PARENT] = str(os.getpid())
-    with env_override(environment), SweepBar(log, plan.cells, enabled=plan.sweep and interactive()):
-        _start(lambda: validated.start(context), plan.launcher)
-    if launched_rank():
-        return 0
-    entries: list[CellEntry] = [log.read(cell.key, cell.name) for cell in plan.cells]
-    if plan.sweep:
-        print(summary(entries), file=sys.stderr, flush=True)
-    failed = sum(entry.state != "done" for entry in entries)
-    if plan.experiment is not None and not failed:
-        from starquant.reports.experiments import after_sweep
-
-        after_sweep(plan.experiment, plan.results)
-    return failed
-
-
-def _start(start: Callable[[], None], launcher: str) -> None:
-    try:
-        start()
-    except StarquantError:
-        raise
-    except Exception as error:  # of the launcher: its settings, or a worker that was killed
-        if launched_rank() is not None:
-            raise
-        if type(error).__module__.split(".")[0] not in LAUNCHERS:
-            traceback.print_exc()
-        first = next(iter(str(error).strip().splitlines()), "")
-        print(f"error: launcher={launcher}: {type(error).__name__}: {first}", file=sys.stderr, flush=True)
-
-
 def answer(arguments: Sequence[str]) -> int:
     """Let Hydra answer; it reads the command line of its process, so that other words need one of their own."""
     if list(arguments) != sys.argv[1:]:
@@ -244,6 +224,8 @@ def answer(arguments: Sequence[str]) -> int:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_nothing)()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
+    except UNCOMPOSED as error:
+        raise ConfigError(first_line(error)) from None
     return 0
 
 
@@ -268,23 +250,28 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+def _validate_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("the folder that this command runs in is gone; allowed: cd to one that is there") from None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Validate, run, and return the exit code: 0 when every cell ended well, 1 when not, 2 after bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _validate_working_folder()
         with ended_by_sigterm():
             command = parse_command_line(words)
             if not command.answers:
                 with opened() as context:
                     validated = validate_command_line(command, context)
                     if not command.shows:
-                        return 1 if run(validated, context) else 0
+                        return run(validated.plan, lambda: validated.start(context), validated.runner.command)
             return answer(words)
     except StarquantError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except HydraException as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        show_error(error)
         return 2
     except KeyboardInterrupt as error:
         print("interrupted: what is finished is kept, the same command goes on from there", file=sys.stderr)

@@ -4,24 +4,26 @@ composition, as composing takes some ten times as long as validating.
 
 from __future__ import annotations
 
-import copy
+import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from starquant.sweeps.cells import Cell
-from starquant.sweeps.overrides import Compose, Groups, diagnose
+from starquant.sweeps.cells import Cell, plain_of
+from starquant.sweeps.overrides import UNCOMPOSED, Compose, Groups, diagnose
+
+WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 
 
 def varied_keys(overrides: Sequence[Override], groups: Groups) -> frozenset[str]:
     """Return the swept keys whose values can be set in a composed configuration: no group, no part of another key."""
     keys = [override.key_or_group for override in overrides]
 
-    def alone(key: str) -> bool:
-        return sum(other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.") for other in keys) == 1
+    def alone(key: str) -> bool:  # below a group, but no part of another value
+        others = [other for other in keys if other not in groups.names or other == key]
+        return sum(other == key or other.startswith(f"{key}.") or key.startswith(f"{other}.") for other in others) == 1
 
     return frozenset(
         o.key_or_group
@@ -51,7 +53,7 @@ class Composer:
         varied: frozenset[str] = frozenset(),
     ) -> None:
         self._compose, self._groups, self._parse, self._varied = compose, groups, parse, varied
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._plain: dict[tuple[str, ...], dict[str, Any]] = {}
         self._parsed: dict[str, object] = {}
         self.first: DictConfig | None = None
 
@@ -59,43 +61,61 @@ class Composer:
         """Compose and validate one cell.
 
         Raises:
-            ConfigError: an unknown key, a value that is not allowed, whatever else Hydra refuses.
+            CompositionError: an unknown key, whatever else Hydra refuses.
+            ConfigError: a value that is not allowed.
         """
         try:
-            return Cell.of(self._config(words))
-        except (HydraException, OmegaConfBaseException) as error:
+            config = self._config(words)
+        except UNCOMPOSED as error:
             raise diagnose(error, words, self._groups, self._compose) from None
+        return Cell.of(config)
 
-    def _config(self, words: list[str]) -> DictConfig:
-        """Return the configuration of a cell, good until the next call."""
+    def _config(self, words: list[str]) -> dict[str, Any]:
+        """Return the configuration of a cell as plain data."""
         varied = [word for word in words if word.partition("=")[0] in self._varied]
         shared = tuple(word for word in words if word not in varied)
         scalars = {word.partition("=")[0]: self._scalar(word) for word in varied}
-        config = self._composed.get(shared)
-        if config is None or not all(_settable(config, key, scalar) for key, scalar in scalars.items()):
-            config = self._compose(words)
-            if scalars:
-                self._composed[shared] = config
-            if self.first is None:
-                self.first = copy.deepcopy(config) if scalars else config
-        else:
-            for key, scalar in scalars.items():
-                OmegaConf.update(config, key, scalar, merge=True)  # as Hydra applies an override
-        return config
+        plain = self._plain.get(shared)
+        if plain is not None and all(_settable(plain, key, scalar) for key, scalar in scalars.items()):
+            return _with(plain, scalars)
+        config = self._compose(words)
+        self.first = self.first or config
+        plain = plain_of(config)
+        if scalars and plain == plain_of(config, resolve=False):  # no value that follows another
+            self._plain[shared] = plain
+        return plain
 
     def _scalar(self, word: str) -> object:
         if word not in self._parsed:
-            (override,) = self._parse([word])
-            self._parsed[word] = override.value()
+            number = word.partition("=")[2]
+            if WHOLE.fullmatch(number):  # of a range: without the grammar, which takes longer than all else
+                self._parsed[word] = int(number)
+            else:
+                (override,) = self._parse([word])
+                self._parsed[word] = override.value()
         return self._parsed[word]
 
 
-def _settable(config: DictConfig, key: str, scalar: object) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return (
-        isinstance(node, DictConfig)
-        and name in node
-        and not OmegaConf.is_config(node[name])
-        and not isinstance(scalar, (dict, list))
-    )
+def _settable(config: dict[str, Any], key: str, scalar: object) -> bool:
+    """Return whether a value that is there is replaced by one that means itself."""
+    if isinstance(scalar, dict | list) or (isinstance(scalar, str) and ("${" in scalar or scalar == "???")):
+        return False
+    here: Any = config
+    for part in key.split("."):
+        if not isinstance(here, dict) or part not in here:
+            return False
+        here = here[part]
+    return not isinstance(here, dict | list)
+
+
+def _with(config: dict[str, Any], scalars: dict[str, object]) -> dict[str, Any]:
+    """Return a configuration with other values; what is not changed is shared."""
+    changed = dict(config)
+    for key, scalar in scalars.items():
+        *parents, leaf = key.split(".")
+        here = changed
+        for part in parents:
+            here[part] = dict(here[part])
+            here = here[part]
+        here[leaf] = scalar
+    return changed

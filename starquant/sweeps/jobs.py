@@ -8,16 +8,18 @@ import os
 import signal
 import sys
 import traceback
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from starquant.errors import StarquantError
+from starquant.errors import StarquantError, show_error
 from starquant.runs.preflight import validate_paths
 from starquant.session.logs import on_terminal
 from starquant.session.processes import launched_rank
 from starquant.session.progress import for_terminal
 from starquant.session.session import Session
-from starquant.sweeps.cell_log import CellEntry, CellLog
+from starquant.sweeps.cell_log import CellEntry, CellLog, failed
 from starquant.sweeps.cells import Cell
 
 #: Names the process that started a sweep, to its workers on this machine.
@@ -30,27 +32,33 @@ class CellRunner:
 
     Attributes:
         session: opened with the first cell.
+        command: names the command that runs them.
         in_worker: this is a copy that a launcher sent to a worker process.
     """
 
     session: Session | None = field(default=None, compare=False)
+    command: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     in_worker: bool = field(default=False, init=False, compare=False)
 
-    def __getstate__(self) -> dict[str, bool | None]:
+    def __getstate__(self) -> dict[str, Any]:
         """Go to another process without the session, which is this one's."""
-        return {"session": None, "in_worker": True}
+        return {"session": None, "command": self.command, "in_worker": True}
 
-    def __call__(self, cell: Cell) -> None:
-        """Run one cell; an error is kept for the end, so that a sweep goes on."""
+    def __call__(self, cell: Cell) -> CellEntry | None:
+        """Run one cell; an error is kept for the end, so that a sweep goes on.
+
+        Returns:
+            What became of it; None from all processes of a run but the first.
+        """
         end_with_parent()
         if self.session is None:
             self.session = _worker_session() if self.in_worker else Session.open(for_terminal())
         if launched_rank():  # of several processes the first one tells
             with contextlib.suppress(StarquantError), on_terminal(shown=False):
                 execute_cell(cell, self.session)
-            return
+            return None
         with on_terminal():
-            _run_logged(cell, self.session)
+            return _run_logged(cell, self.session, self.command)
 
 
 @functools.cache
@@ -59,20 +67,23 @@ def _worker_session() -> Session:
     return Session.open(for_terminal())
 
 
-def _run_logged(cell: Cell, session: Session) -> None:
-    """Run a cell and write down what became of it."""
+def _run_logged(cell: Cell, session: Session, command: str) -> CellEntry:
+    """Run a cell, write down what became of it, and return that."""
     log = CellLog(cell.results)
     try:
-        with log.running(cell.key, cell.name) as outcome:
+        with log.running(cell.key, cell.name, command) as outcome:
             outcome.append(execute_cell(cell, session))
+        return outcome[-1]
     except StarquantError as error:
         if cell.spec.debug.traceback:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    except (Exception, SystemExit):  # a library may ask to exit
+        show_error(error)
+        return failed(cell.key, cell.name, error)
+    except (Exception, SystemExit) as error:  # a library may ask to exit
         if launched_rank() is not None:  # the other processes wait for this one: all must end
             raise
         traceback.print_exc()
+        return failed(cell.key, cell.name, error)
 
 
 def end_with_parent() -> None:
@@ -94,7 +105,7 @@ def forecast_cells(cells: Sequence[Cell]) -> int:
             expected = forecast(cell.spec, first=number == 0)
         except StarquantError as error:
             refused += 1
-            print(f"error: {cell.name}: {error}", file=sys.stderr, flush=True)
+            show_error(error)
             continue
         seconds += expected.seconds
         print(render(expected), end="\n\n" if len(cells) > 1 else "\n", flush=True)

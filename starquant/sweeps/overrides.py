@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,13 +12,16 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
+from starquant.config.messages import LONGEST_SHOWN
 from starquant.config.methods import METHODS
 from starquant.errors import ConfigError, nearest
+from starquant.sweeps.faults import CompositionError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 #: What a launcher needs beside the package: module, and the extra that installs it.
@@ -28,6 +33,8 @@ LAUNCHER_EXTRAS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "ray_gpu": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
+#: What Hydra raises of a configuration that it cannot read or put together.
+UNCOMPOSED = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
 #: Composes a configuration from overrides.
 Compose = Callable[[list[str]], DictConfig]
 
@@ -53,11 +60,41 @@ class Groups:
 
 
 def parse_overrides(words: Sequence[str], loader: ConfigLoader) -> list[Override]:
-    """Parse KEY=VALUE words; raises ConfigError."""
+    """Parse KEY=VALUE words; raises CompositionError, which says how to quote a value that is none of the grammar."""
+    parser = _parser(loader)
+    overrides = []
+    for word in words:
+        try:
+            overrides += parser.parse_overrides([word])
+        except (HydraException, ValueError, RecursionError) as error:  # ValueError: a number of too many digits
+            raise CompositionError(_unparsed(word, first_line(error), parser)) from None
+    return overrides
+
+
+@functools.lru_cache(maxsize=2)
+def _parser(loader: ConfigLoader) -> OverridesParser:
+    """Return a loader's parser: making one takes as long as parsing a hundred words."""
+    return OverridesParser.create(config_loader=loader)
+
+
+def _unparsed(word: str, why: str, parser: OverridesParser) -> str:
+    key, equals, value = word.partition("=")
+    shown = word if len(word) <= LONGEST_SHOWN else f"{word[:LONGEST_SHOWN]}..."
     try:
-        return OverridesParser.create(config_loader=loader).parse_overrides(list(words))
-    except HydraException as error:
-        raise ConfigError(first_line(error)) from None
+        parser.parse_override(quoted(key, value))
+    except (HydraException, ValueError, RecursionError):
+        return f"{shown}: not an override ({why}); allowed: KEY=VALUE, +KEY=VALUE, ~KEY"
+    return f"{key}: got {shown[len(key) + len(equals) :]}, unquoted ({why}); quote it: {in_shell(key, value)}"
+
+
+def quoted(key: str, value: str) -> str:
+    """Return an override whose value is a text, whatever is in it."""
+    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+
+
+def in_shell(key: str, value: str) -> str:
+    """Return the same as it is typed, shortened where it is long."""
+    return shlex.quote(quoted(key, value if len(value) <= LONGEST_SHOWN else "..."))
 
 
 def task_words(overrides: Iterable[Override]) -> list[str]:
@@ -71,9 +108,18 @@ def hydra_words(overrides: Iterable[Override]) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error, or of its cause where Hydra leaves its own empty."""
-    lines = str(error).strip().splitlines() or str(error.__cause__ or type(error).__name__).strip().splitlines()
-    return lines[0]
+    """Return an error as a line: of YAML, with file and place; where the cause says more than Hydra, with it."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: not valid YAML: {error.problem}"
+    if isinstance(error, OSError):
+        return f"{error.filename}: cannot be read: {error.strerror}" if error.filename else str(error)
+    cause = error.__cause__
+    if isinstance(cause, MarkedYAMLError | OSError):
+        return first_line(cause)
+    both = (error, cause) if isinstance(cause, OmegaConfBaseException) or not str(error).strip() else (error,)
+    lines = [str(one).strip().splitlines()[0] for one in both if str(one or "").strip()]
+    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
 
 
 def validate_option(override: Override, groups: Groups) -> None:
@@ -130,23 +176,23 @@ def expand(overrides: Iterable[Override]) -> Iterator[list[str]]:
     return map(list, itertools.product(*words.values()))
 
 
-def diagnose(error: Exception, words: Sequence[str], groups: Groups, compose: Compose) -> ConfigError:
+def diagnose(error: Exception, words: Sequence[str], groups: Groups, compose: Compose) -> CompositionError:
     """Return the clearest account of why `words` do not compose: the first key that is not there, or Hydra's line."""
     chosen = [word for word in words if word.partition("=")[0] in groups.names]
     try:
         base = OmegaConf.to_container(compose(chosen))
-    except (HydraException, OmegaConfBaseException):
-        return ConfigError(first_line(error))
+    except UNCOMPOSED:
+        return CompositionError(first_line(error))
     for word in words:
         key = word.partition("=")[0]
         if key not in groups.names and not key.startswith(("+", "~")):
             unknown = _unknown_key(base, key)
             if unknown is not None:
                 return unknown
-    return ConfigError(first_line(error))
+    return CompositionError(first_line(error))
 
 
-def _unknown_key(config: object, dotted: str) -> ConfigError | None:
+def _unknown_key(config: object, dotted: str) -> CompositionError | None:
     here = config
     parts = dotted.split(".")
     for depth, part in enumerate(parts):
@@ -154,7 +200,7 @@ def _unknown_key(config: object, dotted: str) -> ConfigError | None:
         if not isinstance(here, dict) or part not in here:
             where = ".".join(parts[: depth + 1])
             allowed = ", ".join(names) or "nothing"
-            return ConfigError(
+            return CompositionError(
                 f"{where}: unknown key; allowed: {allowed}.{nearest(part, names)} "
                 f"(an optional field that is not listed is added with +{dotted}=...)"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from starquant.errors import ConfigError
+from starquant.errors import ConfigError, RecordError
 from starquant.sweeps.cells import Cell, Plan, validate_folders, validate_plan
 from starquant.sweeps.composition import Composer, varied_keys
+from starquant.sweeps.faults import Faults
+from starquant.sweeps.launchers import validate_launcher
 from starquant.sweeps.overrides import (
     CONF,
     Groups,
@@ -63,10 +65,7 @@ class CellSweeper(Sweeper):
         parts: ListConfig | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        shared = {} if params is None else {str(key): params[key] for key in params}
-        several: Iterable[Any] = ({},) if parts is None else parts
-        self.params = [shared | {str(key): part[key] for key in part} for part in several]
-        self.max_batch_size = max_batch_size
+        self._params, self._parts, self.max_batch_size = params, parts, max_batch_size
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take what Hydra gives; the task function gets a `Cell` in place of a configuration."""
@@ -86,9 +85,10 @@ class CellSweeper(Sweeper):
         loader, config = self._context.config_loader, self._config
         groups = Groups(loader, config.hydra.overrides.hydra)
         own, first = parse_overrides(arguments, loader), None
+        swept = _swept_of(self._params, self._parts)
         cells: dict[str, tuple[Cell, tuple[str, ...]]] = {}
-        folders = []
-        for params, said in divided(self.params, own):
+        folders, faults = [], Faults()
+        for params, said in divided(swept, own):
             overrides = [*self._swept(params, said), *said]
             for override in overrides:
                 validate_option(override, groups)
@@ -100,10 +100,12 @@ class CellSweeper(Sweeper):
                 varied=varied_keys(overrides, groups),
             )
             for words in expand(overrides):
-                cell = composer.cell(words)
-                cells.setdefault(cell.key, (cell, tuple(words)))
-                folders.append(cell.spec.paths.results)
+                with faults.of_a_cell():
+                    cell = composer.cell(words)
+                    cells.setdefault(cell.key, (cell, tuple(words)))
+                    folders.append(cell.spec.paths.results)
             first = first or composer.first
+        faults.validate()
         if first is None:
             raise ConfigError("the sweep has no cells: one of its keys has no value")
         validate_folders(folders)
@@ -114,6 +116,7 @@ class CellSweeper(Sweeper):
             config=first,
         )
         validate_plan(plan)
+        validate_launcher(plan)
         return plan
 
     def _swept(self, params: Mapping[str, Any], own: Sequence[Override]) -> list[Override]:
@@ -143,8 +146,22 @@ class CellSweeper(Sweeper):
             settings.sweep.dir = name.text
             settings.overrides.hydra.append(f"hydra.sweep.dir={name.with_quotes()}")  # jobs compose from these
         folder = Path(settings.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self._config, folder / "multirun.yaml")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self._config, folder / "multirun.yaml")
+        except OSError as error:
+            raise RecordError(f"hydra.sweep.dir: {folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _swept_of(params: object, parts: object) -> list[dict[str, Any]]:
+    """Return the keys and values of each part of an experiment; raises ConfigError for what is no such thing."""
+    shared, several = {} if params is None else params, [{}] if parts is None else parts
+    if not isinstance(shared, dict | DictConfig):
+        raise ConfigError(f"hydra.sweeper.params: got {shared!r}, allowed: KEY: VALUES")
+    if not isinstance(several, list | ListConfig) or not all(isinstance(part, dict | DictConfig) for part in several):
+        raise ConfigError(f"hydra.sweeper.parts: got {several!r}, allowed: a list of KEY: VALUES")
+    own = {str(key): shared[key] for key in shared}
+    return [own | {str(key): part[key] for key in part} for part in several]
 
 
 def divided(

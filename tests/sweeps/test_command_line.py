@@ -178,12 +178,14 @@ def test_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_one_bad_cell_does_not_stop_a_sweep(tmp_path: Path) -> None:
-    cells = ("-m", "bits.weights.group_size=100,32", "method=rtn")
+    """What another run has to leave first is judged by the cell that reads it."""
+    cells = ("-m", "stage=evaluate", "method=rtn,none")
     done = run_in_process(*cells, "tasks.names=[testbed_facts]", "tasks.limit=8", results=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "bits.weights.group_size: got 100, which does not divide" in done.stderr
-    assert len(list((tmp_path / "records").glob("tiny-w4a4-*.json"))) == 1
+    assert "nothing of this code was calibrated for tiny w4a4 rtn; run stage=calibrate first" in done.stderr
+    assert "2 cells: 1 done, 1 failed" in done.stderr
+    assert len(list((tmp_path / "records").glob("tiny-w16a16-*.json"))) == 1
 
 
 def test_sweep_computes_full_precision_once(tmp_path: Path) -> None:

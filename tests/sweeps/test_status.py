@@ -23,6 +23,7 @@ from starquant.sweeps.progress import SweepBar, summary
 from starquant.sweeps.status import main
 from starquant.sweeps.sweeper import CellSweeper
 from tests.support.paths import REPOSITORY
+from tests.support.sweeps import Runner
 
 BITS = ("w3a3", "w4a4", "w4a8", "w8a8")
 
@@ -42,7 +43,7 @@ def _planned(arguments: tuple[str, ...]) -> Plan:
     return found
 
 
-def end(results: Path, cell: Cell, state: str, **more: Any) -> None:
+def end(results: Path, cell: Cell, state: str, **more: Any) -> CellEntry | None:
     """Leave a cell as a process would; died: neither an end nor a lock."""
     with CellLog(results).running(cell.key, cell.name) as outcome:
         if state == "done":
@@ -52,6 +53,7 @@ def end(results: Path, cell: Cell, state: str, **more: Any) -> None:
             more["record"] = record.relative_to(results).as_posix()
         if state != "died":
             outcome.append(CellEntry(key=cell.key, name=cell.name, state=state, **more))
+    return outcome[-1] if outcome else None
 
 
 def entry(name: str, state: str, **more: Any) -> CellEntry:
@@ -244,11 +246,13 @@ def test_a_sweep_is_summed_up_whatever_its_cells_have_left(
     three, four, mixed, _ = planned(arguments).cells
     launched: list[Plan] = []
 
-    def launch(self: CellSweeper, plan: Plan) -> None:
+    def launch(self: CellSweeper, plan: Plan) -> list[CellEntry | None]:
         launched.append(plan)
-        end(tmp_path, three, "done", reused=True)
-        end(tmp_path, four, "done")
-        end(tmp_path, mixed, "failed", error="bits: a bad one")
+        return [
+            end(tmp_path, three, "done", reused=True),
+            end(tmp_path, four, "done"),
+            end(tmp_path, mixed, "failed", error="bits: a bad one"),
+        ]
 
     monkeypatch.setattr(CellSweeper, "launch", launch)
     assert command_line.main(arguments) == 1
@@ -293,7 +297,9 @@ def test_exit_code_of_a_single_run(
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(
-        command_line, "CellRunner", lambda: lambda cell: state() if callable(state) else end(tmp_path, cell, state)
+        command_line,
+        "CellRunner",
+        lambda: Runner(lambda cell: state() if callable(state) else end(tmp_path, cell, state)),
     )
     assert command_line.main(["bits=w8a8", "method=rtn", f"paths.results={tmp_path}"]) == code
     err = capsys.readouterr().err

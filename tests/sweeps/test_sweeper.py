@@ -24,13 +24,14 @@ from starquant.sweeps.overrides import CONF, expand, parse_overrides
 from starquant.sweeps.sweeper import CellSweeper, Jobs, opened
 from tests.support.paths import REPOSITORY
 from tests.support.specs import spec
+from tests.support.sweeps import Runner
 
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
     """The cells that `main` runs, in order; nothing is computed."""
     cells: list[Cell] = []
-    monkeypatch.setattr(command_line, "CellRunner", lambda: cells.append)
+    monkeypatch.setattr(command_line, "CellRunner", lambda: Runner(cells.append))
     return cells
 
 

@@ -1,0 +1,129 @@
+"""The runs of a sweep, judged by what they read before the first one is run: every checkpoint, device and text once.
+
+A run alone is judged by itself, in the same words, before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from starquant.calibration import segments
+from starquant.config.methods import METHODS
+from starquant.config.run import RunSpec
+from starquant.errors import StarquantError
+from starquant.models import load_tokenizer
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.checkpoint import Checkpoint
+from starquant.models.loading import validate_checkpoint, validate_device
+from starquant.models.validation import skeleton_of
+from starquant.runs.inputs import read_texts
+from starquant.runs.packed import with_bits_of
+from starquant.runs.placement import on_disk
+from starquant.session.devices import FREE, leased
+from starquant.testbed.folders import testbed_folder
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Judge:
+    """Judges runs; what several of them share is looked at once.
+
+    Args:
+        here: whether they are run by this process, on the devices and in the memory that it sees.
+    """
+
+    def __init__(self, here: bool) -> None:
+        self._here = here
+        self._outcomes: dict[tuple[str, ...], Any] = {}
+
+    def validate(self, spec: RunSpec) -> None:
+        """Judge a run: device, checkpoint, data, method, text, memory. What lies on the hub is not fetched for it.
+
+        Raises:
+            StarquantError: what the run itself would be refused for.
+        """
+        spec = spec.canonical()
+        if self._here:
+            self._once(("device", spec.runtime.device), _validate_device, spec.runtime.device)
+        folder = _local_folder(spec)
+        self._validate_data(spec)
+        if folder is None:
+            return
+        checkpoint, skeleton = self._once(("checkpoint", str(folder)), _read_checkpoint, folder)
+        spec = with_bits_of(spec, checkpoint)
+        method = (spec.method.model_dump_json(), spec.bits.model_dump_json())
+        self._once(("method", str(folder), *method), _validate_method, spec, skeleton)
+        self._once(("texts", str(folder), *_texts_of(spec)), _validate_texts, spec, folder, skeleton)
+        if self._here and spec.runtime.device != FREE:
+            blocks = (spec.runtime.blocks, spec.runtime.device, spec.model.dtype, str(spec.quantizes))
+            self._once(("blocks", str(folder), *blocks), on_disk, spec, checkpoint, spec.runtime.device)
+
+    def _validate_data(self, spec: RunSpec) -> None:
+        from starquant.evaluation import offline
+
+        folder = spec.tasks.data_dir
+        if folder is not None:
+            key = ("data", folder, *sorted(spec.tasks.names))
+            self._once(key, offline.validate_data, Path(folder), spec.tasks.names)
+        for name, source in (("calibration", spec.calibration.source), ("fidelity", spec.fidelity.source)):
+            if source is not None and not segments.is_on_hub(source, folder):
+                key = ("source", name, source.model_dump_json(), str(folder))
+                self._once(key, segments.fingerprint, source, folder, f"{name}.source")
+
+    def _once(self, key: tuple[str, ...], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `work` returns for a key, or raise the error of the user that it has raised."""
+        if key not in self._outcomes:
+            try:
+                self._outcomes[key] = work(*args, **kwargs)
+            except StarquantError as error:
+                self._outcomes[key] = error
+        outcome = self._outcomes[key]
+        if isinstance(outcome, StarquantError):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+
+
+def _validate_device(device: str) -> None:
+    if device != FREE:
+        validate_device(device)
+    elif not torch.cuda.is_available():
+        with leased(device):
+            pass
+
+
+def _local_folder(spec: RunSpec) -> Path | None:
+    """Return the folder of a run's checkpoint, None of one that lies on the hub."""
+    model = spec.model
+    if model.path is None:
+        assert model.seed is not None
+        return testbed_folder(model.testbed, model.seed)
+    return Path(model.path) if Path(model.path).is_dir() else None
+
+
+def _read_checkpoint(folder: Path) -> tuple[Checkpoint, MaskedDiffusionModel]:
+    checkpoint, family = validate_checkpoint(folder)
+    skeleton = skeleton_of(checkpoint, family.model)
+    assert isinstance(skeleton, MaskedDiffusionModel)
+    return checkpoint, skeleton
+
+
+def _validate_method(spec: RunSpec, skeleton: MaskedDiffusionModel) -> None:
+    METHODS.build(spec.method).validate(skeleton, spec.bits)
+
+
+def _texts_of(spec: RunSpec) -> tuple[str, ...]:
+    """Return what the texts of a run depend on, but for seeds, which choose among them."""
+    calibration, fidelity = spec.calibration, spec.fidelity
+    parts = (calibration.source, calibration.states, fidelity.source, fidelity.states, spec.model.trajectory)
+    return (str(spec.tasks.data_dir), *("" if part is None else part.model_dump_json() for part in parts))
+
+
+def _validate_texts(spec: RunSpec, folder: Path, skeleton: MaskedDiffusionModel) -> None:
+    sources = [part.source for part in (spec.calibration, spec.fidelity) if part.source is not None]
+    if not any(segments.is_on_hub(source, spec.tasks.data_dir) for source in sources):
+        read_texts(spec, load_tokenizer(folder), skeleton)
