@@ -63,8 +63,10 @@ class Plan:
 
     @property
     def launcher(self) -> str:
-        """Option of the launcher group."""
-        return str(self.config.hydra.runtime.choices.get("launcher", "basic"))
+        """Option of the launcher group, or of Hydra's own, which does without our presets."""
+        choices = self.config.hydra.runtime.choices
+        ours, hydras = (str(choices.get(name) or "basic") for name in ("launcher", "hydra/launcher"))
+        return hydras if ours == "basic" else ours
 
     @property
     def experiment(self) -> str | None:

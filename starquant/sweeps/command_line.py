@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,11 +34,11 @@ from starquant.sweeps.jobs import CellRunner
 from starquant.sweeps.launchers import validate_launcher
 from starquant.sweeps.overrides import (
     CONF,
-    UNCOMPOSED,
     Groups,
     first_line,
     hydra_words,
     in_shell,
+    is_of_configuration,
     parse_overrides,
     quoted,
     task_words,
@@ -64,6 +65,11 @@ class CommandLine:
     multirun: bool = False
     answers: bool = False
     shows: bool = False
+
+    @property
+    def searched(self) -> list[str]:
+        """Those that name further folders of the configuration."""
+        return [word for word in self.overrides if word.startswith("hydra.searchpath=")]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -163,15 +169,19 @@ def validate_command_line(command: CommandLine, context: HydraContext) -> Valida
             -m, a launcher that is not installed, cells that cannot be run together.
     """
     try:
-        return _validated(command, context)
-    except UNCOMPOSED as error:
-        raise ConfigError(first_line(error)) from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="provider=hydra.searchpath")  # a folder that is not there
+            return _validated(command, context)
+    except Exception as error:
+        if isinstance(error, StarquantError) or not is_of_configuration(error):
+            raise
+        raise ConfigError(first_line(error, command.searched)) from None
 
 
 def _validated(command: CommandLine, context: HydraContext) -> Validated:
     loader = context.config_loader
     overrides = parse_overrides(command.overrides, loader)
-    groups = Groups(loader, [word for word in command.overrides if word.startswith("hydra.searchpath=")])
+    groups = Groups(loader, command.searched)
     for override in overrides:
         validate_option(override, groups)
         if override.key_or_group.startswith("hydra.callbacks"):
@@ -187,9 +197,10 @@ def _single(overrides: Sequence[Override], groups: Groups, context: HydraContext
     for override in overrides:
         if override.is_sweep_override():
             key, _, value = (override.input_line or "").partition("=")
+            text = override.key_or_group not in groups.names and "(" not in value
+            hint = f", or quote it: {in_shell(key, value)}" if text else ""
             raise ConfigError(
-                f"{override.key_or_group}: got several values, {key}={value}; add -m to run a sweep"
-                + (f", or quote it: {in_shell(key, value)}" if override.key_or_group not in groups.names else "")
+                f"{override.key_or_group}: got several values, {key}={value}; add -m to run a sweep{hint}"
             )
 
     def compose(words: list[str]) -> DictConfig:
@@ -224,7 +235,9 @@ def answer(arguments: Sequence[str]) -> int:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_nothing)()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
-    except UNCOMPOSED as error:
+    except Exception as error:
+        if isinstance(error, StarquantError) or not is_of_configuration(error):
+            raise
         raise ConfigError(first_line(error)) from None
     return 0
 

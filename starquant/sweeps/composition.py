@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from starquant.sweeps.cells import Cell, plain_of
-from starquant.sweeps.overrides import UNCOMPOSED, Compose, Groups, diagnose
+from starquant.sweeps.overrides import Compose, Groups, diagnose, is_of_configuration
 
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 
@@ -66,7 +66,9 @@ class Composer:
         """
         try:
             config = self._config(words)
-        except UNCOMPOSED as error:
+        except Exception as error:
+            if not is_of_configuration(error):
+                raise
             raise diagnose(error, words, self._groups, self._compose) from None
         return Cell.of(config)
 

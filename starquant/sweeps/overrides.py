@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 import shlex
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,8 +35,8 @@ LAUNCHER_EXTRAS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "ray_gpu": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
-#: What Hydra raises of a configuration that it cannot read or put together.
-UNCOMPOSED = (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, OSError, RecursionError)
+#: What Hydra reads and composes with: an exception that rises there is of a configuration.
+READERS = ("hydra", "omegaconf", "yaml", "antlr4")
 #: Composes a configuration from overrides.
 Compose = Callable[[list[str]], DictConfig]
 
@@ -48,11 +50,11 @@ class Groups:
     """
 
     def __init__(self, loader: ConfigLoader, searched: Sequence[str] = ()) -> None:
-        self._loader, self._searched = loader, list(searched)
+        self._loader, self.searched = loader, list(searched)
         self.names = frozenset(self._listed("", ObjectType.GROUP)) - {"hydra"}
 
     def _listed(self, group: str, kind: ObjectType) -> list[str]:
-        return self._loader.get_group_options(group, kind, overrides=self._searched)
+        return self._loader.get_group_options(group, kind, overrides=self.searched)
 
     def options(self, group: str) -> list[str]:
         """Return the options of a group, sorted."""
@@ -84,7 +86,10 @@ def _unparsed(word: str, why: str, parser: OverridesParser) -> str:
         parser.parse_override(quoted(key, value))
     except (HydraException, ValueError, RecursionError):
         return f"{shown}: not an override ({why}); allowed: KEY=VALUE, +KEY=VALUE, ~KEY"
-    return f"{key}: got {shown[len(key) + len(equals) :]}, unquoted ({why}); quote it: {in_shell(key, value)}"
+    got = shown[len(key) + len(equals) :]
+    if value[:1] in {*"[{'\""}:
+        return f"{key}: got {got}, which is not a list, an object or a quoted text to its end ({why})"
+    return f"{key}: got {got}, unquoted ({why}); quote it: {in_shell(key, value)}"
 
 
 def quoted(key: str, value: str) -> str:
@@ -107,19 +112,50 @@ def hydra_words(overrides: Iterable[Override]) -> list[str]:
     return [override.input_line or "" for override in overrides if override.is_hydra_override()]
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error as a line: of YAML, with file and place; where the cause says more than Hydra, with it."""
+def is_of_configuration(error: Exception) -> bool:
+    """Return whether Hydra has met words or files that it cannot read or put together."""
+    if isinstance(error, HydraException | OmegaConfBaseException | YAMLError | RecursionError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(set(Path(frame.filename).parts) & {*READERS} for frame in frames[-4:])
+
+
+def first_line(error: BaseException, searched: Sequence[str] = ()) -> str:
+    """Return an error as a line: with its key, of YAML with file and place, with its cause where that says more.
+
+    Args:
+        error: of the configuration.
+        searched: overrides that name further folders of it.
+    """
+    cause = error.__cause__
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: not valid YAML: {error.problem}"
-    if isinstance(error, OSError):
-        return f"{error.filename}: cannot be read: {error.strerror}" if error.filename else str(error)
-    cause = error.__cause__
     if isinstance(cause, MarkedYAMLError | OSError):
         return first_line(cause)
-    both = (error, cause) if isinstance(cause, OmegaConfBaseException) or not str(error).strip() else (error,)
-    lines = [str(one).strip().splitlines()[0] for one in both if str(one or "").strip()]
-    return ": ".join(dict.fromkeys(lines)) or type(error).__name__
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: cannot be read: {error.strerror}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_not_utf8(searched) or 'a file of the configuration'}: not UTF-8 ({error.reason})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    key = getattr(error, "full_key", None)
+    if key:
+        return f"{key}: {line}"
+    return f"{line}: {first_line(cause)}" if isinstance(cause, OmegaConfBaseException) else line
+
+
+def _not_utf8(searched: Iterable[str]) -> Path | None:
+    """Return the first file of the configuration's groups that is not UTF-8."""
+    further = [folder for word in searched for folder in re.findall(r"file://([^\"\],]+)", word)]
+    for path in (path for folder in (CONF, *further) for path in sorted(Path(folder).glob("*/*.yaml"))):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return path
+        except OSError:
+            continue
+    return None
 
 
 def validate_option(override: Override, groups: Groups) -> None:
@@ -181,15 +217,17 @@ def diagnose(error: Exception, words: Sequence[str], groups: Groups, compose: Co
     chosen = [word for word in words if word.partition("=")[0] in groups.names]
     try:
         base = OmegaConf.to_container(compose(chosen))
-    except UNCOMPOSED:
-        return CompositionError(first_line(error))
+    except Exception as again:
+        if not is_of_configuration(again):
+            raise
+        return CompositionError(first_line(error, groups.searched))
     for word in words:
         key = word.partition("=")[0]
         if key not in groups.names and not key.startswith(("+", "~")):
             unknown = _unknown_key(base, key)
             if unknown is not None:
                 return unknown
-    return CompositionError(first_line(error))
+    return CompositionError(first_line(error, groups.searched))
 
 
 def _unknown_key(config: object, dotted: str) -> CompositionError | None:
