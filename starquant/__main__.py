@@ -54,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    try:
+        os.getcwd()
+    except OSError:
+        print("error: the folder that this command runs in is gone; cd to one that is there", file=sys.stderr)
+        return 2
     if not interactive():
         os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
     code: int = import_module(COMMANDS[first][0]).main(words)

@@ -9,6 +9,8 @@ from pydantic import Field
 from starquant.config.fields import INERT, Count, Name, Spec, TaskName, UserPath
 from starquant.errors import ConsentError
 
+#: What the tasks of the test-beds are led by, whose items come with the package.
+SHIPPED = ("testbed_", "smol_")
 #: Tasks that run programs which the model writes.
 EXECUTES_CODE = ("humaneval",)
 #: Why one of them is left out.
@@ -36,6 +38,11 @@ class TasksSpec(Spec):
     allow_weak_sandbox: bool = Field(default=False, json_schema_extra=INERT)
     data_fingerprint: str | None = None
     left_out: dict[str, str] | None = Field(default=None, json_schema_extra=INERT)
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether all items come with the package."""
+        return all(name.startswith(SHIPPED) for name in self.names)
 
     def consented(self) -> TasksSpec:
         """Return the tasks that the user's consent covers; the others are left out.

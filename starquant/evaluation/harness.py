@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from starquant.config.tasks import TasksSpec, validate_consent
 from starquant.evaluation.code_execution import agreed_to
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.responses import ResponseLog
-from starquant.evaluation.suites import task_manager
+from starquant.evaluation.suites import quiet, task_manager
 from starquant.store.record import Score
 
 _UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"}
@@ -72,7 +69,7 @@ def evaluate(
     validate_consent(tasks)
     scores: list[Score] = []
     items: dict[str, list[dict[str, Any]]] = {}
-    with _quiet(verbose), agreed_to(tasks), task_manager(tasks) as manager:
+    with quiet(verbose), agreed_to(tasks), task_manager(tasks) as manager:
         for name in tasks.names:
             lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl", lm.rank)
             results = _results(lm, model, tasks, name, manager)
@@ -115,7 +112,7 @@ def answer_some(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, 
     validate_consent(tasks)
     fewer = tasks.model_copy(update={"limit": min(items, tasks.limit or items)})
     lm.responses = ResponseLog(None)
-    with _quiet(verbose=False), agreed_to(tasks), task_manager(tasks) as manager:
+    with quiet(verbose=False), agreed_to(tasks), task_manager(tasks) as manager:
         sizes = _results(lm, model, fewer, name, manager)["n-samples"].values()
     return sum(n["effective"] for n in sizes), sum(min(n["original"], tasks.limit or n["original"]) for n in sizes)
 
@@ -193,28 +190,3 @@ def _item(row: dict[str, Any]) -> dict[str, Any]:
     """Keep what later tables need of one item: identity, target, answers and metrics, not the document."""
     dropped = {"doc", "arguments", "prompt_hash", "target_hash"}
     return {key: value for key, value in row.items() if key not in dropped}
-
-
-@contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Hide lm-eval's and datasets' chatter; errors stay visible."""
-    if verbose:
-        yield
-        return
-    import datasets
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    bars = datasets.utils.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            datasets.enable_progress_bars()

@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lm_eval.tasks import TaskManager
 
-from starquant.config.tasks import TasksSpec
-from starquant.errors import ConfigError, nearest
+from starquant.config.tasks import SHIPPED, TasksSpec
+from starquant.errors import ConfigError, DataError, nearest
 from starquant.evaluation import offline
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
-#: Of the test-beds' suites, whose misspelt names are the package's own, too.
-OWN_PREFIXES = ("testbed_", "smol_")
 
 
 def is_own(tasks: TasksSpec) -> bool:
     """Whether all tasks are the package's own (`tasks/FOLDER/NAME.yaml`), the test-beds' suites by their prefix."""
     own = {path.stem for path in TASK_FOLDER.glob("*/*.yaml")} - {*offline.LOCAL_TASKS}
-    return all(name in own or name.startswith(OWN_PREFIXES) for name in tasks.names)
+    return all(name in own or name.startswith(SHIPPED) for name in tasks.names)
+
+
+def validate_tasks(tasks: TasksSpec, processes: int = 1) -> None:
+    """Load every task before the first one is scored.
+
+    Args:
+        tasks: to be scored.
+        processes: that share the items of each.
+
+    Raises:
+        ConfigError: a name lm-eval does not know, fewer items than processes.
+        DataError: items that cannot be read: no hub, a data set that is gone.
+    """
+    with task_manager(tasks) as manager:
+        for name in tasks.names:
+            for leaf, task in _loaded(manager, name, tasks).items():
+                count = min(len(task.eval_docs), tasks.limit or len(task.eval_docs))
+                if count < processes:
+                    raise ConfigError(
+                        f"tasks.limit: {leaf} has {count} items to share, got {processes} processes; allowed: at most "
+                        f"{count} processes"
+                    )
+
+
+def _loaded(manager: TaskManager, name: str, tasks: TasksSpec) -> dict[str, Any]:
+    try:
+        return dict(manager.load([name])["tasks"])
+    except Exception as error:  # offline, gone, gated, a cache that cannot be written: lm-eval and datasets have many
+        if is_own(tasks):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise DataError(
+            f"tasks.names: the items of {name} cannot be read ({type(error).__name__}: {reason}); allowed: a hub or "
+            "cache (HF_HOME) that can be used, or local files, tasks.data_dir=DIR"
+        ) from error
 
 
 @contextmanager
@@ -45,3 +81,28 @@ def task_manager(tasks: TasksSpec) -> Iterator[TaskManager]:
                     f"tasks.names.{index}: lm-eval has no task '{name}'.{nearest(name, manager.all_tasks)}"
                 )
         yield manager
+
+
+@contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Hide lm-eval's and datasets' chatter; errors stay visible."""
+    if verbose:
+        yield
+        return
+    import datasets
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    bars = datasets.utils.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,16 @@ def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
     return _download(name, revision)
 
 
-def _download(name: str, revision: str | None) -> Path:
+def validate_hub(name: str, revision: str | None = None) -> None:
+    """Judge whether the hub, or its cache here, has a checkpoint, by its configuration; raises CheckpointError."""
+    if not _HUB_ID.fullmatch(name):
+        resolve_folder(name, revision)
+    _download(name, revision, (CONFIG,))
+
+
+def _download(name: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(

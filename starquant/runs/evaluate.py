@@ -34,6 +34,22 @@ class OverlapCounter:
             log.warning("%d of %d items of %s share text with the calibration data", count, len(documents), task)
 
 
+def validate_tasks(spec: RunSpec, session: Session) -> None:
+    """Judge the tasks of a run that has to be computed, before anything is: each suite once a session.
+
+    Raises:
+        StarquantError: a task that lm-eval does not know, items that cannot be read, fewer items than processes.
+    """
+    from starquant.evaluation import suites
+
+    together = session.processes
+    key = spec.tasks.model_dump_json()
+    if key not in session.memory.tasks:
+        with suites.quiet(spec.debug.verbose):
+            together.by_first(suites.validate_tasks, spec.tasks, together.world)
+        session.memory.tasks.add(key)
+
+
 def evaluate_tasks(
     spec: RunSpec, loaded: Loaded, answers: Path, overlap: OverlapCounter, session: Session
 ) -> Evaluation:

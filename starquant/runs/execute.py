@@ -21,7 +21,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.loading import validate_device
 from starquant.quantized.probe import measure_operands
 from starquant.runs.calibrate import calibrate, read_fit
-from starquant.runs.evaluate import OverlapCounter, evaluate_tasks
+from starquant.runs.evaluate import OverlapCounter, evaluate_tasks, validate_tasks
 from starquant.runs.export import export_model, is_exported
 from starquant.runs.fidelity import fidelity_reference, measure_fidelity
 from starquant.runs.inputs import Inputs, pin
@@ -176,6 +176,7 @@ def _compute(
     spec: RunSpec, inputs: Inputs, artifact: Artifact | None, session: Session
 ) -> tuple[RunRecord, Items, Artifact | None]:
     """Load, calibrate, apply and evaluate."""
+    validate_tasks(spec, session)
     seconds: dict[str, float] = {}
     if session.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(session.device)

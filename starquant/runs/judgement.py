@@ -12,13 +12,14 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from starquant.calibration import segments
+from starquant.config.calibration import SourceSpec
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.errors import StarquantError
 from starquant.models import load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint
-from starquant.models.loading import validate_checkpoint, validate_device
+from starquant.models.loading import validate_checkpoint, validate_device, validate_hub
 from starquant.models.validation import skeleton_of
 from starquant.runs.inputs import read_texts
 from starquant.runs.packed import with_bits_of
@@ -42,7 +43,9 @@ class Judge:
         self._outcomes: dict[tuple[str, ...], Any] = {}
 
     def validate(self, spec: RunSpec) -> None:
-        """Judge a run: device, checkpoint, data, method, text, memory. What lies on the hub is not fetched for it.
+        """Judge a run: device, checkpoint, data, tasks, method, text, memory.
+
+        Of a checkpoint on the hub its configuration alone is fetched; weights are never read.
 
         Raises:
             StarquantError: what the run itself would be refused for.
@@ -53,12 +56,17 @@ class Judge:
         folder = _local_folder(spec)
         self._validate_data(spec)
         if folder is None:
+            if self._here:
+                hub = (str(spec.model.path), spec.model.revision)
+                self._once(("hub", *map(str, hub)), validate_hub, *hub)
             return
         checkpoint, skeleton = self._once(("checkpoint", str(folder)), _read_checkpoint, folder)
         spec = with_bits_of(spec, checkpoint)
         method = (spec.method.model_dump_json(), spec.bits.model_dump_json())
         self._once(("method", str(folder), *method), _validate_method, spec, skeleton)
-        self._once(("texts", str(folder), *_texts_of(spec)), _validate_texts, spec, folder, skeleton)
+        sources = [part.source for part in (spec.calibration, spec.fidelity) if part.source is not None]
+        if sources and all(self._has(source, spec.tasks.data_dir) for source in sources):
+            self._once(("texts", str(folder), *_texts_of(spec)), _validate_texts, spec, folder, skeleton)
         if self._here and spec.runtime.device != FREE:
             blocks = (spec.runtime.blocks, spec.runtime.device, spec.model.dtype, str(spec.quantizes))
             self._once(("blocks", str(folder), *blocks), on_disk, spec, checkpoint, spec.runtime.device)
@@ -71,9 +79,19 @@ class Judge:
             key = ("data", folder, *sorted(spec.tasks.names))
             self._once(key, offline.validate_data, Path(folder), spec.tasks.names)
         for name, source in (("calibration", spec.calibration.source), ("fidelity", spec.fidelity.source)):
-            if source is not None and not segments.is_on_hub(source, folder):
+            if source is not None and self._has(source, folder):
                 key = ("source", name, source.model_dump_json(), str(folder))
                 self._once(key, segments.fingerprint, source, folder, f"{name}.source")
+
+        if self._here and spec.is_scored and not spec.tasks.is_shipped:
+            from starquant.evaluation import suites
+
+            with suites.quiet(spec.debug.verbose):
+                self._once(("tasks", spec.tasks.model_dump_json()), suites.validate_tasks, spec.tasks)
+
+    def _has(self, source: SourceSpec, data_dir: str | None) -> bool:
+        """Return whether the items of a source can be looked at: those of the hub where the run is."""
+        return self._here or not segments.is_on_hub(source, data_dir)
 
     def _once(self, key: tuple[str, ...], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns for a key, or raise the error of the user that it has raised."""
@@ -124,6 +142,4 @@ def _texts_of(spec: RunSpec) -> tuple[str, ...]:
 
 
 def _validate_texts(spec: RunSpec, folder: Path, skeleton: MaskedDiffusionModel) -> None:
-    sources = [part.source for part in (spec.calibration, spec.fidelity) if part.source is not None]
-    if not any(segments.is_on_hub(source, spec.tasks.data_dir) for source in sources):
-        read_texts(spec, load_tokenizer(folder), skeleton)
+    read_texts(spec, load_tokenizer(folder), skeleton)

@@ -7,7 +7,6 @@ goes through the sweeper to Hydra's launchers.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from omegaconf import DictConfig
 
 from starquant.config.fields import validate_path
 from starquant.errors import ConfigError, StarquantError, nearest, show_error
+from starquant.session.processes import launched_rank
 from starquant.sweeps.cell_log import CellEntry
 from starquant.sweeps.cells import Plan, validate_plan
 from starquant.sweeps.composition import Composer
@@ -263,18 +263,10 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _validate_working_folder() -> None:
-    try:
-        os.getcwd()
-    except OSError:
-        raise ConfigError("the folder that this command runs in is gone; allowed: cd to one that is there") from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Validate, run, and return the exit code: 0 when every cell ended well, 1 when not, 2 after bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _validate_working_folder()
         with ended_by_sigterm():
             command = parse_command_line(words)
             if not command.answers:
@@ -284,7 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         return run(validated.plan, lambda: validated.start(context), validated.runner.command)
             return answer(words)
     except StarquantError as error:
-        show_error(error)
+        if not launched_rank():  # of several processes the first one tells
+            show_error(error)
         return 2
     except KeyboardInterrupt as error:
         print("interrupted: what is finished is kept, the same command goes on from there", file=sys.stderr)

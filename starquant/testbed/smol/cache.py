@@ -23,11 +23,14 @@ BUILD = "python -m starquant.testbed.smol.build"
 
 
 def cache_folder() -> Path:
-    """Return the folder of this package in the user's cache; it need not be there."""
+    """Return the folder of this package in the user's cache; raises ConfigError where nothing says where that is."""
     named, shared = os.environ.get("STARQUANT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if named:
         return Path(os.path.expanduser(named))
-    return (Path(shared) if shared else Path.home() / ".cache") / "starquant"
+    try:
+        return (Path(shared) if shared else Path.home() / ".cache") / "starquant"
+    except RuntimeError:
+        raise ConfigError("STARQUANT_CACHE: not set, and no home folder is known; set it to a folder") from None
 
 
 def smol_seeds() -> list[int]:
