@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import random
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from starquant.calibration.json_lines import lines, opened, parse_object
 from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,29 +70,6 @@ def validate_source(spec: SourceSpec, where: str) -> None:
         raise ConfigError(f"{where}.split: got '{spec.split}', allowed for '{spec.kind}': {allowed}")
 
 
-def read_bytes(path: Path, where: str) -> bytes:
-    """Return a file's content; raises DataError when it is missing, unreadable or empty."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{where}.path: {path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{where}.path: {path}: cannot be read: {error.strerror}") from None
-    if not content.strip():
-        raise DataError(f"{where}.path: {path}: holds no text")
-    return content
-
-
-def read_text(path: Path, where: str) -> str:
-    """Return a file's text; raises DataError as `read_bytes`, and when it is not UTF-8."""
-    content = read_bytes(path, where)
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{where}.path: {path}, line {line}: not UTF-8 ({error.reason})") from None
-
-
 def rows(spec: SourceSpec, data_dir: str | None, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, fields) of every item, the place being what an error about it names.
 
@@ -101,16 +82,53 @@ def rows(spec: SourceSpec, data_dir: str | None, where: str) -> Iterator[tuple[s
         for index, item in enumerate(_hub(spec, where)):
             yield f"{name}, {spec.split} item {index}", item
         return
-    # Not str.splitlines: it also splits at characters that JSON strings may hold, such as U+2028.
-    for number, line in enumerate(read_text(path, where).rstrip("\n").split("\n"), 1):
-        place = f"{where}.path: {path}, line {number}"
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also an integer of too many digits
-            raise DataError(f"{place}: not valid JSON ({error})") from None
-        if not isinstance(item, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(item).__name__}")
+    for _, place, item in _local(path, where):
         yield place, item
+
+
+def shuffled(
+    spec: SourceSpec,
+    data_dir: str | None,
+    where: str,
+    order: random.Random,
+    read: Callable[[str, dict[str, Any]], T],
+) -> Iterator[T]:
+    """Judge every item, then yield what `read` makes of them, in random order; a file's items are not kept in memory.
+
+    Raises:
+        DataError: as `rows`, and what `read` raises.
+    """
+    path = source_file(spec, data_dir)
+    if path is None:
+        items = [read(place, item) for place, item in rows(spec, data_dir, where)]
+        order.shuffle(items)
+        yield from items
+        return
+    offsets = array("Q")
+    for offset, place, item in _local(path, where):
+        read(place, item)
+        offsets.append(offset)
+    order.shuffle(offsets)
+    with opened(path, f"{where}.path: {path}") as stream:
+        for offset in offsets:
+            stream.seek(offset)
+            place = f"{where}.path: {path}, byte {offset}"
+            yield read(place, parse_object(stream.readline(), place))
+
+
+def _local(path: Path, where: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield offset, place and fields of every line; empty ones may stand at the end only."""
+    blank, number, file = 0, 0, f"{where}.path: {path}"
+    for number, (offset, line) in enumerate(lines(path, file), 1):
+        if not line.strip():
+            blank = blank or number
+            continue
+        place = f"{file}, line {blank or number}"
+        if blank:
+            raise DataError(f"{place}: not valid JSON (it is empty)")
+        yield offset, place, parse_object(line, place)
+    if number == 0 or blank == 1:
+        raise DataError(f"{file}: holds no text")
 
 
 def text_field(item: Mapping[str, Any], name: str, place: str) -> str:

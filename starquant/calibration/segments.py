@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration.batches import Segment
-from starquant.calibration.cutting import consecutive, encode
+from starquant.calibration.cutting import consecutive, encode, segments_of_file
 from starquant.calibration.datasets import (
     DATA_SETS,
     is_on_hub,
-    read_bytes,
-    read_text,
     rows,
+    shuffled,
     source_file,
     text_field,
     validate_source,
 )
+from starquant.calibration.json_lines import pieces
 from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.calibration.shipped_text import digest_of_text, shipped_segments
 from starquant.config.calibration import SourceSpec
@@ -44,7 +46,10 @@ def fingerprint(spec: SourceSpec, data_dir: str | None, where: str = "calibratio
     validate_source(spec, where)
     path = source_file(spec, data_dir)
     if path is not None:
-        return hashlib.sha256(read_bytes(path, where)).hexdigest()[:16]
+        content = hashlib.sha256()
+        for piece in pieces(path, f"{where}.path: {path}"):
+            content.update(piece)
+        return content.hexdigest()[:16]
     if spec.kind in SHIPPED:
         return digest_of_text(spec)
     digest = hashlib.sha256(f"{spec.kind}/{spec.split}\n".encode())
@@ -65,9 +70,10 @@ def read_segments(
 ) -> list[Segment]:
     """Return `spec.segments` segments of at most `spec.length` tokens.
 
-    "winogrande" and .txt files give plain text in consecutive, non-overlapping segments of exactly that length;
-    every other source gives one item a segment, its answer (or text) cut at the length, and skips items whose
-    prompt leaves no room. Prompt and answer are tokenized apart, as generation sees them.
+    "winogrande" and .txt files give plain text in consecutive, non-overlapping segments of exactly that length, of a
+    large .txt file from pieces here and there until there are enough. Every other source gives one item a segment, its
+    answer (or text) cut at the length, and skips items whose prompt leaves no room. Prompt and answer are tokenized
+    apart, as generation sees them.
 
     Args:
         spec: the source.
@@ -93,8 +99,7 @@ def read_segments(
     elif spec.kind == "winogrande":
         segments = _winogrande(spec, tokenizer, order, data_dir, where)
     elif spec.kind == "text" and path is not None and path.suffix == ".txt":
-        segments = consecutive(read_text(path, where), tokenizer, spec.length)
-        order.shuffle(segments)
+        segments = segments_of_file(path, f"{where}.path: {path}", tokenizer, spec.length, spec.segments, order)
     else:
         segments = _items(spec, tokenizer, order, data_dir, where)
     _validate_segments(segments, spec, tokenizer, where)
@@ -135,13 +140,14 @@ def _validate_segments(
 def _winogrande(
     spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, order: random.Random, data_dir: str | None, where: str
 ) -> list[Segment]:
-    sentences = [_sentence(place, item) for place, item in rows(spec, data_dir, where)]
-    order.shuffle(sentences)
+    stream = shuffled(spec, data_dir, where, order, _sentence)
+    sentences: list[str] = []
     taken = spec.segments * spec.length // _TOKENS_AN_ITEM + 1
     while True:
-        segments = consecutive(BLANK_LINE.join(sentences[:taken]), tokenizer, spec.length, whole=BLANK_LINE)
+        sentences += islice(stream, taken - len(sentences))
+        segments = consecutive(BLANK_LINE.join(sentences), tokenizer, spec.length, whole=BLANK_LINE)
         # One to spare: the last tokens of a text that is cut off may not be those of the longer text.
-        if len(segments) > spec.segments or taken >= len(sentences):
+        if len(segments) > spec.segments or len(sentences) < taken:
             return segments
         taken *= 2
 
@@ -171,13 +177,12 @@ def _prompt_and_answer(spec: SourceSpec, place: str, item: dict[str, object]) ->
 def _items(
     spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, order: random.Random, data_dir: str | None, where: str
 ) -> list[Segment]:
-    pairs = [_prompt_and_answer(spec, place, item) for place, item in rows(spec, data_dir, where)]
-    order.shuffle(pairs)
+    pairs = shuffled(spec, data_dir, where, order, partial(_prompt_and_answer, spec))
     return list(_fitting(pairs, tokenizer, spec))
 
 
 def _fitting(
-    pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, spec: SourceSpec
+    pairs: Iterable[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, spec: SourceSpec
 ) -> Iterator[Segment]:
     count = 0
     for prompt, answer in pairs:

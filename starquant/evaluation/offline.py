@@ -6,10 +6,7 @@ filters and versions stay the stock ones.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,7 +15,26 @@ from typing import Any
 
 import yaml
 
+from starquant.calibration.json_lines import lines, parse_object
 from starquant.errors import DataError
+from starquant.evaluation.item_fields import (
+    Kinds,
+    Relation,
+    Rule,
+    answer_among_labels,
+    answers,
+    any_text,
+    any_value,
+    label_among_endings,
+    lettered,
+    one_of,
+    program_to_complete,
+    short,
+    text,
+    texts,
+    with_gap,
+    worked_answer,
+)
 
 HERE = Path(__file__).parent
 
@@ -30,68 +46,72 @@ class LocalTask:
     Attributes:
         stock: YAML below lm_eval/tasks, "{subject}" for one a subject.
         files: split name of the stock YAML -> file below the data folder.
-        fields: what every line must have.
+        fields: what every line must have, and what may stand there.
+        relation: of the fields to each other.
         disable: splits of the stock YAML that have no file here.
         subjects: folder whose file names are the subjects, None for a single task.
     """
 
     stock: str
     files: dict[str, str]
-    fields: tuple[str, ...]
+    fields: dict[str, Rule]
+    relation: Relation | None = None
     disable: tuple[str, ...] = ()
     subjects: str | None = None
 
 
-_CHOICES = ("question", "choices", "answerKey")
 LOCAL_TASKS: dict[str, LocalTask] = {
     "truthfulqa_mc2": LocalTask(
         "truthfulqa/truthfulqa_mc2.yaml",
         {"validation": "truthfulqa/validation.jsonl"},
-        ("question", "mc1_targets", "mc2_targets"),
+        {"question": text, "mc1_targets": answers, "mc2_targets": answers},
     ),
     "arc_challenge": LocalTask(
         "arc/arc_challenge.yaml",
         {split: f"arc_challenge/{split}.jsonl" for split in ("train", "validation", "test")},
-        _CHOICES,
+        {"question": text, "choices": lettered, "answerKey": text},
+        relation=answer_among_labels,
     ),
     "hellaswag": LocalTask(
         "hellaswag/hellaswag.yaml",
         {"validation": "hellaswag/validation.jsonl.gz"},
-        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        {"activity_label": text, "ctx_a": any_text, "ctx_b": any_text, "endings": texts(2), "label": any_value},
+        relation=label_among_endings,
         disable=("training_split",),
     ),
     "winogrande": LocalTask(
         "winogrande/default.yaml",
         {split: f"winogrande/{split}.jsonl" for split in ("train", "validation")},
-        ("sentence", "option1", "option2", "answer"),
+        {"sentence": with_gap, "option1": text, "option2": text, "answer": one_of("1", "2")},
     ),
     "piqa": LocalTask(
         "piqa/piqa.yaml",
         {"validation": "piqa/validation.jsonl"},
-        ("goal", "sol1", "sol2", "label"),
+        {"goal": text, "sol1": text, "sol2": text, "label": one_of(0, 1)},
         disable=("training_split",),
     ),
     "mmlu": LocalTask(
         "mmlu/default/mmlu_{subject}.yaml",
         {"dev": "mmlu/dev/{subject}.jsonl", "test": "mmlu/test/{subject}.jsonl"},
-        ("question", "choices", "answer"),
+        {"question": text, "choices": texts(4, 4), "answer": one_of(0, 1, 2, 3)},
         subjects="mmlu/test",
     ),
     "ceval-valid": LocalTask(
         "ceval/ceval-valid_{subject}.yaml",
         {"dev": "ceval/dev/{subject}.jsonl", "val": "ceval/val/{subject}.jsonl"},
-        ("question", "A", "B", "C", "D", "answer"),
+        {"question": text, "A": text, "B": text, "C": text, "D": text, "answer": one_of("A", "B", "C", "D")},
         subjects="ceval/val",
     ),
     "humaneval": LocalTask(
         "",
         {"test": "humaneval/test.jsonl"},
-        ("task_id", "prompt", "test", "entry_point"),
+        {"task_id": text, "prompt": text, "test": text, "entry_point": text},
+        relation=program_to_complete,
     ),
     "gsm8k": LocalTask(
         "gsm8k/gsm8k.yaml",
         {split: f"gsm8k/{split}.jsonl" for split in ("train", "test")},
-        ("question", "answer"),
+        {"question": text, "answer": worked_answer},
     ),
 }
 
@@ -100,7 +120,8 @@ def validate_data(data_dir: Path, names: Iterable[str]) -> str:
     """Check every file of the named tasks, line by line, and return a digest of their content.
 
     Raises:
-        DataError: a missing folder or file, a line that is not a JSON object, a missing field; with file and line.
+        DataError: a missing folder or file, one that is no regular file, a line that is not a JSON object, a field that
+            is missing or holds what it may not; with file and line.
     """
     digest = hashlib.sha256()
     if not data_dir.is_dir():
@@ -111,7 +132,7 @@ def validate_data(data_dir: Path, names: Iterable[str]) -> str:
         task = LOCAL_TASKS[name]
         for path in _files(data_dir, task):
             digest.update(f"{path.relative_to(data_dir)}:".encode())
-            for line in _validated_lines(path, task.fields):
+            for line in _validated_lines(path, task):
                 digest.update(line)
     return digest.hexdigest()[:16]
 
@@ -130,34 +151,23 @@ def _files(data_dir: Path, task: LocalTask) -> list[Path]:
     return [data_dir / file.format(subject=subject) for subject in subjects for file in task.files.values()]
 
 
-def _validated_lines(path: Path, fields: tuple[str, ...]) -> Iterator[bytes]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    count = 0
-    try:
-        with opener(path, "rb") as stream:
-            for count, line in enumerate(stream, 1):
-                _validate_line(path, count, line, fields)
-                yield line
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: damaged gzip file ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if count == 0:
+def _validated_lines(path: Path, task: LocalTask) -> Iterator[bytes]:
+    kinds, line = Kinds(), b""
+    for number, (_, line) in enumerate(lines(path, str(path)), 1):
+        place = f"{path}, line {number}"
+        item = parse_object(line, place)
+        missing = [name for name in task.fields if name not in item]
+        if missing:
+            raise DataError(f"{place}: missing field '{missing[0]}'; required: {', '.join(task.fields)}")
+        fields = ((name, rule(item[name])) for name, rule in task.fields.items())
+        wrong = next(((name, allowed) for name, allowed in fields if allowed is not None), None)
+        wrong = wrong or (task.relation and task.relation(item)) or kinds.clash(item)
+        if wrong:
+            got = f"is {short(item[wrong[0]])}" if wrong[0] in item else "is of another kind"
+            raise DataError(f"{place}: field '{wrong[0]}' {got}, allowed: {wrong[1]}")
+        yield line
+    if not line:
         raise DataError(f"{path}: holds no items")
-
-
-def _validate_line(path: Path, number: int, line: bytes, fields: tuple[str, ...]) -> None:
-    try:
-        item = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
-    if not isinstance(item, dict):
-        raise DataError(f"{path}, line {number}: expected a JSON object, got {type(item).__name__}")
-    missing = [name for name in fields if name not in item]
-    if missing:
-        raise DataError(f"{path}, line {number}: missing field '{missing[0]}'; required: {', '.join(fields)}")
 
 
 def write_tasks(data_dir: Path, names: Iterable[str], folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +148,7 @@ def test_a_bad_line_is_named_by_file_and_number(data: Path, line: str, problem: 
 
 def test_a_line_that_is_not_utf8_is_refused(data: Path) -> None:
     (data / "piqa/validation.jsonl").write_bytes(b'{"goal": "\xff", "sol1": "", "sol2": "", "label": 0}\n')
-    with pytest.raises(DataError, match="line 1: not valid JSON"):
+    with pytest.raises(DataError, match="line 1: not UTF-8"):
         validate_data(data, ["piqa"])
 
 
@@ -157,6 +159,108 @@ def test_every_field_is_required(data: Path, name: str, field: str) -> None:
     with pytest.raises(DataError) as caught:
         validate_data(data, NINE)
     assert f"{data / name}, line 2: missing field '{field}'" in str(caught.value)
+
+
+def _bad(name: str, field: str, *values: object) -> list[tuple[str, str, object]]:
+    return [(name, field, value) for value in values]
+
+
+#: Values that lm-eval would score wrongly, or fail on with a traceback in the middle of a run.
+BAD_VALUES = [
+    *_bad("piqa/validation.jsonl", "label", "0", 2, -1, True, None, 0.0, [0], {}),
+    *_bad("piqa/validation.jsonl", "goal", "", "  ", 3, None, ["g"], True),
+    *_bad("piqa/validation.jsonl", "sol2", "", 1),
+    *_bad("hellaswag/validation.jsonl.gz", "label", "4", "x", "", -1, 9, True, 1.0, None, "0.0"),
+    *_bad("hellaswag/validation.jsonl.gz", "endings", [], ["a"], "abcd", ["a", 1], ["a", ""], None, {"a": "b"}),
+    *_bad("hellaswag/validation.jsonl.gz", "ctx_b", None, 1),
+    *_bad("winogrande/train.jsonl", "answer", "3", "", 1, "A", None),
+    *_bad("winogrande/validation.jsonl", "sentence", "no gap", "", 1),
+    *_bad("winogrande/validation.jsonl", "option1", "", None),
+    *_bad("mmlu/test/anatomy.jsonl", "answer", 4, -1, "1", "B", True, 1.0),
+    *_bad("mmlu/dev/anatomy.jsonl", "choices", ["a", "b", "c"], ["a", "b", "c", "d", "e"], "abcd", [1, 2, 3, 4]),
+    *_bad("ceval/val/law.jsonl", "answer", "E", "a", "", 1, "AB"),
+    *_bad("ceval/dev/law.jsonl", "C", "", 3),
+    *_bad("arc_challenge/test.jsonl", "answerKey", "C", "", 1, None, "AB"),
+    *_bad(
+        "arc_challenge/train.jsonl",
+        "choices",
+        {"text": ["a", "b"], "label": ["A"]},
+        {"text": ["a", "b"], "label": ["A", "A"]},
+        {"text": ["a", "b"]},
+        {"text": "ab", "label": "AB"},
+        ["a", "b"],
+    ),
+    *_bad(
+        "truthfulqa/validation.jsonl",
+        "mc2_targets",
+        {"choices": ["a", "b"], "labels": [1]},
+        {"choices": ["a", "b"], "labels": [1, 1]},
+        {"choices": ["a", "b"], "labels": [0, 0]},
+        {"choices": ["a", "b"], "labels": [1, 2]},
+        {"choices": ["a", "b"], "labels": [True, False]},
+        {"choices": ["a", 1], "labels": [1, 0]},
+        {"choices": [], "labels": []},
+        [],
+    ),
+    *_bad("gsm8k/test.jsonl", "answer", "12", "", 12, "a ####", "#### x", None),
+    *_bad("humaneval/test.jsonl", "prompt", "def g():\n", "x = 1\n", "def f(:\n", "def f():\n    pass\nclass A:\n", 1),
+    *_bad("humaneval/test.jsonl", "test", "def check(f:", "assert True", "", 1),
+    *_bad("humaneval/test.jsonl", "entry_point", "g", "f()", "", None),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), BAD_VALUES)
+def test_a_field_that_holds_what_it_may_not_is_refused(data: Path, name: str, field: str, value: object) -> None:
+    good = json.dumps(ROWS[name])
+    _write(data / name, f"{good}\n{json.dumps(ROWS[name] | {field: value})}\n{good}\n")
+    with pytest.raises(DataError) as caught:
+        validate_data(data, NINE)
+    message = str(caught.value)
+    named = "prompt" if field == "entry_point" and value and value != 1 else field
+    assert message.startswith(f"{data / name}, line 2: field '{named}' is ") and ", allowed: " in message
+    assert "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "field"),
+    [
+        ({"more": 1}, {"more": "1"}, "more"),
+        ({"more": None}, {"more": True}, None),
+        ({"more": 1}, {"more": 1.5}, None),
+        ({"more": [1]}, {"more": [1, "a"]}, "more[]"),
+        ({"more": {"a": 1}}, {"more": {"a": []}}, "more.a"),
+        ({"more": {"a": 1}}, {"other": {"a": []}}, None),
+        ({"more": True}, {"more": 0}, "more"),
+    ],
+)
+def test_a_field_has_one_kind_of_values(data: Path, first: dict, second: dict, field: str | None) -> None:
+    """Even one that no task reads: the reader of the files refuses a mixture, in the middle of a run."""
+    row = ROWS["piqa/validation.jsonl"]
+    _write(data / "piqa/validation.jsonl", json.dumps(row | first) + "\n" + json.dumps(row | second) + "\n")
+    if field is None:
+        validate_data(data, ["piqa"])
+        return
+    with pytest.raises(
+        DataError, match=rf"line 2: field '{re.escape(field)}' is .*, allowed: .*as in the lines before"
+    ):
+        validate_data(data, ["piqa"])
+
+
+@pytest.mark.parametrize("line", ['{"goal": NaN}', '{"goal": "g", "goal": "g"}', '{"goal": "\\ud800"}', '{"n": 1e999}'])
+def test_what_json_readers_differ_on_is_refused(data: Path, line: str) -> None:
+    """All of these: tests/calibration/test_json_lines.py."""
+    row = json.dumps(ROWS["piqa/validation.jsonl"])
+    _write(data / "piqa/validation.jsonl", f"{row}\n{line[:-1]}, {row[1:]}\n")
+    with pytest.raises(DataError, match=r"validation\.jsonl, line 2: "):
+        validate_data(data, ["piqa"])
+
+
+def test_a_pipe_is_refused(data: Path) -> None:
+    for name, task in (("piqa/validation.jsonl", "piqa"), ("hellaswag/validation.jsonl.gz", "hellaswag")):
+        (data / name).unlink()
+        os.mkfifo(data / name)
+        with pytest.raises(DataError, match="cannot be read: it is a pipe, allowed: a regular file"):
+            validate_data(data, [task])
 
 
 @pytest.mark.parametrize(
