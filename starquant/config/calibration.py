@@ -90,6 +90,8 @@ class CalibrationSpec(Spec):
             weights (as the official GPTQ and QuaRot do), or of the quantized ones.
         bins: equally wide mask-ratio bins that statistics are kept for.
         seed: of segments, masks and trajectories.
+        threads: of the CPU, while the method learns and is applied: what is learned depends on their number, so that it
+            is not the machine's or `runtime.threads`. More than 1 is another calibration, quicker on a large CPU.
         fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
     """
 
@@ -99,6 +101,7 @@ class CalibrationSpec(Spec):
     inputs: Literal["full_precision", "quantized_weights", "quantized"] = "full_precision"
     bins: Bins = 4
     seed: Seed = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     fingerprint: str | None = None
 
     @model_validator(mode="after")

@@ -213,7 +213,7 @@ class RunSpec(Spec):
         if self._is_full_precision:
             return self.baseline()
         fidelity = FidelitySpec(name="none") if self.is_packed else self.fidelity
-        calibration = NO_CALIBRATION
+        calibration = NO_CALIBRATION.model_copy(update={"threads": self.calibration.threads})
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
         speed = self.speed.applied(self.protocols)
@@ -239,6 +239,8 @@ class RunSpec(Spec):
         follows = self.fidelity.source is not None and self.fidelity.states is None
         if not follows and self.calibration.states.sampler != "trajectory":
             identity["model"]["trajectory"] = None
+        if self.calibration.threads == 1:
+            del identity["calibration"]["threads"]
         del identity["speed"]["name"]
         if self.speed.is_exact:  # what is exact is not another experiment
             del identity["speed"]

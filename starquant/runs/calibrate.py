@@ -19,6 +19,7 @@ from starquant.models import family_of
 from starquant.runs.inputs import Inputs, Loaded, Texts
 from starquant.runs.timing import device_name
 from starquant.session.session import Session
+from starquant.session.threads import cpu_threads
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
 from starquant.store.locks import exclusive
@@ -72,9 +73,10 @@ def _make(spec: RunSpec, loaded: Loaded, store: ArtifactStore, session: Session)
         shutil.rmtree(work, ignore_errors=True)
     if work.exists():
         log.info("going on from an interrupted calibration: %s", work)
-    states = calibration_states(spec, loaded, session)
-    method = METHODS.build(spec.method)
-    fitted = method.fit(loaded.model, spec.bits, states, Fitted.resume(work), session.progress)
+    with cpu_threads(spec.calibration.threads):
+        states = calibration_states(spec, loaded, session)
+        method = METHODS.build(spec.method)
+        fitted = method.fit(loaded.model, spec.bits, states, Fitted.resume(work), session.progress)
     fitted.save(work)
     return store.finish(
         work,

@@ -32,6 +32,7 @@ from starquant.runs.timing import timed, timings
 from starquant.session.devices import leased
 from starquant.session.logs import FILE_ONLY, in_file
 from starquant.session.session import Session
+from starquant.session.threads import cpu_threads
 from starquant.session.tracker import NullTracker, Tracker
 from starquant.store import provenance
 from starquant.store.artifacts import Artifact, ArtifactStore
@@ -217,5 +218,6 @@ def _compute(
 
 def _apply(spec: RunSpec, model: MaskedDiffusionModel, fitted: Fitted, session: Session) -> list[ManifestEntry]:
     """Quantize the model in place and return what became of every linear and operand."""
-    manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress)
+    with cpu_threads(spec.calibration.threads):
+        manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress)
     return measure_operands(model, manifest, spec.seed)

@@ -16,6 +16,7 @@ from starquant.runs.calibrate import calibrate
 from starquant.runs.inputs import Inputs
 from starquant.runs.record import store_of
 from starquant.session.session import Session
+from starquant.session.threads import cpu_threads
 from starquant.store.artifacts import Artifact, ArtifactStore
 from starquant.store.exports import exported_from, validate_target
 from starquant.store.locks import exclusive, lock_path
@@ -73,7 +74,8 @@ def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Sessi
             if parts.exists():
                 log.info("going on from an interrupted export: %s", parts)
         fitted = Fitted.load(ArtifactStore(results).path(artifact.digest))
-        METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
+        with cpu_threads(spec.calibration.threads):
+            METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
         size = export(model, record, inputs.folder, target, spec.export.shard_size)
         shutil.rmtree(parts.parent, ignore_errors=True)
         log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")

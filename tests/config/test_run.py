@@ -106,6 +106,7 @@ CHANGES = [
     ("calibration.inputs", "quantized", True),
     ("calibration.bins", 3, True),
     ("calibration.seed", 3, True),
+    ("calibration.threads", 2, True),
     ("calibration.fingerprint", "f", True),
     ("fidelity.name", "other", True),
     ("fidelity.source.kind", "gsm8k", True),
