@@ -101,6 +101,11 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _from_folder(kind: type[PreTrainedTokenizerBase], folder: Path) -> PreTrainedTokenizerBase:
     config, verbosity = _config(folder), transformers_logging.get_verbosity()
+    longest = config.get("model_max_length")
+    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int | float) or not longest > 0):
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length: got {str(longest)[:40]!r}, allowed: above 0"
+        )
     transformers_logging.set_verbosity_error()  # it would remark that the class name differs
     try:
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(folder, local_files_only=True)

@@ -80,6 +80,14 @@ def test_ids_beyond_the_embedding_are_refused(source: Path) -> None:
         load_tokenizer(source)
 
 
+@pytest.mark.parametrize("longest", ["x", True, -1, float("nan"), [5]])
+def test_a_longest_text_that_is_no_length(source: Path, longest: object) -> None:
+    path = source / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": longest}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: model_max_length: got"):
+        load_tokenizer(source)
+
+
 @pytest.mark.parametrize("listed", [{"5": "token"}, {"x": {"content": "a"}}, {"5": {"content": 3}}, {"5": {}}])
 def test_listed_tokens_that_are_none(source: Path, listed: dict[str, object]) -> None:
     path = source / "tokenizer_config.json"
