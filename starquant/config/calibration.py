@@ -10,6 +10,8 @@ from starquant.config.fields import Name, Rows, Seed, Share, Spec, Tokens, UserP
 
 #: Mask-ratio bins; each has statistics of its own.
 Bins = Annotated[int, Field(ge=1, le=64)]
+#: Texts of a source: a generator is exhausted in seconds.
+Segments = Annotated[int, Field(ge=1, le=16_384)]
 #: Tokens of all states of a calibration, or of all segments of a source, together.
 MOST_TOKENS = 2**28
 
@@ -30,7 +32,7 @@ class SourceSpec(Spec):
     kind: Literal["winogrande", "gsm8k", "text", "testbed", "smol", "smol_tasks", "smol_text"]
     path: UserPath | None = None
     split: Literal["train", "validation", "test"] = "train"
-    segments: Rows
+    segments: Segments
     length: Tokens
 
     @model_validator(mode="after")

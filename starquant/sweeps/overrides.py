@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import re
 import shlex
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,8 +84,9 @@ def _unparsed(word: str, why: str, parser: OverridesParser) -> str:
     try:
         parser.parse_override(quoted(key, value))
     except (HydraException, ValueError, RecursionError):
-        return f"{shown}: not an override ({why}); allowed: KEY=VALUE, +KEY=VALUE, ~KEY"
+        return f"{shown}: not an override ({why[:LONGEST_SHOWN]}); allowed: KEY=VALUE, +KEY=VALUE, ~KEY"
     got = shown[len(key) + len(equals) :]
+    why = why[:LONGEST_SHOWN]
     if value[:1] in {*"[{'\""}:
         return f"{key}: got {got}, which is not a list, an object or a quoted text to its end ({why})"
     return f"{key}: got {got}, unquoted ({why}); quote it: {in_shell(key, value)}"
@@ -147,8 +147,11 @@ def first_line(error: BaseException, searched: Sequence[str] = ()) -> str:
 
 def _not_utf8(searched: Iterable[str]) -> Path | None:
     """Return the first file of the configuration's groups that is not UTF-8."""
-    further = [folder for word in searched for folder in re.findall(r"file://([^\"\],]+)", word)]
-    for path in (path for folder in (CONF, *further) for path in sorted(Path(folder).glob("*/*.yaml"))):
+    folders = [str(CONF)]
+    for word in searched:
+        listed = OverridesParser.create().parse_override(word).value()
+        folders += [str(url).removeprefix("file://") for url in listed] if isinstance(listed, list) else []
+    for path in (path for folder in folders for path in sorted(Path(folder).glob("*/*.yaml"))):
         try:
             path.read_text(encoding="utf-8")
         except UnicodeDecodeError:

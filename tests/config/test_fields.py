@@ -137,8 +137,8 @@ def test_more_than_can_be_meant_is_one_line(path: str, value: Any) -> None:
 
 
 def test_the_tokens_of_a_calibration_are_bounded_together() -> None:
-    with pytest.raises(ConfigError, match=r"^calibration\.source\.?.*segments: got 100000 of length 4096, allowed: "):
-        spec("calibration=testbed", "calibration.source.segments=100000", "calibration.source.length=4096")
+    with pytest.raises(ConfigError, match=r"^calibration\.source\.?.*segments: got 16384 of length 32768, allowed: "):
+        spec("calibration=testbed", "calibration.source.segments=16384", "calibration.source.length=32768")
     with pytest.raises(
         ConfigError, match=r"^calibration.*states\.per_segment: got 1024, .*; allowed: at most 268,435,456"
     ):
