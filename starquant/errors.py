@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -46,6 +49,24 @@ class RecordError(StarquantError):
 
 class NewerRecordError(RecordError):
     """A record or artifact that a later version of this code has written; it is left alone."""
+
+
+def expand_home(path: str) -> str:
+    """Return a path of the user with `~` as his home; raises ValueError for what no file can be called."""
+    if not path or "\0" in path:
+        raise ValueError(f"got {path!r}, allowed: a path")
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path:
+        raise ValueError(f"got {path!r}, but that home is not known; allowed: a path, ./~ for a folder of that name")
+    return expanded
+
+
+def user_path(text: str) -> Path:
+    """Return a path from a command line: what argparse takes as `type`."""
+    try:
+        return Path(expand_home(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def nearest(got: str, allowed: Iterable[str]) -> str:

@@ -68,7 +68,7 @@ ALLOWED = {
     "forecast": Room(
         "errors config session store models quantized calibration methods evaluation reports runs", "torch psutil"
     ),
-    "sweeps": Room("errors config session store reports runs forecast", "hydra omegaconf pydantic tqdm"),
+    "sweeps": Room("errors config session store reports runs forecast", "hydra omegaconf pydantic tqdm yaml"),
     "__main__": Room("errors session sweeps"),
 }
 

@@ -6,12 +6,13 @@ is allocated.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+
+from starquant.errors import expand_home
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 #: Tokens of a text, an answer, a block.
@@ -40,21 +41,11 @@ def _validate_name(name: str, longest: int = LONGEST_NAME) -> str:
     return name
 
 
-def validate_path(path: str) -> str:
-    """Return a path of the user with `~` as his home; raises ValueError for what no file can be called."""
-    if not path or "\0" in path:
-        raise ValueError(f"got {path!r}, allowed: a path")
-    expanded = os.path.expanduser(path)
-    if path.startswith("~") and expanded == path:
-        raise ValueError(f"got {path!r}, but that home is not known; allowed: a path, ./~ for a folder of that name")
-    return expanded
-
-
 #: Becomes part of the names of files: no path, no blank, of a length that leaves room for others.
 Name = Annotated[str, AfterValidator(_validate_name)]
 TaskName = Annotated[str, AfterValidator(lambda name: _validate_name(name, LONGEST_TASK))]
 #: Of a file or folder of the user.
-UserPath = Annotated[str, AfterValidator(validate_path)]
+UserPath = Annotated[str, AfterValidator(expand_home)]
 
 
 class Spec(BaseModel):

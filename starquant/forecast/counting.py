@@ -22,7 +22,7 @@ WIDTH = 8
 #: Items that are gone through, one size after the other, as long as the last took less seconds: reading what all
 #: items share may be most of the first.
 SIZES = (1, 8, 64, 512)
-PATIENCE = (20.0, 2.0, 2.0, 0.0)
+PATIENCE = (3.0, 1.0, 1.0, 0.0)
 
 Shape = tuple[int, int]
 #: Goes through so many items of a task; returns how many it was, and how many there are.

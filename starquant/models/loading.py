@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from starquant.errors import CheckpointError, ConfigError, nearest
+from starquant.errors import CheckpointError, ConfigError, expand_home, nearest
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import hollow_model
 from starquant.models.checkpoint import CONFIG, Checkpoint, inspect, read_json
@@ -33,13 +33,17 @@ def resolve_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: neither a folder nor a hub id that can be fetched.
     """
-    folder = Path(path_or_id).expanduser()
-    if not str(path_or_id):
-        raise CheckpointError("model.path: got an empty path, allowed: a checkpoint folder or a hub id")
-    if folder.is_dir():
-        return folder
     name = str(path_or_id)
-    if folder.exists():
+    if not name:
+        raise CheckpointError("model.path: got an empty path, allowed: a checkpoint folder or a hub id")
+    try:
+        folder = Path(expand_home(name))
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, ValueError) as error:  # too long, not allowed to look, no home
+        raise CheckpointError(f"{name[:200]}: no usable path: {getattr(error, 'strerror', None) or error}") from None
+    if is_file:
         raise CheckpointError(f"{name}: is a file; a checkpoint is a folder")
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(name):
         raise CheckpointError(f"{name}: no such checkpoint folder (and not a hub id of the form 'owner/name')")

@@ -10,6 +10,9 @@ from typing import Any
 
 from starquant.errors import ConfigError, one_line_errors
 
+#: Tokens, steps: beyond any model's context.
+MOST = 100_000
+
 
 def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[str, Any]) -> str:
     """Return the text that follows a prompt, cut at end-of-text.
@@ -35,8 +38,8 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     from starquant.models.tokenizer import render_chat, validate_chat_template
 
     for name in ("length", "steps", "block_length"):
-        if settings[name] is not None and settings[name] < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: got {settings[name]}, allowed: 1 or more")
+        if settings[name] is not None and not 1 <= settings[name] <= MOST:
+            raise ConfigError(f"--{name.replace('_', '-')}: got {settings[name]}, allowed: 1 to {MOST}")
     if settings["graphs"] and not device.startswith("cuda"):
         raise ConfigError(f"--graphs: got --device {device}, allowed: a GPU")
     if not 0.0 <= settings["temperature"] < math.inf:

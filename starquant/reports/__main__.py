@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from starquant.errors import ConfigError, one_line_errors
+from starquant.errors import ConfigError, one_line_errors, user_path
 from starquant.reports.experiments import NAMES, build
 from starquant.reports.selection import ALLOWED, Results, without_collection
 
@@ -37,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m starquant tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", nargs="+", help=f"any of {', '.join(NAMES)}")
-    parser.add_argument("--records", type=Path, default=Path("results"), help="results folder (default: results)")
-    parser.add_argument("--out", type=Path, help="where tables/ and figures/ are written (default: the results folder)")
+    parser.add_argument("--records", type=user_path, default=Path("results"), help="results folder (default: results)")
+    parser.add_argument(
+        "--out", type=user_path, help="where tables/ and figures/ are written (default: the results folder)"
+    )
     allowed = "; ".join(f"{name}: {what}" for name, what in ALLOWED.items())
     parser.add_argument("--allow", nargs="+", default=[], choices=ALLOWED, help=allowed)
     parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from starquant.errors import RecordError, one_line_errors
+from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports import selection
 from starquant.reports.comparison import column_name, markdown
 from starquant.statistics.bootstrap import crossed_bootstrap
@@ -215,7 +215,7 @@ def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a Markdown table; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.across_seeds", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of records, NAME.json, with NAME.items beside them")
+    parser.add_argument("folder", type=user_path, help="folder of records, NAME.json, with NAME.items beside them")
     parser.add_argument("--against", help="method that the others are compared with, pair by pair")
     parser.add_argument(
         "--by", action="append", default=[], help="dotted key that tells rows apart, e.g. method.tac.block_size"

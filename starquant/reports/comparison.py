@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
-from starquant.errors import RecordError, one_line_errors
+from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports.frame import scores_frame
 from starquant.store.items import FIDELITY, is_fidelity
 
@@ -72,7 +71,7 @@ def markdown(table: pd.DataFrame) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a Markdown table; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.comparison", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of records")
+    parser.add_argument("folder", type=user_path, help="folder of records")
     folder = parser.parse_args(arguments).folder
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder of records")

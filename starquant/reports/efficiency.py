@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from starquant.errors import RecordError, StarquantError
+from starquant.errors import RecordError, StarquantError, user_path
 from starquant.reports.comparison import markdown
 from starquant.reports.definitions import PAPER
 
@@ -101,7 +101,7 @@ def papers() -> pd.DataFrame:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print both tables; returns 2 after bad input, the paper's figures printed all the same."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.efficiency", description=__doc__)
-    parser.add_argument("folder", type=Path, help="folder of JSON files that benchmarks/efficiency.py wrote")
+    parser.add_argument("folder", type=user_path, help="folder of JSON files that benchmarks/efficiency.py wrote")
     folder = parser.parse_args(arguments).folder
     failed = 0
     try:

@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from starquant.errors import ConfigError, RecordError, one_line_errors
+from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
 from starquant.reports.across_seeds import Row
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.items import read_raw
@@ -168,10 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps.add_argument("records", nargs="+", type=_labelled, metavar="[LABEL=]RECORD.json")
     steps.add_argument("--metric", default="hidden_mse")
     sites = kinds.add_parser("activations", help="histograms and channel magnitudes of both token states")
-    sites.add_argument("report", type=Path)
+    sites.add_argument("report", type=user_path)
     sites.add_argument("--site", default="qkv_input")
     for kind in (steps, sites):
-        kind.add_argument("--out", type=Path, required=True, help="path without suffix")
+        kind.add_argument("--out", type=user_path, required=True, help="path without suffix")
     options = parser.parse_args(arguments)
     if not options.out.parent.is_dir():
         raise ConfigError(f"--out: {options.out.parent} is no folder")

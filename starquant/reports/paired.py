@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.errors import RecordError, one_line_errors
+from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports.run_table import aligned
 from starquant.reports.selection import validate_speed
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
@@ -75,8 +75,8 @@ def _difference(records: tuple[Path, Path], columns: tuple[TaskColumns, TaskColu
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print every shared metric's difference A - B; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.paired", description=main.__doc__)
-    parser.add_argument("a", type=Path, help="a record, NAME.json, with NAME.items beside it")
-    parser.add_argument("b", type=Path, help="the record it is compared with")
+    parser.add_argument("a", type=user_path, help="a record, NAME.json, with NAME.items beside it")
+    parser.add_argument("b", type=user_path, help="the record it is compared with")
     options = parser.parse_args(arguments)
     validate_speed({path: read_record(path).spec for path in (options.a, options.b)})
     rows = shared(options.a, options.b)

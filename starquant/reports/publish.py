@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from starquant.errors import ConfigError, RecordError, one_line_errors
+from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
 from starquant.store.columns import keep_columns, read_columns
 from starquant.store.items import FIDELITY, items_folder, read_raw
 from starquant.store.records import read_record, record_paths
@@ -65,8 +65,8 @@ def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.publish", description=__doc__)
-    parser.add_argument("source", type=Path, help="folder of records with their items beside them")
-    parser.add_argument("target", type=Path, help="folder to copy them to")
+    parser.add_argument("source", type=user_path, help="folder of records with their items beside them")
+    parser.add_argument("target", type=user_path, help="folder to copy them to")
     parser.add_argument("--steps", action="store_true", help="keep fidelity at every denoising step")
     options = parser.parse_args(arguments)
     if not options.source.is_dir():

