@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from starquant.evaluation.sandbox import starting
 from starquant.evaluation.sandbox.programs import run_program
 from starquant.evaluation.sandbox.protection import protection
 from starquant.evaluation.sandbox.starting import Limits
@@ -164,28 +167,26 @@ def test_a_killed_caller_leaves_nothing_for_long(tmp_path: Path) -> None:
     assert walls.name != "namespaces" or command[:3] == ["timeout", "--signal=KILL", "7.5"]
 
 
-def test_a_forked_child_does_not_outlive_the_program(tmp_path: Path) -> None:
+def test_a_forked_child_does_not_outlive_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(starting.ENVIRONMENT, "MARK", mark := secrets.token_hex(16))
     program = (
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    for number in range(3, 64):\n"
         "        try: os.close(number)\n        except OSError: pass\n    time.sleep(300)\n"
-        "def f(x): return x + 2"
+        "def f(x): return os.environ['MARK']"
     )
-    before = _sandboxed()
-    run_program(program, TESTS, QUICK)
+    assert run_program(program, f"assert f(1) == {mark!r}").passed
     for _ in range(50):
-        if _sandboxed() <= before:
+        if not _marked(mark):
             return
         time.sleep(0.1)
-    raise AssertionError(_sandboxed() - before)
+    raise AssertionError(_marked(mark))
 
 
-def _sandboxed() -> set[str]:
-    """Processes whose command line is that of a sandbox."""
-    seen = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if b"What runs inside the sandbox" in path.read_bytes():
-                seen.add(path.parent.name)
-        except OSError:
-            continue
-    return seen
+def _marked(mark: str) -> list[str]:
+    """Processes that have a mark in their environment."""
+    marked = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes():
+                marked.append(path.parent.name)
+    return marked
