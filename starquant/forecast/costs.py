@@ -11,6 +11,7 @@ from starquant.forecast.missing import Missing
 from starquant.forecast.rehearsal import FitCost, Rehearsal, Speed, block_of_noise, block_size
 from starquant.forecast.stand_in import StandIn
 from starquant.models.validation import DTYPES
+from starquant.session.threads import cpu_threads
 
 #: Words of the model that a method is rehearsed on.
 FEW_WORDS = 512
@@ -88,15 +89,17 @@ class Costs:
         small = block_of_noise(stand_in.skeleton, device, dtype, FEW_WORDS)
         weights, fit, block_seconds = block_size(small), FitCost(), 0.0
         rehearsal = Rehearsal(small, spec.method, spec.bits, states, state_tokens)
-        if missing.calibration or quantizes:
-            fit = rehearsal.fit()
-        if quantizes:
-            block_seconds = rehearsal.apply(small, spec.seed)
+        with cpu_threads(spec.calibration.threads):
+            if missing.calibration or quantizes:
+                fit = rehearsal.fit()
+            if quantizes:
+                block_seconds = rehearsal.apply(small, spec.seed)
         whole = block_of_noise(stand_in.skeleton, device, dtype)
         shapes = [shape for one in (*passes.values(), *tasks.values()) for shape in one.shapes]
         full, quantized, table_seconds = Speed.of(whole, shapes), None, 0.0
         if quantizes:
-            table_seconds = max(0.0, rehearsal.apply(whole, spec.seed) - block_seconds)
+            with cpu_threads(spec.calibration.threads):
+                table_seconds = max(0.0, rehearsal.apply(whole, spec.seed) - block_seconds)
             quantized = Speed.of(whole, shapes)
         embedding = whole.trunk().embedding
         return cls(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 from starquant.calibration.batches import CalibrationStates
-from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.errors import DataError
 from starquant.forecast.counting import SIZES, Answer, Counted, Passes
 from starquant.forecast.rehearsal import tokens_of
-from starquant.models import load_tokenizer
-from starquant.models.base import MaskedDiffusionModel
-from starquant.models.validation import DTYPES, skeleton_of
+from starquant.models.validation import DTYPES
 from starquant.runs.calibrate import calibration_states
 from starquant.runs.fidelity import AnyReference, measure_fidelity, take
-from starquant.runs.inputs import Inputs, Loaded, read_texts
+from starquant.runs.inputs import Inputs, Loaded
 from starquant.session.session import Session
 
 
@@ -32,16 +30,8 @@ class StandIn:
 
     def __init__(self, inputs: Inputs, session: Session) -> None:
         self.spec, self.session = inputs.spec, session
-
-        def skeleton() -> MaskedDiffusionModel:
-            made = skeleton_of(inputs.checkpoint, inputs.family.model)
-            assert isinstance(made, MaskedDiffusionModel)
-            return made
-
-        self.skeleton, tokenizer = skeleton(), load_tokenizer(inputs.folder)
-        METHODS.build(self.spec.method).validate(self.skeleton, self.spec.bits)
-        self.counted = Counted(skeleton(), session.device, DTYPES[self.spec.model.dtype])
-        texts = read_texts(self.spec, tokenizer, self.skeleton)
+        tokenizer, self.skeleton, texts = inputs.judged()
+        self.counted = Counted(copy.deepcopy(self.skeleton), session.device, DTYPES[self.spec.model.dtype])
         self.loaded = Loaded(self.counted.model, tokenizer, texts, 0.0)
         self.blocks = int(self.skeleton.config.num_hidden_layers)
 

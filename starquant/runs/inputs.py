@@ -93,7 +93,12 @@ class Inputs:
             self.loaded = self._read(device, changed)
         return self.loaded
 
-    def _read(self, device: str, changed: Path | None) -> Loaded:
+    def judged(self) -> tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts]:
+        """Return what is read but the weights: tokenizer, the model on the meta device, texts.
+
+        Raises:
+            StarquantError: a method that does not fit the model, text or a tokenizer that cannot be used.
+        """
         spec, tokenizer = self.spec, load_tokenizer(self.folder)
         skeleton = skeleton_of(self.checkpoint, self.family.model)
         assert isinstance(skeleton, MaskedDiffusionModel)
@@ -101,7 +106,11 @@ class Inputs:
         if spec.model.chat_template == "auto" and spec.is_scored and spec.tasks.names:
             validate_chat_template(tokenizer, "model.chat_template")
         _validate_ends(spec, self.family, skeleton, self.folder)
-        texts = read_texts(spec, tokenizer, skeleton)
+        return tokenizer, skeleton, read_texts(spec, tokenizer, skeleton)
+
+    def _read(self, device: str, changed: Path | None) -> Loaded:
+        spec = self.spec
+        tokenizer, _, texts = self.judged()
         if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
         hollow = on_disk(spec, self.checkpoint, device)
