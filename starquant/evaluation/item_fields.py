@@ -125,26 +125,25 @@ class Kinds:
     """What kinds of values the fields of a file have had: a reader of tables takes one kind a field."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, str] = {}
+        self._kinds: dict[tuple[str, ...], str] = {}
 
     def clash(self, item: Mapping[str, Any]) -> tuple[str, str] | None:
         """Return a field whose value is of another kind than in the lines before, and that kind; None for none."""
-        for name, kind in _kinds("", item):
-            if kind != "null" and self._kinds.setdefault(name, kind) != kind:
-                return name, f"{self._kinds[name]}, as in the lines before"
+        for path, kind in _kinds((), item):
+            if kind != "null" and self._kinds.setdefault(path, kind) != kind:
+                return ".".join(path), f"{self._kinds[path]}, as in the lines before"
         return None
 
 
-def _kinds(name: str, value: Any) -> Iterable[tuple[str, str]]:
+def _kinds(path: tuple[str, ...], value: Any) -> Iterable[tuple[tuple[str, ...], str]]:
+    """Yield the kind of a value and of each of its parts, with the keys that lead there; "[]" into a list."""
     if isinstance(value, dict):
+        yield path, "an object"
         for key, part in value.items():
-            yield from _kinds(f"{name}.{key}" if name else str(key), part)
-        kind = "an object"
+            yield from _kinds((*path, key), part)
     elif isinstance(value, list):
+        yield path, "a list"
         for part in value:
-            yield from _kinds(f"{name}[]", part)
-        kind = "a list"
+            yield from _kinds((*path, "[]"), part)
     else:
-        kind = {str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
-    if name:
-        yield name, kind
+        yield path, {str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")

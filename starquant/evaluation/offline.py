@@ -164,7 +164,7 @@ def _validated_lines(path: Path, task: LocalTask) -> Iterator[bytes]:
         wrong = wrong or (task.relation and task.relation(item)) or kinds.clash(item)
         if wrong:
             got = f"is {short(item[wrong[0]])}" if wrong[0] in item else "is of another kind"
-            raise DataError(f"{place}: field '{wrong[0]}' {got}, allowed: {wrong[1]}")
+            raise DataError(f"{place}: field {short(wrong[0])} {got}, allowed: {wrong[1]}")
         yield line
     if not line:
         raise DataError(f"{path}: holds no items")

@@ -227,10 +227,12 @@ def test_a_field_that_holds_what_it_may_not_is_refused(data: Path, name: str, fi
         ({"more": 1}, {"more": "1"}, "more"),
         ({"more": None}, {"more": True}, None),
         ({"more": 1}, {"more": 1.5}, None),
-        ({"more": [1]}, {"more": [1, "a"]}, "more[]"),
+        ({"more": [1]}, {"more": [1, "a"]}, "more.[]"),
         ({"more": {"a": 1}}, {"more": {"a": []}}, "more.a"),
         ({"more": {"a": 1}}, {"other": {"a": []}}, None),
         ({"more": True}, {"more": 0}, "more"),
+        ({"": []}, {"": {}}, ""),
+        ({"a.b": 1}, {"a": {"b": "1"}}, None),
     ],
 )
 def test_a_field_has_one_kind_of_values(data: Path, first: dict, second: dict, field: str | None) -> None:
