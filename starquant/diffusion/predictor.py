@@ -127,6 +127,8 @@ class MaskPredictor:
                 return f"the embedding's values are not finite in {how}"
             before = float(states[index - 1].abs().max())
             return f"{self.model.block_name(index - 1)}: its output is not finite ({before:.3g} went in) in {how}"
+        if not bool(self.model.trunk().norm(seen_ND).isfinite().all()):
+            return f"the last norm's output is not finite, what goes in is, in {how}"
         return f"the logits are not finite, the output of the last block is, in {how}"
 
     def _source_columns(self, rows: Tensor, columns: Tensor, visible_BL: Tensor | None) -> Tensor:

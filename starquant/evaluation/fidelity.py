@@ -70,7 +70,8 @@ def measure(
         progress: draws a bar.
 
     Raises:
-        CheckpointError: predictions that are not finite.
+        NonFiniteError: predictions that are not finite.
+        CheckpointError: a metric that is not finite.
     """
     watched = WatchedPredictor(model)
     items: list[dict[str, Any]] = []
