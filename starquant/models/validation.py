@@ -69,7 +69,7 @@ def skeleton_of(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> PreTrain
 def _validate_depth(config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
     """Refuse more blocks than there are tensors, before any is made; raises ValueError."""
     blocks: Any = getattr(config, "num_hidden_layers", 1)
-    if blocks > len(checkpoint.shapes):
+    if checkpoint.shapes and blocks > len(checkpoint.shapes):
         raise ValueError(f"it has {blocks} blocks, the weight files hold {len(checkpoint.shapes)} tensors")
 
 
