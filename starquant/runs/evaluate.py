@@ -44,7 +44,7 @@ def validate_tasks(spec: RunSpec, session: Session) -> None:
 
     together = session.processes
     key = spec.tasks.model_dump_json()
-    if key not in session.memory.tasks:
+    if spec.tasks.names and key not in session.memory.tasks:
         with suites.quiet(spec.debug.verbose):
             together.by_first(suites.validate_tasks, spec.tasks, together.world)
         session.memory.tasks.add(key)

@@ -239,7 +239,7 @@ def test_after_a_sweep_its_table_is_shown_or_said_why_not(tmp_path: Path, capsys
     after_sweep("table2_ablation", tmp_path)
     said = capsys.readouterr()
     assert said.out == ""
-    assert "note: table2_ablation was not built: " in said.err
+    assert "error: table2_ablation was not built: " in said.err
     put(tmp_path, {FACTS: answers(0)}, "star_quant")
     after_sweep("table2_ablation", tmp_path)
     out = capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_the_code_is_that_of_the_first_run(tmp_path: Path, monkeypatch: pytest.M
 
 def test_cells_of_a_process_share_a_session_that_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
     sessions: list[Session] = []
-    monkeypatch.setattr("starquant.sweeps.jobs._run_logged", lambda cell, session: sessions.append(session))
+    monkeypatch.setattr("starquant.sweeps.jobs._run_logged", lambda cell, session, _: sessions.append(session))
     runner = CellRunner()
     copies = [pickle.loads(pickle.dumps(runner)) for _ in range(2)]  # what a launcher sends with each job
     for run in (runner, runner, *copies):

@@ -155,7 +155,7 @@ def test_tasks_without_consent_are_left_out_of_a_sweep_that_says_so_once(tmp_pat
 
 def test_no_tokenizer(tmp_path: Path, checkpoint: Path) -> None:
     message = refused(
-        tmp_path, "model=llada", f"model.path={checkpoint}", "method=rtn", "tasks.names=[piqa]", "fidelity=none"
+        tmp_path, "model=llada", f"model.path={checkpoint}", "method=rtn", "tasks=fidelity", "fidelity=testbed"
     )
     assert "no tokenizer" in message
 
