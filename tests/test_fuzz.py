@@ -23,13 +23,11 @@ from starquant.evaluation.offline import LOCAL_TASKS, validate_data
 from starquant.models import load_model
 from starquant.runs.preflight import validate_paths
 from starquant.sweeps import command_line
+from starquant.sweeps.cells import Plan
 from tests.support.bounded import bounded, fuzzed, succeeds
 from tests.support.paths import FAMILIES, GOLDEN
 from tests.support.specs import OPTIONS, compose
 
-#: What is known to end otherwise: a traceback, ten seconds. A case that passes loses its mark.
-OPEN = pytest.mark.xfail(reason="ends in a traceback", strict=False)
-HANGS = pytest.mark.xfail(reason="takes all of the ten seconds", run=False)
 NUMBERS = st.one_of(
     st.integers(),
     st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**9, 10**30]),
@@ -80,8 +78,8 @@ ODD = st.one_of(st.sampled_from(["--cgf", "-x", "--config-dir=nowhere", "-m", "-
 def judged() -> Iterator[None]:
     """A command line that ends where its cells would run; their paths are judged."""
 
-    def run(validated: command_line.Validated, _: object) -> int:
-        for cell in validated.plan.cells[:4]:
+    def run(plan: Plan, *_: object) -> int:
+        for cell in plan.cells[:4]:
             validate_paths(cell.spec)
         return 0
 
@@ -95,7 +93,7 @@ COMMANDS = st.lists(st.one_of(OVERRIDES, OVERRIDES, CHOICES, ODD), min_size=1, m
 
 
 @fuzzed(40)
-@given(words=COMMANDS.filter(lambda words: not any(word.startswith("=") for word in words)))
+@given(words=COMMANDS)
 @example(words=["runtime.threads=1000000"])
 @example(words=["-m", "seed=0,1", "method=rtn,quarot"])
 def test_command_lines(words: list[str], judged: None) -> None:
@@ -105,9 +103,11 @@ def test_command_lines(words: list[str], judged: None) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(["=1"], marks=OPEN),
-        pytest.param(["-m", "=1"], marks=OPEN),
-        pytest.param(["-m", "seed=range(0,1000000)"], marks=HANGS),
+        ["=1"],
+        ["-m", "=1"],
+        ["-m", "seed=range(0,1000000)"],
+        ["-m", "seed=range(0,1000000000000)"],
+        ["-m", "seed=range(0,5000)", "method=rtn,gptq,quarot,awq,none"],
     ],
 )
 def test_command_lines_that_are_known_to_be_odd(words: list[str], judged: None) -> None:
@@ -190,7 +190,7 @@ def test_lines_of_calibration(
 def test_configurations_of_checkpoints(name: str, tmp_path: Path) -> None:
     shutil.copytree(GOLDEN / name, tmp_path / name)
     config = json.loads((GOLDEN / name / "config.json").read_text())
-    keys = sorted({*config} - {"vocab_size"})
+    keys = sorted(config)
 
     @fuzzed(60)
     @given(changes=st.dictionaries(st.sampled_from(keys), VALUES, min_size=1, max_size=2), cut=st.integers(0, 400))
@@ -206,9 +206,9 @@ def test_configurations_of_checkpoints(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"vocab_size": []}, marks=OPEN),
-        pytest.param({"vocab_size": {"a": 1}}, marks=OPEN),
-        pytest.param({"n_layers": 10**9, "num_hidden_layers": 10**9}, marks=HANGS),
+        {"vocab_size": []},
+        {"vocab_size": {"a": 1}},
+        {"n_layers": 10**9, "num_hidden_layers": 10**9},
     ],
 )
 def test_configurations_that_are_known_to_be_odd(name: str, changes: dict[str, Any], tmp_path: Path) -> None:

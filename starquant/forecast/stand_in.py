@@ -30,7 +30,7 @@ class StandIn:
 
     def __init__(self, inputs: Inputs, session: Session) -> None:
         self.spec, self.session = inputs.spec, session
-        tokenizer, self.skeleton, texts = inputs.judged()
+        tokenizer, self.skeleton, texts = inputs.validated()
         self.counted = Counted(copy.deepcopy(self.skeleton), session.device, DTYPES[self.spec.model.dtype])
         self.loaded = Loaded(self.counted.model, tokenizer, texts, 0.0)
         self.blocks = int(self.skeleton.config.num_hidden_layers)

@@ -93,7 +93,7 @@ class Inputs:
             self.loaded = self._read(device, changed)
         return self.loaded
 
-    def judged(self) -> tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts]:
+    def validated(self) -> tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts]:
         """Return what is read but the weights: tokenizer, the model on the meta device, texts.
 
         Raises:
@@ -110,7 +110,7 @@ class Inputs:
 
     def _read(self, device: str, changed: Path | None) -> Loaded:
         spec = self.spec
-        tokenizer, _, texts = self.judged()
+        tokenizer, _, texts = self.validated()
         if spec.is_packed:
             log.info("note: %s is packed: scored as it is, without full precision and fidelity beside it", self.folder)
         hollow = on_disk(spec, self.checkpoint, device)

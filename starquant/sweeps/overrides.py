@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import shlex
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ LAUNCHER_EXTRAS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
     "ray_gpu": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
+#: Cells of a sweep, at most: more take minutes to judge, and are a slip. Our choice.
+MOST_CELLS = 20_000
 #: What Hydra reads and composes with: an exception that rises there is of a configuration.
 READERS = ("hydra", "omegaconf", "yaml", "antlr4")
 #: Composes a configuration from overrides.
@@ -196,14 +199,19 @@ def options_of(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.key_or_group}: got {override.input_line}, allowed: a list, range or glob")
-    return list(override.sweep_string_iterator())
+    options = list(itertools.islice(override.sweep_string_iterator(), MOST_CELLS + 1))
+    if len(options) > MOST_CELLS:
+        raise ConfigError(
+            f"{override.input_line}: more than {MOST_CELLS:,} values; allowed: at most {MOST_CELLS:,} cells"
+        )
+    return options
 
 
 def expand(overrides: Iterable[Override]) -> Iterator[list[str]]:
     """Yield the words of every cell: the product, the last key turning fastest, a repeated key overridden in its place.
 
     Raises:
-        ConfigError: a sweep that cannot be enumerated (interval).
+        ConfigError: a sweep that cannot be enumerated (interval), or of more cells than `MOST_CELLS`.
     """
     words: dict[str, list[str]] = {}
     for override in overrides:
@@ -212,6 +220,10 @@ def expand(overrides: Iterable[Override]) -> Iterator[list[str]]:
             words[key] = [override.input_line or key]
         else:
             words[key] = [f"{key}={option}" for option in options_of(override)]
+    count = math.prod(map(len, words.values()))
+    if count > MOST_CELLS:
+        swept = ", ".join(f"{len(options):,} of {key}" for key, options in words.items() if len(options) > 1)
+        raise ConfigError(f"the sweep has {count:,} cells ({swept}); allowed: at most {MOST_CELLS:,}")
     return map(list, itertools.product(*words.values()))
 
 

@@ -204,7 +204,7 @@ def main() -> None:
     """
     role, link = sys.argv[1], Link(int(sys.argv[2]))
     limit(*map(int, sys.argv[3:]))
-    sys.argv[1:] = []
+    del sys.argv[1:]
     if role == "program":
         with contextlib.suppress(Ended):
             run_program(link)
