@@ -7,7 +7,8 @@ filters and versions stay the stock ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,18 +124,27 @@ def validate_data(data_dir: Path, names: Iterable[str]) -> str:
         DataError: a missing folder or file, one that is no regular file, a line that is not a JSON object, a field that
             is missing or holds what it may not; with file and line.
     """
-    digest = hashlib.sha256()
     if not data_dir.is_dir():
         raise DataError(f"tasks.data_dir: {data_dir}: no such folder")
-    for name in sorted(names):
+    names = tuple(names)
+    for name in names:
         if name not in LOCAL_TASKS:
             raise DataError(f"tasks.data_dir: no local layout for task '{name}'; allowed: {', '.join(LOCAL_TASKS)}")
-        task = LOCAL_TASKS[name]
-        for path in _files(data_dir, task):
+    return _digest(data_dir, names, _validated_lines)
+
+
+def _digest(data_dir: Path, names: Iterable[str], lines_of: Callable[[Path, LocalTask], Iterable[bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        for path in _files(data_dir, LOCAL_TASKS[name]):
             digest.update(f"{path.relative_to(data_dir)}:".encode())
-            for line in _validated_lines(path, task):
+            for line in lines_of(path, LOCAL_TASKS[name]):
                 digest.update(line)
     return digest.hexdigest()[:16]
+
+
+def _lines(path: Path, _: LocalTask) -> Iterator[bytes]:
+    return (line for _, line in lines(path, str(path)))
 
 
 def _subjects(data_dir: Path, task: LocalTask) -> list[str]:
@@ -170,15 +180,40 @@ def _validated_lines(path: Path, task: LocalTask) -> Iterator[bytes]:
         raise DataError(f"{path}: holds no items")
 
 
-def write_tasks(data_dir: Path, names: Iterable[str], folder: Path) -> None:
-    """Write lm-eval YAMLs for the named tasks into `folder`, under their stock names."""
-    data_dir = data_dir.resolve()
+def write_tasks(data_dir: Path, names: Sequence[str], folder: Path, fingerprint: str | None = None) -> None:
+    """Write lm-eval YAMLs for the named tasks into `folder`, under their stock names, and copies of their files.
+
+    Args:
+        data_dir: folder of the files.
+        names: of the tasks.
+        folder: that is there as long as the tasks are.
+        fingerprint: what `validate_data` returned of the files that are meant; None for whichever are there.
+
+    Raises:
+        DataError: files that cannot be copied, other ones than those of the fingerprint.
+    """
+    copied = folder.resolve() / "items"
+    _copy(data_dir, names, copied)
+    if fingerprint is not None and _digest(copied, names, _lines) != fingerprint:
+        raise DataError(f"tasks.data_dir: {data_dir}: its files have changed since the run began; start it again")
     for name in names:
         task = LOCAL_TASKS[name]
-        subjects = _subjects(data_dir, task)
-        members = [_write_one(data_dir, name, task, subject, folder) for subject in subjects]
+        subjects = _subjects(copied, task)
+        members = [_write_one(data_dir, copied, name, task, subject, folder) for subject in subjects]
         if task.subjects is not None:
             _write_group(name, members, folder)
+
+
+def _copy(data_dir: Path, names: Iterable[str], target: Path) -> None:
+    """Copy the files of tasks: datasets knows a file by its path and time, and would serve what it held before."""
+    for name in names:
+        for path in _files(data_dir, LOCAL_TASKS[name]):
+            copy = target / path.relative_to(data_dir)
+            try:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be copied to {target}: {error.strerror or error}") from None
 
 
 def _stock_folder() -> Path:
@@ -187,20 +222,23 @@ def _stock_folder() -> Path:
     return Path(spec.origin).parent / "tasks"
 
 
-def _write_one(data_dir: Path, name: str, task: LocalTask, subject: str, folder: Path) -> str:
-    files = {split: str(data_dir / file.format(subject=subject)) for split, file in task.files.items()}
+def _write_one(data_dir: Path, copied: Path, name: str, task: LocalTask, subject: str, folder: Path) -> str:
+    files = {split: file.format(subject=subject) for split, file in task.files.items()}
     member = Path(task.stock.format(subject=subject)).stem if subject else name
     include = (
         _stock_folder() / task.stock.format(subject=subject) if task.stock else HERE / "tasks/humaneval/humaneval.yaml"
     )
     if not include.exists():
-        raise DataError(f"{files[next(iter(files))]}: lm-eval has no task for it ({include.name})")
+        raise DataError(f"{data_dir / files[next(iter(files))]}: lm-eval has no task for it ({include.name})")
     config: dict[str, Any] = {
         "include": str(include),
         "task": member,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
+        "dataset_kwargs": {
+            "data_files": {split: str(copied / file) for split, file in files.items()},
+            "cache_dir": str(folder / "cache"),  # the user's would be filled with what nothing can find again
+        },
         **dict.fromkeys(task.disable),
     }
     (folder / f"{member}.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -71,7 +71,7 @@ def task_manager(tasks: TasksSpec) -> Iterator[TaskManager]:
         if is_own(tasks):  # without lm-eval's own, which take seconds to list
             manager = TaskManager(include_path=str(TASK_FOLDER), include_defaults=False)
         elif tasks.data_dir is not None:
-            offline.write_tasks(Path(tasks.data_dir), tasks.names, Path(temporary))
+            offline.write_tasks(Path(tasks.data_dir), tasks.names, Path(temporary), tasks.data_fingerprint)
             manager = TaskManager(include_path=temporary, include_defaults=False)
         else:
             manager = TaskManager(include_path=str(TASK_FOLDER))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from starquant.errors import CheckpointError
 
@@ -19,6 +19,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
 _FINGERPRINT_BLOCKS, _BLOCK = 16384, 4096
+#: What decides, beside config and weights, what a model reads and answers: vocabularies, templates, settings.
+_BESIDE = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*")
 #: safetensors' dtypes that weights may have, and the bits of all of them.
 FLOATS = ("F32", "BF16", "F16", "F64")
 _FLOAT8 = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
@@ -211,24 +213,45 @@ def _dtype_name(stored: str) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a short digest of a checkpoint's content: config, and each file's size and bytes.
+    """Return a short digest of a checkpoint's content: config, weights, and the files of tokenizer and generation.
 
-    Files beyond 64 MiB are sampled at 16,384 evenly spaced blocks of 4 KiB, header included, which takes a second
-    or two at 16 GB: any retraining or requantization changes it, an edit of a few kilobytes may not.
+    Every file counts by name, size and bytes. Weights beyond 64 MiB are sampled at 16,384 evenly spaced blocks of
+    4 KiB, header included, which takes a second or two at 16 GB: any retraining or requantization changes it, an edit
+    of a few kilobytes may not.
+
+    Raises:
+        CheckpointError: as `inspect`; a file that cannot be read.
     """
     checkpoint = inspect(folder)
     digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
-    for file in checkpoint.files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            if size <= _FINGERPRINT_BLOCKS * _BLOCK:
-                digest.update(stream.read())
-                continue
-            for index in range(_FINGERPRINT_BLOCKS):
-                stream.seek(index * (size - _BLOCK) // (_FINGERPRINT_BLOCKS - 1))
-                digest.update(stream.read(_BLOCK))
+    for file in (*checkpoint.files, *_files_beside(folder)):
+        try:
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(folder).as_posix()}:{size}".encode())
+            with file.open("rb") as stream:
+                _update(digest, stream, size)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()[:16]
+
+
+def _update(digest: hashlib._Hash, stream: BinaryIO, size: int) -> None:
+    """Read a stream into a digest: all of it, or blocks of what is large."""
+    if size <= _FINGERPRINT_BLOCKS * _BLOCK:
+        digest.update(stream.read())
+        return
+    for index in range(_FINGERPRINT_BLOCKS):
+        stream.seek(index * (size - _BLOCK) // (_FINGERPRINT_BLOCKS - 1))
+        digest.update(stream.read(_BLOCK))
+
+
+def _files_beside(folder: Path) -> list[Path]:
+    """Return the files that a tokenizer and generation may be read from, in order."""
+    paths = sorted({path for pattern in _BESIDE for path in folder.glob(pattern)} - {folder / CONFIG, folder / INDEX})
+    for path in paths:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise CheckpointError(f"{path}: cannot be read: allowed: a regular file")
+    return [path for path in paths if path.is_file()]
 
 
 def _some(names: list[str], most: int = 5) -> str:

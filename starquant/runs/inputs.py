@@ -18,7 +18,7 @@ from starquant.config.calibration import SourceSpec
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
 from starquant.diffusion.special_tokens import end_token_ids
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, DataError
 from starquant.models import family_of, load_tokenizer, resolve_folder
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, fingerprint
@@ -127,7 +127,19 @@ class Inputs:
             changed=changed,
         )
         choose_products(model, spec)
+        self._validate_unchanged()
         return Loaded(model, tokenizer, texts, time.perf_counter() - began)
+
+    def _validate_unchanged(self) -> None:
+        """Refuse files that were exchanged between the digest that the run is known by and reading."""
+        spec = self.spec
+        if fingerprint(self.folder) != spec.model.fingerprint:
+            raise CheckpointError(f"{self.folder}: its files have changed since the run began; start it again")
+        for name, part in (("calibration", spec.calibration), ("fidelity", spec.fidelity)):
+            if part.source is None or segments.is_on_hub(part.source, spec.tasks.data_dir):
+                continue
+            if _digest_of_text(spec, name) != part.fingerprint:
+                raise DataError(f"{name}.source: its file has changed since the run began; start it again")
 
     def free(self) -> None:
         """Give the model's memory back, and the disk that its changed blocks take."""
@@ -161,9 +173,13 @@ def pin(spec: RunSpec) -> Inputs:
         changes["tasks"] = spec.tasks.model_copy(update={"data_fingerprint": data})
     for name, part in (("calibration", spec.calibration), ("fidelity", spec.fidelity)):
         if part.source is not None:
-            digest = segments.fingerprint(part.source, spec.tasks.data_dir, f"{name}.source")
-            changes[name] = part.model_copy(update={"fingerprint": digest})
+            changes[name] = part.model_copy(update={"fingerprint": _digest_of_text(spec, name)})
     return Inputs(spec.model_copy(update=changes), folder, checkpoint, family)
+
+
+def _digest_of_text(spec: RunSpec, name: str) -> str:
+    source: SourceSpec = getattr(spec, name).source
+    return segments.fingerprint(source, spec.tasks.data_dir, f"{name}.source")
 
 
 def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedDiffusionModel) -> Texts:

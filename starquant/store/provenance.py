@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ SCORING = (*FITTING, "evaluation", "packed", "session", "statistics")
 #: Rooms that can change no score, and why.
 INERT = {
     "errors.py": "the wording of errors",
+    "forecast": "tells what runs would take; none is scored by it",
     "reports": "reads records of finished runs",
     "store": "keeps what was computed; what is read back is what was written",
     "sweeps": "composes specifications, which are digested as data",
@@ -46,6 +49,10 @@ INERT = {
 #: Data files that decide scores: tasks and their items. `kernels/tiles.json` decides speed, weights of the testbed are
 #: fingerprinted.
 DATA = ("*.yaml", "*.jsonl", "*.csv", "*.tsv", "*.txt", "*.parquet")
+#: What scores: of lm-eval, its version, all code outside `tasks/`, and these folders below it; other tasks of lm-eval
+#: count by its version.
+HARNESS, HARNESS_ROOM = "lm_eval", "evaluation"
+STOCK_TASKS = ("arc", "ceval", "gsm8k", "hellaswag", "humaneval", "mmlu/default", "piqa", "truthfulqa", "winogrande")
 
 
 class CodeDigest:
@@ -56,12 +63,16 @@ class CodeDigest:
     into another tree (3.12.1 does with f"{x:{width}}") gives another digest, and what was computed under the other is
     then computed again.
 
+    Of lm-eval, which scores, version and bytes count; a release of it is taken as code like our own.
+
     Args:
         package: folder whose subfolders and files are the rooms.
+        harness: folder of lm-eval; None for the one that is installed.
     """
 
-    def __init__(self, package: Path = PACKAGE) -> None:
+    def __init__(self, package: Path = PACKAGE, harness: Path | None = None) -> None:
         self._package = package
+        self._harness = harness or _installed(HARNESS)
         self._files: dict[Path, bytes] = {}
 
     def of(self, rooms: Sequence[str] = SCORING) -> str:
@@ -73,17 +84,44 @@ class CodeDigest:
                 [root] if root.is_file() else sorted(file for kind in ("*.py", *DATA) for file in root.rglob(kind))
             ):
                 digest.update(path.relative_to(self._package).as_posix().encode() + b"\0" + self._file(path))
+        if HARNESS_ROOM in rooms and self._harness is not None:
+            digest.update(f"{HARNESS} {_version('lm-eval')}".encode())
+            for path in _harness_files(self._harness):
+                name = path.relative_to(self._harness).as_posix()
+                digest.update(name.encode() + b"\0" + self._once(path, Path.read_bytes))
         return digest.hexdigest()[:16]
 
     def _file(self, path: Path) -> bytes:
+        return self._once(path, _meaning)
+
+    def _once(self, path: Path, read: Callable[[Path], bytes]) -> bytes:
         if path not in self._files:
-            content = path.read_bytes()
-            if path.suffix == ".py":
-                content = _syntax(ast.parse(content)).encode()
-            elif path.suffix == ".yaml":
-                content = _yaml(yaml.compose(content)).encode()
-            self._files[path] = hashlib.sha256(content).digest()
+            self._files[path] = hashlib.sha256(read(path)).digest()
         return self._files[path]
+
+
+def _meaning(path: Path) -> bytes:
+    """Return what counts of a file of the package."""
+    content = path.read_bytes()
+    if path.suffix == ".py":
+        return _syntax(ast.parse(content)).encode()
+    return _yaml(yaml.compose(content)).encode() if path.suffix == ".yaml" else content
+
+
+def _installed(package: str) -> Path | None:
+    """Return the folder of a package, without importing it; None where it is not installed."""
+    spec = find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _harness_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of lm-eval that decide how the stock tasks are scored, in order."""
+    for part in (folder, *(folder / "tasks" / name for name in STOCK_TASKS)):
+        for root, folders, files in os.walk(part):
+            skipped = {"__pycache__", ".cache", "tasks" if root == str(folder) else ""}
+            folders[:] = sorted(name for name in folders if name not in skipped)
+            yield from (Path(root, name) for name in sorted(files) if not name.endswith((".pyc", ".md")))
+    yield from sorted((folder / "tasks").glob("*.py"))
 
 
 def _syntax(node: object) -> str:

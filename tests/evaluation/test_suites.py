@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from starquant.config.tasks import TasksSpec
 from starquant.errors import ConfigError, DataError, StarquantError
 from starquant.evaluation import suites
+from starquant.evaluation.offline import validate_data
 from starquant.runs.execute import execute
 from starquant.session.processes import Processes
 from starquant.session.session import Session
@@ -43,6 +45,26 @@ def test_items_of_local_files_are_counted(piqa: Path) -> None:
     suites.validate_tasks(tasks, 3)
     with pytest.raises(ConfigError, match=r"^tasks\.limit: piqa has 3 items to share, got 4 processes"):
         suites.validate_tasks(tasks, 4)
+
+
+def test_a_file_exchanged_within_its_time_stamp_is_read_anew(piqa: Path) -> None:
+    """datasets keeps what it has read under path and time;"""
+    path = piqa / "piqa" / "validation.jsonl"
+    for goal in ("old", "new"):
+        path.write_text(path.read_text().replace("old", goal).replace("g0", goal))
+        os.utime(path, ns=(10**18, 10**18))
+        tasks = suite("piqa", data_dir=str(piqa), data_fingerprint=validate_data(piqa, ["piqa"]))
+        with suites.task_manager(tasks) as manager:
+            (task,) = manager.load(["piqa"])["tasks"].values()
+            assert [doc["goal"] for doc in task.eval_docs] == [goal, "g1", "g2"]
+
+
+def test_files_exchanged_after_their_digest_was_taken_are_refused(piqa: Path) -> None:
+    tasks = suite("piqa", data_dir=str(piqa), data_fingerprint=validate_data(piqa, ["piqa"]))
+    path = piqa / "piqa" / "validation.jsonl"
+    path.write_text(path.read_text().replace("g0", "g9"))
+    with pytest.raises(DataError, match=rf"^tasks\.data_dir: {piqa}: its files have changed since the run began"):
+        suites.validate_tasks(tasks)
 
 
 @pytest.mark.parametrize("error", [ConnectionError("Couldn't reach 'x'\nmore"), OSError(30, "Read-only"), ValueError()])

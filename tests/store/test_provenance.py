@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from starquant.store.provenance import DATA, FITTING, INERT, PACKAGE, SCORING, CodeDigest
+from starquant.evaluation.offline import LOCAL_TASKS
+from starquant.store import provenance
+from starquant.store.provenance import DATA, FITTING, INERT, PACKAGE, SCORING, STOCK_TASKS, CodeDigest
 
 TASK = "evaluation/tasks/humaneval/humaneval.yaml"
 #: Data files that a digest of code leaves out, and why.
@@ -177,3 +180,52 @@ def test_each_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PACKAGE / "kernels" / "dispatch.py" in reads
     assert PACKAGE / TASK in reads
     assert set(reads.values()) == {1}
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Path:
+    """A folder laid out as lm-eval's."""
+    for name in ("evaluator.py", "api/metrics.py", "tasks/manager.py", "tasks/other/other.yaml", "README.md"):
+        (tmp_path / "lm_eval" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lm_eval" / name).write_text("a: 1\n")
+    for name in STOCK_TASKS:
+        folder = tmp_path / "lm_eval" / "tasks" / name
+        folder.mkdir(parents=True)
+        for file in ("task.yaml", "utils.py", "_default_template_yaml"):
+            (folder / file).write_text("a: 1\n")
+    return tmp_path / "lm_eval"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *(("evaluator.py", True), ("api/metrics.py", True), ("tasks/manager.py", True)),
+        *(("tasks/gsm8k/task.yaml", True), ("tasks/hellaswag/utils.py", True), ("tasks/arc/task.yaml", True)),
+        *(("tasks/mmlu/default/_default_template_yaml", True), ("README.md", False)),
+        ("tasks/other/other.yaml", False),  # its version stands for it
+    ],
+)
+def test_the_definitions_of_stock_tasks_are_code(harness: Path, name: str, changes: bool) -> None:
+    (harness.parent / "evaluation").mkdir()
+
+    def digests() -> tuple[str, str]:
+        code = CodeDigest(harness.parent, harness)
+        return code.of(("calibration",)), code.of(("evaluation",))
+
+    fitting, scoring = digests()
+    (harness / name).write_text("a: 2\n")
+    assert digests()[0] == fitting
+    assert (digests()[1] != scoring) is changes
+
+
+def test_the_version_of_lm_eval_is_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    scoring = CodeDigest().of(SCORING)
+    monkeypatch.setattr(provenance, "version", lambda name: "0.0.1")
+    assert CodeDigest().of(SCORING) != scoring
+
+
+def test_the_installed_lm_eval_has_the_stock_tasks() -> None:
+    folder = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    assert all(any((folder / name).glob("*.yaml")) for name in STOCK_TASKS)
+    stock = {Path(task.stock).parent.as_posix() for task in LOCAL_TASKS.values() if task.stock}
+    assert stock <= {*STOCK_TASKS}
