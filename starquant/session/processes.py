@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from starquant.errors import StarquantError
+from starquant.errors import ConfigError, StarquantError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,9 +95,18 @@ LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched_rank() -> int | None:
-    """Return this process's number among several, None where a launcher did not start several."""
-    settings = [os.environ.get(name) for name in LAUNCHED]
-    return int(settings[1] or 0) if all(settings) and settings[0] != "1" else None
+    """Return this process's number among several, None where a launcher did not start several.
+
+    Raises:
+        ConfigError: a launcher's variable that is no whole number.
+    """
+    settings = {name: os.environ.get(name) for name in LAUNCHED}
+    if not all(settings.values()) or settings["WORLD_SIZE"] == "1":
+        return None
+    for name, value in settings.items():
+        if name != "MASTER_ADDR" and not str(value).isdecimal():
+            raise ConfigError(f"{name}: got {value!r} in the environment, allowed: a whole number")
+    return int(settings["RANK"] or 0)
 
 
 def processes() -> Processes:

@@ -266,6 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Validate, run, and return the exit code: 0 when every cell ended well, 1 when not, 2 after bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        rank = launched_rank()
+    except StarquantError as error:
+        show_error(error)
+        return 2
+    try:
         with ended_by_sigterm():
             command = parse_command_line(words)
             if not command.answers:
@@ -275,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         return run(validated.plan, lambda: validated.start(context), validated.runner.command)
             return answer(words)
     except StarquantError as error:
-        if not launched_rank():  # of several processes the first one tells
+        if not rank:  # of several processes the first one tells
             show_error(error)
         return 2
     except KeyboardInterrupt as error:

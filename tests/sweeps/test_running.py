@@ -15,6 +15,7 @@ from starquant.sweeps.cells import Cell, Plan
 from starquant.sweeps.command_line import main, plan_of
 from starquant.sweeps.jobs import CellRunner
 from starquant.sweeps.sweeper import CellSweeper
+from tests.support.command_line import run_in_process
 from tests.support.sweeps import Runner, done
 
 ARGUMENTS = ("-m", "method=rtn", "bits=w4a4,w8a8")
@@ -213,3 +214,17 @@ def test_a_bug_of_ours_keeps_its_traceback(
     monkeypatch.setattr(CellSweeper, "launch", out_of_launcher(RuntimeError("ours")))
     assert main([*ARGUMENTS, f"paths.results={tmp_path}"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"])
+def test_a_launchers_variable_that_is_no_number_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for key, value in (launched | {name: "abc"}).items():
+        monkeypatch.setenv(key, value)
+    ended = run_in_process("method=rtn", results=tmp_path / "results")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"error: {name}: got 'abc' in the environment, allowed: a whole number\n",
+    )
