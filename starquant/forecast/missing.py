@@ -10,7 +10,6 @@ from starquant.runs.record import store_of
 from starquant.session.session import Session
 from starquant.store.artifacts import ArtifactStore
 from starquant.store.exports import exported_from
-from starquant.store.records import read_head
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,11 @@ class Missing:
 
 
 def _has_record(spec: RunSpec, session: Session) -> bool:
-    path = store_of(spec).path(spec)
-    if spec.reuse == "never" or not path.exists():
+    record = None if spec.reuse == "never" else store_of(spec).find(spec, alone=False)
+    if record is None:
         return False
-    return spec.reuse == "any" or read_head(path).provenance.get("code_digest") == session.code.scoring
+    same_code = record.provenance.get("code_digest") == session.code.scoring
+    return spec.reuse == "any" or (same_code and record.seal is not None)
 
 
 def _has_calibration(spec: RunSpec, session: Session) -> bool:

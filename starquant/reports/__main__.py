@@ -32,7 +32,7 @@ def condition(text: str) -> tuple[str, Any]:
 
 @one_line_errors(OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write what is asked for and print the paths; returns 2 after bad input."""
+    """Write what is asked for and print the paths; returns 2 after bad input, records that are left out among it."""
     parser = argparse.ArgumentParser(
         prog="python -m starquant tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results, out = Results(options.records), options.out or options.records
         paths = [build(name, results, out, options.allow, where) for name in options.name]
     print("\n".join(str(path) for built in paths for path in built))
-    return 0
+    if results.unsealed:
+        print(
+            f"note: {results.unsealed} of {len(results.runs)} records in {results} were written without a seal: they "
+            "agree with those items that they have, and beyond that cannot be verified",
+            file=sys.stderr,
+        )
+    return 2 if results.faults else 0
 
 
 if __name__ == "__main__":

@@ -170,12 +170,13 @@ def after_sweep(name: str, results: Path) -> bool:
     """Build what an experiment shows once its cells are there, and print where it lies.
 
     Returns:
-        Whether it was built; True where there is nothing to build.
+        Whether it was built of all records; True where there is nothing to build.
     """
     if name not in NAMES:
         return True
+    read = Results(results)
     try:
-        paths = build(name, results, results)
+        paths = build(name, read, results)
     except RecordError as error:
         print(
             f"error: {name} was not built: {error} (python -m starquant tables {name} --records {results})",
@@ -185,4 +186,4 @@ def after_sweep(name: str, results: Path) -> bool:
     if name in TABLES or name in SEED_TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))
     print("\n".join(f"wrote {path}" for path in paths), flush=True)
-    return True
+    return not read.faults

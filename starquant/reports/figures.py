@@ -26,6 +26,7 @@ from starquant.reports.across_seeds import Row
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.items import read_raw
 from starquant.store.records import read_record
+from starquant.store.verification import validate_items
 
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "x")
@@ -66,7 +67,7 @@ def by_step(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
     """Return, for every step, one value a prompt: the mean over the records; raises RecordError where there is none."""
     cells: dict[int, dict[int, list[float]]] = {}
     for path in paths:
-        read_record(path)
+        validate_items(path, read_record(path), whole=True)
         for row in read_raw(path, "fidelity"):
             if row.get("step") is not None and isinstance(row.get(metric), int | float):
                 cells.setdefault(row["step"], {}).setdefault(row["prompt"], []).append(float(row[metric]))

@@ -9,6 +9,7 @@ import pandas as pd
 from starquant.errors import RecordError
 from starquant.reports.selection import validate_speed
 from starquant.store.records import read_record, record_paths
+from starquant.store.verification import validate_items
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
@@ -21,11 +22,13 @@ def scores_frame(folder: Path) -> pd.DataFrame:
     """Return every score of every record below `folder`, in the order of the file names.
 
     Raises:
-        RecordError: a record is damaged, approximate evaluations among exact ones; the message names them.
+        RecordError: a record is not what was written, or not the means of its items; approximate evaluations among
+            exact ones; the message names them.
     """
     rows, specs = [], {}
     for path in record_paths(folder):
         record = read_record(path)
+        validate_items(path, record)
         specs[path] = record.spec
         spec, source = record.spec, record.provenance
         run = {

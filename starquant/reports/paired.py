@@ -20,6 +20,7 @@ from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import items_folder, trajectories_of
 from starquant.store.records import read_record
+from starquant.store.verification import validate_items
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 
@@ -28,10 +29,10 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     """Return (task, metric, filter, interval) for all that both records have items of.
 
     Raises:
-        RecordError: items that are damaged, fewer than two, or not the same in both; records that share no task or no
-            metric.
+        RecordError: records or items that are damaged, items that are fewer than two or not the same in both; records
+            that share no task or no metric.
     """
-    left_tasks, right_tasks = (read_columns(items_folder(path)) for path in (a, b))
+    left_tasks, right_tasks = (_items(path) for path in (a, b))
     tasks = [task for task in sorted(left_tasks) if task in right_tasks]
     if not tasks:
         raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold items of no common task")
@@ -46,6 +47,10 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     if not rows:
         raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold no common metric of {', '.join(tasks)}")
     return rows
+
+
+def _items(path: Path) -> dict[str, TaskColumns]:
+    return validate_items(path, read_record(path)) or read_columns(items_folder(path))
 
 
 def _validate_trajectories(a: Path, b: Path) -> None:

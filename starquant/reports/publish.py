@@ -2,8 +2,9 @@
 
     python -m starquant.reports.publish results/records results/published/NAME
 
-Records are copied as they are. Of items, numbers stay with what pairs them (`columns.json`); texts go. Fidelity is
-averaged over each prompt's steps; `--steps` keeps these too (for figures along the trajectory).
+Records are copied as they are, with a seal over what is left of their items: numbers with what pairs them
+(`columns.json`), no texts. Fidelity is averaged over each prompt's steps; `--steps` keeps these too (for figures along
+the trajectory).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any
 
 from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
 from starquant.store.columns import keep_columns, read_columns
+from starquant.store.files import write_atomically
 from starquant.store.items import FIDELITY, items_folder, read_raw
 from starquant.store.records import read_record, record_paths
+from starquant.store.verification import sealed, validate_items
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
 
@@ -40,6 +43,7 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
             raise RecordError(f"{target / path.name}: is there already; give a new folder")
         if record.scores and not items_folder(path).is_dir():
             raise RecordError(f"{items_folder(path)}: the record's items are missing")
+        validate_items(path, record, whole=True)
         names.add(path.name)
     for path in paths:
         out = items_folder(target / path.name)
@@ -50,8 +54,17 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
         if steps and FIDELITY in tasks:
             rows = "".join(json.dumps(row) + "\n" for row in _steps(read_raw(path, FIDELITY)))
             (out / f"{FIDELITY}.jsonl").write_text(rows, encoding="utf-8")
-        shutil.copyfile(path, target / path.name)  # last: a record stands for finished items
+        _copy_record(path, target / path.name)  # last: a record stands for finished items
     return len(paths)
+
+
+def _copy_record(source: Path, target: Path) -> None:
+    """Copy a record; the seal of one that has any is put over the items beside its copy."""
+    data = json.loads(source.read_text(encoding="utf-8"))
+    if data.get("seal") is None:
+        shutil.copyfile(source, target)
+    else:
+        write_atomically(target, json.dumps(sealed(data, items_folder(target)), indent=1) + "\n")
 
 
 def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

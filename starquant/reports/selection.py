@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from starquant.config.speed import SpeedSpec
-from starquant.errors import RecordError
+from starquant.errors import RecordError, show_error
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import is_fidelity, items_folder
 from starquant.store.record import RecordHead, Score
 from starquant.store.records import read_head, record_paths
+from starquant.store.verification import validate_items
 
 #: What `--allow` may name, and what it lets through.
 ALLOWED = {
@@ -80,19 +81,46 @@ def read_runs(folder: Path) -> list[Run]:
     """Return all runs below a folder, in the order of their names.
 
     Raises:
-        RecordError: no such folder, a damaged record.
+        RecordError: no such folder; records that are not what was written or not the means of their items, a line each.
     """
+    runs, faults = _read(folder)
+    if faults:
+        raise RecordError("\n".join(faults))
+    return runs
+
+
+def _read(folder: Path) -> tuple[list[Run], list[str]]:
+    """Return the runs below a folder that are what was written, and what is wrong with the others."""
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder of records")
+    runs, faults = [], []
     with without_collection():
-        return [Run(path, read_head(path)) for path in record_paths(folder)]
+        for path in record_paths(folder):
+            try:
+                run = Run(path, read_head(path))
+                items = validate_items(path, run.record)
+            except RecordError as error:
+                faults.append(str(error))
+                continue
+            if items:
+                run.__dict__["items"] = items
+            runs.append(run)
+    return runs, faults
 
 
 class Results:
-    """The runs below a results folder, read when a table first asks for them, once for all tables."""
+    """The runs below a results folder, read when a table first asks for them, once for all tables.
+
+    Records that are not what was written, or not the means of their items, are named on stderr and left out.
+
+    Attributes:
+        folder: of results.
+        faults: of the records that were left out, once `runs` has been read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.faults: list[str] = []
 
     @classmethod
     def of(cls, results: Path | Results) -> Results:
@@ -101,8 +129,16 @@ class Results:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """All runs, in the order of their names; raises as `read_runs`."""
-        return read_runs(self.folder)
+        """All runs that are what was written, in the order of their names; raises RecordError without a folder."""
+        runs, self.faults = _read(self.folder)
+        for fault in self.faults:
+            show_error(RecordError(f"{fault}; the record is left out"))
+        return runs
+
+    @property
+    def unsealed(self) -> int:
+        """How many of the runs were written without a seal: whether they were changed since cannot be told."""
+        return sum(run.record.seal is None for run in self.runs)
 
     def __str__(self) -> str:
         return str(self.folder)

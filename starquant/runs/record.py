@@ -43,7 +43,8 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
     Args:
         spec: pinned.
         session: whose own records are reused even with reuse=never.
-        waited: for another process, which may have made it; why it is not reused has been said.
+        waited: for another process, which may have made it; why it is not reused has been said. The lock is held:
+            what is not as it was written is set aside.
 
     Raises:
         RecordError: a record of a later version.
@@ -51,15 +52,19 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
     path = store_of(spec).path(spec)
     if spec.reuse == "never" and path not in session.memory.records:
         return None
-    record = store_of(spec).find(spec)
+    record = store_of(spec).find(spec, alone=waited)
     if record is None:
         return None
-    if record.provenance.get("code_digest") == session.code.scoring or spec.reuse == "any":
+    same_code = record.provenance.get("code_digest") == session.code.scoring
+    if (same_code and record.seal is not None) or spec.reuse == "any":
+        if record.seal is None:
+            log.info("note: %s was written without a seal: whether it was changed since cannot be told", path)
         log.info("reused: %s (reuse=never computes it again)", path)
         session.tracker.publish(path)  # it may have been away when the record was made
         return record
     if not waited:
-        log.info("computing again: %s is of other code (reuse=any keeps it)", path)
+        why = "was written without a seal" if same_code else "is of other code"
+        log.info("computing again: %s %s (reuse=any keeps it)", path, why)
     return None
 
 

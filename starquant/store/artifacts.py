@@ -6,7 +6,6 @@ A folder is made under another name and renamed when it is complete; what does n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,20 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from starquant.errors import NewerRecordError, RecordError
-from starquant.store.files import set_aside, write_atomically
+from starquant.store.files import FileEntry, set_aside, write_atomically
 from starquant.store.locks import lock_path
 
 SCHEMA_VERSION = 1
 HEADER = "artifact.json"
-
-
-class FileEntry(BaseModel):
-    """One file of an artifact."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int
-    sha256: str
 
 
 class Artifact(BaseModel):
@@ -109,11 +99,7 @@ class ArtifactStore:
         if artifact.digest != digest:
             raise RecordError(f"{header}: its digest is {artifact.digest}, its folder says {digest}")
         for name, entry in artifact.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise RecordError(f"{path}: is missing")
-            if path.stat().st_size != entry.size or _sha256(path) != entry.sha256:
-                raise RecordError(f"{path}: is not what was written")
+            entry.validate_file(folder / name)
         return artifact
 
     def finish(self, made: Path, artifact: Artifact) -> Artifact:
@@ -125,7 +111,7 @@ class ArtifactStore:
         target = self.path(artifact.digest)
         try:
             names = sorted(path.name for path in made.iterdir() if path.is_file() and path.name != HEADER)
-            files = {name: FileEntry(size=(made / name).stat().st_size, sha256=_sha256(made / name)) for name in names}
+            files = {name: FileEntry.of(made / name) for name in names}
             artifact = artifact.model_copy(update={"files": files})
             write_atomically(made / HEADER, json.dumps(artifact.model_dump(mode="json"), indent=1) + "\n")
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -139,11 +125,3 @@ class ArtifactStore:
             raise RecordError(f"{target}: cannot be written: {error}") from error
         shutil.rmtree(made.parent, ignore_errors=True)
         return artifact
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

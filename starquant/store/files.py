@@ -1,13 +1,50 @@
-"""Writing whole files or none, and putting damaged ones out of the way."""
+"""Writing whole files or none, what was written of one, and putting damaged ones out of the way."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
+from starquant.errors import RecordError
+
 log = logging.getLogger(__name__)
+
+
+class FileEntry(BaseModel):
+    """What was written of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileEntry:
+        """Read a file to its end."""
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+        return cls(size=path.stat().st_size, sha256=digest.hexdigest())
+
+    def validate_file(self, path: Path, whole: bool = True) -> None:
+        """Compare a file with what was written; only its size where it is not read as a whole.
+
+        Raises:
+            RecordError: it is missing, of another kind, or another one.
+        """
+        try:
+            if not path.is_file():
+                raise RecordError(f"{path}: is missing")
+            if path.stat().st_size != self.size or (whole and FileEntry.of(path) != self):
+                raise RecordError(f"{path}: is not what was written")
+        except OSError as error:
+            raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -26,14 +63,24 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def set_aside(path: Path, why: str) -> Path:
-    """Rename a damaged file or folder to NAME.damaged (.1, .2, ...) and say so; nothing is deleted."""
-    taken = [path.with_name(f"{path.name}.damaged")]
-    while taken[-1].exists():
-        taken.append(path.with_name(f"{path.name}.damaged.{len(taken)}"))
+def set_aside(path: Path, why: str, beside: Path | None = None) -> Path:
+    """Rename a damaged file or folder to NAME.damaged (.1, .2, ...) and say so; nothing is deleted.
+
+    Args:
+        path: of what is damaged.
+        why: it is, for the user.
+        beside: what belongs to it and is renamed alike, where it is there.
+    """
+    ending, number = ".damaged", 0
+    while any(one.with_name(one.name + ending).exists() for one in (path, beside or path)):
+        number += 1
+        ending = f".damaged.{number}"
+    target = path.with_name(path.name + ending)
     try:
-        path.rename(taken[-1])
+        path.rename(target)
+        if beside is not None and beside.exists():
+            beside.rename(beside.with_name(beside.name + ending))
     except FileNotFoundError:  # another process was first
-        return taken[-1]
-    log.warning("%s; set aside as %s and computed again", why, taken[-1].name)
-    return taken[-1]
+        return target
+    log.warning("%s; set aside as %s and computed again", why, target.name)
+    return target

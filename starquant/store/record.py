@@ -6,11 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from starquant.store.files import FileEntry
 from starquant.store.manifest import ManifestEntry
 
-SCHEMA_VERSION = 3
-#: Version 1 had neither confidence intervals and units of scores nor the calibration, 2 no report of the fit.
-READABLE_VERSIONS = (1, 2, 3)
+SCHEMA_VERSION = 4
+#: Version 1 had neither confidence intervals and units of scores nor the calibration, 2 no report of the fit, 3 no
+#: seal.
+READABLE_VERSIONS = (1, 2, 3, 4)
+#: The first version whose records tell whether they are what was written.
+FIRST_SEALED = 4
 
 
 class Score(BaseModel):
@@ -50,6 +54,20 @@ class Timings(BaseModel):
     peak_device_memory_gb: float | None
 
 
+class Seal(BaseModel):
+    """What a record and its items were when they were written.
+
+    Attributes:
+        content: SHA-256 of the record as canonical JSON, without this digest.
+        items: the files of NAME.items, by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    content: str = ""
+    items: dict[str, FileEntry]
+
+
 class RecordHead(BaseModel):
     """What tables read of a finished run; they read many.
 
@@ -58,6 +76,7 @@ class RecordHead(BaseModel):
         spec: the validated specification.
         scores: of every task, groups and their subjects.
         provenance: git SHA and dirty flag, source digest, package versions, device, time; what a sandbox held.
+        seal: put on as it is written; None before, and of records before `FIRST_SEALED`, which cannot be verified.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -68,6 +87,7 @@ class RecordHead(BaseModel):
     status: Literal["complete"]
     scores: list[Score]
     provenance: dict[str, Any]
+    seal: Seal | None = None
 
 
 class RunRecord(RecordHead):

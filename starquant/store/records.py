@@ -13,10 +13,13 @@ from pydantic import BaseModel, ValidationError
 
 from starquant.config.run import RunSpec
 from starquant.errors import NewerRecordError, RecordError
+from starquant.store.columns import FILE as COLUMNS
 from starquant.store.columns import write_columns
 from starquant.store.files import set_aside, write_atomically
+from starquant.store.items import items_folder
 from starquant.store.locks import lock_path
 from starquant.store.record import READABLE_VERSIONS, RecordHead, RunRecord
+from starquant.store.verification import sealed, validate_content, validate_items
 
 RecordT = TypeVar("RecordT", bound=RecordHead)
 
@@ -63,8 +66,12 @@ class RecordStore:
         """Return where a run's record is, or will be."""
         return self.folder / f"{self.name(spec)}.json"
 
-    def find(self, spec: RunSpec) -> RunRecord | None:
-        """Return the record of a run, None when there is none; a damaged one is set aside, with its items.
+    def find(self, spec: RunSpec, alone: bool = True) -> RunRecord | None:
+        """Return the record of a run, None when there is none; one that is not what was written is set aside.
+
+        Args:
+            spec: of the run.
+            alone: whether the caller holds the lock; else what is not whole may be in the making, and is left alone.
 
         Raises:
             RecordError: a record of a later version, which is not this code's to move.
@@ -76,10 +83,12 @@ class RecordStore:
             record = read_record(path)
             if record.digest != spec.digest():
                 raise RecordError(f"{path}: its digest is {record.digest}, its name says {spec.digest()}")
+            validate_items(path, record, whole=True)
         except NewerRecordError:
             raise
         except RecordError as error:
-            set_aside(path, str(error))
+            if alone:
+                set_aside(path, str(error), beside=items_folder(path))
             return None
         return record
 
@@ -94,15 +103,23 @@ class RecordStore:
         path = self.path(spec)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for task, rows in (items or {}).items():
-                lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-                write_atomically(path.with_suffix(".items") / f"{task}.jsonl", lines)
-            if items:
-                write_columns(path.with_suffix(".items"), items)
-            write_atomically(path, json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+            self._write_items(items_folder(path), items or {})
+            data = sealed(record.model_dump(mode="json"), items_folder(path))
+            write_atomically(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error}") from error
         return path
+
+    @staticmethod
+    def _write_items(folder: Path, items: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        for left in (*folder.glob("*.jsonl"), *folder.glob(COLUMNS)):  # of a record that this one replaces
+            if left.stem not in items:
+                left.unlink()
+        for task, rows in items.items():
+            lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            write_atomically(folder / f"{task}.jsonl", lines)
+        if items:
+            write_columns(folder, items)
 
 
 class _Version(BaseModel):
@@ -117,12 +134,12 @@ def record_paths(folder: Path) -> Iterator[Path]:
     folder = folder / "records" if (folder / "records").is_dir() else folder
     for root, folders, files in os.walk(folder):
         beside = {"activations", "published" if root == str(folder) else ""}
-        folders[:] = sorted(name for name in folders if not name.endswith(".items") and name not in beside)
+        folders[:] = sorted(name for name in folders if ".items" not in name and name not in beside)
         yield from (Path(root, name) for name in sorted(files) if name.endswith(".json"))
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a record; raises RecordError naming the file when it is damaged or of another schema."""
+    """Read a record; raises RecordError naming the file when it is not what was written, or of another schema."""
     return _read(path, RunRecord)
 
 
@@ -145,6 +162,7 @@ def _read(path: Path, kind: type[RecordT]) -> RecordT:
         raise RecordError(f"{path}: {where}: {problem['msg']}") from None
     if record.schema_version not in READABLE_VERSIONS:
         _validate_version(path, text)
+    validate_content(path, record, text)
     return record
 
 

@@ -12,7 +12,7 @@ from starquant.errors import RecordError
 from starquant.reports.across_seeds import main, read_rows, table
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.records import RecordStore
-from tests.support.records import fidelity_rows, items_of, make_record, write_record
+from tests.support.records import fidelity_rows, items_of, make_record, of_items, write_record
 from tests.support.specs import spec
 
 TASK = "testbed_facts"
@@ -61,7 +61,8 @@ def test_differences_are_points_with_an_interval(tmp_path: Path) -> None:
 def test_two_records_of_one_row_and_seed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, "quarot", [1.0, 0], rotation=0)
     run = spec("method=quarot", "bits=w4a4", f"tasks.names=[{TASK}]", "method.qk_hadamard=true")
-    RecordStore(tmp_path).write(run, make_record(run), {TASK: items_of([1.0, 0])})
+    items = {TASK: items_of([1.0, 0])}
+    RecordStore(tmp_path).write(run, of_items(make_record(run), items), items)
     assert main([str(tmp_path)]) == 2
     assert "a second record of w4a4 quarot, model seed 0, rotation seed 0" in capsys.readouterr().err
     assert {row.label for row in read_rows(tmp_path, ["method.qk_hadamard"])} == {
@@ -75,7 +76,7 @@ def test_items_that_differ_are_refused(tmp_path: Path, ids: list[int]) -> None:
     write(tmp_path, "rtn", [0.0, 1, 0])
     run = spec("method=quarot", "bits=w4a4", f"tasks.names=[{TASK}]")
     items = [item | {"doc_id": i} for item, i in zip(items_of([0.0] * len(ids)), ids, strict=True)]
-    RecordStore(tmp_path).write(run, make_record(run), {TASK: items})
+    RecordStore(tmp_path).write(run, of_items(make_record(run), {TASK: items}), {TASK: items})
     with pytest.raises(RecordError, match="items of testbed_facts differ"):
         table(read_rows(tmp_path), against="rtn")
 
@@ -86,7 +87,8 @@ def test_fidelity_of_other_prompts_is_not_compared(tmp_path: Path) -> None:
         record = make_record(run)
         kl = record.scores[0].model_copy(update={"task": "fidelity", "metric": "kl", "filter": "all", "unit": "nats"})
         items = {TASK: items_of([0.0, 1]), "fidelity": fidelity_rows([[1.0], [2.0]])}
-        RecordStore(tmp_path).write(run, record.model_copy(update={"scores": [*record.scores, kl]}), items)
+        record = record.model_copy(update={"scores": [*record.scores, kl]})
+        RecordStore(tmp_path).write(run, of_items(record, items), items)
     with pytest.raises(RecordError, match="items of fidelity differ"):
         table(read_rows(tmp_path), against="rtn")
 

@@ -16,7 +16,8 @@ from starquant.errors import RecordError
 from starquant.reports.assembly import AVERAGE, WHOLE, Estimate, Section, assemble, to
 from starquant.reports.definitions import TABLES
 from starquant.reports.selection import read_runs
-from tests.support.tables import FACTS, PROFILES, answers, put
+from tests.support.records import edit_record
+from tests.support.tables import FACTS, PROFILES, answers, put, score
 
 Data = dict[tuple[int, int], dict[str, list[float]]]
 STAR = to("STaR-Quant")
@@ -98,8 +99,9 @@ def test_differences_agree_with_a_slow_bootstrap_and_are_mirrored(tmp_path: Path
 
 
 def test_one_run_shows_the_standard_error_of_its_score(tmp_path: Path) -> None:
-    put(tmp_path / "a", {FACTS: answers(0)}, told={"stderr": 0.0321})
-    assert cells(tmp_path / "a", "RTN")[FACTS].stderr == pytest.approx(3.21)
+    stderr = float(np.std(answers(0), ddof=1)) / len(answers(0)) ** 0.5
+    put(tmp_path / "a", {FACTS: answers(0)}, told={"stderr": stderr})
+    assert cells(tmp_path / "a", "RTN")[FACTS].stderr == pytest.approx(100 * stderr)
     put(tmp_path / "b", {FACTS: (values := answers(0, 50))})
     expected = 100 * float(np.std(values)) / 50**0.5
     assert cells(tmp_path / "b", "RTN")[FACTS].stderr == pytest.approx(expected, rel=0.1)
@@ -172,12 +174,15 @@ def test_missing_items_are_named(tmp_path: Path) -> None:
     columns = path.with_suffix(".items") / "columns.json"
     whole = columns.read_text()
     columns.write_text(whole.replace('"acc,none"', '"other,none"'))
+    edit_record(path, lambda data: None)
     with pytest.raises(RecordError, match=r"its items of testbed_facts have no acc \(none\)"):
         section(tmp_path)
     columns.write_text(whole.replace('"kl,none"', '"other,none"'))
+    edit_record(path, lambda data: None)
     with pytest.raises(RecordError, match="its items of fidelity have no kl"):
         section(tmp_path)
     columns.write_text('{"schema_version": 1, "tasks": {}}')
+    edit_record(path, lambda data: None)
     with pytest.raises(RecordError, match="has no items of testbed_facts"):
         section(tmp_path)
 
@@ -200,13 +205,8 @@ def test_groups_are_the_items_of_their_leaf_tasks(tmp_path: Path) -> None:
 def test_the_primary_metric_is_shown(tmp_path: Path) -> None:
     """Of gsm8k the flexible filter, which is not the record's first."""
     path = put(tmp_path, {"gsm8k": [1.0, 0, 0, 0]}, model="llada", metric="exact_match", filter_name="flexible-extract")
-    text = path.read_text()
-    first = '"scores": ['
-    strict = (
-        '{"task": "gsm8k", "metric": "exact_match", "filter": "strict-match", "value": 0.9, "stderr": null, "n": 4,'
-    )
-    strict += '"higher_is_better": true, "task_version": "1.0", "num_fewshot": 0},'
-    path.write_text(text.replace(first, first + strict))
+    strict = score("gsm8k", 0.9, "exact_match", "strict-match", n=4).model_dump()
+    edit_record(path, lambda data: data["scores"].insert(0, strict))
     assert cells(tmp_path, "RTN", model="LLaDA-8B")["gsm8k"].value == 25
 
 

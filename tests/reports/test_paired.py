@@ -124,13 +124,13 @@ def test_report_shows_fidelity_by_unit_without_full_precision(tmp_path: Path) ->
 def test_records_of_schema_version_1_are_still_read(tmp_path: Path) -> None:
     path = write(tmp_path, "w4a4", {})
     old = json.loads(path.read_text())
-    assert (old["schema_version"], old["calibration"], old["fit_report"]) == (3, None, [])
-    del old["calibration"], old["fit_report"]
+    assert (old["schema_version"], old["calibration"], old["fit_report"]) == (4, None, [])
+    del old["calibration"], old["fit_report"], old["seal"]
     for score in old["scores"]:
         del score["ci_low"], score["ci_high"], score["unit"]
     path.write_text(json.dumps(old | {"schema_version": 1}))
     found = read_record(path)
     assert (found.schema_version, found.scores[0].unit, found.scores[0].ci_low) == (1, "fraction", None)
-    path.write_text(json.dumps(old | {"schema_version": 4}))
-    with pytest.raises(RecordError, match="schema_version is 4, this version reads 1 and 2 and 3"):
+    path.write_text(json.dumps(old | {"schema_version": 5}))
+    with pytest.raises(RecordError, match="schema_version is 5, this version reads 1 and 2 and 3 and 4"):
         read_record(path)

@@ -28,7 +28,7 @@ def write(folder: Path, method: str, values: list[float], *overrides: str) -> Pa
             task=group,
             metric="kl",
             filter="all",
-            value=1.0,
+            value=1.0,  # `write_record` puts the items' own
             stderr=None,
             n=len(values),
             higher_is_better=False,

@@ -12,19 +12,23 @@ from starquant.errors import RecordError
 from starquant.store.files import write_atomically
 from starquant.store.provenance import CodeDigest, collect, running_code
 from starquant.store.records import RecordStore, read_record, record_paths
-from tests.support.records import make_record
+from tests.support.records import make_record, of_items
 from tests.support.specs import spec
 
 
 def test_round_trip_and_layout(tmp_path: Path) -> None:
     run, store = spec(), RecordStore(tmp_path)
     assert store.find(run) is None
-    path = store.write(run, make_record(run), {"testbed_facts": [{"doc_id": 0, "acc": 1.0}]})
-    assert store.find(run) == make_record(run).model_copy(update={"provenance": store.find(run).provenance})
+    items = {"testbed_facts": [{"doc_id": 0, "acc": 1.0}]}
+    written = of_items(make_record(run), items)
+    path = store.write(run, written, items)
+    stored = store.find(run)
+    assert stored == written.model_copy(update={"seal": stored.seal})
+    assert {*stored.seal.items} == {"testbed_facts.jsonl", "columns.json"}
     assert path == tmp_path / "records" / f"tiny-w4a4-rtn-testbed-{run.digest()}.json"
     assert json.loads((path.with_suffix(".items") / "testbed_facts.jsonl").read_text()) == {"doc_id": 0, "acc": 1.0}
     keys = {"schema_version", "digest", "spec", "status", "scores", "manifest", "calibration", "fit_report"}
-    keys |= {"timings", "provenance"}
+    keys |= {"timings", "provenance", "seal"}
     assert set(json.loads(path.read_text())) == keys
 
 
@@ -59,8 +63,8 @@ def test_damaged_records_are_named_and_set_aside(tmp_path: Path, damage, capsys)
 def test_records_of_a_later_version_are_left_alone(tmp_path: Path) -> None:
     run, store = spec(), RecordStore(tmp_path)
     path = store.write(run, make_record(run))
-    path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 99'))
-    with pytest.raises(RecordError, match=f"{path}: schema_version is 99, this version reads 1 and 2 and 3"):
+    path.write_text(path.read_text().replace('"schema_version": 4', '"schema_version": 99'))
+    with pytest.raises(RecordError, match=f"{path}: schema_version is 99, this version reads 1 and 2 and 3 and 4"):
         store.find(run)
     assert path.exists()
 

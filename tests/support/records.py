@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from starquant.config.run import RunSpec
@@ -11,6 +14,7 @@ from starquant.store.manifest import ManifestEntry
 from starquant.store.provenance import collect, running_code
 from starquant.store.record import RunRecord, Score, Timings
 from starquant.store.records import RecordStore
+from starquant.store.verification import sealed
 from tests.support.specs import spec
 
 #: Taken once, as a session does.
@@ -48,7 +52,31 @@ def write_record(folder: Path, items: Items, *overrides: str, scores: Sequence[S
     run = spec(*overrides)
     record = make_record(run)
     record = record.model_copy(update={"scores": [*record.scores, *scores]})
-    return RecordStore(folder).write(run, record, items)
+    return RecordStore(folder).write(run, of_items(record, items), items)
+
+
+def of_items(record: RunRecord, items: Items) -> RunRecord:
+    """The record with the scores that these items have; others stay as they are."""
+    return record.model_copy(update={"scores": [_of_rows(score, items.get(score.task, [])) for score in record.scores]})
+
+
+def _of_rows(score: Score, rows: Sequence[Mapping[str, Any]]) -> Score:
+    by_item: dict[Any, list[float]] = {}
+    for row in rows:
+        if score.metric in row:
+            by_item.setdefault(row.get("doc_id", row.get("prompt")), []).append(row[score.metric])
+    value = fmean(map(fmean, by_item.values())) if by_item else math.nan
+    if not math.isfinite(value):
+        return score
+    return score.model_copy(update={"value": value, "stderr": None, "n": len(by_item)})
+
+
+def edit_record(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change a record as if it had been written so."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(sealed(data, path.with_suffix(".items"))), encoding="utf-8")
+    return path
 
 
 def write(folder: Path, bits: str, items: Items, scores: Sequence[Score] = ()) -> Path:

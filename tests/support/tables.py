@@ -71,13 +71,15 @@ def put(
     told = seeds.pop("told", {})
     changes = {"tasks.names": list(groups or values), "tasks.name": "made_up", **seeds.pop("changes", {})}
     run = run_of(method, *args, changes=changes, **seeds)
-    scores = [score(task, float(np.mean(own)), metric, filter_name, **told) for task, own in values.items()]
+    scores = [
+        score(t, float(np.mean(own)), metric, filter_name, **{"n": len(own), **told}) for t, own in values.items()
+    ]
     for group in groups:
         own = np.concatenate([v for task, v in values.items() if task.startswith(f"{group}_")])
-        scores.insert(0, score(group, float(own.mean()), metric, filter_name))
+        scores.insert(0, score(group, float(own.mean()), metric, filter_name, n=len(own)))
     items = {task: rows_of(task, own, metric, filter_name) for task, own in values.items()}
     if kl is not None:
-        scores.append(score("fidelity", float(np.mean(kl)), "kl", "all", unit="nats"))
+        scores.append(score("fidelity", float(np.mean(kl)), "kl", "all", unit="nats", n=len(kl)))
         items["fidelity"] = fidelity_rows([[one - 0.01, one + 0.01] for one in kl])
     record = _template().model_copy(
         update={
