@@ -169,7 +169,7 @@ def _record_of(spec: RunSpec, inputs: Inputs, artifact: Artifact | None, session
         session.log.info("running: %s", store.name(spec))
         record, items, artifact = _compute(spec, inputs, artifact, session)
         if together.first:
-            write_record(spec, record, items, session)
+            record = write_record(spec, record, items, session)
         return _Scored(record, False, artifact)
 
 

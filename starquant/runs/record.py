@@ -14,7 +14,7 @@ from starquant.runs.timing import device_name
 from starquant.session.session import Session
 from starquant.store import provenance
 from starquant.store.record import RunRecord
-from starquant.store.records import RecordStore
+from starquant.store.records import RecordStore, read_record
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def make_record(spec: RunSpec, session: Session, **parts: Any) -> RunRecord:
 
 def write_record(
     spec: RunSpec, record: RunRecord, items: Mapping[str, Sequence[Mapping[str, Any]]], session: Session
-) -> None:
-    """Write a record with its items, tell the tracker, and drop the single answers.
+) -> RunRecord:
+    """Write a record with its items, tell the tracker, drop the single answers, and return the record with its seal.
 
     Raises:
         RecordError: the folder cannot be written.
@@ -97,3 +97,4 @@ def write_record(
     session.memory.records.add(path)
     session.tracker.publish(path)
     shutil.rmtree(store_of(spec).unfinished(spec.digest()), ignore_errors=True)
+    return read_record(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from starquant.runs.execute import execute
 from starquant.store.artifacts import ArtifactStore
 from tests.support.command_line import ENVIRONMENT, RUN, run_in_process
 from tests.support.paths import REPOSITORY
+from tests.support.records import edit_record
 from tests.support.specs import spec
 
 QUICK = ("tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none", "runtime.threads=1")
@@ -180,7 +180,8 @@ def test_damaged_records_and_calibrations_are_set_aside_and_made_again(
     assert again.record is not None
     assert first.record is not None
     assert again.record.scores == first.record.scores
-    assert len(list(tmp_path.glob("artifacts/*.damaged"))) == len(list(tmp_path.glob("records/*.damaged"))) == 1
+    assert len(list(tmp_path.glob("artifacts/*.damaged"))) == len(list(tmp_path.glob("records/*.json.damaged"))) == 1
+    assert len(list(tmp_path.glob("records/*.items.damaged"))) == 1
     assert execute(run).reused
 
 
@@ -188,9 +189,7 @@ def test_a_clock_that_is_moved_back_changes_nothing(tmp_path: Path, capsys: pyte
     """Nothing is found, compared or named by time."""
     run = spec("method=rtn", *QUICK, f"paths.results={tmp_path}")
     result = execute(run)
-    content = json.loads(result.path.read_text())
-    content["provenance"]["finished_at"] = "2999-01-01T00:00:00+00:00"
-    result.path.write_text(json.dumps(content))
+    edit_record(result.path, lambda data: data["provenance"].update(finished_at="2999-01-01T00:00:00+00:00"))
     for path in tmp_path.rglob("*"):
         os.utime(path, (4e9, 4e9))
     assert execute(run).reused
