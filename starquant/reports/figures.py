@@ -26,7 +26,7 @@ from starquant.reports.across_seeds import Row
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.items import read_raw
 from starquant.store.records import read_record
-from starquant.store.verification import validate_items
+from starquant.store.verification import is_intact, validate_items
 
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "x")
@@ -149,6 +149,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """Return a report of activations; raises RecordError when it is damaged or of another schema."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(report, dict) and "seal" in report and not is_intact(report):  # early ones have none
+            raise ValueError("its content is not that of its seal")
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: not readable as a report of activations ({error})") from None
     if not isinstance(report, dict) or report.get("kind") != "activations" or report.get("schema_version") != 1:

@@ -16,6 +16,7 @@ from starquant.session.session import Session
 from starquant.store import provenance
 from starquant.store.files import set_aside, write_atomically
 from starquant.store.locks import exclusive, lock_path
+from starquant.store.verification import is_intact, sealed
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,17 @@ def inspect_activations(inputs: Inputs, session: Session) -> tuple[Path, bool]:
         source = provenance.collect(session.device, device_name(session.device), code) | {"code_digest": code.fitting}
         header = {"name": name, "identity": identity, "provenance": source}
         content = report(loaded.model, states, header, session.progress)
-        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        write_atomically(path, json.dumps(sealed(content), indent=1) + "\n")
     return path, False
 
 
 def _is_of(path: Path, code: str) -> bool:
-    """Return whether a report is whole and of this code; a damaged one is set aside."""
+    """Return whether a report is what was written and of this code; a damaged one is set aside."""
     try:
-        same: bool = json.loads(path.read_text(encoding="utf-8"))["provenance"]["code_digest"] == code
+        content = json.loads(path.read_text(encoding="utf-8"))
+        same: bool = content["provenance"]["code_digest"] == code
+        if same and not is_intact(content):
+            raise ValueError("its content is not that of its seal")
     except (OSError, ValueError, KeyError, TypeError) as error:
         set_aside(path, f"{path}: not readable as a report ({error})")
         return False

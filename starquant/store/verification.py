@@ -21,17 +21,23 @@ MEANS = ("acc", "acc_norm", "exact_match", "pass@1", "solved")
 _TOLERANCE = 1e-6
 
 
-def sealed(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a record, as plain data, with a seal over it and the items in `folder`.
+def sealed(data: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """Return a record or report, as plain data, with a seal over it and the items in `folder`.
 
     Raises:
         OSError: items that cannot be read.
         ValueError: numbers that are not finite.
     """
-    items = {path.name: FileEntry.of(path) for path in _files(folder)}
+    items = {} if folder is None else {path.name: FileEntry.of(path) for path in _files(folder)}
     data = data | {"seal": Seal(items=items).model_dump()}
     data["seal"]["content"] = _digest(data)
     return data
+
+
+def is_intact(data: dict[str, Any]) -> bool:
+    """Return whether plain data is what its seal was put on; raises ValueError for numbers that are not finite."""
+    seal = data.get("seal")
+    return isinstance(seal, dict) and _digest(data) == seal.get("content")
 
 
 def validate_content(path: Path, record: RecordHead, text: bytes) -> None:
@@ -46,7 +52,7 @@ def validate_content(path: Path, record: RecordHead, text: bytes) -> None:
     if record.schema_version < FIRST_SEALED:
         return
     try:
-        intact = record.seal is not None and _digest(json.loads(text)) == record.seal.content
+        intact = is_intact(json.loads(text))
     except (ValueError, RecursionError) as error:  # numbers that are not finite among them
         raise RecordError(f"{path}: not what was written ({error})") from None
     if not intact:

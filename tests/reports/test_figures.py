@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.errors import RecordError
 from starquant.evaluation.activations import measure
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import TokenState
 from starquant.reports.activations import render
-from starquant.reports.figures import main, trajectory
+from starquant.reports.figures import main, read_report, trajectory
 from starquant.runs.execute import execute
+from starquant.runs.inspect import _is_of
 from tests.support.records import fidelity_rows, write
 from tests.support.specs import spec
 
@@ -44,6 +46,21 @@ def test_both_figures_are_written_as_png_and_pdf(report: Path, tmp_path: Path) -
     assert main(["activations", str(report), "--site", "down_input", "--out", str(tmp_path / "one")]) == 0
     assert (tmp_path / "three.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_an_edited_report_is_refused_and_set_aside(report: Path) -> None:
+    whole = report.read_text()
+    content = json.loads(whole)
+    content["rows"][0]["masked"]["channel_absmax"][0] = 99.0
+    report.write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=r"its content is not that of its seal"):
+        read_report(report)
+    assert not _is_of(report, content["provenance"]["code_digest"]) and not report.exists()
+    assert report.with_name(f"{report.name}.damaged").exists()
+    report.write_text(whole)
+    del content["seal"]
+    report.with_name("early.json").write_text(json.dumps(content))
+    assert read_report(report) and read_report(report.with_name("early.json"))
 
 
 def test_bad_input_is_named(report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
