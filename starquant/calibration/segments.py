@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -29,6 +30,8 @@ from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
 
 __all__ = ["fingerprint", "is_on_hub", "prompts_of", "read_segments", "source_file"]
+
+log = logging.getLogger(__name__)
 
 BLANK_LINE = "\n\n"
 _TOKENS_AN_ITEM = 16  # first guess of a WinoGrande sentence's tokens
@@ -67,6 +70,7 @@ def read_segments(
     seed: int,
     data_dir: str | None = None,
     where: str = "calibration.source",
+    mask_id: int | None = None,
 ) -> list[Segment]:
     """Return `spec.segments` segments of at most `spec.length` tokens.
 
@@ -82,6 +86,7 @@ def read_segments(
         seed: of the choice and order of items.
         data_dir: folder of the offline data sets (docs/offline-data.md), None for the hub.
         where: dotted path of the source, for messages.
+        mask_id: the model's id of [MASK]; None takes the tokenizer's, which may name none.
 
     Raises:
         ConfigError: a length beyond the context, a split or path the kind does not have.
@@ -102,14 +107,16 @@ def read_segments(
         segments = segments_of_file(path, f"{where}.path: {path}", tokenizer, spec.length, spec.segments, order)
     else:
         segments = _items(spec, tokenizer, order, data_dir, where)
-    _validate_segments(segments, spec, tokenizer, where)
+    _validate_segments(segments, spec, tokenizer, where, mask_id)
     return segments[: spec.segments]
 
 
-def prompts_of(segments: Sequence[Segment], answer_length: int, context_length: int) -> list[tuple[int, ...]]:
+def prompts_of(
+    segments: Sequence[Segment], answer_length: int, context_length: int, where: str = "calibration.source"
+) -> list[tuple[int, ...]]:
     """Return the prompt to denoise an answer from for each segment: its own, or the first half of plain text.
 
-    Prompts are cut on the left so that `answer_length` more tokens fit the context.
+    Prompts are cut on the left so that `answer_length` more tokens fit the context; a line of the log says how many.
 
     Raises:
         ConfigError: an answer that fills the context.
@@ -121,20 +128,32 @@ def prompts_of(segments: Sequence[Segment], answer_length: int, context_length: 
             f"{context_length} tokens beside a prompt"
         )
     prompts = [s.ids[: s.prompt_length or max(1, len(s.ids) // 2)] for s in segments]
+    cut = sum(len(prompt) > room for prompt in prompts)
+    if cut:
+        log.warning(
+            "%s: %d of %d prompts leave no room for an answer of %d tokens in the model's context of %d and lose their "
+            "beginning",
+            *(where, cut, len(prompts), answer_length, context_length),
+        )
     return [prompt[-room:] for prompt in prompts]
 
 
 def _validate_segments(
-    segments: Sequence[Segment], spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, where: str
+    segments: Sequence[Segment],
+    spec: SourceSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+    mask_id: int | None,
 ) -> None:
     if len(segments) < spec.segments:
         raise DataError(
             f"{where}.segments: got {spec.segments}, but the source ({spec.path or spec.kind}) has {len(segments)} "
             f"segments at {where}.length = {spec.length}"
         )
-    mask = tokenizer.mask_token_id
+    mask = tokenizer.mask_token_id if mask_id is None else mask_id
     if mask is not None and any(mask in segment.ids for segment in segments[: spec.segments]):
-        raise DataError(f"{where}: the text holds the mask token {tokenizer.mask_token}, which stands for no text")
+        token = tokenizer.convert_ids_to_tokens(mask)
+        raise DataError(f"{where}: the text holds the mask token {token}, which stands for no text")
 
 
 def _winogrande(

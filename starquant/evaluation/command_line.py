@@ -8,6 +8,7 @@ Settings that `run.py` takes from the model's protocol are given as model argume
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from starquant.config.protocol import TaskProtocol
 from starquant.diffusion import Sampler
 from starquant.errors import ConfigError
 from starquant.evaluation.lm import DiffusionLM
+from starquant.evaluation.prompts import CutItems
 from starquant.models import load_model, load_tokenizer
 from starquant.models.family import Family
 from starquant.models.loading import validate_device
@@ -45,6 +47,7 @@ class StarquantLM(DiffusionLM):
             raise ConfigError(f"device: {why} (lm-eval's own default is cuda:0); allowed here: --device cpu") from None
         model = load_model(folder, dtype=chosen.dtype, device=device)
         super().__init__(model, load_tokenizer(folder), batch_size=chosen.batch_size, seed=chosen.seed)
+        self._shares: dict[str, dict[str, float]] = {}
         self._likelihood = TaskProtocol(mc_num=chosen.mc_num, cfg_scale=chosen.cfg_scale)
         self._generation, self._guides = _sampler_of(self.family, chosen)
 
@@ -79,7 +82,28 @@ class StarquantLM(DiffusionLM):
                 f"generation_kwargs: the task (or --gen_kwargs) wants temperature {sorted(wanted - {own})[0]}, "
                 f"--model_args: temperature is {own}; give it there"
             )
-        return super().generate_until(requests, disable_tqdm)
+        answers = super().generate_until(requests, disable_tqdm)
+        self._say_cut()
+        return answers
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each request as `DiffusionLM` does."""
+        scores = super().loglikelihood(requests, disable_tqdm)
+        self._say_cut()
+        return scores
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval's results say of the model: of each task, the share of items that were cut."""
+        return {"cut": self._shares}
+
+    def _say_cut(self) -> None:
+        """Say what was cut since the last time, a line a task, and keep it for the results."""
+        for task, cut in self.cut.by_leaf().items():
+            for sentence in cut.sentences(task, self.model.config.context_length):
+                print(f"warning: {sentence}", file=sys.stderr, flush=True)
+            if shares := cut.shares():
+                self._shares[task] = shares
+        self.cut = CutItems()
 
     def _protocol(self, needs: str) -> TaskProtocol:
         return self._likelihood

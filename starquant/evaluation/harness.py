@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import logging
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,16 @@ from starquant.config.model import ModelSpec
 from starquant.config.tasks import TasksSpec, validate_consent
 from starquant.evaluation.code_execution import agreed_to
 from starquant.evaluation.lm import DiffusionLM
+from starquant.evaluation.prompts import CUT, CutItems
 from starquant.evaluation.responses import ResponseLog
 from starquant.evaluation.suites import quiet, task_manager
 from starquant.store.record import Score
 
-_UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"}
+log = logging.getLogger(__name__)
+
+_UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"} | dict.fromkeys(
+    CUT, "fraction"
+)
 #: Tasks whose answers go on with the prompt, as lm-eval's humaneval_instruct words them; the stop strings are ours.
 _COMPLETIONS: dict[str, dict[str, Any]] = {
     "humaneval": {
@@ -72,11 +80,14 @@ def evaluate(
     with quiet(verbose), agreed_to(tasks), task_manager(tasks) as manager:
         for name in tasks.names:
             lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl", lm.rank)
-            results = _results(lm, model, tasks, name, manager)
+            results, cut = _results(lm, model, tasks, name, manager), _gathered(lm)
             if results is None:  # the first process has them
                 continue
+            for sentence in cut.sentences(name, lm.model.config.context_length):
+                log.warning("%s", sentence)
             task_scores = parse_scores(results, name)
-            scores += [*task_scores, *_costs(lm, name, task_scores[0])]
+            scores += [*task_scores, *_beside(task_scores[0], lm.costs, "shortcuts")]
+            scores += _beside(task_scores[0], cut.shares(), "prompts")
             items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
             for leaf, rows in results["samples"].items() if documents is not None else ():
                 documents(leaf, [_document(row["doc"]) for row in rows])
@@ -86,6 +97,7 @@ def evaluate(
 def _results(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, manager: TaskManager) -> Any:
     """Return what lm-eval says of one task; None on all processes but the first."""
     lm.task, lm.protocol, lm.templated = name, model.protocol[name], model.chat_template == "auto"
+    lm.cut = CutItems()
     return lm_eval.simple_evaluate(
         model=lm,
         tasks=[instructed(name, manager) if lm.templated else name],
@@ -159,12 +171,18 @@ def parse_scores(results: Any, requested: str) -> list[Score]:
     return scores
 
 
-def _costs(lm: DiffusionLM, task: str, like: Score) -> list[Score]:
-    """Return what the shortcuts of evaluation cost in a task: standard errors, differences."""
-    nothing = {"stderr": None, "higher_is_better": False, "filter": "shortcuts"}
+def _gathered(lm: DiffusionLM) -> CutItems:
+    """Return what all processes had to cut of a task; of those that are not the first, their own."""
+    of_processes: list[CutItems] = lm.together.gather_objects(lm.cut) or [lm.cut]
+    return functools.reduce(operator.or_, of_processes)
+
+
+def _beside(like: Score, values: Mapping[str, float], filter_name: str) -> list[Score]:
+    """Return what is told of a task beside its score: what shortcuts cost, the share of items that are cut."""
+    nothing = {"stderr": None, "higher_is_better": False, "filter": filter_name}
     return [
         like.model_copy(update={"metric": metric, "value": value, "unit": _UNITS[metric], **nothing})
-        for metric, value in lm.costs.items()
+        for metric, value in values.items()
     ]
 
 

@@ -28,6 +28,7 @@ from starquant.diffusion.generation import end_of_text
 from starquant.diffusion.special_tokens import eos_token_id
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.conversations import Conversations
+from starquant.evaluation.prompts import CutItems, Item, item_of, validate_unmasked
 from starquant.evaluation.responses import ResponseLog
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
@@ -90,6 +91,8 @@ class DiffusionLM(Conversations, LM):
         self.task = ""
         #: What shortcuts cost in the task that was run last: metric to value.
         self.costs: dict[str, float] = {}
+        #: Items of which the model sees a part, since it was last emptied; those of this process.
+        self.cut = CutItems()
         self.predict = MaskPredictor(model)
         self._device = model.device
 
@@ -118,6 +121,7 @@ class DiffusionLM(Conversations, LM):
 
         Raises:
             ConfigError: the task's protocol has no mc_num.
+            DataError: [MASK] in a text.
         """
         protocol = self._protocol("mc_num")
         assert protocol.mc_num is not None
@@ -130,7 +134,8 @@ class DiffusionLM(Conversations, LM):
         estimator = LikelihoodEstimator(noise, draws, protocol.cfg_scale, self.batch_size, self.seed, most)
         todo = self._unanswered(keys)
         bar = self._bar(keys, todo, disable_tqdm)
-        scored = self._score_requests([pairs[i] for i in todo], noise.append_eos)
+        whole = self._score_requests(requests, noise.append_eos)
+        scored = [whole[i] for i in todo]
         for index, estimates in self._estimates(estimator, scored, 2 if few else 1):
             if not all(map(math.isfinite, estimates)):
                 raise CheckpointError(f"{self.task}: a log-likelihood is {estimates[0]}; the model's weights overflow")
@@ -142,7 +147,7 @@ class DiffusionLM(Conversations, LM):
         squares = sum((a - b) ** 2 / 4 for a, b in halves)
         self.costs = {"mc_stderr": math.sqrt(squares / len(answers))} if few and answers else {}
         if self.speed.compile and pairs:
-            first = self._score_requests(pairs[:COMPARED], noise.append_eos)
+            first = whole[:COMPARED]
             compiled, eager = _both_ways(lambda: dict(estimator.scores(self.predict, first)))
             self.costs["compile_difference"] = max(abs(compiled[i] - eager[i]) for i in compiled)
         return [(sum(a) / len(a) if isinstance(a, list) else float(a), False) for a in answers]
@@ -170,6 +175,7 @@ class DiffusionLM(Conversations, LM):
 
         Raises:
             ConfigError: the task's protocol has no sampler, or the other family's.
+            DataError: [MASK] in a prompt.
         """
         sampler = self._sampler()
         contexts = [str(r.args[0]) for r in requests]
@@ -177,13 +183,7 @@ class DiffusionLM(Conversations, LM):
         keys = [self.responses.key("generate_until", [c, s]) for c, s in zip(contexts, stops, strict=True)]
         todo = self._unanswered(keys)
         bar = self._bar(keys, todo, disable_tqdm)
-        room = self.model.config.context_length - sampler.answer_length
-        if room < 1:
-            raise ConfigError(
-                f"model.protocol: the answer's {sampler.answer_length} tokens do not fit the model's "
-                f"{self.model.config.context_length}"
-            )
-        prompts = [ids[-room:] for ids in self._encode(contexts)]
+        prompts = self._prompts(requests, sampler.answer_length)
 
         def settled(index: int, known: list[int]) -> bool:
             return self._settled(known, stops[todo[index]])
@@ -202,6 +202,21 @@ class DiffusionLM(Conversations, LM):
             compiled, eager = _both_ways(texts)
             self.costs["compile_flips"] = sum(compiled[i] != eager[i] for i in compiled) / len(compiled)
         return [str(self.responses[key]) for key in keys]
+
+    def _prompts(self, requests: Sequence[Instance], answer_length: int) -> list[list[int]]:
+        """Return the prompts' ids, of those that leave the answer no room the end; counts these."""
+        room = self.model.config.context_length - answer_length
+        if room < 1:
+            raise ConfigError(
+                f"model.protocol: the answer's {answer_length} tokens do not fit the model's "
+                f"{self.model.config.context_length}"
+            )
+        texts = self._encode([str(r.args[0]) for r in requests])
+        items = [item_of(request, self.task) for request in requests]
+        validate_unmasked(items, texts, self.model.mask_token_id, self.tokenizer.decode)
+        for item, ids in zip(items, texts, strict=True):
+            self.cut.add(item, cut_prompts=len(ids) > room)
+        return [ids[-room:] for ids in texts]
 
     def _answers(
         self, prompts: Sequence[Sequence[int]], sampler: Sampler, settled: Settled
@@ -240,19 +255,25 @@ class DiffusionLM(Conversations, LM):
         ids_of = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
         return [ids_of[text] for text in texts]
 
-    def _score_requests(self, pairs: Sequence[tuple[str, str]], append_eos: bool) -> list[ScoreRequest]:
+    def _score_requests(self, requests: Sequence[Instance], append_eos: bool) -> list[ScoreRequest]:
         """Tokenize as lm-eval does: trailing spaces of the context belong to the continuation."""
+        pairs = [(str(r.args[0]), str(r.args[1])) for r in requests]
         prompts = self._encode([context.rstrip() for context, _ in pairs])
         wholes = self._encode([context + continuation for context, continuation in pairs])
-        return [self._score_request(*ids, append_eos) for ids in zip(prompts, wholes, strict=True)]
+        items = [item_of(request, self.task) for request in requests]
+        for texts in (prompts, wholes):
+            validate_unmasked(items, texts, self.model.mask_token_id, self.tokenizer.decode)
+        return [self._score_request(*parts, append_eos) for parts in zip(items, prompts, wholes, strict=True)]
 
-    def _score_request(self, prompt: list[int], whole: list[int], append_eos: bool) -> ScoreRequest:
+    def _score_request(self, item: Item, prompt: list[int], whole: list[int], append_eos: bool) -> ScoreRequest:
+        """Return a request that fits the context, its target whole where that fits by itself; counts what does not."""
         target = whole[len(prompt) :]
         suffix = (eos_token_id(self.model.config),) if append_eos else ()
         limit = self.model.config.context_length - len(suffix)
-        target = target[:limit]
-        prompt = prompt[max(0, len(prompt) + len(target) - limit) :]
-        return ScoreRequest(tuple(prompt), tuple(target), suffix)
+        fitting = target[:limit]
+        first = max(0, len(prompt) + len(fitting) - limit)
+        self.cut.add(item, cut_prompts=first > 0, cut_answers=len(fitting) < len(target))
+        return ScoreRequest(tuple(prompt[first:]), tuple(fitting), suffix)
 
     def _settled(self, known: list[int], stops: Sequence[str]) -> bool:
         """Return whether the text is settled by the tokens known: they hold an end, or a stop string.

@@ -56,6 +56,12 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         text, bos = render_chat(tokenizer, [{"role": "user", "content": text}]), None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = ids if bos is None else [bos, *ids]
+    if model.mask_token_id in ids:
+        mask = tokenizer.decode([model.mask_token_id])
+        raise ConfigError(
+            f"prompt: it holds {mask!r}, which the tokenizer turns into the model's mask token (id "
+            f"{model.mask_token_id}); allowed: text without it"
+        )
     if not ids or len(ids) + length > model.config.context_length:
         allowed = model.config.context_length - length
         raise ConfigError(f"prompt: got {len(ids)} tokens, allowed: 1 to {allowed} beside an answer of {length}")

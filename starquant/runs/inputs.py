@@ -195,7 +195,8 @@ def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedD
     def read(source: SourceSpec | None, seed: int, where: str) -> list[Segment] | None:
         if source is None:
             return None
-        texts = segments.read_segments(source, tokenizer, context_length, seed=seed, data_dir=data_dir, where=where)
+        how: dict[str, Any] = {"data_dir": data_dir, "where": where, "mask_id": model.mask_token_id}
+        texts = segments.read_segments(source, tokenizer, context_length, seed=seed, **how)
         return texts if bos is None else [_begin(segment, bos, context_length) for segment in texts]
 
     return Texts(

@@ -280,6 +280,26 @@ def test_missing_and_unreadable_files(tmp_path: Path, tiny_tokenizer: PreTrained
             fingerprint(spec, None)
 
 
+def test_the_models_mask_counts_where_the_tokenizer_names_none(
+    tmp_path: Path, bytes_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    path = write_lines(tmp_path / "text.jsonl", {"text": "the cat has 12 eggs"})
+    spec, eggs = source("text", 1, 9, path=str(path)), bytes_tokenizer("12")["input_ids"][0]
+    assert bytes_tokenizer.mask_token_id is None
+    read_segments(spec, bytes_tokenizer, CONTEXT, seed=0)
+    with pytest.raises(DataError, match=r"^w: the text holds the mask token 1, which stands for no text"):
+        read_segments(spec, bytes_tokenizer, CONTEXT, seed=0, where="w", mask_id=eggs)
+
+
+def test_prompts_that_are_cut_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    segments = [Segment((1, 2, 3, 4, 5), 3, ""), Segment((1, 2, 3, 4, 5), 2, "")]
+    prompts_of(segments, 8, 11, "fidelity.source")
+    assert caplog.messages == []
+    prompts_of(segments, 8, 10, "fidelity.source")
+    [line] = caplog.messages
+    assert line.startswith("fidelity.source: 1 of 2 prompts leave no room for an answer of 8 tokens")
+
+
 def test_prompts() -> None:
     asked, plain = Segment((1, 2, 3, 4, 5), 3, ""), Segment((1, 2, 3, 4, 5), 0, "")
     assert prompts_of([asked, plain, Segment((7,), 0, "")], 8, 100) == [(1, 2, 3), (1, 2), (7,)]
