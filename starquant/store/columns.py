@@ -138,6 +138,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         RecordError: they are missing or damaged.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RecordError(f"{path}: items cannot be read (no regular file)")
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # answers may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
@@ -148,7 +150,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits among them
         raise RecordError(f"{path}, line {number}: not valid JSON ({error})") from None
     if not isinstance(row, dict) or not {"doc_id", "prompt"} & row.keys():
         raise RecordError(f"{path}, line {number}: has neither doc_id nor prompt")

@@ -149,6 +149,8 @@ def read_head(path: Path) -> RecordHead:
 
 
 def _read(path: Path, kind: type[RecordT]) -> RecordT:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RecordError(f"{path}: not readable as a record (no regular file)")
     try:
         text = path.read_bytes()
     except OSError as error:

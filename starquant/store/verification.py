@@ -67,6 +67,13 @@ def _digest(data: dict[str, Any]) -> str:
 
 def _wrong_numbers(record: RecordHead) -> Iterator[str]:
     """Yield what no run can have written, with its place."""
+    for part in ("model", "bits", "method", "tasks"):
+        named = record.spec.get(part)
+        if not isinstance(named, dict) or not isinstance(named.get("name"), str):
+            yield f"spec.{part}.name: is missing"
+    for name in ("names", "limit"):
+        if name not in (record.spec.get("tasks") or {}):
+            yield f"spec.tasks.{name}: is missing"
     for index, score in enumerate(record.scores):
         place = f"scores.{index}"
         for name in ("value", "stderr", "ci_low", "ci_high"):

@@ -128,6 +128,22 @@ def test_an_interval_that_ends_before_it_begins_and_negative_seconds_are_named(p
         read_record(path)
 
 
+@pytest.mark.parametrize("part", ["model", "bits", "method", "tasks"])
+def test_a_specification_that_is_none_is_named(path: Path, part: str) -> None:
+    older(path)
+    rewrite(path, lambda data: data["spec"].pop(part))
+    with pytest.raises(RecordError, match=rf"^{path}: spec\.{part}\.name: is missing"):
+        read_record(path)
+
+
+def test_a_pipe_is_no_record(path: Path, tmp_path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RecordError, match="no regular file"):
+        read_record(path)
+    assert RecordStore(tmp_path).find(RUN) is None and not path.exists()
+
+
 def _drop(folder: Path) -> None:
     shutil.rmtree(folder)
 
