@@ -10,24 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from starquant.errors import ConfigError, one_line_errors, user_path
+from starquant.errors import one_line_errors, user_path
+from starquant.reports.choice import conditions
 from starquant.reports.experiments import NAMES, build
 from starquant.reports.selection import ALLOWED, Results, without_collection
-
-
-def condition(text: str) -> tuple[str, Any]:
-    """Return the key and value of KEY=VALUE; the value is YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--where: got '{text}', allowed: KEY=VALUE, such as method.tac.block_size=16")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--where: got '{text}', whose value is not YAML") from None
 
 
 @one_line_errors(OSError)
@@ -43,9 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     allowed = "; ".join(f"{name}: {what}" for name, what in ALLOWED.items())
     parser.add_argument("--allow", nargs="+", default=[], choices=ALLOWED, help=allowed)
-    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="only records that have this; tasks.limit=N takes those of N items, which are left out otherwise",
+    )
     options = parser.parse_args(arguments)
-    where = dict(condition(text) for text in options.where)
+    where = conditions(options.where)
     with without_collection():
         results, out = Results(options.records), options.out or options.records
         paths = [build(name, results, out, options.allow, where) for name in options.name]

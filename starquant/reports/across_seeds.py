@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports import selection
+from starquant.reports.choice import Where, conditions, conflict, differences, taken
 from starquant.reports.comparison import column_name, markdown
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.items import is_fidelity, items_folder, trajectories_of
@@ -48,6 +49,7 @@ class Row:
     label: tuple[str, ...]
     runs: dict[Seeds, dict[Column, Items]] = field(default_factory=dict)
     trajectories: dict[Seeds, dict[str, Any]] = field(default_factory=dict)
+    sources: dict[Seeds, selection.Run] = field(default_factory=dict)
 
     def columns(self) -> list[Column]:
         """Return the (task, metric) pairs that every run has."""
@@ -104,18 +106,20 @@ def sorted_runs(runs: dict[Seeds, Any]) -> list[Seeds]:
     return sorted(runs, key=lambda run: tuple(-1 if seed is None else seed for seed in run))
 
 
-def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
-    """Read all records below a folder.
+def read_rows(folder: Path, by: Sequence[str] = (), where: Where | None = None) -> list[Row]:
+    """Read the records below a folder, but for those of some items only, unless `where` asks for them.
 
     Args:
         folder: of records with their items beside them.
         by: dotted configuration keys that tell rows apart, beside bits and method.
+        where: dotted configuration keys and values that records must have.
 
     Raises:
-        RecordError: damaged records or items, two records of the same row and seeds.
+        ConfigError: a value that no record has.
+        RecordError: no record, damaged records or items, two records of the same row and seeds.
     """
     rows: dict[tuple[str, ...], Row] = {}
-    runs = selection.read_runs(folder)
+    runs = taken(folder, selection.read_runs(folder), where or {})
     if not runs:
         raise RecordError(f"{folder}: holds no record")
     selection.validate_speed({run.path: run.record.spec for run in runs})
@@ -126,14 +130,19 @@ def read_rows(folder: Path, by: Sequence[str] = ()) -> list[Row]:
 
 
 def add_run(row: Row, run: selection.Run) -> None:
-    """Give a row one more run; raises RecordError where it has one of the same seeds, or the items are damaged."""
+    """Give a row one more run, but for a copy of one; raises RecordError where it has another of the same seeds."""
     seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
-    if seeds in row.runs:
+    other = row.sources.get(seeds)
+    if other is not None:
+        differ = differences(other, run)
+        if not differ and other.record.scores == run.record.scores:
+            return
         raise RecordError(
-            f"{run.path}: a second record of {' '.join(row.label)}, model seed {seeds[0]}, rotation seed {seeds[1]}; "
-            "give a folder with one of each, or the key that tells them apart (--by method.tac.block_size)"
+            f"{run.path.name}: a second record of {' '.join(row.label)}, model seed {seeds[0]}, rotation seed "
+            f"{seeds[1]}, beside {other.path.name}; {conflict(other, run, differ)}"
         )
     row.runs[seeds], row.trajectories[seeds] = _numbers(run), trajectories_of(run.record.spec)
+    row.sources[seeds] = run
 
 
 def _numbers(run: selection.Run) -> dict[Column, Items]:
@@ -177,10 +186,17 @@ def table(rows: Sequence[Row], against: str | None = None, columns: Sequence[Col
         other = next((r for r in rows if r.label == (*row.label[:-1], against)), other)  # the nearest one first
         cells: dict[str, Any] = {"bits": " ".join(row.label[:-1]), "method": row.label[-1]}
         cells["runs" if against is None else "pairs"] = _count(row, other if against else None)
+        cells["n"] = _items(row, [column for column in columns if column in row.columns()])
         for column in columns:
             cells[column_name(*column)] = _cell(row, other, column, against is not None)
         lines.append(cells)
     return pd.DataFrame(lines)
+
+
+def _items(row: Row, columns: Sequence[Column]) -> str:
+    """Return the number of items behind a row's columns; where they differ, the least and the most."""
+    sizes = [len(items[column].numbers) for items in row.runs.values() for column in columns]
+    return "-".join(str(n) for n in sorted({min(sizes), max(sizes)})) if sizes else ""
 
 
 def _bits_of(rows: Sequence[Row], method: str) -> set[str]:
@@ -220,10 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--by", action="append", default=[], help="dotted key that tells rows apart, e.g. method.tac.block_size"
     )
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         raise RecordError(f"{options.folder}: no such folder of records")
-    print(markdown(table(read_rows(options.folder, options.by), options.against)))
+    print(markdown(table(read_rows(options.folder, options.by, conditions(options.where)), options.against)))
     return 0
 
 

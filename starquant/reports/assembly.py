@@ -25,12 +25,15 @@ AVERAGE, WHOLE = "average", "full precision"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure in the unit it is shown in, its standard error, and a 95 % interval; None where there is none."""
+    """A figure in the unit it is shown in, its standard error, a 95 % interval, and the items (of fidelity, prompts) of
+    each run behind it; None where there is none.
+    """
 
     value: float
     stderr: float | None = None
     low: float | None = None
     high: float | None = None
+    n: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,8 @@ def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -
             resampled.append(100 * _means(list(runs.values()), task, index))
             single = known[0][1].stderr if len(known) == 1 else None
             spread = standard_error(resampled[-1]) if single is None else 100 * single
-            cells[task] = Estimate(100 * _mean_of_scores(known), spread)
+            n = len(_numbers(known[0][0], task)[1])
+            cells[task] = Estimate(100 * _mean_of_scores(known), spread, n=n)
     if tasks and all(task in cells for task in tasks):
         average = float(np.mean([cells[task].value for task in tasks]))
         cells[AVERAGE] = Estimate(average, standard_error(np.mean(resampled, axis=0)))
@@ -252,7 +256,9 @@ def _kl(runs: Runs) -> dict[str, Estimate]:
         if columns is None or "kl,none" not in columns.values:
             raise RecordError(f"{run.path}: its items of fidelity have no kl")
         pairs.append((run.get("model.seed"), np.asarray(columns.values["kl,none"], dtype=np.float64)))
-    return {"KL": Estimate(_mean_of_scores(known), standard_error(resampled_means(_by_model(pairs))))}
+    return {
+        "KL": Estimate(_mean_of_scores(known), standard_error(resampled_means(_by_model(pairs))), n=len(pairs[0][1]))
+    }
 
 
 def _paper_cells(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:

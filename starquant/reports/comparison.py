@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from starquant.errors import RecordError, one_line_errors, user_path
+from starquant.reports.choice import conditions, conflict, differences
 from starquant.reports.frame import scores_frame
+from starquant.reports.selection import Run, read_runs
 from starquant.store.items import FIDELITY, is_fidelity
 
 ROW = ["model", "bits", "method", "seed"]
@@ -49,7 +53,8 @@ def comparison(frame: pd.DataFrame) -> pd.DataFrame:
     names = pd.Series(map(column_name, chosen["task"], chosen["metric"]), chosen.index, dtype=object)
     cells = chosen.assign(column=names, cell=[_cell(row) for row in chosen.itertuples()])
     table = cells.pivot_table(index=ROW, columns="column", values="cell", aggfunc="first", sort=False)
-    return table[list(dict.fromkeys(names))].fillna("").reset_index()
+    sizes = chosen.groupby(ROW, sort=False)["n"].agg(lambda n: "-".join(map(str, sorted({n.min(), n.max()}))))
+    return table[list(dict.fromkeys(names))].fillna("").assign(n=sizes).reset_index()
 
 
 def _cell(row: object) -> str:
@@ -72,14 +77,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a Markdown table; returns 2 after bad input."""
     parser = argparse.ArgumentParser(prog="python -m starquant.reports.comparison", description=__doc__)
     parser.add_argument("folder", type=user_path, help="folder of records")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only records that have this")
+    options = parser.parse_args(arguments)
+    folder: Path = options.folder
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder of records")
-    frame = scores_frame(folder)
+    frame = scores_frame(folder, conditions(options.where))
     if frame.empty:
         raise RecordError(f"{folder}: holds no record")
+    validate_rows(frame, folder)
     print(markdown(comparison(frame)))
     return 0
+
+
+def validate_rows(frame: pd.DataFrame, folder: Path) -> None:
+    """Raise RecordError for two records of one row, with what chooses one of them."""
+    names = {*frame["record"]}
+    runs: dict[tuple[Any, ...], Run] = {}
+    for run in read_runs(folder):
+        if run.path.name in names:
+            row = tuple(run.get(key) for key in ("model.name", "bits.name", "method.name", "seed"))
+            other = runs.setdefault(row, run)
+            if differ := differences(other, run):
+                raise RecordError(
+                    f"{', '.join(map(str, row))}: several records share this row: {other.path.name} and "
+                    f"{run.path.name}; {conflict(other, run, differ)} (reports.across_seeds compares seeds)"
+                )
 
 
 if __name__ == "__main__":

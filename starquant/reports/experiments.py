@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.definitions import ACTIVATIONS, FIGURES, FULL, SEED_TABLES, TABLES, TRAJECTORIES, Definition
+from starquant.reports.choice import LIMIT, Where, in_words, taken
+from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
 from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
@@ -31,19 +33,16 @@ def table(
         name: of the experiment.
         records: folder of results, or what was read of it for other tables.
         allow: what `selection.ALLOWED` names.
-        where: dotted configuration keys and values that records must have, beside those of the table.
+        where: dotted configuration keys and values that records must have, beside those of the table; without
+            `tasks.limit` among them records of all items alone are taken.
 
     Raises:
-        ConfigError: no such table.
+        ConfigError: no such table, a value that no record has.
         RecordError: no record of it, damaged ones, ones that do not go together.
     """
     if name not in TABLES:
         raise ConfigError(f"got '{name}', allowed: {', '.join(TABLES)}")
-    return assemble(TABLES[name], _chosen(records, where), allow)
-
-
-#: What full precision does not have: these keys choose among the other runs only.
-QUANTIZED_ONLY = ("bits", "method", "calibration", "fidelity")
+    return assemble(TABLES[name], _chosen(TABLES[name], records, where), allow)
 
 
 def frames(name: str, records: Path, allow: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
@@ -76,7 +75,7 @@ def _lines(
     definition: Definition, records: Path | Results, allow: Sequence[str], where: dict[str, Any] | None
 ) -> list[tuple[str, Run]]:
     """Return a figure's runs, of fidelity, with the labels of their lines; raises as `trajectory_figure`."""
-    runs = [run for run in _chosen(records, where) if run.get("fidelity.source") is not None]
+    runs = [run for run in _chosen(definition, records, where) if run.get("fidelity.source") is not None]
     lines: list[tuple[str, Run]] = []
     for row in definition.rows:
         own = [run for run in runs if run.matches(row.where)]
@@ -106,13 +105,16 @@ def reports(records: Path) -> list[dict[str, Any]]:
     return [read_report(path) for path in paths]
 
 
-def _chosen(records: Path | Results, where: dict[str, Any] | None) -> list[Run]:
-    where, runs = where or {}, Results.of(records).runs
-    if runs and not any(run.matches(where) for run in runs):
-        wanted = ", ".join(f"{key}={value}" for key, value in where.items())
-        raise RecordError(f"{records}: no record has {wanted} (--where)")
-    shared = {key: value for key, value in where.items() if key.split(".")[0] not in QUANTIZED_ONLY}
-    return [run for run in runs if run.matches(shared if run.matches(FULL) else where)]
+def _chosen(definition: Definition, records: Path | Results, where: Where | None) -> list[Run]:
+    """Return the runs of a table or figure; raises as `choice.taken`."""
+    rows = [row.where for row in definition.rows]
+    return taken(
+        records,
+        Results.of(records).runs,
+        where or {},
+        definition.name,
+        lambda run: any(run.matches(row) for row in rows),
+    )
 
 
 def build(
@@ -122,7 +124,7 @@ def build(
     allow: Sequence[str] = (),
     where: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write a table or figure; returns the paths.
+    """Write a table or figure; returns the paths. What it cannot replace of an earlier time is set aside (NAME.stale).
 
     Args:
         name: of the experiment.
@@ -138,6 +140,29 @@ def build(
     if name not in NAMES:
         raise ConfigError(f"got '{name}', allowed: {', '.join(NAMES)}")
     results = Results.of(results)
+    try:
+        paths = _written(name, results, out, allow, where)
+    except RecordError as error:
+        aside = set_stale_aside(name, out) if results.folder.is_dir() else []
+        if not aside:
+            raise
+        raise RecordError(f"{error}; set aside as NAME.stale: {', '.join(path.name for path in aside)}") from None
+    set_stale_aside(name, out, paths)
+    return paths
+
+
+def set_stale_aside(name: str, out: Path, new: Sequence[Path] = ()) -> list[Path]:
+    """Rename what an experiment showed once, but for new files, to NAME.stale; returns what it was called."""
+    files = [out / "tables" / f"{name}{suffix}" for suffix in (".md", ".tex", ".csv")]
+    patterns = [f"{name}{more}{suffix}" for more in ("", "-*") for suffix in (".png", ".pdf")]
+    files += [path for pattern in patterns for path in sorted((out / "figures").glob(pattern))]
+    stale = [path for path in files if path not in new and path.is_file()]
+    for path in stale:
+        path.replace(path.with_name(f"{path.name}.stale"))
+    return stale
+
+
+def _written(name: str, results: Results, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
     if name in TABLES:
         sections = table(name, results, allow, where)
         if not any(runs for section in sections for _, runs, _ in section.rows):
@@ -146,7 +171,7 @@ def build(
     if name in SEED_TABLES:
         from starquant.reports import seed_tables
 
-        rows = seed_tables.seed_rows(SEED_TABLES[name], _chosen(results, where), allow)
+        rows = seed_tables.seed_rows(SEED_TABLES[name], _chosen(SEED_TABLES[name], results, where), allow)
         return seed_tables.write(SEED_TABLES[name], rows, out)
     return _figure(name, results, out / "figures", allow, where)
 
@@ -166,8 +191,13 @@ def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where:
     return [path for stem, figure in drawn for path in figures.save(figure, out / stem)]
 
 
-def after_sweep(name: str, results: Path) -> bool:
+def after_sweep(name: str, results: Path, limit: int | None = None) -> bool:
     """Build what an experiment shows once its cells are there, and print where it lies.
+
+    Args:
+        name: of the experiment.
+        results: its folder.
+        limit: items a task that every cell was held to, None for all.
 
     Returns:
         Whether it was built of all records; True where there is nothing to build.
@@ -175,13 +205,13 @@ def after_sweep(name: str, results: Path) -> bool:
     if name not in NAMES:
         return True
     read = Results(results)
+    where = {} if limit is None else {LIMIT: limit}
     try:
-        paths = build(name, read, results)
-    except RecordError as error:
-        print(
-            f"error: {name} was not built: {error} (python -m starquant tables {name} --records {results})",
-            file=sys.stderr,
-        )
+        paths = build(name, read, results, where=where)
+    except (ConfigError, RecordError) as error:
+        again = ["python -m starquant tables", name, "--records", shlex.quote(str(results))]
+        again += [in_words(key, value) for key, value in where.items()]
+        print(f"error: {name} was not built: {error} ({' '.join(again)})", file=sys.stderr)
         return False
     if name in TABLES or name in SEED_TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from typing import Any
 
 from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError, show_error
+from starquant.reports.choice import TASKS, conflict, differences
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import is_fidelity, items_folder
 from starquant.store.record import RecordHead, Score
@@ -44,6 +45,15 @@ class Run:
         for key in dotted.split("."):
             here = here.get(key) if isinstance(here, dict) else None
         return here
+
+    def has(self, dotted: str) -> bool:
+        """Return whether the specification has a key."""
+        here: Any = self.record.spec
+        for key in dotted.split("."):
+            if not isinstance(here, dict) or key not in here:
+                return False
+            here = here[key]
+        return True
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -207,55 +217,51 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
 
 
 SEEDS = ("model.seed", "method.rotation_seed", "seed")
-#: Parts of a specification that change no figure.
-INERT = (
-    *("paths", "runtime", "debug", "tracker", "reuse", "stage", "experiment"),
-    *("tasks.allow_code_execution", "tasks.allow_weak_sandbox", "tasks.left_out"),
-)
-#: Keys that say which tasks are scored; the files of these differ as they do.
-TASKS = {"tasks.name", "tasks.names", "tasks.data_fingerprint"}
 
 
 def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
     """Return a row's runs by their seeds, in the order of these.
 
-    Runs that differ in their tasks only are one: of other tasks each, or one of all that the other scored and left out.
+    Runs of one experiment and equal scores are one, whatever they say of what changes no figure; so are runs that
+    differ in their tasks only: of other tasks each, or one of all that the other scored or left out.
 
     Raises:
-        RecordError: two runs of the same seeds; the message names the keys that differ.
+        RecordError: two runs of the same seeds; the message names the keys that differ, and a way to choose.
     """
     runs_by_seed: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         seeds = tuple(run.get(key) for key in SEEDS)
-        if seeds in runs_by_seed:
-            other = runs_by_seed[seeds]
-            differ = sorted(
-                key for key in _differences(other.record.spec, run.record.spec) if not key.startswith(INERT)
-            )
+        other = runs_by_seed.setdefault(seeds, run)
+        if other is not run:
+            differ = differences(other, run)
             both = _as_one(other, run) if {*differ} <= TASKS else None
-            if both is not None:
-                runs_by_seed[seeds] = both
-                continue
-            differences = ", ".join(f"{key} ({other.get(key)} and {run.get(key)})" for key in differ[:3]) or "nothing"
-            raise RecordError(
-                f"{label}: {other.path.name} and {run.path.name} are both its records; they differ in {differences}; "
-                "choose by --where KEY=VALUE, or give a folder with one of them"
-            )
-        runs_by_seed[seeds] = run
+            if both is None:
+                raise RecordError(
+                    f"{label}: {other.path.name} and {run.path.name} are both its records; "
+                    + conflict(other, run, differ)
+                )
+            runs_by_seed[seeds] = both
     order = sorted(runs_by_seed, key=lambda seeds: [-1 if seed is None else seed for seed in seeds])
     return {seeds: runs_by_seed[seeds] for seeds in order}
 
 
 def _as_one(a: Run, b: Run) -> Run | None:
-    """Return two runs that differ in their tasks as one, None where they do not go together."""
-    if not {*a.get("tasks.names")} & {*b.get("tasks.names")}:
+    """Return two runs that differ in their tasks at most as one, None where they do not go together."""
+    tasks = {*a.get("tasks.names")}, {*b.get("tasks.names")}
+    if all(tasks) and not tasks[0] & tasks[1]:
         return _joined(a, b)  # jobs of their own for each task
-    for less, more in ((a, b), (b, a)):
-        added = {*more.get("tasks.names")} - {*less.get("tasks.names")}
-        kept = {*less.get("tasks.names")} <= {*more.get("tasks.names")}
-        if kept and added and added <= {*less.left_out}:  # consent was given later
+    for (less, fewer), (more, all_of_them) in (((b, tasks[1]), (a, tasks[0])), ((a, tasks[0]), (b, tasks[1]))):
+        added = all_of_them - fewer
+        consented = bool(added) and added <= {*less.left_out}  # consent was given later
+        if fewer <= all_of_them and (consented or _alike(less, more)):
             return more
     return None
+
+
+def _alike(less: Run, more: Run) -> bool:
+    """Return whether a run has every score of another, to the last digit."""
+    scores = {(s.task, s.metric, s.filter): (s.value, s.n, s.task_version) for s in more.record.scores}
+    return all(scores.get((s.task, s.metric, s.filter)) == (s.value, s.n, s.task_version) for s in less.record.scores)
 
 
 def _joined(a: Run, b: Run) -> Run:
@@ -267,9 +273,3 @@ def _joined(a: Run, b: Run) -> Run:
     both = Run(a.path, a.record.model_copy(update={"spec": spec, "scores": scores}))
     both.__dict__["items"] = {name: columns for name, columns in b.items.items() if not is_fidelity(name)} | a.items
     return both
-
-
-def _differences(a: Any, b: Any, prefix: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [d for key in {**a, **b} for d in _differences(a.get(key), b.get(key), f"{prefix}{key}.")]
-    return [] if a == b else [prefix[:-1]]

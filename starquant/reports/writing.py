@@ -29,13 +29,22 @@ def cell_text(column: str, estimate: Estimate | None) -> str:
 
 
 def grid(section: Section) -> list[list[str]]:
-    """Return a section as text, the header first."""
+    """Return a section as text, the header first, then the number of items behind each column."""
     header = ["", "runs", *(column.removeprefix("testbed_") for column in section.columns)]
     lines = [
         [label, str(runs) if runs else EMPTY, *(cell_text(column, cells.get(column)) for column in section.columns)]
         for label, runs, cells in section.rows
     ]
-    return [header, *lines]
+    return [header, *_items(section), *lines]
+
+
+def _items(section: Section) -> list[list[str]]:
+    """Return a line with the number of items of each column, where rows differ the least and the most."""
+    texts = []
+    for column in section.columns:
+        numbers = {cell.n for _, _, cells in section.rows if (cell := cells.get(column)) and cell.n is not None}
+        texts.append("-".join(str(n) for n in sorted({min(numbers), max(numbers)})) if numbers else EMPTY)
+    return [["items", EMPTY, *texts]] if any(texts) else []
 
 
 def notes(sections: Sequence[Section]) -> list[str]:
@@ -43,7 +52,9 @@ def notes(sections: Sequence[Section]) -> list[str]:
     sentences = ["Task scores in percent, standard errors in parentheses, KL in nats."]
     for section in sections:
         if section.limit is not None:
-            sentences.append(f"{section.model}: the first {section.limit} items of each task only.")
+            sentences.append(
+                f"{section.model}: the first {section.limit} items of each task only (of a group, of each member)."
+            )
         if section.approximations:
             sentences.append(f"{section.model}: evaluated approximately ({', '.join(section.approximations)}).")
         if section.left_out:
@@ -65,9 +76,15 @@ def notes(sections: Sequence[Section]) -> list[str]:
     return sentences
 
 
+def title(definition: Definition, sections: Sequence[Section]) -> str:
+    """Return the title of a table; of one whose tasks were cut, with the number of items."""
+    limits = sorted({section.limit for section in sections if section.limit is not None})
+    return definition.title + (f": the first {', '.join(map(str, limits))} items of each task only" if limits else "")
+
+
 def markdown(definition: Definition, sections: Sequence[Section]) -> str:
     """Return a heading, a GitHub table for each model, and the notes."""
-    parts = [f"# {definition.title}"]
+    parts = [f"# {title(definition, sections)}"]
     for section in sections:
         header, *lines = grid(section)
         table = [header, ["---"] * len(header), *lines]
@@ -77,7 +94,7 @@ def markdown(definition: Definition, sections: Sequence[Section]) -> str:
 
 def latex(definition: Definition, sections: Sequence[Section]) -> str:
     """Return a tabular environment for each model (booktabs)."""
-    parts = [f"% {definition.title}"]
+    parts = [f"% {title(definition, sections)}"]
     for section in sections:
         header, *lines = [[_escaped(cell) for cell in line] for line in grid(section)]
         parts.append(
@@ -104,10 +121,10 @@ def _escaped(text: str) -> str:
 
 
 def comma_separated(sections: Sequence[Section]) -> str:
-    """Return one row a cell: model, row, runs, column, source, value, stderr, low, high."""
+    """Return one row a cell: model, row, runs, column, source, value, stderr, low, high, n."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", "row", "runs", "column", "source", "value", "stderr", "low", "high"])
+    writer.writerow(["model", "row", "runs", "column", "source", "value", "stderr", "low", "high", "n"])
     for section in sections:
         for label, runs, cells in section.rows:
             for column in section.columns:
@@ -116,7 +133,7 @@ def comma_separated(sections: Sequence[Section]) -> str:
                     continue
                 numbers = (cell.value, cell.stderr, cell.low, cell.high)
                 texts = ["" if x is None else f"{x:.10g}" for x in numbers]
-                source = ["starquant" if measured else "paper", *texts]
+                source = ["starquant" if measured else "paper", *texts, EMPTY if cell.n is None else cell.n]
                 writer.writerow(
                     [section.model, label, runs if measured else "", column.removesuffix(PAPER_MARK), *source]
                 )

@@ -117,7 +117,8 @@ def _is_shown(plan: Plan) -> bool:
         return True
     from starquant.reports.experiments import after_sweep
 
+    limits = {cell.spec.tasks.limit for cell in plan.cells}
     try:
-        return after_sweep(plan.experiment, plan.results)
+        return after_sweep(plan.experiment, plan.results, limits.pop() if len(limits) == 1 else None)
     except OSError as error:
         raise RecordError(f"{plan.experiment}: cannot be written: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +144,22 @@ def test_two_records_of_the_same_seeds_are_refused_by_the_key_that_differs(tmp_p
     assert said.startswith("STaR-Quant: tiny-w4a4-star_quant-")
     assert "are both its records; they differ in method.tac.block_size (" in said
     assert "(8 and 16)" in said or "(16 and 8)" in said
-    assert "--where KEY=VALUE" in said
+    ways = {f"--where method.tac.block_size={size}" for size in (8, 16)}
+    assert {*re.findall(r"--where \S+\w", said)} == ways
 
 
-def test_copies_of_a_record_are_refused(tmp_path: Path) -> None:
+def test_copies_of_a_record_are_one_where_their_scores_are(tmp_path: Path) -> None:
     put(tmp_path, VALUES)
-    runs = [Run(Path(name), only(tmp_path).record) for name in ("a.json", "b.json")]
-    with pytest.raises(RecordError, match=r"a\.json and b\.json are both its records; they differ in nothing"):
-        one_a_seed("RTN", runs)
+    record = only(tmp_path).record
+    runs = [Run(Path(name), record) for name in ("a.json", "b.json")]
+    assert [run.path.name for run in one_a_seed("RTN", runs).values()] == ["a.json"]
+    other = record.model_copy(update={"scores": [score(FACTS, 0.25)]})
+    message = (
+        r"a\.json and b\.json are both its records; they are of one experiment and differ in testbed_facts acc "
+        r"\(0\.666667 and 0\.25\); give a folder with one of them$"
+    )
+    with pytest.raises(RecordError, match=message):
+        one_a_seed("RTN", [runs[0], Run(Path("b.json"), other)])
 
 
 def test_runs_of_other_seeds_go_together_in_the_order_of_seeds(tmp_path: Path) -> None:
@@ -183,8 +192,8 @@ def test_a_run_that_left_a_task_out_gives_way_to_one_that_scored_it_too(tmp_path
 @pytest.mark.parametrize(
     "more",
     [
-        {"values": {**VALUES, "piqa": [1.0]}},  # not what was left out
-        {"values": {**VALUES, "humaneval": [1.0], "piqa": [1.0]}},
+        {"values": {FACTS: [1.0, 1.0, 1.0], "piqa": [1.0]}},  # not what was left out, nor the same scores
+        {"values": {FACTS: [1.0, 1.0, 1.0], "humaneval": [1.0], "piqa": [1.0]}},
         {"values": {**VALUES, "humaneval": [1.0]}, "changes": {"fidelity.bins": 3}},
     ],
 )

@@ -73,10 +73,10 @@ def test_comparison_is_one_row_a_method_with_standard_errors(tmp_path: Path) -> 
         kl = kl.model_copy(update={"filter": "all"})
         RecordStore(tmp_path).write(run, record.model_copy(update={"scores": [*record.scores, kl, binned]}))
     lines = markdown(comparison(scores_frame(tmp_path))).splitlines()
-    assert lines[0] == "| bits | method | facts acc | kl |"
+    assert lines[0] == "| bits | method | facts acc | kl | n |"
     assert [line.split(" | ")[1] for line in lines[2:]] == ["quarot", "rtn"]
     assert lines[2].startswith("| w4a4 | quarot | 75.0")
-    assert lines[2].endswith("| 0.75 (0.5) |")
+    assert lines[2].endswith("| 0.75 (0.5) | 8 |")
 
 
 def test_comparison_refuses_rows_that_only_a_digest_tells_apart(tmp_path: Path, capsys) -> None:
