@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports import selection
-from starquant.reports.choice import Where, conditions, conflict, differences, taken
+from starquant.reports.choice import Rank, Where, conditions, conflict, differences, first_of, taken, unranked
 from starquant.reports.comparison import column_name, markdown
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.items import is_fidelity, items_folder, trajectories_of
@@ -129,20 +129,28 @@ def read_rows(folder: Path, by: Sequence[str] = (), where: Where | None = None) 
     return list(rows.values())
 
 
-def add_run(row: Row, run: selection.Run) -> None:
-    """Give a row one more run, but for a copy of one; raises RecordError where it has another of the same seeds."""
+def add_run(row: Row, run: selection.Run, rank: Rank = unranked) -> None:
+    """Give a row one more run, but for a copy of one; raises RecordError where it has another of its seeds and rank."""
     seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
     other = row.sources.get(seeds)
     if other is not None:
         differ = differences(other, run)
         if not differ and other.record.scores == run.record.scores:
             return
-        raise RecordError(
-            f"{run.path.name}: a second record of {' '.join(row.label)}, model seed {seeds[0]}, rotation seed "
-            f"{seeds[1]}, beside {other.path.name}; {conflict(other, run, differ)}"
-        )
+        first = first_of(" ".join(row.label), other, run, rank)
+        if first is other:
+            return
+        if first is None:
+            raise RecordError(_second(row, seeds, run, other))
     row.runs[seeds], row.trajectories[seeds] = _numbers(run), trajectories_of(run.record.spec)
     row.sources[seeds] = run
+
+
+def _second(row: Row, seeds: Seeds, run: selection.Run, other: selection.Run) -> str:
+    return (
+        f"{run.path.name}: a second record of {' '.join(row.label)}, model seed {seeds[0]}, rotation seed {seeds[1]}, "
+        f"beside {other.path.name}; {conflict(other, run, differences(other, run))}"
+    )
 
 
 def _numbers(run: selection.Run) -> dict[Column, Items]:

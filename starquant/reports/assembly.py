@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starquant.errors import RecordError
+from starquant.reports.choice import of_most_tasks, rank_of
 from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
 from starquant.reports.selection import Run, one_a_seed, validate_together
 from starquant.statistics.bootstrap import average_bootstrap, mean_over_models, resampled_means, standard_error
@@ -62,8 +63,16 @@ def to(label: str) -> str:
     return f"average, to {label}"
 
 
-def assemble(definition: Definition, runs: Sequence[Run], allow: Sequence[str] = ()) -> list[Section]:
+def assemble(
+    definition: Definition, runs: Sequence[Run], allow: Sequence[str] = (), own: Collection[str] = ()
+) -> list[Section]:
     """Return a table's sections: models that were run, then those of which only the paper has figures.
+
+    Args:
+        definition: of the table.
+        runs: its own are chosen among these.
+        allow: what `selection.ALLOWED` names.
+        own: file names of records that come first where others compete for a row.
 
     Raises:
         RecordError: runs that do not go together, two runs of one row and seeds, damaged items.
@@ -75,12 +84,15 @@ def assemble(definition: Definition, runs: Sequence[Run], allow: Sequence[str] =
         names += [
             name for name, paper_name in PAPER_MODELS.items() if name not in names and paper_name in set(paper["model"])
         ]
-    sections = []
+    sections, rank = [], rank_of(definition.name, own)
     for name in names:
-        own = [run for run in chosen if run.get("model.name") == name]
-        own = [run for run in own if run.get("tasks.names")] or own  # figure 3's runs score no task
-        settings = _quantized_settings(own)
-        rows = {row.label: one_a_seed(f"{name}: {row.label}", _of_row(row, own, settings)) for row in definition.rows}
+        of_model = [run for run in chosen if run.get("model.name") == name]
+        of_model = [run for run in of_model if run.get("tasks.names")] or of_model  # figure 3's runs score no task
+        settings = _quantized_settings(of_model)
+        rows: dict[str, Runs] = {}
+        for row in definition.rows:
+            label = f"{name}: {row.label}"
+            rows[row.label] = of_most_tasks(label, one_a_seed(label, _of_row(row, of_model, settings), rank))
         validate_together([run for row_runs in rows.values() for run in row_runs.values()], allow)
         sections.append(_section(definition, name, rows, paper))
     return sections

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from starquant.reports.selection import Run
 
 Where = Mapping[str, Any]
+Seeds = tuple[Any, ...]
+#: Of two runs that compete for a row the one of the higher rank is taken.
+Rank = Callable[["Run"], int]
 LIMIT = "tasks.limit"
 #: What full precision does not have: these keys choose among the other runs only.
 QUANTIZED_ONLY = ("bits", "method", "calibration", "fidelity")
@@ -208,3 +211,43 @@ def _other_scores(a: Run, b: Run) -> Iterator[tuple[Any, Any]]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def unranked(run: Run) -> int:
+    """Return the same for every run."""
+    return 0
+
+
+def rank_of(experiment: str, own: Collection[str] = ()) -> Rank:
+    """Return the rank of an experiment's table: first the records of a sweep that has ended, then all it ever made.
+
+    Args:
+        experiment: its name, which records carry.
+        own: file names of the records that the sweep has made or used again.
+    """
+    return lambda run: 2 * (run.path.name in own) or int(run.get("experiment.name") == experiment)
+
+
+def first_of(label: str, a: Run, b: Run, rank: Rank) -> Run | None:
+    """Return the run of the higher rank, and say so on stderr; None where both have the same."""
+    if rank(a) == rank(b):
+        return None
+    chosen_one, other = (a, b) if rank(a) > rank(b) else (b, a)
+    keys = differences(a, b)
+    said = ", ".join(f"{key} is {_short(chosen_one.get(key))}, not {_short(other.get(key))}" for key in keys[:3])
+    names = f"{chosen_one.path.name}, made by the experiment, not {other.path.name}"
+    print(f"note: {label}: {names}; {said}", file=sys.stderr, flush=True)
+    return chosen_one
+
+
+def of_most_tasks(label: str, runs: Mapping[Seeds, Run]) -> dict[Seeds, Run]:
+    """Return a row's runs without those that scored some of the tasks of another one; a line on stderr counts these.
+
+    The mean of a row is over the same runs in every column.
+    """
+    scored = {seeds: {*run.get("tasks.names")} for seeds, run in runs.items()}
+    kept = {seeds: run for seeds, run in runs.items() if not any(scored[seeds] < other for other in scored.values())}
+    if len(kept) < len(runs):
+        few = f"{len(runs) - len(kept)} of {len(runs)} runs"
+        print(f"note: {label}: {few} scored some of the tasks only and are left out", file=sys.stderr, flush=True)
+    return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.choice import LIMIT, Where, in_words, taken
+from starquant.reports.choice import LIMIT, Where, in_words, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
 from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
@@ -25,7 +25,11 @@ NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 
 def table(
-    name: str, records: Path | Results, allow: Sequence[str] = (), where: dict[str, Any] | None = None
+    name: str,
+    records: Path | Results,
+    allow: Sequence[str] = (),
+    where: dict[str, Any] | None = None,
+    made: Collection[str] = (),
 ) -> list[Section]:
     """Return the sections of a table.
 
@@ -35,6 +39,7 @@ def table(
         allow: what `selection.ALLOWED` names.
         where: dotted configuration keys and values that records must have, beside those of the table; without
             `tasks.limit` among them records of all items alone are taken.
+        made: file names of records that come first where others compete for a row.
 
     Raises:
         ConfigError: no such table, a value that no record has.
@@ -42,7 +47,7 @@ def table(
     """
     if name not in TABLES:
         raise ConfigError(f"got '{name}', allowed: {', '.join(TABLES)}")
-    return assemble(TABLES[name], _chosen(TABLES[name], records, where), allow)
+    return assemble(TABLES[name], _chosen(TABLES[name], records, where), allow, made)
 
 
 def frames(name: str, records: Path, allow: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
@@ -80,7 +85,7 @@ def _lines(
     for row in definition.rows:
         own = [run for run in runs if run.matches(row.where)]
         own = [run for run in own if not run.get("tasks.names")] or own  # the tables' runs follow trajectories as well
-        lines += [(row.label, run) for run in one_a_seed(row.label, own).values()]
+        lines += [(row.label, run) for run in one_a_seed(row.label, own, rank_of(definition.name)).values()]
     if not lines:
         raise RecordError(f"{records}: holds no record of {definition.name}")
     models = sorted({str(run.get("model.name")) for _, run in lines})
@@ -123,6 +128,7 @@ def build(
     out: Path,
     allow: Sequence[str] = (),
     where: dict[str, Any] | None = None,
+    made: Collection[str] = (),
 ) -> list[Path]:
     """Write a table or figure; returns the paths. What it cannot replace of an earlier time is set aside (NAME.stale).
 
@@ -132,6 +138,7 @@ def build(
         out: where `tables/` and `figures/` are written.
         allow: what `selection.ALLOWED` names.
         where: as in `table`.
+        made: file names of records that come first where others compete for a row.
 
     Raises:
         ConfigError: no such table or figure.
@@ -141,7 +148,7 @@ def build(
         raise ConfigError(f"got '{name}', allowed: {', '.join(NAMES)}")
     results = Results.of(results)
     try:
-        paths = _written(name, results, out, allow, where)
+        paths = _written(name, results, out, allow, where, made)
     except RecordError as error:
         aside = set_stale_aside(name, out) if results.folder.is_dir() else []
         if not aside:
@@ -162,9 +169,16 @@ def set_stale_aside(name: str, out: Path, new: Sequence[Path] = ()) -> list[Path
     return stale
 
 
-def _written(name: str, results: Results, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
+def _written(
+    name: str,
+    results: Results,
+    out: Path,
+    allow: Sequence[str],
+    where: dict[str, Any] | None,
+    made: Collection[str],
+) -> list[Path]:
     if name in TABLES:
-        sections = table(name, results, allow, where)
+        sections = table(name, results, allow, where, made)
         if not any(runs for section in sections for _, runs, _ in section.rows):
             raise RecordError(f"{results}: holds no record of {name}")
         return write(TABLES[name], sections, out / "tables")
@@ -191,13 +205,14 @@ def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where:
     return [path for stem, figure in drawn for path in figures.save(figure, out / stem)]
 
 
-def after_sweep(name: str, results: Path, limit: int | None = None) -> bool:
+def after_sweep(name: str, results: Path, limit: int | None = None, made: Collection[str] = ()) -> bool:
     """Build what an experiment shows once its cells are there, and print where it lies.
 
     Args:
         name: of the experiment.
         results: its folder.
         limit: items a task that every cell was held to, None for all.
+        made: file names of the records of the sweep.
 
     Returns:
         Whether it was built of all records; True where there is nothing to build.
@@ -207,7 +222,7 @@ def after_sweep(name: str, results: Path, limit: int | None = None) -> bool:
     read = Results(results)
     where = {} if limit is None else {LIMIT: limit}
     try:
-        paths = build(name, read, results, where=where)
+        paths = build(name, read, results, where=where, made=made)
     except (ConfigError, RecordError) as error:
         again = ["python -m starquant tables", name, "--records", shlex.quote(str(results))]
         again += [in_words(key, value) for key, value in where.items()]

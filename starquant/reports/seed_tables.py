@@ -5,7 +5,7 @@ Rows are `definitions.SEED_TABLES`; means, standard errors and paired intervals 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from starquant.errors import RecordError
 from starquant.reports import figures
 from starquant.reports.across_seeds import Column, Row, add_run, table
+from starquant.reports.choice import rank_of
 from starquant.reports.comparison import markdown
 from starquant.reports.definitions import Definition
 from starquant.reports.selection import Run, validate_together
@@ -28,8 +29,16 @@ NOTES = (
 )
 
 
-def seed_rows(definition: Definition, runs: Sequence[Run], allow: Sequence[str] = ()) -> list[Row]:
+def seed_rows(
+    definition: Definition, runs: Sequence[Run], allow: Sequence[str] = (), made: Collection[str] = ()
+) -> list[Row]:
     """Return a row for each bit-width and method that was run, in the order of the definition.
+
+    Args:
+        definition: of the table.
+        runs: its own are chosen among these.
+        allow: what `selection.ALLOWED` names.
+        made: file names of records that come first where others compete for a row.
 
     Raises:
         RecordError: no run of the table, two of the same seeds, runs that do not go together.
@@ -38,13 +47,13 @@ def seed_rows(definition: Definition, runs: Sequence[Run], allow: Sequence[str] 
     if not own:
         raise RecordError(f"holds no record of {definition.name}")
     validate_together(own, allow)
-    rows = []
+    rows, rank = [], rank_of(definition.name, made)
     for bits in sorted({str(run.get("bits.name")) for run in own}):
         for wanted in definition.rows:
             row = Row((bits, wanted.label))
             for run in own:
                 if run.get("bits.name") == bits and run.matches(wanted.where):
-                    add_run(row, run)
+                    add_run(row, run, rank)
             rows += [row] if row.runs else []
     return rows
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError, show_error
-from starquant.reports.choice import TASKS, conflict, differences
+from starquant.reports.choice import TASKS, Rank, conflict, differences, first_of, unranked
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import is_fidelity, items_folder
 from starquant.store.record import RecordHead, Score
@@ -219,14 +219,16 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
 SEEDS = ("model.seed", "method.rotation_seed", "seed")
 
 
-def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
+def one_a_seed(label: str, runs: Sequence[Run], rank: Rank = unranked) -> dict[tuple[Any, ...], Run]:
     """Return a row's runs by their seeds, in the order of these.
 
     Runs of one experiment and equal scores are one, whatever they say of what changes no figure; so are runs that
     differ in their tasks only: of other tasks each, or one of all that the other scored or left out.
 
+    Of other runs the one of the higher rank is taken; a line on stderr says so.
+
     Raises:
-        RecordError: two runs of the same seeds; the message names the keys that differ, and a way to choose.
+        RecordError: two runs of the same seeds and rank; the message names the keys that differ, and a way to choose.
     """
     runs_by_seed: dict[tuple[Any, ...], Run] = {}
     for run in runs:
@@ -235,6 +237,7 @@ def one_a_seed(label: str, runs: Sequence[Run]) -> dict[tuple[Any, ...], Run]:
         if other is not run:
             differ = differences(other, run)
             both = _as_one(other, run) if {*differ} <= TASKS else None
+            both = both or first_of(label, other, run, rank)
             if both is None:
                 raise RecordError(
                     f"{label}: {other.path.name} and {run.path.name} are both its records; "

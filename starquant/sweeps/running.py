@@ -63,7 +63,7 @@ def run(plan: Plan, start: Start, command: str) -> int:
     if plan.sweep:
         print(summary(entries), file=sys.stderr, flush=True)
     done = returned is not None and all(entry.state == "done" for entry in entries)
-    return 0 if done and _is_shown(plan) else 1
+    return 0 if done and _is_shown(plan, entries) else 1
 
 
 def validate_cells(plan: Plan) -> None:
@@ -111,7 +111,7 @@ def _entries(plan: Plan, returned: Sequence[CellEntry | None] | None, log: CellL
     ]
 
 
-def _is_shown(plan: Plan) -> bool:
+def _is_shown(plan: Plan, entries: Sequence[CellEntry]) -> bool:
     """Build what an experiment shows; returns whether that is there, or there is nothing to build."""
     if plan.experiment is None or all(cell.spec.stage == "calibrate" for cell in plan.cells):
         return True
@@ -119,6 +119,8 @@ def _is_shown(plan: Plan) -> bool:
 
     limits = {cell.spec.tasks.limit for cell in plan.cells}
     try:
-        return after_sweep(plan.experiment, plan.results, limits.pop() if len(limits) == 1 else None)
+        limit = limits.pop() if len(limits) == 1 else None
+        made = {Path(entry.record).name for entry in entries if entry.record is not None}
+        return after_sweep(plan.experiment, plan.results, limit, made)
     except OSError as error:
         raise RecordError(f"{plan.experiment}: cannot be written: {error}") from error
