@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.base import MaskedDiffusionModel
@@ -27,6 +28,14 @@ PATIENCE = (3.0, 1.0, 1.0, 0.0)
 Shape = tuple[int, int]
 #: Goes through so many items of a task; returns how many it was, and how many there are.
 Answer = Callable[[int], tuple[int, int]]
+
+
+class _Table(nn.Embedding):
+    """An embedding that every id has a row in."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows of ids, counted anew behind the last."""
+        return F.embedding(ids % len(self.weight), self.weight)
 
 
 @dataclass(frozen=True)
@@ -82,12 +91,15 @@ class Counted:
         del trunk.blocks[:]
         names = {module: name for name, module in skeleton.named_modules()}
         rows = trunk.embedding.num_embeddings
-        embedding = nn.Embedding(rows, WIDTH, device=device, dtype=dtype)
+        embedding = _Table(rows, WIDTH, device=device, dtype=dtype)
+        self._tables: list[nn.Embedding | nn.Linear] = [embedding]
         embedding.register_forward_hook(self._see_tokens)
         skeleton.set_submodule(names[trunk.embedding], embedding)
         skeleton.set_submodule(names[trunk.norm], nn.Identity())
         if trunk.head is not None:
-            skeleton.set_submodule(names[trunk.head], nn.Linear(WIDTH, rows, bias=False, device=device, dtype=dtype))
+            head = nn.Linear(WIDTH, rows, bias=False, device=device, dtype=dtype)
+            skeleton.set_submodule(names[trunk.head], head)
+            self._tables.append(head)
         project = skeleton.project
 
         def counted_project(normed: Tensor) -> Tensor:
@@ -100,6 +112,22 @@ class Counted:
     def _see_tokens(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         rows, columns = arguments[0].shape
         self._shapes[rows, columns] += 1
+
+    @contextmanager
+    def of_few_words(self, words: int) -> Iterator[float]:
+        """Predict so many words at the most; yields how many times as many there are.
+
+        What a sampler does with the logits of a whole vocabulary would be most of the time, and is in proportion.
+        """
+        whole = [table.weight for table in self._tables]
+        few = min(words, len(whole[0]))
+        for table in self._tables:
+            table.weight = nn.Parameter(table.weight[:few], requires_grad=False)
+        try:
+            yield len(whole[0]) / few
+        finally:
+            for table, weight in zip(self._tables, whole, strict=True):
+                table.weight = weight
 
     @contextmanager
     def counting(self) -> Iterator[list[Passes]]:

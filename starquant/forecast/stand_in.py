@@ -16,6 +16,10 @@ from starquant.runs.fidelity import AnyReference, measure_fidelity, take
 from starquant.runs.inputs import Inputs, Loaded
 from starquant.session.session import Session
 
+#: Words that a generation chooses from, where it asks for none of them by its id.
+FEW_WORDS = 4096
+_LAST = "confidence_eos_eot_inf"
+
 
 class StandIn:
     """A run with a model that only counts.
@@ -84,7 +88,16 @@ class StandIn:
         def answer(name: str) -> Answer:
             return lambda count: answer_some(lm, spec.model, spec.tasks, name, count)
 
-        return {name: self.counted.extrapolated(answer(name)) for name in spec.tasks.names}
+        passes: dict[str, Passes] = {}
+        for name in spec.tasks.names:
+            sampler = spec.model.protocol[name].sampler
+            if sampler is None or getattr(sampler, "logits_eos_inf", False) or getattr(sampler, _LAST, False):
+                passes[name] = self.counted.extrapolated(answer(name))
+                continue
+            with self.counted.of_few_words(FEW_WORDS) as share:
+                few = self.counted.extrapolated(answer(name))
+            passes[name] = replace(few, seconds=few.seconds * share)
+        return passes
 
     def fidelity(self) -> dict[str, Passes]:
         """Return the passes of full precision's reference and of the comparison, nothing where it is not measured."""

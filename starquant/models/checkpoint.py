@@ -18,7 +18,7 @@ from starquant.errors import CheckpointError
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
-_FINGERPRINT_BLOCKS, _BLOCK = 16384, 4096
+_FINGERPRINT_BLOCKS, _BLOCK = 16384, 65536  # of a larger file than their product, 1 GiB, blocks are read
 #: What decides, beside config and weights, what a model reads and answers: vocabularies, templates, settings.
 _BESIDE = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*")
 #: safetensors' dtypes that weights may have, and the bits of all of them.

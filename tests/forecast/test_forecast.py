@@ -65,6 +65,19 @@ def test_the_stand_in_counts_what_goes_through_the_model(task: str, tiny: Masked
     assert passes[0].logit_rows > 0 and passes[0].tokens == sum(b * w * n for (b, w), n in seen.items())
 
 
+def test_a_generation_of_few_words_has_the_same_passes(tiny: MaskedDiffusionModel, tiny_tokenizer) -> None:
+    plan = spec("tasks.names=[testbed_arithmetic]")
+    with torch.device("meta"):
+        counted = Counted(type(tiny)(tiny.config), "cpu", torch.float32)
+    lm = DiffusionLM(counted.model, tiny_tokenizer, batch_size=4)
+    seen = []
+    for words in (10**6, 50):
+        with counted.of_few_words(words) as share, counted.counting() as passes:
+            answer_some(lm, plan.model, plan.tasks, "testbed_arithmetic", 4)
+        seen.append((passes[0].shapes, passes[0].logit_rows))
+    assert seen[0] == seen[1] and share == len(counted.model.trunk().embedding.weight) / 50
+
+
 def test_what_is_not_gone_through_is_in_proportion() -> None:
     counted = object.__new__(Counted)
     counted._shapes, counted._logit_rows = Counter(), 0
