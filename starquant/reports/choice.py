@@ -93,7 +93,7 @@ def taken(
     records: object,
     runs: Sequence[Run],
     where: Where,
-    name: str = "a table",
+    name: str = "the table",
     is_of_it: Callable[[Run], bool] = lambda run: True,
 ) -> list[Run]:
     """Return the runs of a table: those that `where` takes, without those of some items only unless it asks for them.
