@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import ValidationError
 
 from starquant.config.fields import Spec
 from starquant.config.run import RunSpec
@@ -137,8 +136,8 @@ def differences(a: Run, b: Run) -> list[str]:
         return []
     specs = [json.loads(json.dumps(run.record.spec)) for run in (a, b)]
     try:
-        identities = [RunSpec.model_validate_json(json.dumps(spec)).identity() for spec in specs]
-    except (ValidationError, ConfigError, ValueError):  # of another version of this code
+        identities = [RunSpec.from_config(spec).identity() for spec in specs]
+    except ConfigError:  # of another version of this code
         identities = [_without(spec, [*_inert_keys(RunSpec)]) for spec in specs]
     protocols = [identity.get("model", {}).get("protocol") or {} for identity in identities]
     for protocol in protocols:  # of tasks that one of them scored only
