@@ -12,7 +12,7 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.choice import LIMIT, Where, in_words, rank_of, taken
+from starquant.reports.choice import LIMIT, Where, conflict, differences, in_words, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
 from starquant.reports.selection import Results, Run, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
@@ -96,7 +96,10 @@ def _lines(
     for _, run in lines:
         expected, first = trajectories.setdefault(run.get("model.seed"), (trajectories_of(run.record.spec), run))
         if expected != trajectories_of(run.record.spec):
-            raise RecordError(f"{first.path.name} and {run.path.name}: follow other trajectories; choose by --where")
+            keys = [key for key in differences(first, run) if key.startswith(("fidelity.", "model."))]
+            raise RecordError(
+                f"{first.path.name} and {run.path.name}: follow other trajectories; {conflict(first, run, keys)}"
+            )
     return lines
 
 

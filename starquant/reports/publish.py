@@ -28,24 +28,24 @@ FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
 
 
 def publish(source: Path, target: Path, steps: bool = False) -> int:
-    """Copy every record below `source` into `target`; returns how many.
+    """Copy every record below `source` into `target`, of copies of a record one; returns how many.
 
     Raises:
-        RecordError: no record, a damaged one, or a name that `target` has already.
+        RecordError: no record, a damaged one, a name that `target` has already, or two records of one name.
     """
-    paths = list(record_paths(source))
-    if not paths:
-        raise RecordError(f"{source}: holds no record")
-    names: set[str] = set()
-    for path in paths:
-        record = read_record(path)
-        if (target / path.name).exists() or path.name in names:
+    path_by_name: dict[str, Path] = {}
+    for path in record_paths(source):
+        record, first = read_record(path), path_by_name.setdefault(path.name, path)
+        if (target / path.name).exists():
             raise RecordError(f"{target / path.name}: is there already; give a new folder")
+        if read_record(first).scores != record.scores:
+            raise RecordError(f"{first} and {path}: two records of one experiment, with other scores; keep one of them")
         if record.scores and not items_folder(path).is_dir():
             raise RecordError(f"{items_folder(path)}: the record's items are missing")
         validate_items(path, record, whole=True)
-        names.add(path.name)
-    for path in paths:
+    if not path_by_name:
+        raise RecordError(f"{source}: holds no record")
+    for path in path_by_name.values():
         out = items_folder(target / path.name)
         out.mkdir(parents=True, exist_ok=True)
         columns = read_columns(items_folder(path)) if items_folder(path).is_dir() else {}
@@ -55,7 +55,7 @@ def publish(source: Path, target: Path, steps: bool = False) -> int:
             rows = "".join(json.dumps(row) + "\n" for row in _steps(read_raw(path, FIDELITY)))
             (out / f"{FIDELITY}.jsonl").write_text(rows, encoding="utf-8")
         _copy_record(path, target / path.name)  # last: a record stands for finished items
-    return len(paths)
+    return len(path_by_name)
 
 
 def _copy_record(source: Path, target: Path) -> None:

@@ -195,7 +195,7 @@ def test_figure_3_has_a_line_for_each_method_and_width(tmp_path: Path, monkeypat
         ({"changes": {"method.tac.damping": 0.5}}, r"TAC: .* method.tac.damping \(", {"method.tac.damping": 0.5}),
         (
             {"changes": {"fidelity.positions": 3}, "rotation": 1},
-            "follow other trajectories; choose by --where",
+            r"follow other trajectories; they differ in fidelity\.positions .* choose by --where fidelity\.positions=",
             {"fidelity.positions": 3},
         ),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,20 @@ def test_nothing_is_overwritten(records: tuple[Path, Path], tmp_path: Path, caps
     assert "is there already" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [records[1].name]
     assert main([str(tmp_path / "nothing"), str(out)]) == 2
+
+
+def test_of_copies_one_is_published_and_two_scores_of_one_experiment_are_refused(
+    records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = records[0].parent / "copies"
+    shutil.copytree(records[0].parent, tmp_path / "copies")
+    shutil.move(tmp_path / "copies", copy)
+    assert main([str(tmp_path / "own"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == f"2 records in {tmp_path / 'out'}\n"
+    shutil.rmtree(copy)
+    other = write(copy, "w8a8", {"testbed_facts": items_of([0.0, 0, 1, 1]), "fidelity": fidelity_rows([[1.0]])})
+    assert main([str(tmp_path / "own"), str(tmp_path / "again")]) == 2
+    said = capsys.readouterr().err
+    assert f"{records[0]}" in said and f"{other}" in said
+    assert said.endswith("two records of one experiment, with other scores; keep one of them\n")
+    assert not (tmp_path / "again").exists()
