@@ -208,6 +208,13 @@ def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where:
     return [path for stem, figure in drawn for path in figures.save(figure, out / stem)]
 
 
+def _has_cut(name: str, results: Results, limit: int) -> bool:
+    """Return whether runs of so many items belong to a table or figure; the others of a sweep may not."""
+    definition = {**TABLES, **SEED_TABLES, **FIGURES}.get(name)
+    rows = [] if definition is None else [row.where for row in definition.rows]
+    return any(run.get(LIMIT) == limit and any(run.matches(row) for row in rows) for run in results.runs)
+
+
 def after_sweep(name: str, results: Path, limit: int | None = None, made: Collection[str] = ()) -> bool:
     """Build what an experiment shows once its cells are there, and print where it lies.
 
@@ -223,8 +230,9 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
     if name not in NAMES:
         return True
     read = Results(results)
-    where = {} if limit is None else {LIMIT: limit}
+    where: dict[str, Any] = {}
     try:
+        where = {LIMIT: limit} if limit is not None and _has_cut(name, read, limit) else {}
         paths = build(name, read, results, where=where, made=made)
     except (ConfigError, RecordError) as error:
         again = ["python -m starquant tables", name, "--records", shlex.quote(str(results))]

@@ -63,6 +63,8 @@ def run(plan: Plan, start: Start, command: str) -> int:
     if plan.sweep:
         print(summary(entries), file=sys.stderr, flush=True)
     done = returned is not None and all(entry.state == "done" for entry in entries)
+    if not done and returned is not None:
+        _set_aside(plan)
     return 0 if done and _is_shown(plan, entries) else 1
 
 
@@ -109,6 +111,20 @@ def _entries(plan: Plan, returned: Sequence[CellEntry | None] | None, log: CellL
         entry if isinstance(entry, CellEntry) else CellEntry(key=cell.key, name=cell.name, state="missing")
         for cell, entry in zip(plan.cells, padded, strict=False)
     ]
+
+
+def _set_aside(plan: Plan) -> None:
+    """Set aside what the experiment showed before cells of it failed: records may be others by now."""
+    if plan.experiment is None:
+        return
+    from starquant.reports.experiments import set_stale_aside
+
+    try:
+        stale = set_stale_aside(plan.experiment, plan.results)
+    except OSError as error:
+        raise RecordError(f"{plan.experiment}: cannot be set aside: {error}") from error
+    for path in stale:
+        print(f"note: {path.name} is of an earlier time: set aside as {path.name}.stale", file=sys.stderr, flush=True)
 
 
 def _is_shown(plan: Plan, entries: Sequence[CellEntry]) -> bool:

@@ -90,7 +90,17 @@ def test_a_sweep_that_was_cut_asks_for_its_own_limit(tmp_path: Path, capsys: pyt
     assert not after_sweep("table2_ablation", tmp_path)
     assert "--where tasks.limit=4 takes it" in capsys.readouterr().err
     assert not after_sweep("table2_ablation", tmp_path, 5)
-    assert f"--records {tmp_path} --where tasks.limit=5)" in capsys.readouterr().err
+    assert f"--where tasks.limit=4 takes it) (python -m starquant tables table2_ablation --records {tmp_path})" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_sweep_that_was_cut_and_is_not_of_the_table_leaves_it_to_the_others(tmp_path: Path) -> None:
+    """`experiment=smol_main tasks=smol tasks.limit=64`: the table is of fidelity, which was run before."""
+    put(tmp_path, {FACTS: WHOLE}, "star_quant")
+    put(tmp_path, {FACTS: CUT}, "star_quant", "w8a8", changes={"tasks.limit": 4})
+    assert after_sweep("table2_ablation", tmp_path, 4)
+    assert "| items |  | 12 | " in (tmp_path / "tables" / "table2_ablation.md").read_text()
 
 
 @pytest.mark.parametrize("key", INERT)

@@ -129,6 +129,22 @@ def test_a_table_that_is_not_built_is_no_success(
     assert message in err and "Traceback" not in err
 
 
+def test_a_table_of_an_earlier_time_is_set_aside_where_a_cell_fails(
+    tmp_path: Path, work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tables" / "table2_ablation.md"
+    path.parent.mkdir()
+    path.write_text("of an earlier time")
+    work(lambda cell: None)
+    words = ["experiment=table2_ablation", "model=tiny", "method=rtn", f"paths.results={tmp_path}"]
+    assert main(words) == 1
+    assert "note: table2_ablation.md is of an earlier time: set aside as table2_ablation.md.stale" in (
+        capsys.readouterr().err
+    )
+    assert not path.exists()
+    assert path.with_name("table2_ablation.md.stale").read_text() == "of an earlier time"
+
+
 def test_a_table_that_cannot_be_written_is_one_line(
     tmp_path: Path, work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
