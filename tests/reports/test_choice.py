@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from starquant.reports.definitions import FIGURES, TABLES
 from starquant.reports.experiments import after_sweep, build, table
 from starquant.reports.frame import pivot, scores_frame
 from starquant.reports.selection import read_runs
+from tests.support.records import edit_record
 from tests.support.tables import FACTS, PROFILES, answers, put
 
 WHOLE, CUT = answers(0, 12), answers(0, 12)[:4]
@@ -116,9 +118,14 @@ def test_what_changes_no_figure_makes_no_second_row(tmp_path: Path, key: str) ->
 
 def test_records_of_another_version_are_compared_without_what_is_inert(tmp_path: Path) -> None:
     paths = [put(tmp_path, {FACTS: WHOLE}, changes={"bits.weights.clip_ratio": clip}) for clip in (1.0, 0.9)]
-    old = paths[0].read_text().replace('"clip_search"', '"search_of_clips"').replace('"threads": null', '"threads": 7')
-    assert old != paths[0].read_text()
-    paths[0].write_text(old)
+    before = paths[0].read_text()
+
+    def of_another_version(data: dict[str, Any]) -> None:
+        text = json.dumps(data["spec"]).replace('"clip_search"', '"search_of_clips"')
+        data["spec"] = json.loads(text.replace('"threads": null', '"threads": 7'))
+
+    edit_record(paths[0], of_another_version)
+    assert paths[0].read_text() != before
     differ = differences(*read_runs(tmp_path))
     assert "bits.weights.clip_ratio" in differ
     assert not [key for key in differ if key.startswith(("runtime", "export", "paths"))]
