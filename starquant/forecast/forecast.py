@@ -59,7 +59,7 @@ def forecast(spec: RunSpec, first: bool = True) -> Forecast:
     Raises:
         StarquantError: what the run itself would refuse before it computes; a run of which no forecast is made.
     """
-    began = time.perf_counter()
+    began, spec = time.perf_counter(), spec.model_copy(update={"dry_run": True})
     validate_paths(spec)
     validate_device(spec.runtime.device)
     if spec.is_packed or spec.stage == "inspect":

@@ -230,8 +230,8 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     A folder whose config.json is of no known family (or that has none) is read by what lies in it.
 
     Raises:
-        CheckpointError: the folder has no tokenizer, a file is malformed, a listed token gets another id, or ids go
-            beyond the embedding that config.json describes.
+        CheckpointError: the folder has no tokenizer, a file is malformed, a listed token gets another id, ids go beyond
+            the embedding that config.json describes, or its [MASK] is another token.
     """
     folder = resolve_folder(path_or_id, revision)
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
@@ -239,12 +239,12 @@ def load_tokenizer(path_or_id: str | Path, revision: str | None = None) -> PreTr
     if family is None:
         return load_byte_level_bpe(folder)
     tokenizer = family.tokenizer(folder)
-    _validate_rows(tokenizer, family, config, folder)
+    _validate_tokens(tokenizer, family, config, folder)
     return tokenizer
 
 
-def _validate_rows(tokenizer: PreTrainedTokenizerBase, family: Family, config: dict[str, Any], folder: Path) -> None:
-    """Refuse a tokenizer that gives ids without a row of the embedding."""
+def _validate_tokens(tokenizer: PreTrainedTokenizerBase, family: Family, config: dict[str, Any], folder: Path) -> None:
+    """Refuse a tokenizer that gives ids without a row of the embedding, or that has another [MASK]."""
     try:
         described: Any = family.config(**{key: value for key, value in config.items() if key != "model_type"})
         rows = int(getattr(described, "rows", described.vocab_size))
@@ -255,4 +255,10 @@ def _validate_rows(tokenizer: PreTrainedTokenizerBase, family: Family, config: d
         raise CheckpointError(
             f"{folder}: its tokenizer gives ids up to {highest}, but the embedding has {rows} rows (config.json); "
             f"allowed: 0 to {rows - 1}"
+        )
+    mask_id, own = getattr(described, "mask_token_id", None), tokenizer.mask_token_id
+    if own is not None and own != mask_id:
+        raise CheckpointError(
+            f"{folder / CONFIG}: mask_token_id is {mask_id!r}, but the tokenizer's mask token {tokenizer.mask_token!r} "
+            f"is {own}; allowed: {own}"
         )

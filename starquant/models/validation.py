@@ -101,6 +101,8 @@ def _validate_ids(skeleton: PreTrainedModel, checkpoint: Checkpoint) -> None:
             continue
         if not all(is_whole(number) and 0 <= number < rows for number in ids):
             raise CheckpointError(f"{path}: {key} is {value!r}; allowed: 0 to {rows - 1}")
+        if key != "mask_token_id" and skeleton.config.mask_token_id in ids:
+            raise CheckpointError(f"{path}: mask_token_id and {key} are both {value!r}; allowed: two tokens")
 
 
 def validate_finite(model: nn.Module, where: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
@@ -51,7 +52,10 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
         ConfigError: the target is there already, or cannot be written.
     """
     validate_target(target)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    prefix = f".{target.name}.unfinished-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*"):  # by a killed export
+        shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
         (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")

@@ -82,7 +82,9 @@ def validate_export(spec: RunSpec) -> None:
             f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
             "what is exported; allowed: a method other than none and packed, stage=all or evaluate"
         )
-    if exported_from(Path(spec.export.dir)) is None:  # an earlier export may be this run's own: the run will see
+    if (
+        not spec.dry_run and exported_from(Path(spec.export.dir)) is None
+    ):  # an earlier export may be this run's own: the run will see
         validate_target(Path(spec.export.dir))
 
 

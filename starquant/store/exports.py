@@ -19,6 +19,8 @@ def validate_target(folder: Path) -> None:
     try:
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
             raise ConfigError(f"export.dir: {folder}: is there already; allowed: a new or empty folder")
+        if folder.is_mount():
+            raise ConfigError(f"export.dir: {folder}: is where a disk is mounted; allowed: a folder below it")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent):
             pass

@@ -147,7 +147,9 @@ def test_nothing_is_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("starquant.runs.inputs.read_model", read)
     results = tmp_path / "results"
-    told = forecast(quick(results, "method=star_quant", "method.transform.steps=4", f"export.dir={tmp_path / 'out'}"))
+    told = forecast(
+        quick(results, "method=star_quant", "method.transform.steps=4", f"export.dir={tmp_path / 'a' / 'b'}")
+    )
     assert list(stages(told)) == ["start", "load", "full precision", "calibrate", "quantize", "evaluate", "export"]
     assert not any(stages(told).values()) and not list(tmp_path.iterdir())
     assert told.seconds == pytest.approx(sum(stage.seconds for stage in told.stages))

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from starquant.diffusion.special_tokens import end_token_ids, eos_token_id, padding_id
 from starquant.errors import CheckpointError
-from starquant.models import load_model
+from starquant.models import load_model, load_tokenizer
 from starquant.models.checkpoint import read_json
 from starquant.models.config_values import validate_values
 from starquant.models.llada import LLaDAConfig
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.models import edit_config
 from tests.support.paths import GOLDEN
 
@@ -165,3 +166,19 @@ def test_a_model_with_several_ends_or_none_loads(folder: Path) -> None:
     assert end_token_ids(load_model(folder).config) == {501, 7}
     edit_config(folder, eos_token_id=None)
     load_model(folder)
+
+
+@pytest.mark.parametrize("mask_id", [2, 5])
+def test_a_mask_token_that_is_not_the_tokenizers_is_refused(mask_id: int, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(weights_folder(0), tmp_path / "tiny"))
+    edit_config(folder, mask_token_id=mask_id)
+    message = rf"config.json: mask_token_id is {mask_id}, .*'\[MASK\]' is 1; allowed: 1"
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(folder)
+
+
+def test_a_mask_token_that_ends_a_text_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(weights_folder(0), tmp_path / "tiny"))
+    edit_config(folder, mask_token_id=0)
+    with pytest.raises(CheckpointError, match=r"mask_token_id and eos_token_id are both 0; allowed: two tokens"):
+        load_model(folder)

@@ -36,6 +36,7 @@ from starquant.quantized.manifest import manifest_of
 from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.state_transforms import SiteTransform
 from starquant.runs.execute import execute
+from starquant.store.exports import validate_target
 from starquant.testbed.items import Split
 from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.methods import FOUR, fitted_once, method_named
@@ -540,6 +541,21 @@ def test_a_truncated_file_is_named(small: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(small: Path) -> None:
     with pytest.raises(ConfigError, match=r"^export.dir: .*packed: is there already; allowed: a new or empty folder$"):
         export(fresh("llada_gqa"), make_record(spec()), weights_folder(0), small)
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    for name in (".packed.unfinished-x1", ".packed.mine", ".other.unfinished-x1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("x")
+    exported("rtn", "llada_mha", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.unfinished-x1", ".packed.mine", "packed"]
+
+
+def test_where_a_disk_is_mounted_nothing_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(ConfigError, match=r"^export.dir: .*: is where a disk is mounted; allowed: a folder below it$"):
+        validate_target(tmp_path)
+    validate_target(tmp_path / "below")
 
 
 def test_a_run_exports_what_it_scored(tmp_path: Path) -> None:

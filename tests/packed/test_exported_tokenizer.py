@@ -54,7 +54,9 @@ def test_autotokenizer_reads_what_was_exported(source: Path, tmp_path: Path) -> 
     target = tmp_path / "target"
     target.mkdir()
     _copy_tokenizer(source, target)
-    (target / "config.json").write_text((GOLDEN / "dream_gqa" / "config.json").read_text())
+    config = json.loads((GOLDEN / "dream_gqa" / "config.json").read_text())
+    config["mask_token_id"] = load_tokenizer(source).mask_token_id
+    (target / "config.json").write_text(json.dumps(config))
     assert "auto_map" not in json.loads((target / "tokenizer_config.json").read_text())
     assert (target / "chat_template.jinja").read_text() == TEMPLATE
     original = load_tokenizer(source)
@@ -72,6 +74,7 @@ def test_a_folder_without_a_tokenizer_exports_none(tmp_path: Path) -> None:
 
 def test_ids_beyond_the_embedding_are_refused(source: Path) -> None:
     config = json.loads((GOLDEN / "dream_gqa" / "config.json").read_text())
+    config["mask_token_id"] = load_tokenizer(source).mask_token_id
     highest = max(load_tokenizer(source).get_vocab().values())
     (source / "config.json").write_text(json.dumps(config | {"vocab_size": highest + 1}))
     load_tokenizer(source)
