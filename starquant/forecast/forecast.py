@@ -100,7 +100,8 @@ def _load_seconds(inputs: Inputs, size: float) -> float:
     with inputs.checkpoint.files[0].open("rb") as file:
         piece = bytearray(file.read(SAMPLE))
     numbers = torch.frombuffer(piece, dtype=torch.uint8)[: len(piece) // 2 * 2].view(torch.bfloat16)
-    numbers.isfinite().all()
+    for part in numbers.split(2**22):
+        part.isfinite().all()
     return float((time.perf_counter() - began) * size / len(piece))
 
 

@@ -96,7 +96,11 @@ class StandIn:
                 continue
             with self.counted.of_few_words(FEW_WORDS) as share:
                 few = self.counted.extrapolated(answer(name))
-            passes[name] = replace(few, seconds=few.seconds * share)
+            with self.counted.of_few_words(FEW_WORDS // 4) as more:
+                fewer = self.counted.extrapolated(answer(name))
+            # What grows with the words does so in proportion; what is left is done whatever their number.
+            grows = max(0.0, few.seconds - fewer.seconds) / (1 - share / more) if more > share else 0.0
+            passes[name] = replace(few, seconds=few.seconds + grows * (share - 1))
         return passes
 
     def fidelity(self) -> dict[str, Passes]:
