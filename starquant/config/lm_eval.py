@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from starquant.config.fields import Count, Scale, Seed, Spec
+from starquant.config.fields import Rows, Scale, Seed, Spec, Steps, Tokens
 from starquant.config.messages import explain
 from starquant.errors import ConfigError
 
@@ -37,11 +37,11 @@ class ModelArguments(Spec):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
     batch_size: int | str = "auto"
-    mc_num: Count = 128
+    mc_num: Rows = 128
     cfg_scale: Scale = 0.0
-    gen_length: Count = 256
-    steps: Count | None = None
-    block_length: Count | None = None
+    gen_length: Tokens = 256
+    steps: Steps | None = None
+    block_length: Tokens | None = None
     temperature: Scale = 0.0
     alg: Literal["entropy", "maskgit_plus", "origin", "topk_margin"] | None = None
     seed: Seed = 0

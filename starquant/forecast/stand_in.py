@@ -16,9 +16,10 @@ from starquant.runs.fidelity import AnyReference, measure_fidelity, take
 from starquant.runs.inputs import Inputs, Loaded
 from starquant.session.session import Session
 
-#: Words that a generation chooses from, where it asks for none of them by its id.
-FEW_WORDS = 4096
-_LAST = "confidence_eos_eot_inf"
+#: Words that a generation chooses from, where its sampler names none by its id.
+CHOICES = 4096
+#: Settings of samplers that name words.
+NAMES_WORDS = ("logits_eos_inf", "confidence_eos_eot_inf")
 
 
 class StandIn:
@@ -91,12 +92,12 @@ class StandIn:
         passes: dict[str, Passes] = {}
         for name in spec.tasks.names:
             sampler = spec.model.protocol[name].sampler
-            if sampler is None or getattr(sampler, "logits_eos_inf", False) or getattr(sampler, _LAST, False):
+            if sampler is None or any(getattr(sampler, setting, False) for setting in NAMES_WORDS):
                 passes[name] = self.counted.extrapolated(answer(name))
                 continue
-            with self.counted.of_few_words(FEW_WORDS) as share:
+            with self.counted.of_few_words(CHOICES) as share:
                 few = self.counted.extrapolated(answer(name))
-            with self.counted.of_few_words(FEW_WORDS // 4) as more:
+            with self.counted.of_few_words(CHOICES // 4) as more:
                 fewer = self.counted.extrapolated(answer(name))
             # What grows with the words does so in proportion; what is left is done whatever their number.
             grows = max(0.0, few.seconds - fewer.seconds) / (1 - share / more) if more > share else 0.0

@@ -64,7 +64,7 @@ def to(label: str) -> str:
 
 
 def assemble(
-    definition: Definition, runs: Sequence[Run], allow: Sequence[str] = (), own: Collection[str] = ()
+    definition: Definition, runs: Sequence[Run], allow: Sequence[str] = (), made: Collection[str] = ()
 ) -> list[Section]:
     """Return a table's sections: models that were run, then those of which only the paper has figures.
 
@@ -72,7 +72,7 @@ def assemble(
         definition: of the table.
         runs: its own are chosen among these.
         allow: what `selection.ALLOWED` names.
-        own: file names of records that come first where others compete for a row.
+        made: file names of records that come first where others compete for a row.
 
     Raises:
         RecordError: runs that do not go together, two runs of one row and seeds, damaged items.
@@ -84,7 +84,7 @@ def assemble(
         names += [
             name for name, paper_name in PAPER_MODELS.items() if name not in names and paper_name in set(paper["model"])
         ]
-    sections, rank = [], rank_of(definition.name, own)
+    sections, rank = [], rank_of(definition.name, made)
     for name in names:
         of_model = [run for run in chosen if run.get("model.name") == name]
         of_model = [run for run in of_model if run.get("tasks.names")] or of_model  # figure 3's runs score no task
