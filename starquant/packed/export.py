@@ -23,7 +23,7 @@ from starquant.models.tokenizer import has_tokenizer
 from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.install import is_tied
-from starquant.store.exports import validate_target
+from starquant.store.exports import validate_target, write_listing
 from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.
@@ -62,6 +62,7 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
         _copy_tokenizer(source, work)
         size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
         (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
+        write_listing(work)
         for path in work.iterdir():
             path.chmod(0o644)  # safetensors writes for the owner alone
         work.chmod(0o755)

@@ -18,7 +18,7 @@ from starquant.runs.record import store_of
 from starquant.session.session import Session
 from starquant.session.threads import cpu_threads
 from starquant.store.artifacts import Artifact, ArtifactStore
-from starquant.store.exports import exported_from, validate_target
+from starquant.store.exports import exported_from, validate_listing, validate_target
 from starquant.store.locks import exclusive, lock_path
 from starquant.store.record import RunRecord
 
@@ -29,12 +29,13 @@ def is_exported(spec: RunSpec) -> bool:
     """Return whether the model was exported with this run's record, whole.
 
     Raises:
-        ConfigError: anything else is there.
+        ConfigError: anything else is there, or a file that is not what was written.
         CheckpointError: what was exported is damaged.
     """
     target = Path(spec.export.dir or "")
     if exported_from(target) == spec.digest():
         validate_checkpoint(target)
+        validate_listing(target)
         return True
     validate_target(target)
     return False

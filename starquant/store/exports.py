@@ -6,7 +6,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from starquant.errors import ConfigError
+from starquant.errors import ConfigError, RecordError
+from starquant.store.files import FileEntry
+
+#: Sizes and digests of an export's other files.
+LISTING = "starquant_files.json"
 
 
 def validate_target(folder: Path) -> None:
@@ -36,3 +40,26 @@ def exported_from(folder: Path) -> str | None:
         return digest if isinstance(digest, str) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def write_listing(folder: Path) -> None:
+    """Put down what an export holds, once it is whole; raises OSError where it cannot be written."""
+    files = {path.name: FileEntry.of(path).model_dump() for path in sorted(folder.iterdir()) if path.is_file()}
+    (folder / LISTING).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
+
+
+def validate_listing(folder: Path) -> None:
+    """Compare an export with what was written; one of earlier code, without a listing, passes.
+
+    Raises:
+        ConfigError: a file that is missing or not what was written.
+    """
+    path = folder / LISTING
+    if not path.exists():
+        return
+    try:
+        for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+            FileEntry.model_validate(entry).validate_file(folder / name)
+    except (RecordError, OSError, ValueError, AttributeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"export.dir: {first}; remove {folder} to export again") from None

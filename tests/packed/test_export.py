@@ -36,7 +36,7 @@ from starquant.quantized.manifest import manifest_of
 from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.state_transforms import SiteTransform
 from starquant.runs.execute import execute
-from starquant.store.exports import validate_target
+from starquant.store.exports import validate_listing, validate_target
 from starquant.testbed.items import Split
 from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.methods import FOUR, fitted_once, method_named
@@ -549,6 +549,21 @@ def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / name / "part").write_text("x")
     exported("rtn", "llada_mha", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.unfinished-x1", ".packed.mine", "packed"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_an_export_is_compared_with_what_was_written(name: str, damage: str, tmp_path: Path) -> None:
+    folder = exported("rtn", "llada_mha", tmp_path)[1]
+    validate_listing(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).unlink()
+    if damage == "changed":
+        (folder / name).write_bytes(content)
+    why = "is missing" if damage == "missing" else "is not what was written"
+    with pytest.raises(ConfigError, match=rf"^export.dir: .*{name}: {why}; remove .*packed to export again$"):
+        validate_listing(folder)
 
 
 def test_where_a_disk_is_mounted_nothing_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
