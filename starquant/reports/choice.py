@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from starquant.config.fields import Spec
+from starquant.config.digest import inert_keys
 from starquant.config.run import RunSpec
 from starquant.errors import ConfigError, RecordError
 
@@ -138,21 +138,12 @@ def differences(a: Run, b: Run) -> list[str]:
     try:
         identities = [RunSpec.from_config(spec).identity() for spec in specs]
     except ConfigError:  # of another version of this code
-        identities = [_without(spec, [*_inert_keys(RunSpec)]) for spec in specs]
+        identities = [_without(spec, [*inert_keys(RunSpec)]) for spec in specs]
     protocols = [identity.get("model", {}).get("protocol") or {} for identity in identities]
     for protocol in protocols:  # of tasks that one of them scored only
         for task in {*protocol} - {*protocols[0]} | {*protocol} - {*protocols[1]}:
             del protocol[task]
     return sorted(_differences(*json.loads(json.dumps(identities))))
-
-
-def _inert_keys(kind: type[Spec], prefix: str = "") -> Iterator[str]:
-    for name, field in kind.model_fields.items():
-        extra, inside = field.json_schema_extra, field.annotation
-        if isinstance(extra, dict) and extra.get("inert"):
-            yield prefix + name
-        elif isinstance(inside, type) and issubclass(inside, Spec):
-            yield from _inert_keys(inside, f"{prefix}{name}.")
 
 
 def _without(spec: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -217,14 +208,14 @@ def unranked(run: Run) -> int:
     return 0
 
 
-def rank_of(experiment: str, own: Collection[str] = ()) -> Rank:
+def rank_of(experiment: str, made: Collection[str] = ()) -> Rank:
     """Return the rank of an experiment's table: first the records of a sweep that has ended, then all it ever made.
 
     Args:
         experiment: its name, which records carry.
-        own: file names of the records that the sweep has made or used again.
+        made: file names of the records that the sweep has made or used again.
     """
-    return lambda run: 2 * (run.path.name in own) or int(run.get("experiment.name") == experiment)
+    return lambda run: 2 * (run.path.name in made) or int(run.get("experiment.name") == experiment)
 
 
 def first_of(label: str, a: Run, b: Run, rank: Rank) -> Run | None:
