@@ -46,6 +46,16 @@ class Pair:
     quantized_BLD: Tensor
 
 
+@dataclass(frozen=True)
+class Example:
+    """Some sequences as a block reads and gives them, [B, L, D] each."""
+
+    context: Context
+    visible_BL: Tensor
+    hidden_BLD: Tensor
+    output_BLD: Tensor
+
+
 class BlockVisit:
     """One block during a walk.
 
@@ -159,6 +169,28 @@ class BlockVisit:
 
         self.observe(hooks)
         return by_site
+
+    def count_examples(self, most: int) -> int:
+        """Return how many `examples` there are."""
+        return sum(-(-len(item.batch.ids_BL) // most) for item in self._items)
+
+    def examples(self, most: int) -> Iterator[Example]:
+        """Yield all states, at most so many sequences at a time, with what the block gives for them.
+
+        Where the walk feeds full precision, that is what it gave when it was first observed (`observe` comes first);
+        elsewhere what it gives as it stands.
+        """
+        for number, item in enumerate(self._items):
+            for begin in range(0, len(item.batch.ids_BL), most):
+                rows = slice(begin, begin + most)
+                ids_BL, visible_BL = (x[rows].to(self.model.device) for x in (item.batch.ids_BL, item.batch.visible_BL))
+                context, hidden_BLD = self.model.context(ids_BL, visible_BL), item.hidden_BLD[rows]
+                if self._outputs is not None:
+                    output_BLD = self._outputs[number][rows]
+                else:
+                    with torch.no_grad():
+                        output_BLD = self.block(hidden_BLD, context)
+                yield Example(context, visible_BL, hidden_BLD, output_BLD)
 
     def advance(self) -> None:
         """Put what this block gives in front of the next one."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from starquant.kernels.packing import unpack
 from starquant.kernels.tokens import NO_PROLOGUE, Prologue
-from starquant.numerics import gate_channels
+from starquant.numerics import PerToken, QuantFormat, gate_channels
+from starquant.numerics.rounding import grid_of
 
 
 def weight_codes(codes: Tensor, bits: int) -> Tensor:
@@ -45,8 +46,8 @@ def quantize_rows(
     if states is not None and states.d_m + states.d_u:
         keep_SK = gate_channels(width, states.d_m, states.d_u, x_MK.device)
         x_MK = x_MK.masked_fill(keep_SK[states.state] == 0, 0.0)  # not a product: what is no number is dropped too
-    scale_M1 = x_MK.abs().amax(-1, keepdim=True) * (clip_ratio / qmax)
+    clip_ME = None
     if states is not None and states.clip_S is not None:
-        scale_M1 = scale_M1 * states.clip_S[states.state][:, None]
-    scale_M1 = scale_M1.clamp_min(torch.finfo(torch.float32).tiny)
+        clip_ME = states.clip_S[states.state].view(len(x_MK), -1)
+    scale_M1, _ = grid_of(x_MK, QuantFormat(bits, True, PerToken(), clip_ratio), clip_ME)
     return torch.round(x_MK / scale_M1).clamp_(-qmax - 1, qmax).to(torch.int8), scale_M1

@@ -19,7 +19,8 @@ class TokenStates:
         state: of every token, an index on the axis of `numerics.TokenState`, integers [...].
         d_m: channels of masked tokens only.
         d_u: channels of unmasked tokens only.
-        clip_S: ratios [2] of each state, on top of the format's; None for none.
+        clip_S: ratios of each state, on top of the format's: [2], or [2, 2] with one of the largest number and one of
+            the smallest; None for none.
     """
 
     state: Tensor
@@ -70,11 +71,7 @@ class Kronecker:
 
     def apply(self, x_MK: Tensor) -> Tensor:
         """Return the transformed rows, float32."""
-        x_MK, size = x_MK.float(), len(self.a_MM)
-        if self.b_NN is None:
-            mixed: Tensor = self.a_MM.T @ x_MK.unflatten(-1, (size, -1))
-            return mixed.flatten(-2).mul_(self.factor)
-        return apply_kronecker(x_MK, self.a_MM, self.b_NN).mul_(self.factor)
+        return apply_kronecker(x_MK.float(), self.a_MM, self.b_NN).mul_(self.factor)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from starquant.numerics.hadamard import (
 )
 from starquant.numerics.metrics import SqnrMeter, sqnr_db
 from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
-from starquant.numerics.orthogonal import apply_kronecker, cayley, kronecker_sizes
+from starquant.numerics.orthogonal import apply_kronecker, cayley, fermat_sizes, kronecker_sizes
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
 from starquant.numerics.row_pieces import by_rows, rows_at_once
@@ -43,6 +43,7 @@ __all__ = [
     "cayley",
     "dequantize",
     "fake_quantize",
+    "fermat_sizes",
     "gate_channels",
     "gptq",
     "hadamard_matrix",

@@ -20,10 +20,10 @@ def cayley(free_DD: Tensor) -> Tensor:
     return rotation
 
 
-def apply_kronecker(x: Tensor, a_MM: Tensor, b_NN: Tensor) -> Tensor:
-    """Return x (A (x) B) for x [..., M * N], without building the product."""
-    x_MN = x.unflatten(-1, (len(a_MM), len(b_NN)))
-    mapped: Tensor = (a_MM.T @ (x_MN @ b_NN)).flatten(-2)
+def apply_kronecker(x: Tensor, a_MM: Tensor, b_NN: Tensor | None) -> Tensor:
+    """Return x (A (x) B) for x [..., M * N], without building the product; None for B is the identity."""
+    x_MN = x.unflatten(-1, (len(a_MM), -1))
+    mapped: Tensor = (a_MM.T @ (x_MN if b_NN is None else x_MN @ b_NN)).flatten(-2)
     return mapped
 
 
@@ -31,3 +31,17 @@ def kronecker_sizes(width: int) -> tuple[int, int]:
     """Return (M, N), M N = width, M <= N as near each other as can be: the cheapest two factors."""
     small = next(m for m in range(math.isqrt(width), 0, -1) if width % m == 0)
     return small, width // small
+
+
+def fermat_sizes(width: int) -> tuple[int, int]:
+    """Return (M, N) = (a - b, a + b) with the smallest a for which a^2 - width is a square b^2 (FlatQuant's rule).
+
+    The nearest two factors of equal parity. Twice an odd number has none: `kronecker_sizes` then.
+    """
+    if width % 4 == 2:
+        return kronecker_sizes(width)
+    a = math.isqrt(width - 1) + 1
+    while math.isqrt(a * a - width) ** 2 != a * a - width:
+        a += 1
+    b = math.isqrt(a * a - width)
+    return a - b, a + b

@@ -3,7 +3,8 @@
 Symmetric: s = c * max|x| / qmax, q = clamp(round(x / s), qmin, qmax), x^ = s q.
 Asymmetric: s = c * (max(x, 0) - min(x, 0)) / qmax, z = round(-c * min(x, 0) / s), q = clamp(round(x / s) + z, 0, qmax),
 x^ = s (q - z).  The range always includes zero, so that zero is exact (as in QuaRot and GPTQ). Computed in float32.
-The clip ratio c is the format's, times that of the row or group where `clip` gives one.
+The clip ratio c is the format's, times that of the row or group where `clip` gives one; where `clip` gives two, the
+first multiplies the largest number and the second the smallest, and a symmetric grid covers the longer end.
 """
 
 from __future__ import annotations
@@ -118,7 +119,12 @@ def grid_of_range(extent: tuple[Tensor, ...], fmt: QuantFormat, clip: Tensor | N
 
 def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero."""
-    return grid_of_range(range_of(x, fmt), fmt, clip)
+    if clip is None or clip.shape[-1] == 1:
+        return grid_of_range(range_of(x, fmt), fmt, clip)
+    per_code = fmt.clip_ratio / fmt.qmax if fmt.symmetric else fmt.clip_ratio
+    high = x.amax(-1, keepdim=True).clamp_min_(0.0).mul_(per_code) * clip[..., :1]
+    low = x.amin(-1, keepdim=True).clamp_max_(0.0).mul_(per_code) * clip[..., 1:]
+    return grid_of_range((torch.maximum(high, -low),) if fmt.symmetric else (low, high), fmt, None)
 
 
 def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: QuantFormat) -> Tensor:
@@ -132,7 +138,8 @@ def round_to_grid(x: Tensor, scale: Tensor, zero: Tensor | None, fmt: QuantForma
 def quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) -> Quantized:
     """Quantize to integer codes.
 
-    `clip` holds ratios above 0, at most 1, that multiply the format's: [..., 1] a row, [..., groups, 1] a group.
+    `clip` holds ratios above 0, at most 1, that multiply the format's: [..., 1] a row, [..., groups, 1] a group; or two
+    in the place of one, of the largest and of the smallest number.
 
     Raises:
         ConfigError: a group size that does not divide, or a format that does not quantize.
@@ -156,7 +163,7 @@ def fake_quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) ->
     """Return `dequantize(quantize(x))` in the dtype of `x`, without materialising codes; 16 bits return `x`."""
     if not fmt.quantizes:
         return x
-    if clip is None or clip.shape[: x.dim() - 1] == x.shape[:-1]:
+    if clip is None or (clip.dim() > 1 and clip.shape[: x.dim() - 1] == x.shape[:-1]):
         return by_rows(lambda rows, ratios: _fake_quantize(rows, fmt, ratios), x, clip)
     return _fake_quantize(x, fmt, clip)
 

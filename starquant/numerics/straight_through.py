@@ -6,6 +6,7 @@ estimator); codes outside the grid pass no gradient to x, but one to the clip ra
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from starquant.errors import ConfigError
 from starquant.numerics.formats import QuantFormat
-from starquant.numerics.rounding import grid_of_range, grouped, range_of
+from starquant.numerics.rounding import grid_of, grouped
 
 
 def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> Tensor:
-    """Return `fake_quantize(x, fmt, clip=clip)` in float32, with gradients to x and to the clip ratios.
+    """Return `fake_quantize(x, fmt, clip=clip)` in float32, with gradients to x and to the clip ratios, [..., 1 or 2].
 
     Raises:
         ConfigError: a group size that does not divide; a format that does not quantize.
@@ -25,7 +26,7 @@ def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) ->
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing to round")
     runs = grouped(x, fmt)
-    clip = torch.ones((), device=x.device) if clip is None else clip
+    clip = torch.ones(1, device=x.device) if clip is None else clip
     rounded: Tensor = _StraightThrough.apply(runs, clip, fmt)
     return rounded.reshape(x.shape)
 
@@ -40,8 +41,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, runs: Tensor, clip: Tensor, fmt: QuantFormat) -> Tensor:
         """Return the rounded numbers."""
-        extent = range_of(runs, fmt)
-        scale, zero = grid_of_range(extent, fmt, clip)
+        scale, zero = grid_of(runs, fmt, clip)
         codes = torch.round_(runs / scale)
         if zero is not None:
             codes.add_(zero)
@@ -50,35 +50,67 @@ class _StraightThrough(torch.autograd.Function):
         if zero is not None:
             codes.sub_(zero)
         ctx.fmt = fmt
-        ctx.save_for_backward(runs, clip, scale, codes, inside, *extent)
+        ctx.save_for_backward(runs, clip, scale, codes, inside)
         return codes * scale
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Return the gradients of the numbers and of the clip ratios."""
-        runs, clip, scale, codes, inside, *extent = ctx.saved_tensors
+        runs, clip, scale, codes, inside = ctx.saved_tensors
         fmt: QuantFormat = ctx.fmt
         gradient = gradients[0]
         through = gradient * inside
         of_scale = torch.linalg.vecdot(gradient, codes) - torch.linalg.vecdot(through, runs) / scale[..., 0]
         of_scale = of_scale[..., None] * (scale > torch.finfo(torch.float32).tiny)
+        ends = _ends(runs, fmt, clip)
         if fmt.symmetric:
-            of_ends = [of_scale]
+            of_ends = [of_scale] * len(ends)
         else:
             cut = (gradient - through).sum(-1, keepdim=True)
-            of_scale = (of_scale - cut * extent[0] * clip / scale) / fmt.qmax
+            of_scale = (of_scale - cut * ends[0].reach * ends[0].clip / scale) / fmt.qmax
             of_ends = [cut - of_scale, of_scale]
-        of_clip = sum(of_end * end for of_end, end in zip(of_ends, extent, strict=True))
-        if ctx.needs_input_grad[0]:
-            for of_end, (at, slope) in zip(of_ends, _extremes(runs, fmt), strict=True):
-                through.scatter_add_(-1, at, of_end * clip * slope)
-        return through, of_clip.sum_to_size(clip.shape), None
+        of_clip = [torch.zeros_like(of_scale) for _ in range(clip.shape[-1])]
+        for of_end, end in zip(of_ends, ends, strict=True):
+            of_clip[end.column] = of_clip[end.column] + of_end * end.reach
+            if ctx.needs_input_grad[0]:
+                through.scatter_add_(-1, end.at, of_end * end.clip * end.slope)
+        return through, torch.cat(of_clip, -1).sum_to_size(clip.shape), None
 
 
-def _extremes(runs: Tensor, fmt: QuantFormat) -> list[tuple[Tensor, Tensor]]:
-    """Return where the ends of each run's range come from, and their derivatives by what stands there."""
-    if fmt.symmetric:
+@dataclass(frozen=True)
+class _End:
+    """One end of the range of each run, before its clip ratio.
+
+    Attributes:
+        at: where it comes from.
+        reach: how far it goes; of a symmetric grid, the scale. 0 where the other end is the longer one.
+        slope: its derivative by what stands there.
+        clip: its ratio.
+        column: of the ratio among those of a run.
+    """
+
+    at: Tensor
+    reach: Tensor
+    slope: Tensor
+    clip: Tensor
+    column: int
+
+
+def _ends(runs: Tensor, fmt: QuantFormat, clip: Tensor) -> list[_End]:
+    """Return what the scale of each run is made of; an asymmetric grid has its smallest number first."""
+    per_code = fmt.clip_ratio / fmt.qmax if fmt.symmetric else fmt.clip_ratio
+    if fmt.symmetric and clip.shape[-1] == 1:
         at = runs.abs().max(-1, keepdim=True).indices
-        return [(at, runs.gather(-1, at).sign() * (fmt.clip_ratio / fmt.qmax))]
-    low, high = runs.min(-1, keepdim=True), runs.max(-1, keepdim=True)
-    return [(low.indices, (low.values < 0) * fmt.clip_ratio), (high.indices, (high.values > 0) * fmt.clip_ratio)]
+        largest = runs.gather(-1, at)
+        return [_End(at, largest.abs() * per_code, largest.sign() * per_code, clip, 0)]
+    (low, low_at), (high, high_at) = runs.min(-1, keepdim=True), runs.max(-1, keepdim=True)
+    below, above = (low < 0) * per_code, (high > 0) * per_code
+    columns = (clip.shape[-1] - 1, 0)
+    clips = [clip[..., column : column + 1] for column in columns]
+    if fmt.symmetric:
+        upper = high * above * clips[1] >= -low * below * clips[0]
+        below, above = -below * ~upper, above * upper
+    return [
+        _End(low_at, low * below, below, clips[0], columns[0]),
+        _End(high_at, high * above, above, clips[1], columns[1]),
+    ]

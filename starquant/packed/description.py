@@ -26,8 +26,11 @@ from starquant.packed.transform_data import (
     whole,
 )
 from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.attention import CLIPPED, OPERANDS, QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLinear
+
+#: What a site says that clips the largest and the smallest number at ratios of their own.
+BOTH_ENDS = "ends"
 
 
 def describe(model: MaskedDiffusionModel) -> Data:
@@ -50,7 +53,7 @@ def describe_part(part: nn.Module, prefix: str) -> Data:
         elif isinstance(module, ActivationQuantizer) or (
             isinstance(module, InputSite) and module.transform is not None
         ):
-            clip, transform = module.state_clip is not None, transform_data(module.transform)
+            clip, transform = _clip_data(module.state_clip), transform_data(module.transform)
             described[name] = {"kind": "site", "grid": _token_grid(module), "state_clip": clip, "transform": transform}
         elif isinstance(module, QuantizedAttentionCore):
             shape = None if module.v_scale_KE is None else list(module.v_scale_KE.shape)
@@ -60,8 +63,14 @@ def describe_part(part: nn.Module, prefix: str) -> Data:
                 "qk_transform": transform_data(module.qk_transform),
                 "v_transform": transform_data(module.v_transform),
                 "v_scale": shape,
+                **({} if module.clip_OE is None else {"clips": True}),
             }
     return described
+
+
+def _clip_data(clip: Tensor | None) -> bool | str:
+    """Return false for no clip ratios, true for one a token state, "ends" for one of each end."""
+    return BOTH_ENDS if clip is not None and clip.dim() == 2 else clip is not None
 
 
 def _grid(module: Packed) -> Data:
@@ -136,7 +145,9 @@ def _weight_format(data: Data, columns: int) -> QuantFormat:
 
 def _site(data: Data, width: int, head_dim: int | None) -> InputSite:
     validate_keys(data, ("grid", "state_clip", "transform"))
-    clip = torch.empty(2, dtype=torch.float32) if flag(data, "state_clip") else None
+    clip = None
+    if data["state_clip"] == BOTH_ENDS or flag(data, "state_clip"):
+        clip = torch.empty((2, 2) if data["state_clip"] == BOTH_ENDS else (2,), dtype=torch.float32)
     transform = make_transform(data["transform"], width, head_dim)
     grid = data["grid"]
     if grid is None:
@@ -152,7 +163,7 @@ def _site(data: Data, width: int, head_dim: int | None) -> InputSite:
 
 
 def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore:
-    validate_keys(data, ("bits", "qk_transform", "v_transform", "v_scale"))
+    validate_keys({"clips": False} | data, ("bits", "qk_transform", "v_transform", "v_scale", "clips"))
     bits, scale = data["bits"], data["v_scale"]
     if not isinstance(bits, dict) or sorted(bits) != sorted(OPERANDS):
         raise ValueError(f"bits: got {str(bits)[:60]}, allowed: {', '.join(OPERANDS)}")
@@ -165,7 +176,8 @@ def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore
     v_scale: Tensor | None = None if scale is None else torch.empty(shape, dtype=torch.float32)
     qk = make_transform(data["qk_transform"], attention.head_dim)
     v = make_transform(data["v_transform"], attention.n_kv_heads * attention.head_dim, attention.head_dim)
-    return QuantizedAttentionCore(bits, qk, v_scale, v)
+    clips = torch.empty(len(CLIPPED), 2, dtype=torch.float32) if "clips" in data and flag(data, "clips") else None
+    return QuantizedAttentionCore(bits, qk, v_scale, v, clips)
 
 
 def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Where = "on_gpu") -> int:

@@ -19,7 +19,7 @@ from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed
 from starquant.quantized.state_transforms import BlockAffine, StateGate
-from starquant.quantized.transforms import KroneckerTransform, OrthogonalTransform
+from starquant.quantized.transforms import KeyTransform, KroneckerTransform, OrthogonalTransform
 
 #: Version 2: the rows of a gate in the order of `numerics.TokenState`, its widths d_m and d_u.
 METHOD, VERSION = "starquant", 2
@@ -28,7 +28,7 @@ METHOD, VERSION = "starquant", 2
 #: Modules whose tensors must be more than finite.
 _JUDGED = (
     *(Packed, ActivationQuantizer, QuantizedAttentionCore),
-    *(OrthogonalTransform, KroneckerTransform, BlockAffine, StateGate),
+    *(OrthogonalTransform, KroneckerTransform, KeyTransform, BlockAffine, StateGate),
 )
 
 

@@ -10,7 +10,14 @@ from torch import nn
 
 from starquant.numerics import TokenState, has_hadamard
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
-from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
+from starquant.quantized.transforms import (
+    HadamardTransform,
+    HeadsHadamard,
+    InvertibleKronecker,
+    KeyTransform,
+    KroneckerTransform,
+    OrthogonalTransform,
+)
 
 Data = dict[str, Any]
 
@@ -19,6 +26,12 @@ _DESCRIBE: dict[type[nn.Module], Callable[[Any], Data]] = {
     HeadsHadamard: lambda t: {"kind": "heads_hadamard", "heads": t.heads},
     OrthogonalTransform: lambda t: {"kind": "orthogonal", "width": len(t.matrix_DD)},
     KroneckerTransform: lambda t: {"kind": "kronecker", "a": len(t.a_MM), "b": len(t.b_NN)},
+    InvertibleKronecker: lambda t: {
+        "kind": "invertible_kronecker",
+        "a": len(t.a_MM),
+        "b": None if t.b_NN is None else len(t.b_NN),
+    },
+    KeyTransform: lambda t: {"kind": "key_transform", "width": len(t.matrix_EE)},
     StateGate: lambda t: {"kind": "state_gate", "width": t.width, "d_m": t.d_m, "d_u": t.d_u},
     BlockAffine: lambda t: {"kind": "block_affine", "shape": list(t.shift_CNG.shape)},
     SiteTransform: lambda t: {
@@ -75,6 +88,19 @@ def _kronecker(data: Data, width: int, _: int | None) -> nn.Module:
     return KroneckerTransform(torch.empty(a, a), torch.empty(b, b))
 
 
+def _invertible(data: Data, width: int, _: int | None) -> nn.Module:
+    a = whole(data, "a", 1, width)
+    if width % a:
+        raise ValueError(f"a: got {a}, allowed: a divisor of {width}")
+    b = None if data["b"] is None else whole(data, "b", width // a, width // a)
+    return InvertibleKronecker(torch.empty(a, a), None if b is None else torch.empty(b, b))
+
+
+def _keys(data: Data, width: int, _: int | None) -> nn.Module:
+    size = whole(data, "width", width, width)
+    return KeyTransform(torch.empty(size, size), torch.empty(size, size))
+
+
 def _dense(data: Data, width: int, _: int | None) -> nn.Module:
     size = whole(data, "width", width, width)
     return OrthogonalTransform(torch.empty(size, size))
@@ -107,6 +133,8 @@ _MAKE: dict[str, tuple[tuple[str, ...], Callable[[Data, int, int | None], nn.Mod
     "heads_hadamard": (("heads",), _heads),
     "orthogonal": (("width",), _dense),
     "kronecker": (("a", "b"), _kronecker),
+    "invertible_kronecker": (("a", "b"), _invertible),
+    "key_transform": (("width",), _keys),
     "state_gate": (("width", "d_m", "d_u"), _gate),
     "block_affine": (("shape",), _affine),
     "site_transform": (("exact", "correction", "gate"), _site),

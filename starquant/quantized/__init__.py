@@ -8,6 +8,7 @@ from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import (
     OPERANDS,
     QuantizedAttentionCore,
+    set_operand_clips,
     set_static_value_scales,
     transform_queries_and_keys,
     transform_values,
@@ -17,6 +18,8 @@ from starquant.quantized.state_transforms import BlockAffine, SiteTransform, Sta
 from starquant.quantized.transforms import (
     HadamardTransform,
     HeadsHadamard,
+    InvertibleKronecker,
+    KeyTransform,
     KroneckerTransform,
     OrthogonalTransform,
 )
@@ -28,11 +31,14 @@ __all__ = [
     "FakeQuantLinear",
     "HadamardTransform",
     "HeadsHadamard",
+    "InvertibleKronecker",
+    "KeyTransform",
     "KroneckerTransform",
     "OrthogonalTransform",
     "QuantizedAttentionCore",
     "SiteTransform",
     "StateGate",
+    "set_operand_clips",
     "set_static_value_scales",
     "transform_queries_and_keys",
     "transform_values",

@@ -30,7 +30,8 @@ class ActivationQuantizer(InputSite):
     Args:
         activation_format: the grid; 16 bits leave the values alone.
         transform: applied first; its inverse is folded into the weights that read the site.
-        state_clip: clip ratios [2] of each token state, on top of the format's.
+        state_clip: clip ratios of each token state, on top of the format's: [2], or [2, 2] with one of the largest
+            number and one of the smallest.
 
     Attributes:
         integers: where integers are handed over.
@@ -94,12 +95,12 @@ class ActivationQuantizer(InputSite):
             x_BLD, prologue = self.prologue.split(x_BLD, context, self.state_clip)
             tokens = quantize_tokens(x_BLD, self.format.bits, self.format.clip_ratio, prologue)
             return tokens if self.joined is None else self.joined.multiply(tokens)
-        clip_BL1 = None
+        clip_BLE = None
         if self.state_clip is not None:
             assert context is not None
-            clip_BL1 = self.state_clip.to(x_BLD.device)[context.state_BL][..., None]
+            clip_BLE = self.state_clip.view(len(self.state_clip), -1).to(x_BLD.device)[context.state_BL]
         x_BLD = super().forward(x_BLD, context)
-        quantized = fake_quantize(x_BLD, self.format, clip=clip_BL1)
+        quantized = fake_quantize(x_BLD, self.format, clip=clip_BLE)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)
         return quantized
@@ -107,7 +108,7 @@ class ActivationQuantizer(InputSite):
     def validate(self, name: str) -> None:
         """Judge what was read; raises CheckpointError for clip ratios that are none."""
         if self.state_clip is not None and not bool(((self.state_clip > 0) & (self.state_clip <= 1)).all()):
-            got = ", ".join(f"{ratio:g}" for ratio in self.state_clip.tolist())
+            got = ", ".join(f"{ratio:g}" for ratio in self.state_clip.flatten().tolist())
             raise CheckpointError(f"{name}.state_clip: got {got}, allowed: above 0, at most 1")
 
     def extra_repr(self) -> str:

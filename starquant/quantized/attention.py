@@ -1,8 +1,8 @@
 """Attention whose operands Q, K, P = softmax(QK^T / sqrt(E)) and V each have their own bits.
 
 Q, K and V have one scale a token and head; P has one a query and head, on an unsigned grid (it is never negative).
-V may have static scales instead, one a head and channel, shared by all tokens. Methods hand transforms and static
-scales to an attention first; the quantizers that come later take them over.
+V may have static scales instead, one a head and channel, shared by all tokens. Methods hand transforms, clip ratios and
+static scales to an attention first; the quantizers that come later take them over.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from starquant.models.layers import AttentionCore, RotaryAttention
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 
 OPERANDS = ("q", "k", "p", "v")
+#: Operands that may have clip ratios of their own, in the order of `clip_OE`.
+CLIPPED = ("q", "k", "v")
 
 
 def operand_format(operand: str, bits: int) -> QuantFormat:
@@ -38,10 +40,11 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
 
     Args:
         bits: bits of "q", "k", "p", "v"; 16 leaves an operand alone.
-        qk_transform: orthogonal transform of queries and keys after the rotary embedding, which leaves their
-            products unchanged; None for none.
+        qk_transform: transform of queries and keys after the rotary embedding, which leaves their products unchanged:
+            orthogonal, or one that has `queries` of its own; None for none.
         v_scale_KE: static scales of V; None for one a token, computed on the fly.
         v_transform: maps the concatenated value heads [B, L, K*E] in front of everything else; None for nothing.
+        clip_OE: clip ratios [3, 2] of q, k and v, of the largest and of the smallest number; None for one.
     """
 
     def __init__(
@@ -50,18 +53,22 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         qk_transform: nn.Module | None = None,
         v_scale_KE: Tensor | None = None,
         v_transform: nn.Module | None = None,
+        clip_OE: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.formats = {name: operand_format(name, bits[name]) for name in OPERANDS}
         self.qk_transform, self.v_transform = qk_transform, v_transform
         self.v_scale_KE: Tensor | None
         self.register_buffer("v_scale_KE", v_scale_KE)
+        self.clip_OE: Tensor | None
+        self.register_buffer("clip_OE", clip_OE)
         self.meters: dict[str, SqnrMeter] | None = None
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, H, L, E], as `AttentionCore`."""
         if self.qk_transform is not None:
-            q_BHLE, k_BKLE = self.qk_transform(q_BHLE), self.qk_transform(k_BKLE)
+            of_queries = getattr(self.qk_transform, "queries", self.qk_transform)
+            q_BHLE, k_BKLE = of_queries(q_BHLE), self.qk_transform(k_BKLE)
         if self.v_transform is not None:
             heads = v_BKLE.shape[1]
             v_BKLE = self.v_transform(v_BKLE.transpose(1, 2).flatten(2)).unflatten(2, (heads, -1)).transpose(1, 2)
@@ -76,6 +83,9 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         fmt = self.formats[name]
         if name == "v" and self.v_scale_KE is not None and fmt.quantizes:
             quantized = quantize_statically(x, self.v_scale_KE, fmt)
+        elif self.clip_OE is not None and name in CLIPPED:
+            clip_E = self.clip_OE[CLIPPED.index(name)].to(x.device)
+            quantized = fake_quantize(x, fmt, clip=clip_E.expand(*x.shape[:-1], 2))
         else:
             quantized = fake_quantize(x, fmt)
         if self.meters is not None and fmt.quantizes:
@@ -83,10 +93,16 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         return quantized
 
     def validate(self, name: str) -> None:
-        """Judge static scales of V that were loaded; raises CheckpointError unless all are above 0 and finite."""
-        scale = self.v_scale_KE
+        """Judge static scales of V and clip ratios that were loaded.
+
+        Raises:
+            CheckpointError: scales that are not above 0 and finite, ratios that are not above 0 and at most 1.
+        """
+        scale, clip = self.v_scale_KE, self.clip_OE
         if scale is not None and not bool(((scale > 0) & scale.isfinite()).all()):
             raise CheckpointError(f"{name}.v_scale_KE: scales must be finite and above 0")
+        if clip is not None and not bool(((clip > 0) & (clip <= 1)).all()):
+            raise CheckpointError(f"{name}.clip_OE: clip ratios must be above 0, at most 1")
 
     def extra_repr(self) -> str:
         """Show the bits."""
@@ -117,15 +133,20 @@ def set_static_value_scales(attention: RotaryAttention, scale_KE: Tensor) -> Non
     _replace_core(attention, v_scale_KE=scale_KE)
 
 
+def set_operand_clips(attention: RotaryAttention, clip_OE: Tensor) -> None:
+    """Make an attention clip queries, keys and values, once they are quantized, at ratios [3, 2] of both their ends."""
+    _replace_core(attention, clip_OE=clip_OE)
+
+
 def transforms_and_scales(core: nn.Module) -> dict[str, Any]:
     """Return what has been handed to an attention so far, as `QuantizedAttentionCore` takes it."""
-    return {name: getattr(core, name, None) for name in ("qk_transform", "v_scale_KE", "v_transform")}
+    return {name: getattr(core, name, None) for name in ("qk_transform", "v_scale_KE", "v_transform", "clip_OE")}
 
 
 def operand_transforms(core: nn.Module) -> dict[str, str | None]:
     """Return what each operand passes through before it is rounded, in words; None for nothing."""
     handed = transforms_and_scales(core)
-    words = {name: None if module is None else str(module) for name, module in handed.items()}
+    words = {name: None if handed[name] is None else str(handed[name]) for name in ("qk_transform", "v_transform")}
     return {"q": words["qk_transform"], "k": words["qk_transform"], "v": words["v_transform"], "p": None}
 
 

@@ -45,7 +45,7 @@ def map_rows(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
 
 
 @torch.no_grad()
-def _map_columns(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+def map_columns(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     """Put each column through a map of float64 rows [n, O], in place."""
     for columns in row_slices(weight_OI.T):
         turned_nO = weight_OI[:, columns].T.double().contiguous()
@@ -97,14 +97,17 @@ def rotate_input(linears: Iterable[nn.Linear], rotation: Rotation) -> None:
 
 
 def transform_input(linears: Iterable[nn.Linear], change: Callable[[Tensor], Tensor]) -> None:
-    """Make linears read the orthogonally changed x: each row of W is changed likewise, in float64."""
+    """Make linears read a changed x: each row of W goes through `change` in float64.
+
+    Of an orthogonal map it is the map itself, of another x -> x P it is w -> w P^-T.
+    """
     for linear in linears:
         map_rows(linear.weight, change)
 
 
 def rotate_output(linear: nn.Linear, rotation: Rotation) -> None:
     """Make a linear give y R: R^T W, b R."""
-    _map_output(linear, rotation.apply)
+    transform_output(linear, rotation.apply)
 
 
 def hadamard_input(linear: nn.Linear) -> None:
@@ -114,7 +117,7 @@ def hadamard_input(linear: nn.Linear) -> None:
 
 def hadamard_heads_output(linear: nn.Linear, heads: int) -> None:
     """Make a linear give y (I (x) H), each head's channels rotated by the same H."""
-    _map_output(linear, lambda y: within_heads(y, heads))
+    transform_output(linear, lambda y: within_heads(y, heads))
 
 
 def hadamard_heads_input(linear: nn.Linear, heads: int) -> None:
@@ -140,7 +143,8 @@ def hadamard_across_heads_input(linear: nn.Linear, heads: int) -> None:
 
 
 @torch.no_grad()
-def _map_output(linear: nn.Linear, change: Callable[[Tensor], Tensor]) -> None:
-    _map_columns(linear.weight, change)
+def transform_output(linear: nn.Linear, change: Callable[[Tensor], Tensor]) -> None:
+    """Make a linear give the changed y: a linear map of rows, in float64, put on each column of W and on the bias."""
+    map_columns(linear.weight, change)
     if linear.bias is not None:
         linear.bias.copy_(change(linear.bias.double()))

@@ -14,7 +14,7 @@ from starquant.quantized.folding import DenseAffine, fold
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
 
-_KRONECKER = (HadamardTransform, HeadsHadamard, KroneckerTransform)
+_KRONECKER = (HadamardTransform, HeadsHadamard, KroneckerTransform)  # and what derives from them
 
 
 @dataclass(frozen=True)

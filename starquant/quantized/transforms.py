@@ -20,6 +20,8 @@ from starquant.quantized.rewriting import across_heads
 
 #: Largest error of x P P^T against x ~ N(0, 1) for a P stored in float32.
 ORTHOGONAL = 1e-3
+#: Largest condition number of an invertible matrix: float32 then keeps three digits of what it undoes.
+CONDITION = 1e4
 
 
 class HeadsHadamard(nn.Module):
@@ -111,6 +113,75 @@ class KroneckerTransform(Float32Buffers):
 
     def __str__(self) -> str:
         return f"kronecker {len(self.a_MM)} x {len(self.b_NN)}"
+
+
+class InvertibleKronecker(KroneckerTransform):
+    """x (A (x) B) with invertible A and B, in float32; the linears behind it hold W (A (x) B)^-T (FlatQuant).
+
+    Args:
+        a_MM: A.
+        b_NN: B; None for the identity, on whatever is left of the width.
+    """
+
+    b_NN: Tensor | None  # type: ignore[assignment]
+
+    def __init__(self, a_MM: Tensor, b_NN: Tensor | None) -> None:
+        Float32Buffers.__init__(self)
+        self.register_buffer("a_MM", a_MM.float())
+        self.register_buffer("b_NN", None if b_NN is None else b_NN.float())
+
+    def validate(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for factors that are not finite or (almost) singular."""
+        validate_invertible(self.a_MM, f"{name}.a_MM")
+        if self.b_NN is not None:
+            validate_invertible(self.b_NN, f"{name}.b_NN")
+
+    def __str__(self) -> str:
+        return f"invertible {len(self.a_MM)} x {'identity' if self.b_NN is None else len(self.b_NN)}"
+
+
+class KeyTransform(Float32Buffers):
+    """k P of every key head and q P^-T of every query head, P invertible [E, E] in float32: q k^T does not change."""
+
+    matrix_EE: Tensor
+    dual_EE: Tensor
+
+    def __init__(self, matrix_EE: Tensor, dual_EE: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix_EE", matrix_EE.float())
+        self.register_buffer("dual_EE", dual_EE.float().contiguous())
+
+    @classmethod
+    def of(cls, matrix_EE: Tensor) -> KeyTransform:
+        """Return the transform of P."""
+        return cls(matrix_EE, torch.linalg.inv(matrix_EE.float().double()).T)
+
+    def validate(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for a matrix that is (almost) singular, or another's inverse."""
+        validate_invertible(self.matrix_EE, f"{name}.matrix_EE")
+        product_EE = self.matrix_EE.double().T @ self.dual_EE.double()
+        if not float((product_EE - torch.eye(len(product_EE)).to(product_EE)).abs().max()) <= ORTHOGONAL:
+            raise CheckpointError(f"{name}.dual_EE: got a matrix that does not undo matrix_EE")
+
+    def forward(self, k: Tensor, context: Context | None = None) -> Tensor:
+        """Return k P, [..., E]."""
+        return (k.float() @ self.matrix_EE).to(k.dtype)
+
+    def queries(self, q: Tensor) -> Tensor:
+        """Return q P^-T, [..., E]."""
+        return (q.float() @ self.dual_EE).to(q.dtype)
+
+    def __str__(self) -> str:
+        return f"invertible {len(self.matrix_EE)}"
+
+
+def validate_invertible(matrix_DD: Tensor, name: str) -> None:
+    """Raise CheckpointError unless a matrix is finite and its condition number at most `CONDITION`."""
+    if not bool(matrix_DD.isfinite().all()):
+        raise CheckpointError(f"{name}: got values that are not finite")
+    condition = float(torch.linalg.cond(matrix_DD.double()))
+    if not condition <= CONDITION:
+        raise CheckpointError(f"{name}: got a matrix of condition number {condition:.2g}, allowed: {CONDITION:g}")
 
 
 def _validate_orthogonal(matrix_DD: Tensor, name: str) -> None:

@@ -62,7 +62,8 @@ def check_quantize() -> None:
         x = torch.cat((torch.randn(9, width, generator=generator), torch.zeros(1, width))).to(DEVICE, dtype)
         state = states_of(10)
         clipped = TokenStates(state, clip_S=torch.tensor([0.5, 0.8], device=DEVICE))
-        for states, clip_ratio in ((None, 1.0), (clipped, 0.9)):
+        at_both_ends = TokenStates(state, clip_S=torch.tensor([[0.5, 0.9], [0.95, 0.6]], device=DEVICE))
+        for states, clip_ratio in ((None, 1.0), (clipped, 0.9), (at_both_ends, 0.9)):
             codes, scale = quantize_rows(x, bits, clip_ratio, Prologue(states=states))
             expected = reference.quantize_rows(x, bits, clip_ratio, Prologue(states=states))
             assert torch.equal(scale, expected[1]), ("scale", width, bits, dtype)
@@ -112,7 +113,7 @@ def check_transform() -> None:
         size = next(g for g in (8, 4, 3) if width % g == 0)
         matrix = torch.eye(size) + 0.1 * torch.randn(width // size, size, size, generator=generator)
         affine = Affine.of(matrix.to(DEVICE), 0.1 * torch.randn(width // size, size, generator=generator).to(DEVICE))
-        clip_S = torch.tensor([0.7, 0.9], device=DEVICE)
+        clip_S = torch.tensor([[0.7, 0.5], [0.6, 0.9]] if factor < 1 else [0.7, 0.9], device=DEVICE)
         states = TokenStates(states_of(7), size, 2, clip_S)
         prologue = Prologue(affine, kronecker, states)
         # Rounded after each step: an edge is crossed more often. The interpreter gets bfloat16 wrong.

@@ -18,7 +18,7 @@ from tests.support.specs import compose, spec
 from tests.support.states import states_of
 
 # Few steps of learning keep the same contract; blocks that divide every width here.
-QUICK = ("method.transform.steps=4", "method.tac.block_size=16")
+QUICK = ("method.transform.steps=4", "method.tac.block_size=16", "method.epochs=1")
 FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 
 

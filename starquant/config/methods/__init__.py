@@ -51,6 +51,8 @@ METHODS = MethodRegistry(
             f"{_OPTIONS}.dllmquant:DLLMQuantPlusPlusOptions",
             f"{_CODE}.dllmquant:DLLMQuantPlusPlus",
         ),
+        "flatquant": (f"{_OPTIONS}.flatquant:FlatQuantOptions", f"{_CODE}.flatquant.method:FlatQuant"),
+        "freeact": (f"{_OPTIONS}.freeact:FreeActOptions", f"{_CODE}.freeact:FreeAct"),
         "star_quant": (f"{_OPTIONS}.star_quant:STaRQuantOptions", f"{_CODE}.star_quant.method:STaRQuant"),
     },
 )

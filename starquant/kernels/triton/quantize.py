@@ -12,7 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tokens import NO_PROLOGUE, Affine, Prologue
-from starquant.kernels.triton.rows import codes_of, gated, grid_arguments, scale_of, state_arguments
+from starquant.kernels.triton.rows import (
+    clipped_scale_of,
+    codes_of,
+    gated,
+    grid_arguments,
+    scale_of,
+    state_arguments,
+)
 from starquant.kernels.triton.transform import transform_rows
 
 
@@ -72,8 +79,11 @@ def _quantize_rows(
         state = tl.load(state_ptr + row, mask=here, other=0)
         if HAS_GATE:
             x = gated(x, column, state[:, None], shared, d_m)
-    clip = tl.load(clip_ptr + state) if HAS_CLIP else 1.0
-    scale = scale_of(tl.max(tl.abs(x), 1), tl.sum((x != x).to(tl.int32), 1), clip, per_code, tiny)
+    strange = tl.sum((x != x).to(tl.int32), 1)
+    if HAS_CLIP:
+        scale = clipped_scale_of(tl.max(x, 1), tl.min(x, 1), strange, clip_ptr, state, per_code, tiny)
+    else:
+        scale = scale_of(tl.max(tl.abs(x), 1), strange, per_code, tiny)
     tl.store(codes_ptr + start + column, codes_of(x, scale[:, None], qmax), mask=mask)
     tl.store(scale_ptr + row, scale, mask=here)
 

@@ -23,9 +23,17 @@ def gated(x, channel, state, shared, d_m):
 
 
 @triton.jit
-def scale_of(largest, strange, clip, per_code, tiny):
+def scale_of(largest, strange, per_code, tiny):
     """Return a token's scale; `strange` counts what is no number, which maxima drop."""
-    return tl.where(strange > 0, float("nan"), tl.maximum(largest * per_code * clip, tiny))
+    return tl.where(strange > 0, float("nan"), tl.maximum(largest * per_code, tiny))
+
+
+@triton.jit
+def clipped_scale_of(high, low, strange, clip_ptr, state, per_code, tiny):
+    """Return a token's scale by its largest and smallest number, each with the clip ratio of its state and end."""
+    of_high, of_low = tl.load(clip_ptr + 2 * state), tl.load(clip_ptr + 2 * state + 1)
+    reach = tl.maximum(high * per_code * of_high, -low * per_code * of_low)
+    return tl.where(strange > 0, float("nan"), tl.maximum(reach, tiny))
 
 
 @triton.jit
@@ -47,7 +55,9 @@ def state_arguments(
     clip = states.clip_S
     flags = {"HAS_CLIP": clip is not None, "HAS_GATE": states.d_m + states.d_u > 0}
     channels = width - states.d_m - states.d_u, states.d_m
-    return unused if clip is None else clip.contiguous(), states.state.contiguous(), channels, flags
+    if clip is not None:
+        clip = clip.view(len(clip), -1).expand(-1, 2).contiguous()  # one ratio is that of both ends
+    return unused if clip is None else clip, states.state.contiguous(), channels, flags
 
 
 def grid_arguments(bits: int, clip_ratio: float) -> tuple[float, float, float]:

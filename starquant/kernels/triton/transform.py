@@ -14,7 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tokens import Kronecker, TokenStates
-from starquant.kernels.triton.rows import codes_of, gated, grid_arguments, scale_of, state_arguments
+from starquant.kernels.triton.rows import (
+    clipped_scale_of,
+    codes_of,
+    gated,
+    grid_arguments,
+    scale_of,
+    state_arguments,
+)
 
 
 @triton.jit
@@ -69,8 +76,11 @@ def _transform_rows(
         state = tl.load(state_ptr + row)
         if HAS_GATE:
             y = gated(y, channel, state, shared, d_m)
-    clip = tl.load(clip_ptr + state) if HAS_CLIP else 1.0
-    scale = scale_of(tl.max(tl.abs(y)), tl.sum((y != y).to(tl.int32)), clip, per_code, tiny)
+    strange = tl.sum((y != y).to(tl.int32))
+    if HAS_CLIP:
+        scale = clipped_scale_of(tl.max(y), tl.min(y), strange, clip_ptr, state, per_code, tiny)
+    else:
+        scale = scale_of(tl.max(tl.abs(y)), strange, per_code, tiny)
     tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes_of(y, scale, qmax), mask=inside)
     tl.store(scale_ptr + row, scale)
 

@@ -1,0 +1,63 @@
+"""FreeAct (arXiv 2603.01776, second-hand: no code was published): FlatQuant with channels of one token state.
+
+Masked tokens are rank-deficient, and so are the others: each state does without the last d/32 transformed channels of
+the other (`numerics.gate_channels`), while one static weight serves both. The zeros act during training too, so that
+transforms adapt to them; the loss is the sum of both states' output errors.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from starquant.calibration.walk import Example
+from starquant.config.bits import BitsSpec
+from starquant.config.methods.freeact import FreeActOptions
+from starquant.methods.blockwise import Tensors
+from starquant.methods.flatquant.method import FlatQuant
+from starquant.methods.flatquant.training import Loss
+from starquant.models.roles import BlockSites, SiteKey
+from starquant.numerics import TokenState
+from starquant.quantized import SiteTransform, StateGate
+
+
+def sum_of_states(error_BL: Tensor, example: Example) -> Tensor:
+    """Return the sum of the mean squared errors of masked and of other tokens, of those states that are there."""
+    total = error_BL.new_zeros(())
+    for state in TokenState:
+        here_BL = example.visible_BL & (example.context.state_BL == state.axis)
+        if bool(here_BL.any()):
+            total = total + error_BL[here_BL].mean()
+    return total
+
+
+class FreeAct(FlatQuant[FreeActOptions]):
+    """Learn with gates, fold, gate, round."""
+
+    loss: ClassVar[Loss] = staticmethod(sum_of_states)
+
+    @property
+    def drops(self) -> bool:
+        """Gates drop directions."""
+        return True
+
+    def gates(self, sites: BlockSites, bits: BitsSpec) -> dict[SiteKey, nn.Module]:
+        """Return the gate of every site, where inputs are rounded."""
+        if bits.activations.bits == 16:
+            return {}
+        made: dict[SiteKey, nn.Module] = {}
+        for site in sites.inputs:
+            linear = next(iter(sites.readers(site).values()))
+            width = linear.in_features
+            widths = (round(share * width) for share in (self.options.masked, self.options.unmasked))
+            made[site] = StateGate(width, *widths).to(linear.weight.device)
+        return made
+
+    def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
+        """Put gates and clips in place."""
+        super().compensate(sites, tensors, bits)
+        for site, gate in self.gates(sites, bits).items():
+            placed = sites.inputs[site].transform
+            exact = placed.exact if isinstance(placed, SiteTransform) else placed
+            sites.inputs[site].transform = SiteTransform(exact, gate=gate)
