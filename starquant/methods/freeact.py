@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from starquant.calibration.walk import Example
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.freeact import FreeActOptions
-from starquant.methods.blockwise import Tensors
 from starquant.methods.flatquant.method import FlatQuant
 from starquant.methods.flatquant.training import Loss
-from starquant.models.roles import BlockSites, SiteKey
+from starquant.models.roles import BlockSites, Role, Site, SiteKey
 from starquant.numerics import TokenState
-from starquant.quantized import SiteTransform, StateGate
+from starquant.quantized import StateGate
 
 
 def sum_of_states(error_BL: Tensor, example: Example) -> Tensor:
@@ -42,22 +41,13 @@ class FreeAct(FlatQuant[FreeActOptions]):
         """Gates drop directions."""
         return True
 
-    def gates(self, sites: BlockSites, bits: BitsSpec) -> dict[SiteKey, nn.Module]:
+    def gates(self, sites: BlockSites, block: int, bits: BitsSpec) -> dict[SiteKey, StateGate]:
         """Return the gate of every site, where inputs are rounded."""
-        if bits.activations.bits == 16:
-            return {}
-        made: dict[SiteKey, nn.Module] = {}
-        for site in sites.inputs:
-            linear = next(iter(sites.readers(site).values()))
-            width = linear.in_features
-            widths = (round(share * width) for share in (self.options.masked, self.options.unmasked))
-            made[site] = StateGate(width, *widths).to(linear.weight.device)
+        made: dict[SiteKey, StateGate] = {}
+        for site in sites.inputs if bits.activations.bits < 16 else ():
+            if site is Site.QKV and block == 0 and not self.options.first_attention:
+                continue
+            width = sites.width(site)
+            d_m, d_u = (round(share * width) for share in (self.options.masked, self.options.unmasked))
+            made[site] = StateGate(width, d_m, d_u).to(sites.linears[Role.OUT].weight.device)
         return made
-
-    def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
-        """Put gates and clips in place."""
-        super().compensate(sites, tensors, bits)
-        for site, gate in self.gates(sites, bits).items():
-            placed = sites.inputs[site].transform
-            exact = placed.exact if isinstance(placed, SiteTransform) else placed
-            sites.inputs[site].transform = SiteTransform(exact, gate=gate)

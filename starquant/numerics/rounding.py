@@ -119,7 +119,7 @@ def grid_of_range(extent: tuple[Tensor, ...], fmt: QuantFormat, clip: Tensor | N
 
 def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero."""
-    if clip is None or clip.shape[-1] == 1:
+    if clip is None or clip.dim() == 0 or clip.shape[-1] == 1:
         return grid_of_range(range_of(x, fmt), fmt, clip)
     per_code = fmt.clip_ratio / fmt.qmax if fmt.symmetric else fmt.clip_ratio
     high = x.amax(-1, keepdim=True).clamp_min_(0.0).mul_(per_code) * clip[..., :1]

@@ -26,7 +26,7 @@ def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) ->
     if not fmt.quantizes:
         raise ConfigError("bits: 16 means full precision; there is nothing to round")
     runs = grouped(x, fmt)
-    clip = torch.ones(1, device=x.device) if clip is None else clip
+    clip = torch.ones(1, device=x.device) if clip is None else clip.reshape(1) if clip.dim() == 0 else clip
     rounded: Tensor = _StraightThrough.apply(runs, clip, fmt)
     return rounded.reshape(x.shape)
 

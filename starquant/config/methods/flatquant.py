@@ -37,7 +37,7 @@ class FlatQuantOptions(BlockwiseOptions):
     clips: bool = True
     clip_start: Annotated[float, Field(ge=0.01, le=0.9999)] = 0.982
     start_seed: Seed = 0
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 5
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     learning_rate: LearningRate = 0.005
     clip_learning_rate: LearningRate = 0.05

@@ -14,6 +14,7 @@ class FreeActOptions(FlatQuantOptions):
     Attributes:
         masked: share of each site's transformed channels that only masked tokens use, rounded to whole channels.
         unmasked: share that only the others use.
+        first_attention: gate the first block's attention input too, where all masked tokens share one vector.
     """
 
     reference: ClassVar[str] = "arXiv 2603.01776"
@@ -21,5 +22,6 @@ class FreeActOptions(FlatQuantOptions):
     algorithm: Literal["freeact"] = "freeact"  # type: ignore[assignment]
     masked: GateShare = FREEACT
     unmasked: GateShare = FREEACT
+    first_attention: bool = False
     learning_rate: LearningRate = 0.001
     clip_learning_rate: LearningRate = 0.01

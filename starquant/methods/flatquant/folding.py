@@ -1,10 +1,12 @@
 """What FlatQuant learned of a block as tensors, folded into the block exactly; clip ratios put where something rounds.
 
-Tensors are SITE.factor_0 (and _1), SITE.channel, SITE.clip; values.matrix, keys.matrix, operands.clip; ROLE.ends.
+Tensors are SITE.factor_0 (and _1), SITE.channel, SITE.clip, SITE.gate; values.matrix, keys.matrix, operands.clip; and
+ROLE.ends.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -15,7 +17,14 @@ from starquant.methods.flatquant.parameters import BlockParameters
 from starquant.methods.scaling import producer
 from starquant.models.roles import BlockSites, LinearKey, Role, Site, SiteKey
 from starquant.numerics import apply_kronecker
-from starquant.quantized import InvertibleKronecker, KeyTransform, rewriting, set_operand_clips
+from starquant.quantized import (
+    InvertibleKronecker,
+    KeyTransform,
+    SiteTransform,
+    StateGate,
+    rewriting,
+    set_operand_clips,
+)
 from starquant.quantized.attention import transform_queries_and_keys
 
 Tensors = dict[str, Tensor]
@@ -105,6 +114,21 @@ def _within_heads(y: Tensor, matrix_EE: Tensor) -> Tensor:
     """Return y (I (x) V), [..., heads * E]."""
     mapped: Tensor = (y.unflatten(-1, (-1, len(matrix_EE))) @ matrix_EE).flatten(-2)
     return mapped
+
+
+def gate_tensors(gates: Mapping[SiteKey, StateGate]) -> Tensors:
+    """Return the widths (d_m, d_u) of gates, SITE.gate."""
+    return {f"{site.value}.gate": torch.tensor((gate.d_m, gate.d_u)) for site, gate in gates.items()}
+
+
+def gate_block(sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
+    """Put gates behind the transforms of a rewritten block, where inputs are rounded; twice is once."""
+    for site, module in sites.inputs.items() if bits.activations.bits < 16 else ():
+        if (widths := tensors.get(f"{site.value}.gate")) is not None:
+            placed, device = module.transform, next(iter(sites.readers(site).values())).weight.device
+            exact = placed.exact if isinstance(placed, SiteTransform) else placed
+            gate = StateGate(sites.width(site), *widths.tolist()).to(device)
+            module.transform = SiteTransform(exact, gate=gate)
 
 
 def clip_block(sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import ClassVar, TypeVar
 
-from torch import nn
-
 from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
@@ -23,11 +21,19 @@ from starquant.config.methods.flatquant import FlatQuantOptions
 from starquant.errors import CheckpointError, DataError
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
-from starquant.methods.flatquant.folding import clip_block, cut_weights, rewrite_block, tensors_of
+from starquant.methods.flatquant.folding import (
+    clip_block,
+    cut_weights,
+    gate_block,
+    gate_tensors,
+    rewrite_block,
+    tensors_of,
+)
 from starquant.methods.flatquant.parameters import BlockParameters
 from starquant.methods.flatquant.training import Loss, diverged, mean_over_tokens, train
 from starquant.methods.solvers import solve_block
 from starquant.models.roles import BlockSites, SiteKey
+from starquant.quantized import StateGate
 from starquant.quantized.transforms import validate_invertible
 
 FlatQuantT = TypeVar("FlatQuantT", bound=FlatQuantOptions)
@@ -38,8 +44,8 @@ class FlatQuant(BlockwiseMethod[FlatQuantT]):
 
     loss: ClassVar[Loss] = staticmethod(mean_over_tokens)
 
-    def gates(self, sites: BlockSites, bits: BitsSpec) -> dict[SiteKey, nn.Module]:
-        """Return what stands behind the transform of a site: nothing here."""
+    def gates(self, sites: BlockSites, block: int, bits: BitsSpec) -> dict[SiteKey, StateGate]:
+        """Return the gates behind a block's transforms: none here."""
         return {}
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
@@ -49,14 +55,13 @@ class FlatQuant(BlockwiseMethod[FlatQuantT]):
         seed = self.options.start_seed + visit.index
         learned = BlockParameters(visit.sites, absmax, bits, self.options, seed)
         row: dict[str, object] = {"block": visit.index, "site": "block output"}
-        operands = bits.attention
+        operands, gates = bits.attention, self.gates(visit.sites, visit.index, bits)
         if min(bits.weights.bits, bits.activations.bits, operands.q, operands.k, operands.p, operands.v) < 16:
-            gates = self.gates(visit.sites, bits)
             first, last = train(visit, learned, bits, self.options, gates, type(self).loss)
             row |= {"error_first_epoch": first, "error_last_epoch": last}
             if last > first:
                 fitted.note("output error above that of the first epoch", visit.name)
-        tensors = tensors_of(learned, visit.sites)
+        tensors = tensors_of(learned, visit.sites) | gate_tensors(gates)
         _validate_matrices(tensors, visit.name)
         fitted.report.append(row)
         return tensors
@@ -66,7 +71,8 @@ class FlatQuant(BlockwiseMethod[FlatQuantT]):
         rewrite_block(sites, tensors)
 
     def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
-        """Put clips in place."""
+        """Put gates and clips in place."""
+        gate_block(sites, tensors, bits)
         clip_block(sites, tensors, bits)
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
