@@ -32,7 +32,7 @@ from tests.support.states import states_of
 
 W8A8_FLOOR_DB = 20.0  # the models above are random, which is harder than trained: RTN reaches 25.6 to 29
 CLIPPING_FLOOR_DB = 15.0  # a tenth of every token's range is cut, whatever the bits
-DROPPING_FLOOR_DB = 4.0  # no direction of a random model is idle: a gate of 1/32 alone costs 15 dB a site, 7 at the worst one
+DROPPING_FLOOR_DB = 4.0  # no direction of a random model is idle: a gate of 1/32 costs 15 dB a site, 7 at the worst
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -252,7 +252,7 @@ def quantized(folder: Path, name: str, packed: bool = False) -> tuple[MaskedDiff
     return model, method, method.apply(model, fitted, w4a4(), packed=packed)
 
 
-@pytest.mark.parametrize("name", ["rtn", "gptq"])
+@pytest.mark.parametrize("name", ["rtn", "gptq", "flatquant"])
 def test_w4a4_lists_every_experts_linears(folder: Path, name: str) -> None:
     full, (model, _, manifest) = load_model(folder), quantized(folder, name)
     linears = [entry for entry in manifest if entry.kind == "linear"]
@@ -263,6 +263,18 @@ def test_w4a4_lists_every_experts_linears(folder: Path, name: str) -> None:
     assert 0 < float(change.norm() / logits(full, half_masked()).norm()) < 0.6
     for info in full.linears().values():
         assert len(model.get_submodule(info.name).weight[0].unique()) <= 16
+
+
+@torch.no_grad()
+def test_channels_that_a_router_reads_too_are_not_scaled(folder: Path) -> None:
+    """FlatQuant's transforms of every expert, without rounding: the mixture's function, and its routes."""
+    full, model = load_model(folder), load_model(folder)
+    method = METHODS.build(spec("method=flatquant", "method.epochs=1").method)
+    fitted = method.fit(model, w4a4(), states(model))
+    names = {name for name in fitted.get("block_000") if name.endswith(".channel")}
+    assert names == {"qkv_input.channel", "expert_0.down_input.channel", "expert_1.down_input.channel"}
+    method.apply(model, fitted, spec("bits=w16a16").bits)
+    torch.testing.assert_close(logits(model, half_masked()), logits(full, half_masked()), rtol=1e-3, atol=1e-4)
 
 
 def test_gptq_loses_less_than_rounding_at_every_experts_down_projection(folder: Path) -> None:

@@ -21,8 +21,9 @@ FOUR = QuantFormat(4, True, PerToken())  # largest code 7
 UNSIGNED = QuantFormat(2, False, PerToken())  # codes 0 to 3
 
 
-def _clip(fmt: QuantFormat, rows: int = 6) -> torch.Tensor:
-    shape = (rows, 4, 1) if isinstance(fmt.granularity, PerGroup) else (rows, 1)
+def _clip(fmt: QuantFormat, rows: int = 6, ends: int = 1) -> torch.Tensor:
+    """Clip ratios of every run: one, or one of the largest and one of the smallest number."""
+    shape = (rows, 4, ends) if isinstance(fmt.granularity, PerGroup) else (rows, ends)
     return 0.3 + 0.7 * torch.rand(shape, generator=torch.Generator().manual_seed(4))
 
 
@@ -36,12 +37,12 @@ def _gradients(
     return x.grad, None if clip is None else clip.grad
 
 
-@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("ends", [0, 1, 2])
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_values_are_those_of_fake_quantize(fmt: QuantFormat, clipped: bool) -> None:
+def test_values_are_those_of_fake_quantize(fmt: QuantFormat, ends: int) -> None:
     x = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
     x[0], x[1], x[2] = 0.0, x[1].abs(), -x[2].abs()
-    clip = _clip(fmt) if clipped else None
+    clip = _clip(fmt, ends=ends) if ends else None
     assert torch.allclose(straight_through(x, fmt, clip), fake_quantize(x, fmt, clip=clip), atol=1e-6)
 
 
@@ -97,26 +98,25 @@ def _surrogate(x: torch.Tensor, fmt: QuantFormat, clip: torch.Tensor) -> Callabl
         found: list[list[float]] = t.double().reshape(-1, size).tolist()
         return found
 
-    def grid(run: list[float], ratio: float) -> tuple[float, float]:
-        ratio *= fmt.clip_ratio
+    def grid(run: list[float], ratios: list[float]) -> tuple[float, float]:
+        low, high = min(0.0, *run) * ratios[-1] * fmt.clip_ratio, max(0.0, *run) * ratios[0] * fmt.clip_ratio
         if fmt.symmetric:
-            return max(abs(v) for v in run) * ratio / fmt.qmax, 0.0
-        low, high = min(0.0, *run) * ratio, max(0.0, *run) * ratio
+            return max(high, -low) / fmt.qmax, 0.0
         return (high - low) / fmt.qmax, -low * fmt.qmax / (high - low)
 
     frozen = []
-    for run, ratio in zip(runs(x), clip.flatten().tolist(), strict=True):
-        scale, zero = grid(run, ratio)
+    for run, ratios in zip(runs(x), clip.flatten(0, -2).tolist(), strict=True):
+        scale, zero = grid(run, ratios)
         codes = [round(v / scale) + round(zero) for v in run]
         errors = [round(v / scale) - v / scale for v in run]
         frozen.append((codes, errors, round(zero) - zero))
 
     def total(x: torch.Tensor, clip: torch.Tensor, weight: torch.Tensor) -> float:
         value = 0.0
-        for run, ratio, (codes, errors, of_zero), gains in zip(
-            runs(x), clip.flatten().tolist(), frozen, runs(weight), strict=True
+        for run, ratios, (codes, errors, of_zero), gains in zip(
+            runs(x), clip.flatten(0, -2).tolist(), frozen, runs(weight), strict=True
         ):
-            scale, zero = grid(run, ratio)
+            scale, zero = grid(run, ratios)
             zero += of_zero
             for v, code, error, gain in zip(run, codes, errors, gains, strict=True):
                 inside = fmt.qmin <= code <= fmt.qmax
@@ -127,11 +127,12 @@ def _surrogate(x: torch.Tensor, fmt: QuantFormat, clip: torch.Tensor) -> Callabl
     return total
 
 
+@pytest.mark.parametrize("ends", [1, 2])
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
-def test_gradients_are_those_with_rounding_errors_held(fmt: QuantFormat) -> None:
+def test_gradients_are_those_with_rounding_errors_held(fmt: QuantFormat, ends: int) -> None:
     generator = torch.Generator().manual_seed(7)
     x, weight = torch.randn(2, 2, 16, generator=generator)
-    clip = _clip(fmt, 2)
+    clip = _clip(fmt, 2, ends)
     total = _surrogate(x, fmt, clip)
     got_x, got_clip = _gradients(x, fmt, weight, clip)
     assert got_clip is not None
@@ -145,6 +146,19 @@ def test_gradients_are_those_with_rounding_errors_held(fmt: QuantFormat) -> None
                 ends.append(total(*moved, weight))
             slopes.append((ends[0] - ends[1]) / 2e-6)
         assert torch.allclose(got, torch.tensor(slopes).view_as(got), rtol=1e-3, atol=1e-4), which
+
+
+def test_one_pair_of_ratios_for_all_rows() -> None:
+    """Both rows are led by their upper end: 8 x .5 and 6 x .5 are above 7 x .25."""
+    x, clip = torch.tensor([[8.0, -7.0, 1.0], [6.0, -7.0, 1.0]]), torch.tensor([0.5, 0.25], requires_grad=True)
+    out = straight_through(x, FOUR, clip)
+    torch.testing.assert_close(out, fake_quantize(x, FOUR, clip=clip.detach()))
+    assert out[0].tolist() == pytest.approx([4.0, -8 * 4 / 7, 2 * 4 / 7])
+    out.sum().backward()
+    assert clip.grad is not None
+    codes = torch.tensor([7.0 - 8 + 2, 7.0 - 8 + 2])
+    inside = torch.tensor([1 / (4 / 7), 1 / (3 / 7)])  # x / s of the one number that is not cut
+    assert clip.grad.tolist() == pytest.approx([float(((codes - inside) * torch.tensor([8.0, 6.0]) / 7).sum()), 0.0])
 
 
 def test_gradient_of_clip_is_the_true_one_where_everything_is_cut() -> None:

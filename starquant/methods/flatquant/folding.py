@@ -56,6 +56,7 @@ def tensors_of(learned: BlockParameters, sites: BlockSites) -> Tensors:
     for role in learned.row_clips:
         weight_OI = learned.unclipped(role, sites.linears[role].weight.double())
         tensors[f"{role.value}.ends"] = torch.cat(learned.ends(role, weight_OI), 1)
+    learned.renew()
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     for site in sites.inputs:  # rows of what is in front of a down projection are scaled with its channels
         channel_D, made_by = tensors.get(f"{site.value}.channel"), _maker(sites, site)
