@@ -13,7 +13,7 @@ from torch import Tensor
 from starquant.errors import CheckpointError
 from starquant.models import load_model
 from starquant.packed.export import export
-from starquant.quantized.transforms import KroneckerTransform
+from starquant.quantized import InvertibleKronecker, KeyTransform, KroneckerTransform, QuantizedAttentionCore
 from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.methods import FOUR, fitted_once, method_named
 from tests.support.models import fresh
@@ -37,6 +37,24 @@ def test_each_factor_of_a_kronecker_product_must_be_orthogonal() -> None:
     for factors, named in (((0 * good, torch.eye(4)), "a_MM"), ((good, 2 * torch.eye(4)), "b_NN")):
         with pytest.raises(CheckpointError, match=f"site.{named}: got a matrix that is not orthogonal"):
             KroneckerTransform(*factors).validate("site")
+
+
+def test_invertible_factors_must_be_finite_and_far_from_singular() -> None:
+    good = torch.tensor([[2.0, 1.0], [0.0, 0.5]])
+    InvertibleKronecker(good, None).validate("site")
+    InvertibleKronecker(good, good).validate("site")
+    for bad, message in ((torch.ones(2, 2), "of condition number"), (good / 0, "values that are not finite")):
+        for factors, named in (((bad, None), "a_MM"), ((good, bad), "b_NN")):
+            with pytest.raises(CheckpointError, match=f"site.{named}: got .*{message}"):
+                InvertibleKronecker(*factors).validate("site")
+    KeyTransform.of(good).validate("core")
+    with pytest.raises(CheckpointError, match=r"core.dual_EE: got a matrix that does not undo matrix_EE"):
+        KeyTransform(good, good).validate("core")
+    with pytest.raises(CheckpointError, match=r"core.matrix_EE: got a matrix of condition number"):
+        KeyTransform(torch.ones(2, 2), good).validate("core")
+    core = QuantizedAttentionCore(dict.fromkeys("qkpv", 4), clip_OE=torch.tensor([[0.9, 0.9], [1.1, 0.9], [1.0, 1.0]]))
+    with pytest.raises(CheckpointError, match=r"core.clip_OE: clip ratios must be above 0, at most 1"):
+        core.validate("core")
 
 
 def half(tensor: Tensor) -> None:

@@ -71,6 +71,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CASES = [("llada_gqa", name) for name in QUANTIZING]
 CASES += [("dream_gqa", name) for name in ("rtn", "smoothquant", "quarot", "dllmquant_plus_plus", "star_quant_plus")]
+CASES += [("dream_gqa", "flatquant")]
 
 
 @pytest.mark.parametrize(("architecture", "name"), CASES)
@@ -141,7 +142,7 @@ def test_a_tied_embedding_stays_values(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded, ids_of(loaded)), logits(models[0], ids_of(loaded)))
 
 
-@pytest.mark.parametrize("name", ["rtn", "quarot", "star_quant", "star_quant_plus"])
+@pytest.mark.parametrize("name", ["rtn", "quarot", "star_quant", "star_quant_plus", "flatquant", "freeact"])
 def test_the_integer_path_gives_the_same_up_to_rounding(name: str, tmp_path: Path) -> None:
     calibrated, folder = exported(name, "llada_gqa", tmp_path)
     loaded = load_model(folder)

@@ -35,7 +35,12 @@ def packed(folder: Path, name: str, *settings: str) -> list[ManifestEntry]:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("quarot_rtn", ["method.qk_hadamard=true"]), ("star_quant", ON_VALUES), ("rtn", [])],
+    [
+        ("quarot_rtn", ["method.qk_hadamard=true"]),
+        ("star_quant", ON_VALUES),
+        ("rtn", []),
+        ("flatquant", ["method.batch=4"]),
+    ],
 )
 def test_a_loaded_model_tells_the_transforms_that_were_applied(name: str, settings: list[str], tmp_path: Path) -> None:
     quick = ["method.transform.steps=2"] if name == "star_quant" else []

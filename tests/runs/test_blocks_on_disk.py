@@ -23,7 +23,7 @@ from tests.support.models import fresh, logits
 from tests.support.specs import spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
-METHODS = ("rtn", "smoothquant", "quarot", "dllmquant_plus_plus", "star_quant", "star_quant_plus")
+METHODS = ("rtn", "smoothquant", "quarot", "dllmquant_plus_plus", "star_quant", "star_quant_plus", "freeact")
 TASKS = ("tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none")
 
 
