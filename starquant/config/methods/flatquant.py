@@ -25,6 +25,8 @@ class FlatQuantOptions(BlockwiseOptions):
         batch: states of a step.
         learning_rate: of transforms and channel scales, of AdamW.
         clip_learning_rate: of the logits of the clip ratios.
+        products: of float32 matrices while it is learned: "float32", or "bfloat16" where the machine multiplies these
+            faster; "auto" is bfloat16 where something is rounded to at most 4 bits.
         final_rate: where a cosine ends, as a share of `learning_rate`.
     """
 
@@ -42,6 +44,7 @@ class FlatQuantOptions(BlockwiseOptions):
     learning_rate: LearningRate = 0.005
     clip_learning_rate: LearningRate = 0.05
     final_rate: Share = 0.001
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @property
     def needs_calibration(self) -> bool:

@@ -30,7 +30,7 @@ from starquant.methods.flatquant.folding import (
     tensors_of,
 )
 from starquant.methods.flatquant.parameters import BlockParameters
-from starquant.methods.flatquant.training import Loss, diverged, mean_over_tokens, train
+from starquant.methods.flatquant.training import Loss, diverged, fewest_bits, mean_over_tokens, train
 from starquant.methods.solvers import solve_block
 from starquant.models.roles import BlockSites, SiteKey
 from starquant.quantized import StateGate
@@ -55,8 +55,8 @@ class FlatQuant(BlockwiseMethod[FlatQuantT]):
         seed = self.options.start_seed + visit.index
         learned = BlockParameters(visit.sites, absmax, bits, self.options, seed)
         row: dict[str, object] = {"block": visit.index, "site": "block output"}
-        operands, gates = bits.attention, self.gates(visit.sites, visit.index, bits)
-        if min(bits.weights.bits, bits.activations.bits, operands.q, operands.k, operands.p, operands.v) < 16:
+        gates = self.gates(visit.sites, visit.index, bits)
+        if fewest_bits(bits) < 16:
             first, last = train(visit, learned, bits, self.options, gates, type(self).loss)
             row |= {"error_first_epoch": first, "error_last_epoch": last}
             if last > first:

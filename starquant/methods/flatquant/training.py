@@ -14,6 +14,7 @@ from starquant.config.methods.flatquant import FlatQuantOptions
 from starquant.errors import DataError
 from starquant.methods.flatquant.parameters import BlockParameters
 from starquant.methods.flatquant.simulated import simulated_block
+from starquant.methods.products import products_as
 from starquant.models.roles import SiteKey
 
 #: Loss of squared errors [B, L], averaged over channels.
@@ -73,7 +74,7 @@ def train(
     for _ in range(options.epochs):
         epoch = _Epoch()
         for example in visit.examples(options.batch):
-            with torch.enable_grad():
+            with torch.enable_grad(), products_as(options.products, fewest_bits(bits)):
                 loss = _step(block, learned, example, loss_of, epoch, visit.name)
                 optimizer.zero_grad()
                 loss.backward()
@@ -100,6 +101,12 @@ def _step(
     epoch.error += float(error_BL.detach()[example.visible_BL].sum())
     epoch.size += float(target_BLD.square().mean(-1)[example.visible_BL].sum())
     return loss / loss.detach().clamp_min(1e-30)
+
+
+def fewest_bits(bits: BitsSpec) -> int:
+    """Return how many bits the coarsest of what a block rounds has; 16 where nothing is rounded."""
+    operands = bits.attention
+    return min(bits.weights.bits, bits.activations.bits, operands.q, operands.k, operands.p, operands.v)
 
 
 def diverged(where: str) -> DataError:

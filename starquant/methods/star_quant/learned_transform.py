@@ -8,8 +8,7 @@ Shapes: as in `base_transform`; n rows of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from starquant.config.methods.star_quant import TransformOptions
 from starquant.errors import DataError
+from starquant.methods.products import products_as
 from starquant.methods.star_quant.base_transform import COARSE, Group, Learned, Transform
 from starquant.numerics import cayley, gate_channels, mse_clip, straight_through
 from starquant.session.progress import SILENT, Progress
@@ -57,17 +57,8 @@ class _Free:
         return Learned(Transform(factors), None if clip is None else clip.detach())
 
 
-@contextmanager
-def _products(options: TransformOptions, group: Group) -> Iterator[None]:
-    """Multiply float32 matrices as the options say; bfloat16 is used where the machine is faster with it."""
-    coarse = min(group.weight_format.bits, group.activation_format.bits) <= 4
-    fast = options.products == "bfloat16" or (options.products == "auto" and coarse)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if fast else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _fewest_bits(group: Group) -> int:
+    return min(group.weight_format.bits, group.activation_format.bits)
 
 
 def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rotate: bool = True) -> Learned:
@@ -85,7 +76,7 @@ def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rota
     Raises:
         DataError: what was learned is not finite.
     """
-    with torch.enable_grad(), _products(options, group):
+    with torch.enable_grad(), products_as(options.products, _fewest_bits(group)):
         free = _Free(start, group, options, rotate)
         optimizer = torch.optim.Adam(free.groups(options))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
@@ -118,7 +109,7 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, progress: P
     """
     weight_OD = groups[0].weights[0]
     width, device = weight_OD.shape[1], weight_OD.device
-    with torch.enable_grad(), _products(options, groups[0]):
+    with torch.enable_grad(), products_as(options.products, _fewest_bits(groups[0])):
         free_DD = torch.zeros(width, width, dtype=torch.float32, device=device, requires_grad=True)
         logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=device, requires_grad=options.state_clip)
         learning: list[dict[str, Any]] = [{"params": [free_DD]}]
