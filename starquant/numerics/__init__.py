@@ -18,6 +18,7 @@ from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
 from starquant.numerics.orthogonal import apply_kronecker, cayley, fermat_sizes, kronecker_sizes
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
+from starquant.numerics.row_cut import cut_rows
 from starquant.numerics.row_pieces import by_rows, rows_at_once
 from starquant.numerics.straight_through import straight_through
 from starquant.numerics.token_states import TokenState, gate_channels, state_indices
@@ -41,6 +42,7 @@ __all__ = [
     "apply_kronecker",
     "by_rows",
     "cayley",
+    "cut_rows",
     "dequantize",
     "fake_quantize",
     "fermat_sizes",

@@ -99,7 +99,9 @@ def test_speed_is_a_line_between_the_timed_passes_and_in_proportion_beyond() -> 
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("method", ["rtn", "gptq", "quarot", "awq", "smoothquant", "star_quant", "star_quant_plus"])
+@pytest.mark.parametrize(
+    "method", ["rtn", "gptq", "quarot", "awq", "smoothquant", "flatquant", "star_quant", "star_quant_plus"]
+)
 def test_a_method_is_rehearsed_on_one_block(architecture: str, method: str) -> None:
     model, plan = fresh(architecture), spec(f"method={method}", "bits=w4a4", "calibration=testbed")
     with torch.device("meta"):

@@ -51,12 +51,13 @@ def test_a_product_of_integers_is_the_fake_quantized_one(bits: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("clip_S", [[0.5, 0.75], [[0.5, 0.9], [0.95, 0.6]]], ids=["one ratio", "one of each end"])
 @pytest.mark.parametrize("clip_ratio", [1.0, 0.8])
-def test_token_codes_are_those_of_the_grid(clip_ratio: float) -> None:
+def test_token_codes_are_those_of_the_grid(clip_ratio: float, clip_S: list) -> None:
     generator = torch.Generator().manual_seed(3)
     x = torch.cat((torch.randn(6, 24, generator=generator), torch.zeros(1, 24)))
-    masked, clip_S = torch.arange(7) % 3 == 0, torch.tensor([0.5, 0.75])
-    clip = torch.where(masked, *clip_S)[:, None]
+    masked, clip_S = torch.arange(7) % 3 == 0, torch.tensor(clip_S)
+    clip = torch.where(masked[:, None], *clip_S.view(2, -1))
     grid = QuantFormat(4, True, PerToken(), clip_ratio)
     solved = quantize(x, grid, clip=clip)
     found = quantize_tokens(x, 4, clip_ratio, Prologue(states=TokenStates(state_indices(masked), clip_S=clip_S)))

@@ -92,3 +92,8 @@ def test_sizes_are_the_nearest_pair_of_factors() -> None:
 )
 def test_sizes_of_published_widths(width: int, sizes: tuple[int, int]) -> None:
     assert kronecker_sizes(width) == sizes
+
+
+def test_one_factor_alone_leaves_what_is_behind_it() -> None:
+    x, a = torch.randn(3, 12, generator=torch.Generator().manual_seed(0)).double(), _free(4)
+    assert torch.allclose(apply_kronecker(x, a, None), x @ torch.kron(a, torch.eye(3).double()))

@@ -39,12 +39,12 @@ class FlatQuantOptions(BlockwiseOptions):
     clips: bool = True
     clip_start: Annotated[float, Field(ge=0.01, le=0.9999)] = 0.982
     start_seed: Seed = 0
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 4
     batch: Annotated[int, Field(ge=1, le=4096)] = 4
     learning_rate: LearningRate = 0.005
     clip_learning_rate: LearningRate = 0.05
     final_rate: Share = 0.001
-    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    products: Literal["auto", "float32", "bfloat16"] = "float32"
 
     @property
     def needs_calibration(self) -> bool:

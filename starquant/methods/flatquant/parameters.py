@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.flatquant import FlatQuantOptions
 from starquant.models.roles import BlockSites, ExpertRole, LinearKey, Role, Site, SiteKey
-from starquant.numerics import apply_kronecker, cayley, fermat_sizes, random_orthogonal
+from starquant.numerics import apply_kronecker, cayley, cut_rows, fermat_sizes, random_orthogonal
 from starquant.quantized.attention import CLIPPED
 
 Tensors = dict[str, Tensor]
@@ -138,8 +138,7 @@ class BlockParameters(nn.Module):
         """Return the weight that reads the transformed input, cut, behind V where it makes the values."""
         weight_OI = self.unclipped(role, weight_OI)
         if role in self.row_clips:
-            high_O1, low_O1 = self.ends(role, weight_OI)
-            weight_OI = weight_OI.clamp(low_O1, high_O1)
+            weight_OI = cut_rows(weight_OI, self.row_clips[role].sigmoid())
         if role is not Role.V:
             return weight_OI
         heads_KEI = weight_OI.unflatten(0, (self.n_kv_heads, -1))
