@@ -205,8 +205,8 @@ class RunSpec(Spec):
     def canonical(self) -> RunSpec:
         """Return the same run in its one spelling.
 
-        Full precision is method `none` at 16 bits, whichever way it is spelled; a packed checkpoint has no fidelity;
-        tasks without the consent that they need are left out.
+        Full precision is method `none` at 16 bits, whichever way it is spelled; bits are on the grid that `bits.grid`
+        asks for; a packed checkpoint has no fidelity; tasks without the consent that they need are left out.
         """
         if (tasks := self.tasks.consented()) is not self.tasks:
             return self.model_copy(update={"tasks": tasks}).canonical()
@@ -217,7 +217,8 @@ class RunSpec(Spec):
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
         speed = self.speed.applied(self.protocols)
-        return self.model_copy(update={"calibration": calibration, "fidelity": fidelity, "speed": speed})
+        bits = self.bits.on_grid_of(self.method.authors)
+        return self.model_copy(update={"bits": bits, "calibration": calibration, "fidelity": fidelity, "speed": speed})
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""
@@ -246,6 +247,10 @@ class RunSpec(Spec):
             del identity["speed"]
         if self.model.chat_template == "none" or not self.tasks.names:  # raw text, or no prompt of a task
             del identity["model"]["chat_template"]
+        attention = self.bits.attention
+        for name in ("kv_symmetric", "kv_clip_ratio"):
+            if min(attention.k, attention.v) == 16 or getattr(attention, name) == type(attention)().model_dump()[name]:
+                del identity["bits"]["attention"][name]
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity

@@ -7,6 +7,7 @@ inverse to each other; nothing of how a method arrived at them is needed to rebu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from starquant.packed.transform_data import (
     whole,
 )
 from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore
+from starquant.quantized.attention import COMMON, OPERANDS, KeyValueGrid, QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLinear
 
 
@@ -61,6 +62,8 @@ def describe_part(part: nn.Module, prefix: str) -> Data:
                 "v_transform": transform_data(module.v_transform),
                 "v_scale": shape,
             }
+            if module.kv != COMMON:
+                described[name]["kv"] = asdict(module.kv)
     return described
 
 
@@ -144,15 +147,31 @@ def _site(data: Data, width: int, head_dim: int | None) -> InputSite:
     if not isinstance(grid, dict):
         raise ValueError(f"grid: got {str(grid)[:60]}, allowed: an object, null")
     validate_keys({"kind": "grid", **grid}, ("bits", "symmetric", "clip_ratio"))
-    ratio = grid["clip_ratio"]
-    if type(ratio) not in (int, float) or not 0.0 < ratio <= 1.0:
-        raise ValueError(f"clip_ratio: got {str(ratio)[:20]}, allowed: above 0, at most 1")
+    ratio = _ratio(grid)
     bits = 16 if grid["bits"] == 16 else whole(grid, "bits", 2, 8)
     return ActivationQuantizer(QuantFormat(bits, flag(grid, "symmetric"), PerToken(), ratio), transform, clip)
 
 
+def _ratio(grid: Data) -> float:
+    ratio = grid["clip_ratio"]
+    if type(ratio) not in (int, float) or not 0.0 < ratio <= 1.0:
+        raise ValueError(f"clip_ratio: got {str(ratio)[:20]}, allowed: above 0, at most 1")
+    return float(ratio)
+
+
+def _key_value_grid(data: Data) -> KeyValueGrid:
+    grid = data.get("kv")
+    if grid is None:
+        return COMMON
+    if not isinstance(grid, dict):
+        raise ValueError(f"kv: got {str(grid)[:60]}, allowed: an object, null")
+    validate_keys({"kind": "kv", **grid}, ("symmetric", "clip_ratio"))
+    return KeyValueGrid(flag(grid, "symmetric"), _ratio(grid))
+
+
 def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore:
-    validate_keys(data, ("bits", "qk_transform", "v_transform", "v_scale"))
+    validate_keys({"kv": None, **data}, ("bits", "qk_transform", "v_transform", "v_scale", "kv"))
+    kv = _key_value_grid(data)
     bits, scale = data["bits"], data["v_scale"]
     if not isinstance(bits, dict) or sorted(bits) != sorted(OPERANDS):
         raise ValueError(f"bits: got {str(bits)[:60]}, allowed: {', '.join(OPERANDS)}")
@@ -165,7 +184,7 @@ def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore
     v_scale: Tensor | None = None if scale is None else torch.empty(shape, dtype=torch.float32)
     qk = make_transform(data["qk_transform"], attention.head_dim)
     v = make_transform(data["v_transform"], attention.n_kv_heads * attention.head_dim, attention.head_dim)
-    return QuantizedAttentionCore(bits, qk, v_scale, v)
+    return QuantizedAttentionCore(bits, qk, v_scale, v, kv)
 
 
 def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Where = "on_gpu") -> int:

@@ -1,6 +1,7 @@
 """Attention whose operands Q, K, P = softmax(QK^T / sqrt(E)) and V each have their own bits.
 
 Q, K and V have one scale a token and head; P has one a query and head, on an unsigned grid (it is never negative).
+Q's grid is symmetric and unclipped, that of K and V is theirs to choose (QuaRot's authors: asymmetric, clipped).
 V may have static scales instead, one a head and channel, shared by all tokens. Methods hand transforms and static
 scales to an attention first; the quantizers that come later take them over.
 """
@@ -8,6 +9,7 @@ scales to an attention first; the quantizers that come later take them over.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +23,21 @@ from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 OPERANDS = ("q", "k", "p", "v")
 
 
-def operand_format(operand: str, bits: int) -> QuantFormat:
-    """Return the grid of one operand: symmetric for q, k, v; unsigned for the probabilities p."""
+@dataclass(frozen=True)
+class KeyValueGrid:
+    """The grid of keys and values, beside their bits."""
+
+    symmetric: bool = True
+    clip_ratio: float = 1.0
+
+
+COMMON = KeyValueGrid()
+
+
+def operand_format(operand: str, bits: int, kv: KeyValueGrid = COMMON) -> QuantFormat:
+    """Return the grid of one operand: symmetric for q; unsigned for the probabilities p; `kv` for k and v."""
+    if operand in ("k", "v"):
+        return QuantFormat(bits, kv.symmetric, PerToken(), kv.clip_ratio)
     return QuantFormat(bits, symmetric=operand != "p", granularity=PerToken())
 
 
@@ -42,6 +57,7 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
             products unchanged; None for none.
         v_scale_KE: static scales of V; None for one a token, computed on the fly.
         v_transform: maps the concatenated value heads [B, L, K*E] in front of everything else; None for nothing.
+        kv: grid of keys and values; static scales of V are of symmetric, unclipped ones.
     """
 
     def __init__(
@@ -50,9 +66,11 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         qk_transform: nn.Module | None = None,
         v_scale_KE: Tensor | None = None,
         v_transform: nn.Module | None = None,
+        kv: KeyValueGrid = COMMON,
     ) -> None:
         super().__init__()
-        self.formats = {name: operand_format(name, bits[name]) for name in OPERANDS}
+        self.kv = kv
+        self.formats = {name: operand_format(name, bits[name], kv) for name in OPERANDS}
         self.qk_transform, self.v_transform = qk_transform, v_transform
         self.v_scale_KE: Tensor | None
         self.register_buffer("v_scale_KE", v_scale_KE)
@@ -132,4 +150,5 @@ def operand_transforms(core: nn.Module) -> dict[str, str | None]:
 def _replace_core(attention: RotaryAttention, **handed: Any) -> None:
     formats = getattr(attention.core, "formats", {})
     bits = {name: formats[name].bits for name in formats} or dict.fromkeys(OPERANDS, 16)
-    attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed))
+    kv = getattr(attention.core, "kv", COMMON)
+    attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed), kv=kv)

@@ -12,7 +12,7 @@ from typing import Any
 
 from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError, show_error
-from starquant.reports.choice import TASKS, Rank, conflict, differences, first_of, unranked
+from starquant.reports.choice import GRID, TASKS, Rank, conflict, differences, first_of, unranked
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import is_fidelity, items_folder
 from starquant.store.record import RecordHead, Score
@@ -25,6 +25,10 @@ ALLOWED = {
     "versions": "one task in several versions or few-shot numbers",
     "protocols": "one task under several protocols",
 }
+
+
+#: Algorithms whose authors have a grid of their own (conf/method): records without `bits.grid` are on the common one.
+OWN_GRID = ("smoothquant", "awq", "quarot", "dllmquant_plus", "dllmquant_plus_plus")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,17 @@ class Run:
         return True
 
     @property
+    def grid(self) -> str | None:
+        """Whose grid its method is on, "authors" or "common"; None where these are the same."""
+        if self.has(GRID):
+            return None if self.get("method.authors") is None else str(self.get(GRID))
+        return "common" if self.get("method.algorithm") in OWN_GRID else None  # of code that knew no other
+
+    def agrees(self, key: str, value: Any) -> bool:
+        """Return whether the specification has this value; one of one grid is on both."""
+        return self.grid in (None, value) if key == GRID else bool(self.get(key) == value)
+
+    @property
     def left_out(self) -> dict[str, str]:
         """Tasks that were left out, and why; records that do not say left none."""
         return self.get("tasks.left_out") or {}
@@ -67,7 +82,7 @@ class Run:
 
     def matches(self, where: Mapping[str, Any]) -> bool:
         """Return whether the specification has these values; of a key it does not have, None."""
-        return all(self.get(key) == value for key, value in where.items())
+        return all(self.agrees(key, value) for key, value in where.items())
 
     def score(self, task: str, metric: str | None, filter_name: str | None) -> Score | None:
         """Return a task's score, its first one where no metric is named."""

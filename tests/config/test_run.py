@@ -131,6 +131,9 @@ CHANGES = [
     ("bits.attention.k", 4, True),
     ("bits.attention.p", 4, True),
     ("bits.attention.v", 4, True),
+    ("bits.attention.kv_symmetric", False, False),  # K and V are at 16 bits here
+    ("bits.attention.kv_clip_ratio", 0.9, False),
+    ("bits.grid", "common", False),  # the canonical form holds what it comes to
     ("bits.embedding", 8, True),
     ("bits.head", 8, True),
     ("tasks.name", "other", True),
@@ -288,7 +291,7 @@ def test_specifications_are_frozen() -> None:
         ),
         (
             {"method": {"name": "rtn", "algorithm": "rtn", "alpha": 0.5}},
-            "^method.alpha: unknown key; allowed: name, algorithm, weights[.]",
+            "^method.alpha: unknown key; allowed: name, algorithm, authors, weights[.]",
         ),
         ({"method": {"name": "rtn"}}, "^method.algorithm: missing; allowed: awq, .*star_quant$"),
         ({"method": {"name": "rtn", "algorithm": ["rtn"]}}, r"^method.algorithm: got \['rtn'\]; allowed: awq"),
