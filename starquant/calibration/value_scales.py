@@ -80,7 +80,7 @@ def search_value_scales(visit: BlockVisit, bits: dict[str, int], kv: KeyValueGri
 def _watch(visit: BlockVisit, see: See) -> None:
     attention = visit.sites.attention
 
-    def hooks(batch: StateBatch) -> ExitStack:
+    def hooks(number: int, batch: StateBatch) -> ExitStack:
         stack, core = ExitStack(), attention.core
         attention.core = _Witness(core, see, batch.visible_BL)
         stack.callback(setattr, attention, "core", core)
