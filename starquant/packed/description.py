@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
+from starquant.kernels import sums_fit
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import ExpertRole, Site
@@ -205,8 +206,10 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Whe
             readers = [linear for linear in modules if isinstance(linear, PackedLinear)]
             experts = any(isinstance(key, ExpertRole) for key in linears)  # which read some of the tokens
             if isinstance(module, ActivationQuantizer) and readers and len(readers) == len(linears):
-                able = module.format.symmetric and module.format.bits <= 8
-                able = able and all(linear.takes_integers for linear in readers)
+                able = module.format.bits <= 8 and all(
+                    linear.takes_integers and sums_fit(linear.in_features, module.format, linear.weight_format)
+                    for linear in readers
+                )
                 module.use_integers(where if able else "never", readers, "never" if experts else join)
                 count += able
     return count
