@@ -131,8 +131,8 @@ def test_answers_are_the_same_token_for_token(bits: tuple[str, ...], tmp_path: P
         assert torch.equal(generate(integers, prompt, sampler), generate(values, prompt, sampler))
 
 
-@pytest.mark.parametrize("zero", [-1.0, 16.0, 0.5, torch.nan])
-def test_zero_points_off_the_grid_are_named(zero: float, both: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("zero", [-1.0, 16.0, torch.nan])
+def test_zero_points_out_of_range_are_named(zero: float, both: Path, tmp_path: Path) -> None:
     tensors = load_file(both / "model.safetensors")
     name = next(name for name in sorted(tensors) if name.endswith("q_proj.zero"))
     tensors[name][-1] = zero
