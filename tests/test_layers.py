@@ -41,7 +41,7 @@ ALLOWED = {
     "store": Room("errors config session", "pydantic filelock yaml"),
     "diffusion": Room("errors", "torch numpy psutil"),
     "models": Room(
-        "errors registry numerics diffusion",
+        "errors registry numerics store diffusion",
         "torch transformers safetensors huggingface_hub",
     ),
     "testbed": Room("errors models", "torch transformers safetensors tokenizers tqdm gguf huggingface_hub"),
