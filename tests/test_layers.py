@@ -44,7 +44,7 @@ ALLOWED = {
         "errors registry numerics store diffusion",
         "torch transformers safetensors huggingface_hub",
     ),
-    "testbed": Room("errors models", "torch transformers safetensors tokenizers tqdm gguf huggingface_hub"),
+    "testbed": Room("errors store models", "torch transformers safetensors tokenizers tqdm gguf huggingface_hub"),
     "kernels": Room("errors numerics", "torch triton"),
     "quantized": Room("errors config numerics session store models kernels", "torch"),
     "calibration": Room(
