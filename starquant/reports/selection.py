@@ -24,6 +24,7 @@ ALLOWED = {
     "dirty": "records of code that was not committed",
     "versions": "one task in several versions or few-shot numbers",
     "protocols": "one task under several protocols",
+    "items": "one task on several sets of items",
 }
 
 
@@ -91,6 +92,18 @@ class Run:
             if score.task == task and named:
                 return score
         return None
+
+    @property
+    def documents(self) -> dict[str, str]:
+        """What its record tells of the items of its tasks, and of those read through the hub with their examples."""
+        try:
+            items = {name: columns.items for name, columns in self.items.items() if not is_fidelity(name)}
+        except RecordError:  # an old record without items
+            items = {}
+        of_hub: dict[str, str] = self.record.provenance.get("documents") or {}
+        return {f"items of {leaf}": digest for leaf, digest in items.items()} | {
+            f"items and examples of {leaf}": digest for leaf, digest in of_hub.items()
+        }
 
     @cached_property
     def arrays(self) -> dict[str, Any]:
@@ -202,8 +215,8 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     """Judge the runs of one table.
 
     Raises:
-        RecordError: dirty records, task versions or protocols that differ, unless allowed; limits or
-                approximations of the evaluation that differ.
+        RecordError: dirty records, task versions, protocols or items that differ, unless allowed; limits or
+            approximations of the evaluation that differ.
     """
     if "dirty" not in allow:
         dirty = [run for run in runs if run.record.provenance.get("git_dirty") is not False]
@@ -229,6 +242,8 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
             same("versions", model, what, (score.task_version, score.num_fewshot), run)
         for task in run.get("tasks.names"):
             same("protocols", model, f"model.protocol.{task}", (run.get("model.protocol") or {}).get(task), run)
+        for what, digest in run.documents.items():
+            same("items", model, what, digest, run)
 
 
 SEEDS = ("model.seed", "method.rotation_seed", "seed")
