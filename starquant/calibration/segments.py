@@ -159,7 +159,8 @@ def _validate_segments(
 def _winogrande(
     spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, order: random.Random, data_dir: str | None, where: str
 ) -> list[Segment]:
-    stream = shuffled(spec, data_dir, where, order, _sentence)
+    local = not is_on_hub(spec, data_dir)
+    stream = shuffled(spec, data_dir, where, order, partial(_sentence, exact=local))
     sentences: list[str] = []
     taken = spec.segments * spec.length // _TOKENS_AN_ITEM + 1
     while True:
@@ -171,13 +172,17 @@ def _winogrande(
         taken *= 2
 
 
-def _sentence(place: str, item: dict[str, object]) -> str:
+def _sentence(place: str, item: dict[str, object], exact: bool = True) -> str:
+    """Return a sentence with its answer filled in; `exact` refuses what fills no more than one gap, or says nothing."""
     sentence, answer = text_field(item, "sentence", place), text_field(item, "answer", place)
     options = {"1": text_field(item, "option1", place), "2": text_field(item, "option2", place)}
     if answer not in options:
         raise DataError(f"{place}: field 'answer' is {answer!r}, allowed: '1' or '2'")
-    if "_" not in sentence:
-        raise DataError(f"{place}: field 'sentence' has no '_' to fill in")
+    gaps = sentence.count("_")
+    if not gaps or (exact and gaps > 1):
+        raise DataError(f"{place}: field 'sentence' has {gaps} '_', allowed: one, the gap to fill in")
+    if exact and options["1"].strip() == options["2"].strip():
+        raise DataError(f"{place}: field 'option2' is {options['2']!r}, allowed: another text than option1")
     return sentence.replace("_", options[answer], 1).strip()
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from starquant.config.fields import INERT, Count, Name, Ratio, Spec
+from starquant.config.fields import INERT, Count, Name, Ratio, Spec, Whole
 from starquant.config.messages import explain
 from starquant.errors import CheckpointError
 
-Bits = Literal[2, 3, 4, 8, 16]
+Bits = Annotated[Literal[2, 3, 4, 8, 16], Whole]
 
 
 class WeightSpec(Spec):

@@ -7,6 +7,7 @@ fast they run, who is told.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -88,7 +89,14 @@ class ExportSpec(Spec):
     """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
 
     dir: UserPath | None = None
-    shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "1GB"
+    shard_size: str = "1GB"
+
+    @field_validator("shard_size", mode="before")
+    @classmethod
+    def _validate_shard_size(cls, size: Any) -> Any:
+        if not isinstance(size, str) or not re.fullmatch("[1-9][0-9]{0,5}[KMG]B", size):
+            raise ValueError(f"got {size!r}, allowed: a whole number from 1 to 999999 and KB, MB or GB, such as 1GB")
+        return size
 
 
 class DebugSpec(Spec):

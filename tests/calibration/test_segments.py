@@ -248,7 +248,21 @@ BAD_FILES = [
     ("winogrande", f"{GOOD}\n[1]".encode(), r"line 2: expected a JSON object, got list"),
     ("winogrande", f"{GOOD}\n".encode() + b'{"sentence": "\xff"}', r"line 2: not UTF-8"),
     ("winogrande", json.dumps(sentence(answer="3")).encode(), r"line 1: field 'answer' is '3', allowed: '1' or '2'"),
-    ("winogrande", json.dumps(sentence(sentence="no gap")).encode(), r"line 1: field 'sentence' has no '_'"),
+    (
+        "winogrande",
+        json.dumps(sentence(sentence="no gap")).encode(),
+        r"line 1: field 'sentence' has 0 '_', allowed: one",
+    ),
+    (
+        "winogrande",
+        json.dumps(sentence(sentence="a _ b _")).encode(),
+        r"line 1: field 'sentence' has 2 '_', allowed: one",
+    ),
+    (
+        "winogrande",
+        json.dumps(sentence(option1="a", option2="a ")).encode(),
+        r"line 1: field 'option2' is 'a ', allowed",
+    ),
     ("winogrande", json.dumps(sentence(option1=1)).encode(), r"line 1: field 'option1' is 1, allowed: a text"),
     ("gsm8k", f'{{"question": "q", "answer": "a"}}\n{GOOD}'.encode(), r"line 2: missing field 'question'"),
     ("gsm8k", b'{"question": "q", "answer": " "}', r"line 1: field 'answer' is ' ', allowed: a text that is not empty"),

@@ -312,6 +312,31 @@ def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
         RunSpec.from_config(compose() | change)
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("bits.weights.bits=4.0", "bits.weights.bits: got 4.0, allowed: a whole number, written as 4"),
+        ("bits.attention.v=8.0", "bits.attention.v: got 8.0, allowed: a whole number, written as 8"),
+        ("bits.weights.bits=4.5", "bits.weights.bits: got 4.5, allowed: 2, 3, 4, 8, 16."),
+        ("bits.weights.bits='4'", "bits.weights.bits: got '4', allowed: 2, 3, 4, 8, 16."),
+        *(
+            (
+                f"export.shard_size={size}",
+                f"export.shard_size: got {got}, allowed: a whole number from 1 to 999999 and KB, MB or GB, such as 1GB",
+            )
+            for size, got in [
+                *(("0", "0"), ("nan", "nan"), ("null", "None"), ("true", "True"), ("1.5", "1.5")),
+                *((size, f"'{size}'") for size in ("0KB", "-1GB", "words", "1.5GB", "1TB", "1000000GB")),
+            ]
+        ),
+    ],
+)
+def test_numbers_of_another_kind_are_one_line(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec(word)
+    assert str(caught.value) == message
+
+
 def test_several_problems_are_all_reported() -> None:
     with pytest.raises(ConfigError) as caught:
         RunSpec.from_config(compose() | {"seed": "abc", "reuse": "maybe"})

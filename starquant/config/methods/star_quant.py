@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps
+from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps, Whole
 from starquant.config.methods.base import WeightSolverOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
@@ -111,7 +111,7 @@ class TACOptions(Spec):
     """
 
     enabled: bool = True
-    block_size: Literal[4, 8, 16, 32, 64] = 16
+    block_size: Annotated[Literal[4, 8, 16, 32, 64], Whole] = 16
     solver: Literal["moment_matching", "least_squares"] = "moment_matching"
     damping: Positive = 0.01
     smoothing: Share = 0.0
