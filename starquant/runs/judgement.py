@@ -55,13 +55,14 @@ class Judge:
         if self._here:
             self._once(("device", spec.runtime.device), _validate_device, spec.runtime.device)
         folder = _local_folder(spec)
-        self._validate_data(spec)
         if folder is None:
             if self._fetches:
                 hub = (str(spec.model.path), spec.model.revision)
                 self._once(("hub", *map(str, hub)), validate_hub, *hub)
+            self._validate_data(spec)
             return
         checkpoint, skeleton = self._once(("checkpoint", str(folder)), _read_checkpoint, folder)
+        self._validate_data(spec)
         spec = with_bits_of(spec, checkpoint)
         method = (spec.method.model_dump_json(), spec.bits.model_dump_json())
         self._once(("method", str(folder), *method), _validate_method, spec, skeleton)
