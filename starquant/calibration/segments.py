@@ -27,6 +27,7 @@ from starquant.calibration.json_lines import pieces
 from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.calibration.shipped_text import digest_of_text, shipped_segments
 from starquant.config.calibration import SourceSpec
+from starquant.diffusion.special_tokens import cut_left
 from starquant.errors import ConfigError, DataError
 
 __all__ = ["fingerprint", "is_on_hub", "prompts_of", "read_segments", "source_file"]
@@ -112,11 +113,16 @@ def read_segments(
 
 
 def prompts_of(
-    segments: Sequence[Segment], answer_length: int, context_length: int, where: str = "calibration.source"
+    segments: Sequence[Segment],
+    answer_length: int,
+    context_length: int,
+    where: str = "calibration.source",
+    bos: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Return the prompt to denoise an answer from for each segment: its own, or the first half of plain text.
 
-    Prompts are cut on the left so that `answer_length` more tokens fit the context; a line of the log says how many.
+    Prompts are cut on the left, behind `bos` where they begin with it, so that `answer_length` more tokens fit the
+    context; a line of the log says how many.
 
     Raises:
         ConfigError: an answer that fills the context.
@@ -135,7 +141,7 @@ def prompts_of(
             "beginning",
             *(where, cut, len(prompts), answer_length, context_length),
         )
-    return [prompt[-room:] for prompt in prompts]
+    return [tuple(cut_left(prompt, room, bos)) for prompt in prompts]
 
 
 def _validate_segments(

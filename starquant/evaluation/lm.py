@@ -25,7 +25,7 @@ from starquant.diffusion import (
 )
 from starquant.diffusion.continuous_batching import Settled
 from starquant.diffusion.generation import end_of_text
-from starquant.diffusion.special_tokens import eos_token_id
+from starquant.diffusion.special_tokens import cut_left, eos_token_id
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.conversations import Conversations
 from starquant.evaluation.prompts import CutItems, Item, item_of, validate_unmasked
@@ -216,7 +216,7 @@ class DiffusionLM(Conversations, LM):
         validate_unmasked(items, texts, self.model.mask_token_id, self.tokenizer.decode)
         for item, ids in zip(items, texts, strict=True):
             self.cut.add(item, cut_prompts=len(ids) > room)
-        return [ids[-room:] for ids in texts]
+        return [cut_left(ids, room, self._bos) for ids in texts]
 
     def _answers(
         self, prompts: Sequence[Sequence[int]], sampler: Sampler, settled: Settled
@@ -247,11 +247,16 @@ class DiffusionLM(Conversations, LM):
         progress = SILENT if disable else self.progress
         return progress.bar(None, self.task, "request", total=distinct, initial=distinct - len(todo))
 
+    @property
+    def _bos(self) -> int | None:
+        """What is put in front of every prompt; None for nothing."""
+        return None if self.templated else self.family.bos_token_id(self.tokenizer)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, all in one call, each distinct text once."""
         distinct = list(dict.fromkeys(texts))
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        bos = None if self.templated else self.family.bos_token_id(self.tokenizer)
+        bos = self._bos
         ids_of = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
         return [ids_of[text] for text in texts]
 
@@ -271,9 +276,9 @@ class DiffusionLM(Conversations, LM):
         suffix = (eos_token_id(self.model.config),) if append_eos else ()
         limit = self.model.config.context_length - len(suffix)
         fitting = target[:limit]
-        first = max(0, len(prompt) + len(fitting) - limit)
-        self.cut.add(item, cut_prompts=first > 0, cut_answers=len(fitting) < len(target))
-        return ScoreRequest(tuple(prompt[first:]), tuple(fitting), suffix)
+        room = limit - len(fitting)
+        self.cut.add(item, cut_prompts=len(prompt) > room, cut_answers=len(fitting) < len(target))
+        return ScoreRequest(tuple(cut_left(prompt, room, self._bos)), tuple(fitting), suffix)
 
     def _settled(self, known: list[int], stops: Sequence[str]) -> bool:
         """Return whether the text is settled by the tokens known: they hold an end, or a stop string.

@@ -318,6 +318,8 @@ def test_prompts() -> None:
     asked, plain = Segment((1, 2, 3, 4, 5), 3, ""), Segment((1, 2, 3, 4, 5), 0, "")
     assert prompts_of([asked, plain, Segment((7,), 0, "")], 8, 100) == [(1, 2, 3), (1, 2), (7,)]
     assert prompts_of([asked, plain], 8, 10) == [(2, 3), (1, 2)]
+    assert prompts_of([asked], 8, 10, bos=1) == [(1, 3)]
+    assert prompts_of([asked], 8, 10, bos=2) == [(2, 3)]  # not what it begins with
     with pytest.raises(ConfigError, match="the answer's 8 tokens do not fit the model's context of 8"):
         prompts_of([asked], 8, 8)
 
