@@ -255,10 +255,7 @@ class RunSpec(Spec):
             del identity["speed"]
         if self.model.chat_template == "none" or not self.tasks.names:  # raw text, or no prompt of a task
             del identity["model"]["chat_template"]
-        attention = self.bits.attention
-        for name in ("kv_symmetric", "kv_clip_ratio"):
-            if min(attention.k, attention.v) == 16 or getattr(attention, name) == type(attention)().model_dump()[name]:
-                del identity["bits"]["attention"][name]
+        identity["bits"]["attention"] = self.bits.attention.identity()
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity
