@@ -42,7 +42,7 @@ class AttentionSpec(Spec):
     kv_clip_ratio: Ratio = 1.0
 
     def identity(self) -> dict[str, Any]:
-        """Return what can change a score: the grid of K and V only where they are quantized, and not on the common one."""
+        """Return what can change a score: the grid of K and V only where it is not the common one."""
         common = min(self.k, self.v) == 16 or (self.kv_symmetric and self.kv_clip_ratio == 1.0)
         return self.model_dump(exclude={"kv_symmetric", "kv_clip_ratio"} if common else None)
 
