@@ -194,10 +194,10 @@ class DiffusionLM(Conversations, LM):
         bar.close()
         self.costs = {}
         if self.speed.compile and prompts:
-            some = prompts[:COMPARED]
 
             def texts() -> dict[int, str]:
-                return {i: self._text(answer, stops[i]) for i, answer in self._answers(some, sampler, _never)}
+                some = self._answers(prompts[:COMPARED], sampler, _never)
+                return {i: self._text(answer, stops[i]) for i, answer in some}
 
             compiled, eager = _both_ways(texts)
             self.costs["compile_flips"] = sum(compiled[i] != eager[i] for i in compiled) / len(compiled)
@@ -205,12 +205,9 @@ class DiffusionLM(Conversations, LM):
 
     def _prompts(self, requests: Sequence[Instance], answer_length: int) -> list[list[int]]:
         """Return the prompts' ids, of those that leave the answer no room the end; counts these."""
-        room = self.model.config.context_length - answer_length
+        room = (context := self.model.config.context_length) - answer_length
         if room < 1:
-            raise ConfigError(
-                f"model.protocol: the answer's {answer_length} tokens do not fit the model's "
-                f"{self.model.config.context_length}"
-            )
+            raise ConfigError(f"model.protocol: the answer's {answer_length} tokens do not fit the model's {context}")
         texts = self._encode([str(r.args[0]) for r in requests])
         items = [item_of(request, self.task) for request in requests]
         validate_unmasked(items, texts, self.model.mask_token_id, self.tokenizer.decode)
@@ -254,10 +251,9 @@ class DiffusionLM(Conversations, LM):
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, all in one call, each distinct text once."""
-        distinct = list(dict.fromkeys(texts))
+        distinct, head = list(dict.fromkeys(texts)), [] if self._bos is None else [self._bos]
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        bos = self._bos
-        ids_of = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
+        ids_of = {text: [*head, *one] for text, one in zip(distinct, ids, strict=True)}
         return [ids_of[text] for text in texts]
 
     def _score_requests(self, requests: Sequence[Instance], append_eos: bool) -> list[ScoreRequest]:

@@ -23,7 +23,6 @@ from starquant.errors import CheckpointError, ConfigError, RecordError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
 from starquant.models.validation import make_config, validate_numbers
-from starquant.store.files import FileEntry, set_aside, write_atomically
 
 _SAID = "starquant"  # key of a file's metadata
 
@@ -160,6 +159,8 @@ def taken_up(model: MaskedDiffusionModel, index: int) -> bool:
     path = _part_path(stored.changed, index)
     if not path.exists():
         return False
+    from starquant.store.files import set_aside  # and pydantic, which a bare machine lacks
+
     try:
         _validate_part(path)
     except RecordError as error:
@@ -178,8 +179,17 @@ def _digest_path(part: Path) -> Path:
     return part.with_suffix(".json")
 
 
+def _write_digest(part: Path, content: Path) -> None:
+    """Put down what will be in a part; raises OSError where that cannot be written."""
+    from starquant.store.files import FileEntry, write_atomically
+
+    write_atomically(_digest_path(part), FileEntry.of(content).model_dump_json() + "\n")
+
+
 def _validate_part(path: Path) -> None:
     """Compare a part with what was written; raises RecordError where it is another, or nothing tells."""
+    from starquant.store.files import FileEntry
+
     try:
         entry = FileEntry.model_validate_json(_digest_path(path).read_bytes())
     except (OSError, ValueError):
@@ -220,7 +230,7 @@ class ChangedBlock:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, unfinished, None if said is None else {_SAID: json.dumps(said)})
             if said is not None:
-                write_atomically(_digest_path(path), FileEntry.of(unfinished).model_dump_json() + "\n")
+                _write_digest(path, unfinished)
             unfinished.replace(path)
         except (SafetensorError, OSError) as error:
             with suppress(OSError):

@@ -103,9 +103,14 @@ def calibration_states(spec: RunSpec, loaded: Loaded, session: Session) -> Calib
     sampler = family_of(loaded.model).make_sampler(spec.model.trajectory)
     report = {"source": calibration.source.kind, "fingerprint": calibration.fingerprint}
     # Not at the run's batch size: what is fitted must not depend on it, not even by rounding.
-    bos = family_of(loaded.model).bos_token_id(loaded.tokenizer)
     states = make_states(
-        segments, calibration, loaded.model, sampler, bos=bos, report=report, progress=session.progress
+        segments,
+        calibration,
+        loaded.model,
+        sampler,
+        report=report,
+        progress=session.progress,
+        bos=family_of(loaded.model).bos_token_id(loaded.tokenizer),
     )
     empty = states.report["empty_bins"]
     if empty:

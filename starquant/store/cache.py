@@ -12,7 +12,6 @@ from pathlib import Path
 
 from starquant.errors import ConfigError
 from starquant.session.progress import for_terminal
-from starquant.store.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +95,8 @@ def _remembered() -> dict[str, str]:
 
 
 def _remember(key: str, digest: str) -> None:
+    from starquant.store.files import write_atomically  # and pydantic, which a bare machine lacks
+
     kept = _remembered() | {key: digest}
     try:
         write_atomically(cache_folder() / DIGESTS, json.dumps(dict(list(kept.items())[-_MOST:]), indent=0) + "\n")
