@@ -16,7 +16,7 @@ from starquant.config.run import RunSpec
 from starquant.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
-    from starquant.reports.selection import Run
+    from starquant.reports.run import Run
 
 Where = Mapping[str, Any]
 Seeds = tuple[Any, ...]

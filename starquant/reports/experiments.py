@@ -15,7 +15,8 @@ from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
 from starquant.reports.choice import GRID, LIMIT, Where, conflict, differences, grid_of, in_words, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
-from starquant.reports.selection import Results, Run, one_a_seed, validate_together
+from starquant.reports.run import Run
+from starquant.reports.selection import Results, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
 

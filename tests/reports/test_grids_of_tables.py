@@ -8,7 +8,8 @@ import pytest
 
 from starquant.reports.__main__ import main
 from starquant.reports.experiments import after_sweep, table
-from starquant.reports.selection import Run, read_runs
+from starquant.reports.run import Run
+from starquant.reports.selection import read_runs
 from tests.support.records import edit_record
 from tests.support.tables import FACTS, put
 

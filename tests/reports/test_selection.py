@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from starquant.errors import RecordError
-from starquant.reports.selection import ALLOWED, Run, one_a_seed, read_runs, validate_together
+from starquant.reports.run import Run
+from starquant.reports.selection import ALLOWED, one_a_seed, read_runs, validate_together
 from tests.support.tables import FACTS, put, score
 
 VALUES = {FACTS: [1.0, 0.0, 1.0]}
