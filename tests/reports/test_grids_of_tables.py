@@ -17,10 +17,10 @@ NAME = "table1_main"
 
 
 def fill(folder: Path) -> dict[str, Path]:
-    put(folder, {FACTS: [1.0, 1.0]}, "none")
+    put(folder, {FACTS: [1.0] * 4}, "none")
     return {
-        "rtn": put(folder, {FACTS: [0.0, 0.0]}, "rtn"),
-        "authors": put(folder, {FACTS: [1.0, 0.0]}, "smoothquant"),
+        "rtn": put(folder, {FACTS: [0.0] * 4}, "rtn"),
+        "authors": put(folder, {FACTS: [1.0, 0.0, 1.0, 0.0]}, "smoothquant"),
         "common": put(folder, {FACTS: [0.0, 1.0, 1.0, 1.0]}, "smoothquant", changes={"bits.grid": "common", "seed": 1}),
     }
 
