@@ -8,6 +8,7 @@ A variant is a precision and what stands in front of its linears:
     w4a4-shared     P folded at the two sites behind a norm (structure=shared), Kronecker at the others
     w4a4-quarot     QuaRot: Hadamards across heads and before the down-projection
     w4a4-plain      nothing in front (round to nearest): what all of it costs
+    w4a4-asym       the same with zero points on both sides of a product; w4a4-asym-in of inputs only
     w4a16           weights only
 """
 
@@ -29,13 +30,17 @@ TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
 
 @dataclass(frozen=True)
 class Variant:
-    """Bits of weights and inputs; P "kronecker", "shared", "hadamard" or "none"; whether gates and TAC stand there."""
+    """Bits of weights and inputs, P ("kronecker", "shared", "hadamard", "none"), gates, TAC.
+
+    `symmetric`: grids of weights and inputs.
+    """
 
     weights: int
     inputs: int
     transform: str = "none"
     gates: bool = False
     tac: bool = False
+    symmetric: tuple[bool, bool] = (True, True)
 
 
 VARIANTS = {
@@ -46,6 +51,8 @@ VARIANTS = {
     "w4a4-shared": Variant(4, 4, "shared", gates=True, tac=True),
     "w4a4-quarot": Variant(4, 4, "hadamard"),
     "w4a4-plain": Variant(4, 4),
+    "w4a4-asym": Variant(4, 4, symmetric=(False, False)),
+    "w4a4-asym-in": Variant(4, 4, symmetric=(True, False)),
     "w8a8": Variant(8, 8, "kronecker", gates=True, tac=True),
     "w4a16": Variant(4, 16),
 }
@@ -71,6 +78,8 @@ def build(
                 tensor.random_(0, 256, generator=generator)
             elif key.endswith("scale"):
                 tensor.fill_(1e-3)
+            elif key.endswith("zero"):
+                tensor.random_(0, 1 << variant.weights, generator=generator)
             elif key.endswith("state_clip"):
                 tensor.fill_(0.9)
             else:
@@ -82,16 +91,19 @@ def build(
 def described(model: MaskedDiffusionModel, variant: Variant, ends: int) -> dict[str, Any]:
     """Return quantization_config.modules of a model that is quantized throughout."""
     modules: dict[str, Any] = {}
-    grid = {"bits": variant.inputs, "symmetric": True, "clip_ratio": 1.0}
+    grid = {"bits": variant.inputs, "symmetric": variant.symmetric[1], "clip_ratio": 1.0}
     heads = model.config.num_attention_heads
-    packed = {"bits": variant.weights, "symmetric": True, "group_size": None}
+    packed = {"bits": variant.weights, "symmetric": variant.symmetric[0], "group_size": None}
     for info in model.linears().values():
         modules[info.name] = {"kind": "packed_linear", **packed, "bias": info.module.bias is not None}
         transform = transform_at(info.role.site, info.module.in_features, heads, variant)
         site = {"kind": "site", "grid": grid if variant.inputs < 16 else None, "transform": transform}
         modules[info.site] = site | {"state_clip": variant.transform in ("kronecker", "shared")}
     if ends < 16:
-        names, table = {module: name for name, module in model.named_modules()}, packed | {"bits": ends}
+        names, table = (
+            {module: name for name, module in model.named_modules()},
+            packed | {"bits": ends, "symmetric": True},
+        )
         modules[names[model.trunk().embedding]] = {"kind": "packed_embedding", **table}
         modules[names[model.trunk().head]] = {"kind": "packed_linear", **table, "bias": False}
     return modules

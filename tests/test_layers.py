@@ -41,10 +41,10 @@ ALLOWED = {
     "store": Room("errors config session", "pydantic filelock yaml"),
     "diffusion": Room("errors", "torch numpy psutil"),
     "models": Room(
-        "errors registry numerics diffusion",
+        "errors registry numerics store diffusion",
         "torch transformers safetensors huggingface_hub",
     ),
-    "testbed": Room("errors models", "torch transformers safetensors tokenizers tqdm gguf huggingface_hub"),
+    "testbed": Room("errors store models", "torch transformers safetensors tokenizers tqdm gguf huggingface_hub"),
     "kernels": Room("errors numerics", "torch triton"),
     "quantized": Room("errors config numerics session store models kernels", "torch"),
     "calibration": Room(

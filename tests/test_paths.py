@@ -15,7 +15,7 @@ from starquant.models.loading import resolve_folder
 from starquant.packed.completion import main as generate
 from starquant.reports.__main__ import main as tables
 from starquant.runs.preflight import validate_paths
-from starquant.testbed.smol.cache import cache_folder
+from starquant.store.cache import cache_folder
 from tests.support.specs import spec
 
 LONG = "/tmp/" + "x" * 300

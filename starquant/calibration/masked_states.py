@@ -45,6 +45,7 @@ def make_states(
     batch_size: int = 16,
     report: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
+    bos: int | None = None,
 ) -> CalibrationStates:
     """Return the states of `spec.states`, rows of similar length together, padded on the right.
 
@@ -59,6 +60,7 @@ def make_states(
         batch_size: rows of a batch, also while trajectories are recorded.
         report: plain data to put in front of the states' report (source, fingerprint).
         progress: draws a bar while trajectories are recorded.
+        bos: stays in front of a prompt that begins with it, whatever is cut of it.
 
     Raises:
         ConfigError: more states a segment than the trajectory has steps; an answer that fills the context.
@@ -72,7 +74,8 @@ def make_states(
     elif spec.states.sampler == "uniform":
         states = uniform_states(segments, spec.states, mask_id, spec.seed)
     else:
-        states = _from_trajectories(segments, spec, model, sampler, batch_size, progress)
+        prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length), bos=bos)
+        states = _from_trajectories(prompts, spec, model, sampler, batch_size, progress)
     batches = _batches(states, batch_size, padding_id(model.config))
     made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs)
     return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made)})
@@ -120,7 +123,7 @@ def validate_per_segment(per_segment: int, sampler: Sampler) -> None:
 
 
 def _from_trajectories(
-    segments: Sequence[Segment],
+    prompts: Sequence[Sequence[int]],
     spec: CalibrationSpec,
     model: MaskedDiffusionModel,
     sampler: Sampler,
@@ -128,7 +131,6 @@ def _from_trajectories(
     progress: Progress,
 ) -> list[State]:
     validate_per_segment(spec.states.per_segment, sampler)
-    prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length))
     pad = padding_id(model.config)
     recorded: dict[int, list[State]] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))

@@ -27,6 +27,7 @@ from starquant.calibration.json_lines import pieces
 from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.calibration.shipped_text import digest_of_text, shipped_segments
 from starquant.config.calibration import SourceSpec
+from starquant.diffusion.special_tokens import cut_left
 from starquant.errors import ConfigError, DataError
 
 __all__ = ["fingerprint", "is_on_hub", "prompts_of", "read_segments", "source_file"]
@@ -112,11 +113,16 @@ def read_segments(
 
 
 def prompts_of(
-    segments: Sequence[Segment], answer_length: int, context_length: int, where: str = "calibration.source"
+    segments: Sequence[Segment],
+    answer_length: int,
+    context_length: int,
+    where: str = "calibration.source",
+    bos: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Return the prompt to denoise an answer from for each segment: its own, or the first half of plain text.
 
-    Prompts are cut on the left so that `answer_length` more tokens fit the context; a line of the log says how many.
+    Prompts are cut on the left, behind `bos` where they begin with it, so that `answer_length` more tokens fit the
+    context; a line of the log says how many.
 
     Raises:
         ConfigError: an answer that fills the context.
@@ -135,7 +141,7 @@ def prompts_of(
             "beginning",
             *(where, cut, len(prompts), answer_length, context_length),
         )
-    return [prompt[-room:] for prompt in prompts]
+    return [tuple(cut_left(prompt, room, bos)) for prompt in prompts]
 
 
 def _validate_segments(
@@ -159,7 +165,8 @@ def _validate_segments(
 def _winogrande(
     spec: SourceSpec, tokenizer: PreTrainedTokenizerBase, order: random.Random, data_dir: str | None, where: str
 ) -> list[Segment]:
-    stream = shuffled(spec, data_dir, where, order, _sentence)
+    local = not is_on_hub(spec, data_dir)
+    stream = shuffled(spec, data_dir, where, order, partial(_sentence, exact=local))
     sentences: list[str] = []
     taken = spec.segments * spec.length // _TOKENS_AN_ITEM + 1
     while True:
@@ -171,13 +178,17 @@ def _winogrande(
         taken *= 2
 
 
-def _sentence(place: str, item: dict[str, object]) -> str:
+def _sentence(place: str, item: dict[str, object], exact: bool = True) -> str:
+    """Return a sentence with its answer filled in; `exact` refuses what fills no more than one gap, or says nothing."""
     sentence, answer = text_field(item, "sentence", place), text_field(item, "answer", place)
     options = {"1": text_field(item, "option1", place), "2": text_field(item, "option2", place)}
     if answer not in options:
         raise DataError(f"{place}: field 'answer' is {answer!r}, allowed: '1' or '2'")
-    if "_" not in sentence:
-        raise DataError(f"{place}: field 'sentence' has no '_' to fill in")
+    gaps = sentence.count("_")
+    if not gaps or (exact and gaps > 1):
+        raise DataError(f"{place}: field 'sentence' has {gaps} '_', allowed: one, the gap to fill in")
+    if exact and options["1"].strip() == options["2"].strip():
+        raise DataError(f"{place}: field 'option2' is {options['2']!r}, allowed: another text than option1")
     return sentence.replace("_", options[answer], 1).strip()
 
 

@@ -31,12 +31,14 @@ class Collect:
             none. Each is [D, D] in float64: 1.2 GB at D = 12,288.
         weighted: weight tokens by the states' own weights in second moments (CGQ's Hessian).
         rows: rows sampled uniformly from each token state.
+        weighted_rows: multiply them by the states' own weights.
     """
 
     moments: bool = True
     second_moment: str | None = None
     weighted: bool = False
     rows: int = 0
+    weighted_rows: bool = False
 
 
 Cell = tuple[TokenState, int]
@@ -76,7 +78,7 @@ class SiteStatistics:
         bin_B1 = bin_of(batch.ratio_B, self.bins)[:, None].to(x_BLD.device)
         bin_BL = context.of_tokens(bin_B1.expand(batch.ids_BL.shape))
         weight_BL = None
-        if self.collect.weighted and batch.weight_BL is not None:
+        if (self.collect.weighted or self.collect.weighted_rows) and batch.weight_BL is not None:
             weight_BL = context.of_tokens(batch.weight_BL.to(x_BLD.device))
         grain = self.collect.second_moment
         if grain == "pooled":
@@ -88,7 +90,10 @@ class SiteStatistics:
             if grain == "state":
                 self._add_second((state, 0), x_BLD, here_BL, weight_BL)
             if self.collect.rows:  # over all bins at once: the sample depends on the order in which rows come
-                self._rows.setdefault(state, RowSample(self.collect.rows, self.seed)).update(x_BLD[here_BL])
+                rows_ND = x_BLD[here_BL]
+                if self.collect.weighted_rows and weight_BL is not None:
+                    rows_ND = rows_ND * weight_BL[here_BL].to(rows_ND)[:, None]
+                self._rows.setdefault(state, RowSample(self.collect.rows, self.seed)).update(rows_ND)
             for k in bin_BL.unique().tolist() if self.collect.moments or grain == "bin" else ():
                 chosen_BL = here_BL & (bin_BL == k)
                 if self.collect.moments and bool(chosen_BL.any()):
@@ -103,7 +108,7 @@ class SiteStatistics:
 
     def _add_second(self, cell: Cell, x_BLD: Tensor, chosen_BL: Tensor, weight_BL: Tensor | None) -> None:
         if bool(chosen_BL.any()):
-            weight_N = None if weight_BL is None else weight_BL[chosen_BL]
+            weight_N = None if weight_BL is None or not self.collect.weighted else weight_BL[chosen_BL]
             self._second.setdefault(cell, SecondMoment()).update(x_BLD[chosen_BL], weight_N)
 
     def moments(self, state: TokenState | None = None, k: int | None = None) -> ChannelMoments:

@@ -19,7 +19,7 @@ from starquant.calibration.walk import BlockVisit
 from starquant.errors import DataError
 from starquant.models.layers import AttentionCore
 from starquant.numerics import fake_quantize
-from starquant.quantized.attention import operand_format, probabilities, quantize_statically
+from starquant.quantized.attention import COMMON, KeyValueGrid, operand_format, probabilities, quantize_statically
 
 ALPHAS = tuple(1.0 - 0.02 * step for step in range(11))  # our choice: steps of 0.02
 
@@ -39,12 +39,13 @@ class _Witness(AttentionCore):
         return z_BHLE
 
 
-def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:
+def search_value_scales(visit: BlockVisit, bits: dict[str, int], kv: KeyValueGrid = COMMON) -> Tensor:
     """Return the scale of every head and channel of V, [K, E] in float32.
 
     Args:
         visit: the block, run twice over the states: for the ranges, then for the errors.
         bits: bits of "q", "k", "p", "v".
+        kv: grid of the keys; that of V is symmetric.
 
     Raises:
         DataError: values that are not finite.
@@ -63,7 +64,7 @@ def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:
     def measure(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, visible_BL: Tensor) -> None:
         if transform is not None:
             q, k = transform(q), transform(k)
-        q, k = fake_quantize(q, operand_format("q", bits["q"])), fake_quantize(k, operand_format("k", bits["k"]))
+        q, k = fake_quantize(q, operand_format("q", bits["q"])), fake_quantize(k, operand_format("k", bits["k"], kv))
         p_BHLL = _visible(fake_quantize(probabilities(q, k, mask), operand_format("p", bits["p"])), visible_BL)
         groups = p_BHLL.shape[1] // v.shape[1]
         p_BKLL = p_BHLL.unflatten(1, (v.shape[1], groups)).flatten(2, 3)  # rows of all query heads that share V
@@ -79,7 +80,7 @@ def search_value_scales(visit: BlockVisit, bits: dict[str, int]) -> Tensor:
 def _watch(visit: BlockVisit, see: See) -> None:
     attention = visit.sites.attention
 
-    def hooks(batch: StateBatch) -> ExitStack:
+    def hooks(number: int, batch: StateBatch) -> ExitStack:
         stack, core = ExitStack(), attention.core
         attention.core = _Witness(core, see, batch.visible_BL)
         stack.callback(setattr, attention, "core", core)

@@ -8,7 +8,8 @@ Shape suffixes: B batch, L sequence, D model width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -64,6 +65,8 @@ class BlockVisit:
         block: a copy of it, free to be changed in place; gone once the walk goes on.
         feeds_quantized: whether the next block is fed what `block` computes once the visitor is done with it;
             otherwise what it computed when it was first observed.
+        token_weights: weights [B, L] of each batch in a site's statistics, where these are weighted; of other sites the
+            batches' own.
         exact: the block as `keep_exact` found it, which is fed what the exact blocks before it gave; None before.
     """
 
@@ -81,6 +84,7 @@ class BlockVisit:
         self._items, self._held = items, held
         self._outputs: list[Tensor] | None = None
         self.exact: nn.Module | None = None
+        self.token_weights: Mapping[SiteKey, Sequence[Tensor]] = {}
 
     def keep_exact(self) -> None:
         """Keep a copy of the block as it stands, to be compared with later (`side_by_side`).
@@ -131,15 +135,16 @@ class BlockVisit:
         """Qualified name of the block."""
         return self.model.block_name(self.index)
 
-    def observe(self, hooks: Callable[[StateBatch], ExitStack] | None = None) -> None:
+    def observe(self, hooks: Callable[[int, StateBatch], ExitStack] | None = None) -> None:
         """Run the block over all states.
 
         Args:
-            hooks: called before each batch with it; the hooks it has registered are removed after the batch.
+            hooks: called before each batch with its number and it; the hooks it has registered are removed after the
+                batch.
         """
         outputs = []
         for number, item in enumerate(self._items):
-            with hooks(item.batch) if hooks is not None else ExitStack():
+            with hooks(number, item.batch) if hooks is not None else ExitStack():
                 out = self.block(item.hidden_BLD, item.context)
             if not self.feeds_quantized and self._outputs is None:
                 outputs.append(self._hold("hidden", number, out))
@@ -158,11 +163,13 @@ class BlockVisit:
             for site in (modules if sites is None else sites)
         }
 
-        def hooks(batch: StateBatch) -> ExitStack:
+        def hooks(number: int, batch: StateBatch) -> ExitStack:
             stack = ExitStack()
             for site, statistics in by_site.items():
+                weights = self.token_weights.get(site)
+                seen = batch if weights is None else dataclasses.replace(batch, weight_BL=weights[number])
                 handle = modules[site].register_forward_hook(
-                    lambda _, inputs, out, s=statistics: s.update(out, batch, inputs[1])
+                    lambda _, inputs, out, s=statistics, b=seen: s.update(out, b, inputs[1])
                 )
                 stack.callback(handle.remove)
             return stack

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from starquant.config.fields import Count, Name, Ratio, Spec
+from starquant.config.fields import INERT, Count, Name, Ratio, Spec, Whole
 from starquant.config.messages import explain
 from starquant.errors import CheckpointError
 
-Bits = Literal[2, 3, 4, 8, 16]
+Bits = Annotated[Literal[2, 3, 4, 8, 16], Whole]
 
 
 class WeightSpec(Spec):
@@ -32,18 +32,42 @@ class ActivationSpec(Spec):
 
 
 class AttentionSpec(Spec):
-    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values."""
+    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values; the grid of K and V."""
 
     q: Bits = 16
     k: Bits = 16
     p: Bits = 16
     v: Bits = 16
+    kv_symmetric: bool = True
+    kv_clip_ratio: Ratio = 1.0
+
+    def identity(self) -> dict[str, Any]:
+        """Return what can change a score: the grid of K and V only where it is not the common one."""
+        common = min(self.k, self.v) == 16 or (self.kv_symmetric and self.kv_clip_ratio == 1.0)
+        return self.model_dump(exclude={"kv_symmetric", "kv_clip_ratio"} if common else None)
+
+
+class AuthorsGrid(Spec):
+    """What a method's authors round to, where it is not the common grid: symmetric, unclipped."""
+
+    weights_symmetric: bool = True
+    activations_symmetric: bool = True
+    activation_clip: Ratio = 1.0
+    kv_symmetric: bool = True
+    kv_clip: Ratio = 1.0
 
 
 class BitsSpec(Spec):
-    """Bit-widths of everything that can be quantized; 16 leaves it at full precision."""
+    """Bit-widths of everything that can be quantized; 16 leaves it at full precision.
+
+    Attributes:
+        grid: "authors" rounds as the method's authors do (`method.authors`) wherever the fields here are at the common
+            grid's values; "common" is one grid for all methods, as it stands here. Inert: a run's canonical form holds
+            the values that it comes to.
+    """
 
     name: Name
+    grid: Literal["authors", "common"] = Field(default="authors", json_schema_extra=INERT)
     weights: WeightSpec
     activations: ActivationSpec
     attention: AttentionSpec = AttentionSpec()
@@ -56,6 +80,27 @@ class BitsSpec(Spec):
         attention = self.attention
         widths = (self.weights.bits, self.activations.bits, self.embedding, self.head)
         return {*widths, attention.q, attention.k, attention.p, attention.v} == {16}
+
+    def on_grid_of(self, authors: AuthorsGrid | None) -> BitsSpec:
+        """Return the bits on the grid that `grid` asks for; what is not at the common grid's value already stays."""
+        if authors is None or self.grid == "common":
+            return self
+        weights, activations, attention = self.weights, self.activations, self.attention
+        if weights.bits < 16:
+            weights = weights.model_copy(update={"symmetric": weights.symmetric and authors.weights_symmetric})
+        if activations.bits < 16:
+            update = {
+                "symmetric": activations.symmetric and authors.activations_symmetric,
+                "clip_ratio": authors.activation_clip if activations.clip_ratio == 1.0 else activations.clip_ratio,
+            }
+            activations = activations.model_copy(update=update)
+        if min(attention.k, attention.v) < 16:
+            update = {
+                "kv_symmetric": attention.kv_symmetric and authors.kv_symmetric,
+                "kv_clip_ratio": authors.kv_clip if attention.kv_clip_ratio == 1.0 else attention.kv_clip_ratio,
+            }
+            attention = attention.model_copy(update=update)
+        return self.model_copy(update={"weights": weights, "activations": activations, "attention": attention})
 
 
 def weights_only(bits: BitsSpec) -> BitsSpec:
@@ -84,6 +129,10 @@ def in_words(bits: dict[str, Any]) -> str:
     for part in ("weights", "activations"):
         details |= {f"{part} clip={bits[part]['clip_ratio']:g}"} if bits[part]["clip_ratio"] < 1 else set()
         details |= set() if bits[part]["symmetric"] else {f"{part} asymmetric"}
+    if min(bits["attention"]["k"], bits["attention"]["v"]) < 16:
+        clip = bits["attention"].get("kv_clip_ratio", 1.0)  # older records have none
+        details |= {f"kv clip={clip:g}"} if clip < 1 else set()
+        details |= set() if bits["attention"].get("kv_symmetric", True) else {"kv asymmetric"}
     widths = f"w{bits['weights']['bits']}a{bits['activations']['bits']}"
     name = bits["name"] if bits["name"] == widths else f"{bits['name']} ({widths})"
     return name + (f" [{', '.join(sorted(details))}]" if details else "")

@@ -7,9 +7,9 @@ is allocated.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from starquant.errors import expand_home
@@ -46,6 +46,16 @@ Name = Annotated[str, AfterValidator(_validate_name)]
 TaskName = Annotated[str, AfterValidator(lambda name: _validate_name(name, LONGEST_TASK))]
 #: Of a file or folder of the user.
 UserPath = Annotated[str, AfterValidator(expand_home)]
+
+
+def _validate_whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        raise ValueError(f"got {value!r}, allowed: a whole number, written as {value:.0f}")
+    return value
+
+
+#: Beside a `Literal` of whole numbers, which takes 4.0 for 4.
+Whole = BeforeValidator(_validate_whole)
 
 
 class Spec(BaseModel):

@@ -36,7 +36,8 @@ def explain(root: type[BaseModel], problem: Mapping[str, Any], parts: Mapping[st
         return text if not path or text.startswith(path) else f"{path}: {text}"
     if kind == "literal_error":
         allowed = problem["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
-        hint = nearest(got, allowed.split(", ")) if isinstance(got, str) else ""
+        of_texts = "'" in problem["ctx"]["expected"]
+        hint = nearest(got, allowed.split(", ")) if isinstance(got, str) and of_texts else ""
         return f"{path}: got {shown}, allowed: {allowed}.{hint}"
     if kind == "tuple_type":
         return f"{path}: got {shown}, allowed: a list, [{got}]"

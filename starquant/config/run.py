@@ -7,6 +7,7 @@ fast they run, who is told.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -88,7 +89,14 @@ class ExportSpec(Spec):
     """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
 
     dir: UserPath | None = None
-    shard_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[KMG]B$")] = "1GB"
+    shard_size: str = "1GB"
+
+    @field_validator("shard_size", mode="before")
+    @classmethod
+    def _validate_shard_size(cls, size: Any) -> Any:
+        if not isinstance(size, str) or not re.fullmatch("[1-9][0-9]{0,5}[KMG]B", size):
+            raise ValueError(f"got {size!r}, allowed: a whole number from 1 to 999999 and KB, MB or GB, such as 1GB")
+        return size
 
 
 class DebugSpec(Spec):
@@ -205,8 +213,8 @@ class RunSpec(Spec):
     def canonical(self) -> RunSpec:
         """Return the same run in its one spelling.
 
-        Full precision is method `none` at 16 bits, whichever way it is spelled; a packed checkpoint has no fidelity;
-        tasks without the consent that they need are left out.
+        Full precision is method `none` at 16 bits, whichever way it is spelled; bits are on the grid that `bits.grid`
+        asks for; a packed checkpoint has no fidelity; tasks without the consent that they need are left out.
         """
         if (tasks := self.tasks.consented()) is not self.tasks:
             return self.model_copy(update={"tasks": tasks}).canonical()
@@ -217,7 +225,8 @@ class RunSpec(Spec):
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
         speed = self.speed.applied(self.protocols)
-        return self.model_copy(update={"calibration": calibration, "fidelity": fidelity, "speed": speed})
+        bits = self.bits.on_grid_of(self.method.authors)
+        return self.model_copy(update={"bits": bits, "calibration": calibration, "fidelity": fidelity, "speed": speed})
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""
@@ -246,6 +255,7 @@ class RunSpec(Spec):
             del identity["speed"]
         if self.model.chat_template == "none" or not self.tasks.names:  # raw text, or no prompt of a task
             del identity["model"]["chat_template"]
+        identity["bits"]["attention"] = self.bits.attention.identity()
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from starquant.diffusion.batch_size import BatchSize, draws_kept, in_batches
 from starquant.diffusion.continuous_batching import Request, Settled, as_batch
+from starquant.diffusion.generation import validate_room
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, Sampler
 from starquant.diffusion.sampling import top_ranked
@@ -53,9 +54,11 @@ def generate_approximately(
         settled: as in `generate_many`; looked at after every block.
 
     Raises:
-        ConfigError: a block length that does not divide the answer, a sampler that commits by chance.
+        ConfigError: a block length that does not divide the answer, a sampler that commits by chance, prompts that do
+            not fit the model's context beside the answer.
     """
     sampler, length, steps = _validate_speed(sampler, speed)
+    validate_room(predict.config, max(map(len, prompts), default=0), sampler.answer_length)
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: -len(request.prompt))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion.batch_size import BatchSize, draws_kept, out_of_memory
-from starquant.diffusion.generation import left_padded
+from starquant.diffusion.generation import left_padded, validate_room
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, Sampler
@@ -65,7 +65,11 @@ def generate_many(
         batch_size: requests at a time.
         seed: of the random draws; each prompt's own tokens are mixed in, as in `generate`.
         settled: whether the tokens known so far settle the answer; None waits for all of them.
+
+    Raises:
+        ConfigError: prompts that do not fit the model's context beside the answer.
     """
+    validate_room(predict.config, max(map(len, prompts), default=0), sampler.answer_length)
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: len(request.prompt))  # taken from the end: the longest first
     active: list[Request] = []

@@ -12,6 +12,7 @@ from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import DenoisingState, OnStep, Sampler
 from starquant.diffusion.special_tokens import end_token_ids
+from starquant.errors import ConfigError
 
 
 @torch.inference_mode()
@@ -38,6 +39,7 @@ def generate(
 
     Raises:
         ValueError: prompt ids that are not [B, P] integers, a mask or seeds of another size.
+        ConfigError: prompts that do not fit the model's context beside the answer.
     """
     predict = model if isinstance(model, MaskPredictor) else MaskPredictor(model)
     if prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
@@ -48,6 +50,7 @@ def generate(
         )
     if seeds is not None and len(seeds) != len(prompt_ids):
         raise ValueError(f"got {len(seeds)} seeds for {len(prompt_ids)} prompts")
+    validate_room(predict.config, prompt_ids.shape[1], sampler.answer_length)
     generators = _generators(prompt_ids, attention_mask, seed, seeds)
     prompt_ids = prompt_ids.to(predict.device)
     answer = prompt_ids.new_full((len(prompt_ids), sampler.answer_length), predict.mask_id)
@@ -60,6 +63,16 @@ def generate(
     state = DenoisingState(ids_BL, prompt_ids.shape[1], visible, generators, on_step, prompt_BL=prompt_BL)
     sampler.denoise(predict, state)
     return ids_BL
+
+
+def validate_room(config: Any, longest: int, answer_length: int) -> None:
+    """Judge the tokens of the longest prompt; raises ConfigError where they leave the answer no room in the context."""
+    context_length = getattr(config, "context_length", None)
+    if context_length is not None and longest + answer_length > context_length:
+        raise ConfigError(
+            f"prompt: got {longest} tokens, allowed: at most {max(0, context_length - answer_length)} beside an answer "
+            f"of {answer_length} in the model's context of {context_length}"
+        )
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starquant.errors import CheckpointError
@@ -43,3 +44,11 @@ def end_token_ids(config: Any) -> frozenset[int]:
 def padding_id(config: Any) -> int:
     """Return an id for padding, which nothing sees: end-of-text, or any."""
     return next(iter(eos_token_ids(config)), 0)
+
+
+def cut_left(ids: Sequence[int], room: int, bos: int | None = None) -> list[int]:
+    """Return the end of a prompt that has `room` tokens at most; a beginning-of-text stays in front of it."""
+    if len(ids) <= room:
+        return [*ids]
+    head = [*ids[:1]] if room and bos is not None and ids[0] == bos else []
+    return [*head, *ids[len(ids) - room + len(head) :]]

@@ -5,7 +5,8 @@
 
 For each block, site and token state: a histogram, the outlier channels and tokens, how few directions hold the state's
 energy and whether they are the other state's, and how much of it lies in the directions of least energy of either
-state: what a gate of that many channels would cost.
+state: what a gate of that many channels would cost. Of both: how many directions lie below the noise of rounding
+(`idle_directions`), which says whether gates can pay.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
+from starquant.evaluation.idle_directions import idle_directions
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import TokenState
 from starquant.session.progress import SILENT, Progress
@@ -79,8 +81,9 @@ def measure(
             width = next(iter(linears.values())).in_features
             plan = Collect(rows=ROWS, second_moment="state" if width <= WIDEST else None)
             statistics = visit.collect(plan, (site,))[site]
+            shared = {"overlap": _overlap(statistics), "idle_directions": idle_directions(statistics)}
             rows.append(
-                {"block": visit.index, "site": site.value, "width": width, "overlap": _overlap(statistics)}
+                {"block": visit.index, "site": site.value, "width": width, **shared}
                 | {state.value: asdict(_report(statistics, state)) for state in TokenState}
             )
     return rows

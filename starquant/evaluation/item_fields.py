@@ -70,14 +70,20 @@ def lettered(value: Any) -> str | None:
 
 
 def with_gap(value: Any) -> str | None:
-    """A sentence with a gap to fill in."""
-    return None if text(value) is None and "_" in value else "a text with '_', the gap to fill in"
+    """A sentence with one gap to fill in."""
+    return None if text(value) is None and value.count("_") == 1 else "a text with one '_', the gap to fill in"
 
 
 def worked_answer(value: Any) -> str | None:
     """A solution that ends with its number, as GSM8K's do."""
     fits = isinstance(value, str) and re.search(r"#### -?[0-9.,]*[0-9]", value)
     return None if fits else "a text with '#### NUMBER', the answer"
+
+
+def options_that_differ(item: Mapping[str, Any]) -> tuple[str, str] | None:
+    """WinoGrande: of two equal options neither is the answer."""
+    equal = item["option1"].strip() == item["option2"].strip()
+    return ("option2", "another text than option1") if equal else None
 
 
 def answer_among_labels(item: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -25,7 +25,7 @@ from starquant.diffusion import (
 )
 from starquant.diffusion.continuous_batching import Settled
 from starquant.diffusion.generation import end_of_text
-from starquant.diffusion.special_tokens import eos_token_id
+from starquant.diffusion.special_tokens import cut_left, eos_token_id
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.conversations import Conversations
 from starquant.evaluation.prompts import CutItems, Item, item_of, validate_unmasked
@@ -194,10 +194,10 @@ class DiffusionLM(Conversations, LM):
         bar.close()
         self.costs = {}
         if self.speed.compile and prompts:
-            some = prompts[:COMPARED]
 
             def texts() -> dict[int, str]:
-                return {i: self._text(answer, stops[i]) for i, answer in self._answers(some, sampler, _never)}
+                some = self._answers(prompts[:COMPARED], sampler, _never)
+                return {i: self._text(answer, stops[i]) for i, answer in some}
 
             compiled, eager = _both_ways(texts)
             self.costs["compile_flips"] = sum(compiled[i] != eager[i] for i in compiled) / len(compiled)
@@ -205,18 +205,15 @@ class DiffusionLM(Conversations, LM):
 
     def _prompts(self, requests: Sequence[Instance], answer_length: int) -> list[list[int]]:
         """Return the prompts' ids, of those that leave the answer no room the end; counts these."""
-        room = self.model.config.context_length - answer_length
+        room = (context := self.model.config.context_length) - answer_length
         if room < 1:
-            raise ConfigError(
-                f"model.protocol: the answer's {answer_length} tokens do not fit the model's "
-                f"{self.model.config.context_length}"
-            )
+            raise ConfigError(f"model.protocol: the answer's {answer_length} tokens do not fit the model's {context}")
         texts = self._encode([str(r.args[0]) for r in requests])
         items = [item_of(request, self.task) for request in requests]
         validate_unmasked(items, texts, self.model.mask_token_id, self.tokenizer.decode)
         for item, ids in zip(items, texts, strict=True):
             self.cut.add(item, cut_prompts=len(ids) > room)
-        return [ids[-room:] for ids in texts]
+        return [cut_left(ids, room, self._bos) for ids in texts]
 
     def _answers(
         self, prompts: Sequence[Sequence[int]], sampler: Sampler, settled: Settled
@@ -247,12 +244,16 @@ class DiffusionLM(Conversations, LM):
         progress = SILENT if disable else self.progress
         return progress.bar(None, self.task, "request", total=distinct, initial=distinct - len(todo))
 
+    @property
+    def _bos(self) -> int | None:
+        """What is put in front of every prompt; None for nothing."""
+        return None if self.templated else self.family.bos_token_id(self.tokenizer)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, all in one call, each distinct text once."""
-        distinct = list(dict.fromkeys(texts))
+        distinct, head = list(dict.fromkeys(texts)), [] if self._bos is None else [self._bos]
         ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"] if distinct else []
-        bos = None if self.templated else self.family.bos_token_id(self.tokenizer)
-        ids_of = dict(zip(distinct, ids if bos is None else [[bos, *one] for one in ids], strict=True))
+        ids_of = {text: [*head, *one] for text, one in zip(distinct, ids, strict=True)}
         return [ids_of[text] for text in texts]
 
     def _score_requests(self, requests: Sequence[Instance], append_eos: bool) -> list[ScoreRequest]:
@@ -271,9 +272,9 @@ class DiffusionLM(Conversations, LM):
         suffix = (eos_token_id(self.model.config),) if append_eos else ()
         limit = self.model.config.context_length - len(suffix)
         fitting = target[:limit]
-        first = max(0, len(prompt) + len(fitting) - limit)
-        self.cut.add(item, cut_prompts=first > 0, cut_answers=len(fitting) < len(target))
-        return ScoreRequest(tuple(prompt[first:]), tuple(fitting), suffix)
+        room = limit - len(fitting)
+        self.cut.add(item, cut_prompts=len(prompt) > room, cut_answers=len(fitting) < len(target))
+        return ScoreRequest(tuple(cut_left(prompt, room, self._bos)), tuple(fitting), suffix)
 
     def _settled(self, known: list[int], stops: Sequence[str]) -> bool:
         """Return whether the text is settled by the tokens known: they hold an end, or a stop string.

@@ -29,6 +29,7 @@ from starquant.evaluation.item_fields import (
     label_among_endings,
     lettered,
     one_of,
+    options_that_differ,
     program_to_complete,
     short,
     text,
@@ -84,6 +85,7 @@ LOCAL_TASKS: dict[str, LocalTask] = {
         "winogrande/default.yaml",
         {split: f"winogrande/{split}.jsonl" for split in ("train", "validation")},
         {"sentence": with_gap, "option1": text, "option2": text, "answer": one_of("1", "2")},
+        relation=options_that_differ,
     ),
     "piqa": LocalTask(
         "piqa/piqa.yaml",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,29 @@ def is_own(tasks: TasksSpec) -> bool:
     return all(name in own or name.startswith(SHIPPED) for name in tasks.names)
 
 
-def validate_tasks(tasks: TasksSpec, processes: int = 1) -> None:
+def is_of_hub(tasks: TasksSpec) -> bool:
+    """Whether items are read through the hub or its cache here: nothing of the specification tells their content."""
+    return tasks.data_dir is None and bool(tasks.names) and not is_own(tasks)
+
+
+def validate_tasks(
+    tasks: TasksSpec, processes: int = 1, shots: Mapping[str, int | None] | None = None
+) -> dict[str, str]:
     """Load every task before the first one is scored.
 
     Args:
         tasks: to be scored.
         processes: that share the items of each.
+        shots: examples in front of an item, by task; what is missing or None leaves lm-eval's number.
+
+    Returns:
+        Leaf task to a digest of its items and of what examples are taken from, of tasks that `is_of_hub`; else nothing.
 
     Raises:
         ConfigError: a name lm-eval does not know, fewer items than processes.
         DataError: items that cannot be read: no hub, a data set that is gone.
     """
+    digests = {}
     with task_manager(tasks) as manager:
         for name in tasks.names:
             for leaf, task in _loaded(manager, name, tasks).items():
@@ -45,6 +60,31 @@ def validate_tasks(tasks: TasksSpec, processes: int = 1) -> None:
                         f"tasks.limit: {leaf} has {count} items to share, got {processes} processes; allowed: at most "
                         f"{count} processes"
                     )
+                if is_of_hub(tasks):
+                    digests[leaf] = digest_of_documents(task, count, (shots or {}).get(name))
+    return digests
+
+
+def digest_of_documents(task: Any, count: int, shots: int | None = None) -> str:
+    """Return a digest of what a loaded task reads.
+
+    Args:
+        task: of lm-eval.
+        count: of its items, the first ones.
+        shots: examples in front of each, None for the task's own number; without any nothing else is read.
+    """
+    digest = hashlib.sha256()
+
+    def add(document: Any) -> None:
+        digest.update(json.dumps(document, sort_keys=True, default=str).encode() + b"\n")
+
+    for document in islice(task.eval_docs, count):
+        add(document)
+    if task.config.num_fewshot if shots is None else shots:
+        digest.update(b"examples\n")
+        for document in task.fewshot_docs():
+            add(document)
+    return digest.hexdigest()[:16]
 
 
 def _loaded(manager: TaskManager, name: str, tasks: TasksSpec) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Shape suffixes: M tokens, K inputs, O outputs, J = K / 2 bytes of packed codes.
 """
 
 from starquant.kernels.dispatch import integer_linear, mixed_linear, quantize_tokens, uses_triton, value_linear
+from starquant.kernels.offsets import sums_fit, weight_offsets
 from starquant.kernels.tokens import Affine, IntegerTokens, Kronecker, Prologue, TokenStates
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "integer_linear",
     "mixed_linear",
     "quantize_tokens",
+    "sums_fit",
     "uses_triton",
     "value_linear",
+    "weight_offsets",
 ]

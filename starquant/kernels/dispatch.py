@@ -16,6 +16,7 @@ from torch import Tensor
 
 from starquant.errors import DeviceError
 from starquant.kernels import reference, row_chunks
+from starquant.kernels.offsets import Offsets
 from starquant.kernels.tokens import NO_PROLOGUE, Affine, IntegerTokens, Kronecker, Prologue, TokenStates
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
@@ -49,8 +50,18 @@ def validate_tensor_cores(device: torch.device) -> None:
         )
 
 
-def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE) -> IntegerTokens:
-    """Quantize activations [..., K] per token on a symmetric grid of at most 8 bits, behind a prologue."""
+def quantize_tokens(
+    x: Tensor,
+    bits: int,
+    clip_ratio: float = 1.0,
+    prologue: Prologue = NO_PROLOGUE,
+    symmetric: bool = True,
+    sums: bool = False,
+) -> IntegerTokens:
+    """Quantize activations [..., K] per token on a grid of at most 8 bits, behind a prologue.
+
+    `sums`: with the sum of each token's codes, which asymmetric weights need.
+    """
     affine, kronecker, states = prologue.affine, prologue.kronecker, prologue.states
     flat = (
         None if affine is None else affine.columns_GK,
@@ -64,11 +75,20 @@ def quantize_tokens(x: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Pro
         None if states is None else states.clip_S,
     )
     run = _quantize_op if torch.compiler.is_compiling() else _quantize
-    codes, scale = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, *flat)
-    return IntegerTokens(codes.view(x.shape), scale.view(*x.shape[:-1], 1), x.dtype)
+    codes, *per_token = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, symmetric, sums, *flat)
+    scale, *offsets = (part.view(*x.shape[:-1], 1) for part in per_token)
+    zero, total = None if symmetric else offsets[0], offsets[-1] if sums else None
+    return IntegerTokens(codes.view(x.shape), scale, x.dtype, (), zero, total)
 
 
-def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
+def integer_linear(
+    x: IntegerTokens,
+    codes: Tensor,
+    scale_O1: Tensor,
+    bits: int,
+    bias_O: Tensor | None,
+    offsets_O2: Tensor | None = None,
+) -> Tensor:
     """Return the product of integer tokens and packed weights, [..., O], in the tokens' dtype.
 
     Args:
@@ -77,10 +97,12 @@ def integer_linear(x: IntegerTokens, codes: Tensor, scale_O1: Tensor, bits: int,
         scale_O1: float32, one a channel.
         bits: of the weight.
         bias_O: None for none.
+        offsets_O2: `kernels.offsets.weight_offsets`; needed where the tokens' or the weight's grid is asymmetric.
     """
     rows_MK, token_M1 = x.codes.reshape(-1, x.codes.shape[-1]), x.scale.reshape(-1, 1)
+    zero_M1, sum_M1 = (None if t is None else t.reshape(-1, 1) for t in (x.zero, x.sum))
     run = _linear_op if torch.compiler.is_compiling() else _linear
-    y_MO = run(rows_MK, token_M1, codes, scale_O1, bits, bias_O, x.dtype)
+    y_MO = run(rows_MK, token_M1, codes, scale_O1, bits, bias_O, zero_M1, sum_M1, offsets_O2, x.dtype)
     return y_MO.view(*x.codes.shape[:-1], len(codes))
 
 
@@ -114,6 +136,8 @@ def _quantize(
     x_MK: Tensor,
     bits: int,
     clip_ratio: float,
+    symmetric: bool,
+    sums: bool,
     columns_GK: Tensor | None,
     shift_NG: Tensor | None,
     a_MM: Tensor | None,
@@ -123,18 +147,18 @@ def _quantize(
     d_m: int,
     d_u: int,
     clip_S: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> list[Tensor]:
     affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
     prologue = Prologue(affine, kronecker, None if state_M is None else TokenStates(state_M, d_m, d_u, clip_S))
     validate_tensor_cores(x_MK.device)
     if not uses_triton(x_MK):
         quantize = row_chunks.quantize_rows if x_MK.device.type == "cpu" else reference.quantize_rows
-        return quantize(x_MK, bits, clip_ratio, prologue)
+        return [*quantize(x_MK, bits, clip_ratio, prologue, symmetric, sums)]
     from starquant.kernels.triton.quantize import quantize_rows
 
     with _on(x_MK):
-        return quantize_rows(x_MK, bits, clip_ratio, prologue)
+        return [*quantize_rows(x_MK, bits, clip_ratio, prologue, symmetric, sums)]
 
 
 def _linear(
@@ -144,17 +168,26 @@ def _linear(
     scale_O1: Tensor,
     bits: int,
     bias_O: Tensor | None,
+    x_zero_M1: Tensor | None,
+    x_sum_M1: Tensor | None,
+    offsets_O2: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    offsets = None
+    if x_zero_M1 is not None or x_sum_M1 is not None:
+        assert offsets_O2 is not None
+        offsets = Offsets(offsets_O2, x_zero_M1, x_sum_M1)
     if x_MK.device.type == "cpu" and not uses_triton(x_MK):
-        return row_chunks.integer_linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype)
+        return row_chunks.integer_linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype, offsets)
     if not uses_triton(x_MK):
         sums_MO = reference.accumulate(x_MK, reference.weight_codes(codes, bits))
+        if offsets is not None:
+            offsets.subtract(sums_MO)
         return reference.scaled(sums_MO, x_scale_M1, scale_O1[:, 0], bias_O, dtype)
     from starquant.kernels.triton.linear import linear
 
     with _on(x_MK):
-        return linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype)
+        return linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype, offsets=offsets)
 
 
 def _mixed(x_MK: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
@@ -171,8 +204,10 @@ _value_op = torch.library.custom_op("starquant::value_linear", row_chunks.value_
 
 
 @_quantize_op.register_fake
-def _(x_MK: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return x_MK.new_empty(x_MK.shape, dtype=torch.int8), x_MK.new_empty((x_MK.shape[0], 1), dtype=torch.float32)
+def _(x_MK: Tensor, _: int, __: float, symmetric: bool, sums: bool, *___: object) -> list[Tensor]:
+    kinds = [torch.float32] + [torch.int32] * (int(not symmetric) + int(sums))
+    per_token = [x_MK.new_empty((x_MK.shape[0], 1), dtype=kind) for kind in kinds]
+    return [x_MK.new_empty(x_MK.shape, dtype=torch.int8), *per_token]
 
 
 @_linear_op.register_fake

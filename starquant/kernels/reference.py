@@ -8,7 +8,7 @@ from torch import Tensor
 from starquant.kernels.packing import unpack
 from starquant.kernels.tokens import NO_PROLOGUE, Prologue
 from starquant.numerics import PerToken, QuantFormat, gate_channels
-from starquant.numerics.rounding import grid_of
+from starquant.numerics.rounding import grid_of, round_to_grid
 
 
 def weight_codes(codes: Tensor, bits: int) -> Tensor:
@@ -35,10 +35,28 @@ def scaled(sums_MO: Tensor, x_scale_M1: Tensor, w_scale_O: Tensor, bias_O: Tenso
 
 
 def quantize_rows(
-    x_MK: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE
-) -> tuple[Tensor, Tensor]:
-    """Return (int8 codes, float32 scale [M, 1]) of rows, on `numerics.rounding`'s symmetric per-token grid."""
-    qmax, width, states = (1 << (bits - 1)) - 1, x_MK.shape[-1], prologue.states
+    x_MK: Tensor,
+    bits: int,
+    clip_ratio: float = 1.0,
+    prologue: Prologue = NO_PROLOGUE,
+    symmetric: bool = True,
+    sums: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return rows on `numerics.rounding`'s per-token grid.
+
+    Args:
+        x_MK: activations.
+        bits: 2 to 8.
+        clip_ratio: of the format.
+        prologue: what runs in front.
+        symmetric: whether the grid is; else its codes and zero points are moved by 2^(b-1) (`kernels.offsets`).
+        sums: whether a weight that reads the codes is asymmetric.
+
+    Returns:
+        Codes int8 [M, K] and scale float32 [M, 1]; the zero point int32 [M, 1] where the grid is asymmetric; the sum of
+        the codes int32 [M, 1] with `sums`.
+    """
+    fmt, width, states = QuantFormat(bits, symmetric, PerToken(), clip_ratio), x_MK.shape[-1], prologue.states
     for step in (prologue.affine, prologue.kronecker):
         if step is not None:
             x_MK = step.apply(x_MK).to(x_MK.dtype)
@@ -49,5 +67,13 @@ def quantize_rows(
     clip_ME = None
     if states is not None and states.clip_S is not None:
         clip_ME = states.clip_S[states.state].view(len(x_MK), -1)
-    scale_M1, _ = grid_of(x_MK, QuantFormat(bits, True, PerToken(), clip_ratio), clip_ME)
-    return torch.round(x_MK / scale_M1).clamp_(-qmax - 1, qmax).to(torch.int8), scale_M1
+    scale_M1, zero_M1 = grid_of(x_MK, fmt, clip_ME)
+    codes_MK, middle = round_to_grid(x_MK, scale_M1, zero_M1, fmt), 1 << (bits - 1)
+    if zero_M1 is not None:
+        codes_MK -= middle
+    parts = [codes_MK.to(torch.int8), scale_M1]
+    if zero_M1 is not None:
+        parts.append(zero_M1.int() - middle)
+    if sums:
+        parts.append(parts[0].sum(-1, keepdim=True, dtype=torch.int32))
+    return tuple(parts)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from starquant.kernels import reference
+from starquant.kernels.offsets import Offsets
 from starquant.kernels.reference import accumulate, scaled
 from starquant.kernels.tokens import NO_PROLOGUE, Prologue
 from starquant.numerics import rows_at_once
@@ -64,6 +65,7 @@ def integer_linear(
     bits: int,
     bias_O: Tensor | None,
     dtype: torch.dtype,
+    offsets: Offsets | None = None,
 ) -> Tensor:
     """Return the product of int8 tokens and packed weights, [M, O]: bit for bit the reference's, sums being exact."""
     y_MO = x_MK.new_empty(len(x_MK), len(codes), dtype=dtype)
@@ -73,24 +75,33 @@ def integer_linear(
         part_RK = w_RK[: rows.stop - rows.start]
         _Piece(part_RK, bits, 1 << (bits - 1)).read(codes[rows])
         sums_MR = accumulate(x_MK, part_RK.view(torch.int8))
+        if offsets is not None:
+            offsets.of_channels(rows).subtract(sums_MR)
         y_MO[:, rows] = scaled(sums_MR, x_scale_M1, scale_O[rows], None if bias_O is None else bias_O[rows], dtype)
     return y_MO
 
 
 def quantize_rows(
-    x_MK: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE
-) -> tuple[Tensor, Tensor]:
+    x_MK: Tensor,
+    bits: int,
+    clip_ratio: float = 1.0,
+    prologue: Prologue = NO_PROLOGUE,
+    symmetric: bool = True,
+    sums: bool = False,
+) -> tuple[Tensor, ...]:
     """Return what `reference.quantize_rows` does, a piece of the tokens at a time."""
     size = rows_at_once(x_MK.shape[1])
     if len(x_MK) <= size:
-        return reference.quantize_rows(x_MK, bits, clip_ratio, prologue)
-    codes_MK = x_MK.new_empty(x_MK.shape, dtype=torch.int8)
-    scale_M1 = x_MK.new_empty(len(x_MK), 1, dtype=torch.float32)
+        return reference.quantize_rows(x_MK, bits, clip_ratio, prologue, symmetric, sums)
+    whole: tuple[Tensor, ...] = ()
     for rows in slices(len(x_MK), size):
         states = prologue.states
         part = prologue if states is None else replace(prologue, states=replace(states, state=states.state[rows]))
-        codes_MK[rows], scale_M1[rows] = reference.quantize_rows(x_MK[rows], bits, clip_ratio, part)
-    return codes_MK, scale_M1
+        pieces = reference.quantize_rows(x_MK[rows], bits, clip_ratio, part, symmetric, sums)
+        whole = whole or tuple([piece.new_empty(len(x_MK), piece.shape[1]) for piece in pieces])
+        for target, piece in zip(whole, pieces, strict=True):
+            target[rows] = piece
+    return whole
 
 
 def read_values(codes: Tensor, scale_OG: Tensor, zero_OG: Tensor | None, bits: int, out_OK: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Activations as integers, codes and one scale a token, and what the kernel that makes them runs in front."""
+"""Activations as integers, codes and a grid for each token, and what the kernel that makes them runs in front."""
 
 from __future__ import annotations
 
@@ -104,14 +104,19 @@ class IntegerTokens:
         dtype: of the activations, and of what comes out of a linear.
         products: of the linears that the site multiplies as one, [..., O] each, in their order; empty where each
             linear multiplies by itself.
+        zero: zero point int32 [..., 1], moved as the codes are (`kernels.offsets`); None on a symmetric grid.
+        sum: of the codes, int32 [..., 1]; None where no linear that reads them is asymmetric.
     """
 
     codes: Tensor
     scale: Tensor
     dtype: torch.dtype
     products: tuple[Tensor, ...] = ()
+    zero: Tensor | None = None
+    sum: Tensor | None = None
 
     def __getitem__(self, rows: Any) -> IntegerTokens:
         """Return some tokens, by an index of their leading dimensions (experts of a mixture read theirs)."""
         products = tuple([product[rows] for product in self.products])
-        return IntegerTokens(self.codes[rows], self.scale[rows], self.dtype, products)
+        zero, total = (None if t is None else t[rows] for t in (self.zero, self.sum))
+        return IntegerTokens(self.codes[rows], self.scale[rows], self.dtype, products, zero, total)

@@ -15,6 +15,7 @@ from starquant.calibration.value_scales import search_value_scales
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.dllmquant import DLLMQuantOptions, DLLMQuantPlusOptions, DLLMQuantPlusPlusOptions
+from starquant.errors import ConfigError
 from starquant.methods.awq import AWQ
 from starquant.methods.blockwise import BlockwiseMethod, Tensors
 from starquant.methods.fitted import Fitted
@@ -23,6 +24,7 @@ from starquant.methods.scaling import of_producer, scale_names
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Role, Site
 from starquant.quantized import OPERANDS, set_static_value_scales
+from starquant.quantized.attention import KeyValueGrid
 
 V_SCALE = "v.scale"
 
@@ -40,6 +42,19 @@ class DLLMQuantAdditions(BlockwiseMethod[Any]):
         if not self.options.cgq:
             return states
         return add_certainty(states, model, masked=1.0, unmasked=self.options.cgq_unmasked)
+
+    def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+        """Judge V's grid as well.
+
+        Raises:
+            ConfigError: as the method behind; an asymmetric V, which has no static scales.
+        """
+        super().validate(model, bits)
+        if self.options.ia_aq and bits.attention.v < 16 and not bits.attention.kv_symmetric:
+            raise ConfigError(
+                "bits.attention.kv_symmetric: got false, but the static scales of V (method.ia_aq=true) are symmetric; "
+                "allowed: true, or method.ia_aq=false"
+            )
 
     def learn(self, visit: BlockVisit, bits: BitsSpec, fitted: Fitted) -> Tensors:
         """Return what the method behind learns, and V's scales."""
@@ -62,7 +77,9 @@ def value_scales(
             fitted.note("IA-AQ without effect: bits.attention.v = 16", "all blocks")
         return {}
     widths = {operand: getattr(bits.attention, operand) for operand in OPERANDS}
-    scale_KE = search_value_scales(visit, widths)
+    scale_KE = search_value_scales(
+        visit, widths, KeyValueGrid(bits.attention.kv_symmetric, bits.attention.kv_clip_ratio)
+    )
     out_D = scales.get(scale_names(Site.OUT))
     if out_D is not None:  # V will be divided by it
         scale_KE = scale_KE / of_producer(visit.sites, Site.OUT, out_D).view_as(scale_KE).to(scale_KE)

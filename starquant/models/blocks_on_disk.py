@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from starquant.errors import CheckpointError, ConfigError
+from starquant.errors import CheckpointError, ConfigError, RecordError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
 from starquant.models.validation import make_config, validate_numbers
@@ -150,17 +150,53 @@ def changing(model: MaskedDiffusionModel, index: int) -> Iterator[nn.Module]:
 def taken_up(model: MaskedDiffusionModel, index: int) -> bool:
     """Return whether a block lies changed in its folder since an earlier, interrupted time; it then counts as changed.
 
-    The model's own block stays as it was: what was changed is for who reads `parts`.
+    The model's own block stays as it was: what was changed is for who reads `parts`. A file that is not what was
+    written is set aside.
     """
     stored = model.stored_blocks
-    if stored is None or stored.describe is None or not _part_path(stored.changed, index).exists():
+    if stored is None or stored.describe is None or stored.changed is None:
         return False
-    stored.parts[index] = ChangedBlock(_part_path(stored.changed, index), model.device)
+    path = _part_path(stored.changed, index)
+    if not path.exists():
+        return False
+    from starquant.store.files import set_aside  # and pydantic, which a bare machine lacks
+
+    try:
+        _validate_part(path)
+    except RecordError as error:
+        set_aside(path, str(error), beside=_digest_path(path))
+        return False
+    stored.parts[index] = ChangedBlock(path, model.device)
     return True
 
 
 def _part_path(folder: Path, index: int) -> Path:
     return folder / f"block_{index:03d}.safetensors"
+
+
+def _digest_path(part: Path) -> Path:
+    """Return the file beside a part that is to be gone on with: its size and SHA-256."""
+    return part.with_suffix(".json")
+
+
+def _write_digest(part: Path, content: Path) -> None:
+    """Put down what will be in a part; raises OSError where that cannot be written."""
+    from starquant.store.files import FileEntry, write_atomically
+
+    write_atomically(_digest_path(part), FileEntry.of(content).model_dump_json() + "\n")
+
+
+def _validate_part(path: Path) -> None:
+    """Compare a part with what was written; raises RecordError where it is another, or nothing tells."""
+    from starquant.store.files import FileEntry
+
+    try:
+        entry = FileEntry.model_validate_json(_digest_path(path).read_bytes())
+    except (OSError, ValueError):
+        raise RecordError(
+            f"{path}: whether it is what was written cannot be told from {_digest_path(path).name}"
+        ) from None
+    entry.validate_file(path)
 
 
 class ChangedBlock:
@@ -178,7 +214,7 @@ class ChangedBlock:
     def write(
         cls, block: nn.Module, path: Path, device: torch.device, said: dict[str, Any] | None = None
     ) -> ChangedBlock:
-        """Write a block and what is said of it; the file appears whole.
+        """Write a block and what is said of it; the file appears whole, behind its digest where something is said.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -193,6 +229,8 @@ class ChangedBlock:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, unfinished, None if said is None else {_SAID: json.dumps(said)})
+            if said is not None:
+                _write_digest(path, unfinished)
             unfinished.replace(path)
         except (SafetensorError, OSError) as error:
             with suppress(OSError):

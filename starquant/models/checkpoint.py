@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from starquant.errors import CheckpointError
+from starquant.store.cache import content_digest
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
-_FINGERPRINT_BLOCKS, _BLOCK = 16384, 65536  # of a larger file than their product, 1 GiB, blocks are read
+#: Bytes of a file whose own digest enters the fingerprint in place of its bytes.
+LARGE = 1 << 30
 #: What decides, beside config and weights, what a model reads and answers: vocabularies, templates, settings.
 _BESIDE = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "additional_chat_templates/*")
 #: safetensors' dtypes that weights may have, and the bits of all of them.
@@ -215,9 +217,8 @@ def _dtype_name(stored: str) -> str:
 def fingerprint(folder: Path) -> str:
     """Return a short digest of a checkpoint's content: config, weights, and the files of tokenizer and generation.
 
-    Every file counts by name, size and bytes. Weights beyond 64 MiB are sampled at 16,384 evenly spaced blocks of
-    4 KiB, header included, which takes a second or two at 16 GB: any retraining or requantization changes it, an edit
-    of a few kilobytes may not.
+    Every file counts by name, size and bytes, to its end; what was computed of files beyond 1 GiB is kept
+    (`starquant/store/cache.py:content_digest`).
 
     Raises:
         CheckpointError: as `inspect`; a file that cannot be read.
@@ -228,21 +229,17 @@ def fingerprint(folder: Path) -> str:
         try:
             size = file.stat().st_size
             digest.update(f"{file.relative_to(folder).as_posix()}:{size}".encode())
-            with file.open("rb") as stream:
-                _update(digest, stream, size)
+            for piece in [content_digest(file).encode()] if size > LARGE else _pieces(file):
+                digest.update(piece)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()[:16]
 
 
-def _update(digest: hashlib._Hash, stream: BinaryIO, size: int) -> None:
-    """Read a stream into a digest: all of it, or blocks of what is large."""
-    if size <= _FINGERPRINT_BLOCKS * _BLOCK:
-        digest.update(stream.read())
-        return
-    for index in range(_FINGERPRINT_BLOCKS):
-        stream.seek(index * (size - _BLOCK) // (_FINGERPRINT_BLOCKS - 1))
-        digest.update(stream.read(_BLOCK))
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            yield piece
 
 
 def _files_beside(folder: Path) -> list[Path]:

@@ -7,11 +7,13 @@ inverse to each other; nothing of how a method arrived at them is needed to rebu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
+from starquant.kernels import sums_fit
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import ExpertRole, Site
@@ -26,7 +28,7 @@ from starquant.packed.transform_data import (
     whole,
 )
 from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
-from starquant.quantized.attention import CLIPPED, OPERANDS, QuantizedAttentionCore
+from starquant.quantized.attention import CLIPPED, COMMON, OPERANDS, KeyValueGrid, QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLinear
 
 #: What a site says that clips the largest and the smallest number at ratios of their own.
@@ -65,6 +67,8 @@ def describe_part(part: nn.Module, prefix: str) -> Data:
                 "v_scale": shape,
                 **({} if module.clip_OE is None else {"clips": True}),
             }
+            if module.kv != COMMON:
+                described[name]["kv"] = asdict(module.kv)
     return described
 
 
@@ -155,15 +159,32 @@ def _site(data: Data, width: int, head_dim: int | None) -> InputSite:
     if not isinstance(grid, dict):
         raise ValueError(f"grid: got {str(grid)[:60]}, allowed: an object, null")
     validate_keys({"kind": "grid", **grid}, ("bits", "symmetric", "clip_ratio"))
-    ratio = grid["clip_ratio"]
-    if type(ratio) not in (int, float) or not 0.0 < ratio <= 1.0:
-        raise ValueError(f"clip_ratio: got {str(ratio)[:20]}, allowed: above 0, at most 1")
+    ratio = _ratio(grid)
     bits = 16 if grid["bits"] == 16 else whole(grid, "bits", 2, 8)
     return ActivationQuantizer(QuantFormat(bits, flag(grid, "symmetric"), PerToken(), ratio), transform, clip)
 
 
+def _ratio(grid: Data) -> float:
+    ratio = grid["clip_ratio"]
+    if type(ratio) not in (int, float) or not 0.0 < ratio <= 1.0:
+        raise ValueError(f"clip_ratio: got {str(ratio)[:20]}, allowed: above 0, at most 1")
+    return float(ratio)
+
+
+def _key_value_grid(data: Data) -> KeyValueGrid:
+    grid = data.get("kv")
+    if grid is None:
+        return COMMON
+    if not isinstance(grid, dict):
+        raise ValueError(f"kv: got {str(grid)[:60]}, allowed: an object, null")
+    validate_keys({"kind": "kv", **grid}, ("symmetric", "clip_ratio"))
+    return KeyValueGrid(flag(grid, "symmetric"), _ratio(grid))
+
+
 def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore:
-    validate_keys({"clips": False} | data, ("bits", "qk_transform", "v_transform", "v_scale", "clips"))
+    keys = ("bits", "qk_transform", "v_transform", "v_scale", "kv", "clips")
+    validate_keys({"kv": None, "clips": False, **data}, keys)
+    kv = _key_value_grid(data)
     bits, scale = data["bits"], data["v_scale"]
     if not isinstance(bits, dict) or sorted(bits) != sorted(OPERANDS):
         raise ValueError(f"bits: got {str(bits)[:60]}, allowed: {', '.join(OPERANDS)}")
@@ -177,7 +198,7 @@ def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore
     qk = make_transform(data["qk_transform"], attention.head_dim)
     v = make_transform(data["v_transform"], attention.n_kv_heads * attention.head_dim, attention.head_dim)
     clips = torch.empty(len(CLIPPED), 2, dtype=torch.float32) if "clips" in data and flag(data, "clips") else None
-    return QuantizedAttentionCore(bits, qk, v_scale, v, clips)
+    return QuantizedAttentionCore(bits, qk, v_scale, v, clips, kv)
 
 
 def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Where = "on_gpu") -> int:
@@ -198,8 +219,10 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Whe
             readers = [linear for linear in modules if isinstance(linear, PackedLinear)]
             experts = any(isinstance(key, ExpertRole) for key in linears)  # which read some of the tokens
             if isinstance(module, ActivationQuantizer) and readers and len(readers) == len(linears):
-                able = module.format.symmetric and module.format.bits <= 8
-                able = able and all(linear.takes_integers for linear in readers)
+                able = module.format.bits <= 8 and all(
+                    linear.takes_integers and sums_fit(linear.in_features, module.format, linear.weight_format)
+                    for linear in readers
+                )
                 module.use_integers(where if able else "never", readers, "never" if experts else join)
                 count += able
     return count

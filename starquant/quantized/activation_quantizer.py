@@ -50,6 +50,7 @@ class ActivationQuantizer(InputSite):
         self.joined: JoinedLinears | None = None
         self._join: Where = "never"
         self._readers: tuple[PackedLinear, ...] = ()
+        self._sums = False  # whether any of them is asymmetric
         self._marker = torch.empty(0)  # moved along: on which device this is
 
     def use_integers(self, where: Where, readers: Sequence[PackedLinear], join: Where = "on_gpu") -> None:
@@ -63,13 +64,17 @@ class ActivationQuantizer(InputSite):
         """
         self.integers, self._join, self._readers, self.joined = where, join, tuple(readers), None
         for linear in readers:
-            linear.place = None
+            linear.place = linear.offsets = None
         self._marker = torch.empty(0, device=readers[0].codes.device)
         self._prepare()
 
     def _prepare(self) -> None:
         used = self._here(self.integers, self._marker)
         self.prologue = SitePrologue.of(self.transform, self._marker.device) if used else None
+        self._sums = any(linear.zero is not None for linear in self._readers)
+        if used and (self._sums or not self.format.symmetric):
+            for linear in self._readers:
+                linear.prepare_offsets()
         if used and self.joined is None and self._here(self._join, self._marker):
             self.joined = JoinedLinears.of(self._readers)
 
@@ -93,7 +98,8 @@ class ActivationQuantizer(InputSite):
         if self._here(self.integers, x_BLD):
             assert context is not None and self.prologue is not None
             x_BLD, prologue = self.prologue.split(x_BLD, context, self.state_clip)
-            tokens = quantize_tokens(x_BLD, self.format.bits, self.format.clip_ratio, prologue)
+            grid = self.format
+            tokens = quantize_tokens(x_BLD, grid.bits, grid.clip_ratio, prologue, grid.symmetric, self._sums)
             return tokens if self.joined is None else self.joined.multiply(tokens)
         clip_BLE = None
         if self.state_clip is not None:

@@ -1,6 +1,7 @@
 """Attention whose operands Q, K, P = softmax(QK^T / sqrt(E)) and V each have their own bits.
 
 Q, K and V have one scale a token and head; P has one a query and head, on an unsigned grid (it is never negative).
+Q's grid is symmetric and unclipped, that of K and V is theirs to choose (QuaRot's authors: asymmetric, clipped).
 V may have static scales instead, one a head and channel, shared by all tokens. Methods hand transforms, clip ratios and
 static scales to an attention first; the quantizers that come later take them over.
 """
@@ -8,6 +9,7 @@ static scales to an attention first; the quantizers that come later take them ov
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,8 +25,21 @@ OPERANDS = ("q", "k", "p", "v")
 CLIPPED = ("q", "k", "v")
 
 
-def operand_format(operand: str, bits: int) -> QuantFormat:
-    """Return the grid of one operand: symmetric for q, k, v; unsigned for the probabilities p."""
+@dataclass(frozen=True)
+class KeyValueGrid:
+    """The grid of keys and values, beside their bits."""
+
+    symmetric: bool = True
+    clip_ratio: float = 1.0
+
+
+COMMON = KeyValueGrid()
+
+
+def operand_format(operand: str, bits: int, kv: KeyValueGrid = COMMON) -> QuantFormat:
+    """Return the grid of one operand: symmetric for q; unsigned for the probabilities p; `kv` for k and v."""
+    if operand in ("k", "v"):
+        return QuantFormat(bits, kv.symmetric, PerToken(), kv.clip_ratio)
     return QuantFormat(bits, symmetric=operand != "p", granularity=PerToken())
 
 
@@ -45,6 +60,7 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         v_scale_KE: static scales of V; None for one a token, computed on the fly.
         v_transform: maps the concatenated value heads [B, L, K*E] in front of everything else; None for nothing.
         clip_OE: clip ratios [3, 2] of q, k and v, of the largest and of the smallest number; None for one.
+        kv: grid of keys and values; static scales of V are of symmetric, unclipped ones.
     """
 
     def __init__(
@@ -54,9 +70,11 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         v_scale_KE: Tensor | None = None,
         v_transform: nn.Module | None = None,
         clip_OE: Tensor | None = None,
+        kv: KeyValueGrid = COMMON,
     ) -> None:
         super().__init__()
-        self.formats = {name: operand_format(name, bits[name]) for name in OPERANDS}
+        self.kv = kv
+        self.formats = {name: operand_format(name, bits[name], kv) for name in OPERANDS}
         self.qk_transform, self.v_transform = qk_transform, v_transform
         self.v_scale_KE: Tensor | None
         self.register_buffer("v_scale_KE", v_scale_KE)
@@ -153,4 +171,5 @@ def operand_transforms(core: nn.Module) -> dict[str, str | None]:
 def _replace_core(attention: RotaryAttention, **handed: Any) -> None:
     formats = getattr(attention.core, "formats", {})
     bits = {name: formats[name].bits for name in formats} or dict.fromkeys(OPERANDS, 16)
-    attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed))
+    kv = getattr(attention.core, "kv", COMMON)
+    attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed), kv=kv)

@@ -30,7 +30,13 @@ from starquant.numerics import (
 )
 from starquant.numerics.chunks import row_slices
 from starquant.quantized.activation_quantizer import ActivationQuantizer
-from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, operand_transforms, transforms_and_scales
+from starquant.quantized.attention import (
+    OPERANDS,
+    KeyValueGrid,
+    QuantizedAttentionCore,
+    operand_transforms,
+    transforms_and_scales,
+)
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
 from starquant.session.progress import SILENT, Progress
@@ -184,7 +190,8 @@ def quantize_attention(
     handed = transforms_and_scales(attention.core)
     transforms = operand_transforms(attention.core)
     if min(bits.values()) < 16:
-        attention.core = QuantizedAttentionCore(bits, **handed)
+        kv = KeyValueGrid(spec.kv_symmetric, spec.kv_clip_ratio)
+        attention.core = QuantizedAttentionCore(bits, **handed, kv=kv)
     name = next(name for name, module in block.named_modules() if module is attention)
     return [
         ManifestEntry(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
-from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton, value_linear
+from starquant.kernels import IntegerTokens, integer_linear, mixed_linear, uses_triton, value_linear, weight_offsets
 from starquant.kernels.packing import pack, unpack
 from starquant.kernels.row_chunks import read_values
 from starquant.models.buffers import Float32Buffers
@@ -163,17 +163,21 @@ class PackedLinear(Packed):
         bias: dtype of the bias, None for none.
 
     Attributes:
+        offsets: zero points and sums of the rows (`kernels.offsets`), made by `prepare_offsets`; None where no product
+            needs them.
         inputs_at_once: so many at least, where there is a choice (`diffusion.predictor`): a CPU unpacks the weight each
             time, which costs as much as multiplying some 200.
     """
 
     inputs_at_once = 256
+    offsets: Tensor | None
 
     def __init__(
         self, in_features: int, out_features: int, weight_format: QuantFormat, bias: torch.dtype | None = None
     ) -> None:
         super().__init__(out_features, in_features, weight_format)
         self.place: int | None = None  # among the linears that their site multiplies as one
+        self.register_buffer("offsets", None, persistent=False)
         self.bias = None if bias is None else nn.Parameter(torch.empty(out_features, dtype=bias), requires_grad=False)
 
     @property
@@ -205,16 +209,24 @@ class PackedLinear(Packed):
 
     @property
     def takes_integers(self) -> bool:
-        """Whether the integer path knows its grid: one scale a row, symmetric."""
-        return self.weight_format.symmetric and isinstance(self.weight_format.granularity, PerChannel)
+        """Whether the integer path knows its grid: one scale a row."""
+        return isinstance(self.weight_format.granularity, PerChannel)
+
+    @torch.no_grad()
+    def prepare_offsets(self) -> None:
+        """Make what products with zero points need of the codes, which must be loaded."""
+        if self.offsets is None:
+            with torch.inference_mode(False):
+                self.offsets = weight_offsets(self.codes, self.zero, self.weight_format.bits)
 
     def forward(self, x: Tensor | IntegerTokens) -> Tensor:
         """Return x W^T + b, [..., O]."""
         if isinstance(x, IntegerTokens):
             if x.products and self.place is not None:
                 return x.products[self.place]
-            return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
-        if self.takes_integers and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
+            assert x.sum is not None or self.zero is None
+            return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias, self.offsets)
+        if self.takes_integers and self.zero is None and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
             return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
         if x.device.type == "cpu":
             return value_linear(x, self.codes, self.scale, self.zero, self.weight_format.bits, self.bias)

@@ -25,6 +25,7 @@ from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports import selection
 from starquant.reports.choice import Rank, Where, conditions, conflict, differences, first_of, taken, unranked
 from starquant.reports.comparison import column_name, markdown
+from starquant.reports.run import Run
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.items import is_fidelity, items_folder, trajectories_of
 
@@ -49,7 +50,7 @@ class Row:
     label: tuple[str, ...]
     runs: dict[Seeds, dict[Column, Items]] = field(default_factory=dict)
     trajectories: dict[Seeds, dict[str, Any]] = field(default_factory=dict)
-    sources: dict[Seeds, selection.Run] = field(default_factory=dict)
+    sources: dict[Seeds, Run] = field(default_factory=dict)
 
     def columns(self) -> list[Column]:
         """Return the (task, metric) pairs that every run has."""
@@ -129,7 +130,7 @@ def read_rows(folder: Path, by: Sequence[str] = (), where: Where | None = None) 
     return list(rows.values())
 
 
-def add_run(row: Row, run: selection.Run, rank: Rank = unranked) -> None:
+def add_run(row: Row, run: Run, rank: Rank = unranked) -> None:
     """Give a row one more run, but for a copy of one; raises RecordError where it has another of its seeds and rank."""
     seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
     other = row.sources.get(seeds)
@@ -146,14 +147,14 @@ def add_run(row: Row, run: selection.Run, rank: Rank = unranked) -> None:
     row.sources[seeds] = run
 
 
-def _second(row: Row, seeds: Seeds, run: selection.Run, other: selection.Run) -> str:
+def _second(row: Row, seeds: Seeds, run: Run, other: Run) -> str:
     return (
         f"{run.path.name}: a second record of {' '.join(row.label)}, model seed {seeds[0]}, rotation seed {seeds[1]}, "
         f"beside {other.path.name}; {conflict(other, run, differences(other, run))}"
     )
 
 
-def _numbers(run: selection.Run) -> dict[Column, Items]:
+def _numbers(run: Run) -> dict[Column, Items]:
     items_by_column: dict[Column, Items] = {}
     names = [*run.get("tasks.names")]
     names += dict.fromkeys(score.task for score in run.record.scores if is_fidelity(score.task))

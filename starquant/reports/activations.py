@@ -28,14 +28,21 @@ def render(path: Path) -> str:
     """
     report = read_report(path)
     header = ["block", "site", *(f"{name} {state[0]}" for name in COLUMNS for state in STATES), "overlap"]
+    header += ["below noise: m only", "u only", "both"]
     lines = [header, *(_line(row) for row in report["rows"])]
-    legend = "m masked, u unmasked tokens; overlap: 1 where both states' 16 directions are the same"
-    return "\n".join(["", f"{report['name']}: activations", *aligned(lines, ruled=True), legend])
+    legend = [
+        "m masked, u unmasked tokens; overlap: 1 where both states' 16 directions are the same",
+        "below noise: directions in which a state has less energy than rounding to 4 bits adds. A gate costs nothing",
+        "in those of one state only; those of both need none.",
+    ]
+    return "\n".join(["", f"{report['name']}: activations", *aligned(lines, ruled=True), *legend])
 
 
 def _line(row: Mapping[str, Any]) -> list[str]:
     cells = [_number(row[state].get(key), shape) for key, shape in COLUMNS.values() for state in STATES]
-    return [str(row["block"]), row["site"], *cells, _number(row.get("overlap"), ".2f")]
+    idle = row.get("idle_directions") or {}  # early reports have none
+    counts = [_number(idle.get(name), ".0f") for name in (*STATES, "both")]
+    return [str(row["block"]), row["site"], *cells, _number(row.get("overlap"), ".2f"), *counts]
 
 
 def _number(value: float | None, shape: str) -> str:

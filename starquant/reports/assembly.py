@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from starquant.errors import RecordError
 from starquant.reports.choice import of_most_tasks, rank_of
 from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
-from starquant.reports.selection import Run, one_a_seed, validate_together
+from starquant.reports.run import Run
+from starquant.reports.selection import one_a_seed, validate_together
 from starquant.statistics.bootstrap import average_bootstrap, mean_over_models, resampled_means, standard_error
 from starquant.store.items import trajectories_of
 from starquant.store.record import Score

@@ -16,13 +16,13 @@ from starquant.config.run import RunSpec
 from starquant.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
-    from starquant.reports.selection import Run
+    from starquant.reports.run import Run
 
 Where = Mapping[str, Any]
 Seeds = tuple[Any, ...]
 #: Of two runs that compete for a row the one of the higher rank is taken.
 Rank = Callable[["Run"], int]
-LIMIT = "tasks.limit"
+LIMIT, GRID = "tasks.limit", "bits.grid"
 #: What full precision does not have: these keys choose among the other runs only.
 QUANTIZED_ONLY = ("bits", "method", "calibration", "fidelity")
 #: Keys that say which tasks are scored; the files of these differ as they do.
@@ -85,7 +85,7 @@ def _matches(run: Run, key: str, value: Any) -> bool:
         return True
     if room == "method" and not run.has(key) and value is not None:
         return True
-    return bool(run.get(key) == value)
+    return run.agrees(key, value)
 
 
 def taken(
@@ -97,7 +97,8 @@ def taken(
 ) -> list[Run]:
     """Return the runs of a table: those that `where` takes, without those of some items only unless it asks for them.
 
-    A line on stderr says how many of these are left out.
+    Grids are not mixed: without `bits.grid` among the conditions, runs on the authors' grids stand for their methods
+    where there are some. A line on stderr says how many are left out.
 
     Args:
         records: where they were read from, for messages.
@@ -111,15 +112,33 @@ def taken(
         RecordError: nothing but runs of some items.
     """
     for key, value in where.items():
-        if runs and not any(run.get(key) == value for run in runs):
+        if runs and not any(run.agrees(key, value) for run in runs):
             raise ConfigError(f"{records}: no record has {key}={value} (--where)")
-    own = [run for run in chosen(runs, where) if is_of_it(run)]
+    own = _of_one_grid([run for run in chosen(runs, where) if is_of_it(run)], name)
     cut = [] if LIMIT in where else [run for run in own if run.get(LIMIT) is not None]
     if cut and len(cut) == len(own):
         raise RecordError(f"{records}: holds no record of {name} on all items; {_said_of(cut)}")
     if cut:
         print(f"note: {name}: {_said_of(cut)}", file=sys.stderr, flush=True)
     return own if LIMIT in where else [run for run in own if run.get(LIMIT) is None]
+
+
+def _of_one_grid(runs: Sequence[Run], name: str) -> list[Run]:
+    """Return runs without those on the common grid where others are on their authors', and say so on stderr."""
+    grid = grid_of(runs)
+    kept = [run for run in runs if run.grid in (None, grid)]
+    if len(kept) < len(runs):
+        few = f"{len(runs) - len(kept)} of {len(runs)} records"
+        print(
+            f"note: {name}: {few} on the common grid left out ({in_words(GRID, 'common')} takes those)", file=sys.stderr
+        )
+    return kept
+
+
+def grid_of(runs: Sequence[Run]) -> str | None:
+    """Return "authors" where a run is on its authors' grid, else "common" where one is; None where all have one."""
+    grids = {run.grid for run in runs} - {None}
+    return min(grids, default=None)  # type: ignore[type-var]
 
 
 def _said_of(cut: Sequence[Run]) -> str:

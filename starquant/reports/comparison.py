@@ -16,7 +16,8 @@ import pandas as pd
 from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports.choice import conditions, conflict, differences
 from starquant.reports.frame import scores_frame
-from starquant.reports.selection import Run, read_runs
+from starquant.reports.run import Run
+from starquant.reports.selection import read_runs
 from starquant.store.items import FIDELITY, is_fidelity
 
 ROW = ["model", "bits", "method", "seed"]

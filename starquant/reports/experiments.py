@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Collection, Sequence
@@ -12,15 +13,17 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.choice import LIMIT, Where, conflict, differences, in_words, rank_of, taken
+from starquant.reports.choice import GRID, LIMIT, Where, conflict, differences, grid_of, in_words, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
-from starquant.reports.selection import Results, Run, one_a_seed, validate_together
+from starquant.reports.run import Run
+from starquant.reports.selection import Results, one_a_seed, validate_together
 from starquant.reports.writing import grid, write
 from starquant.store.items import trajectories_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COMMON_GRID = "common_grid"
 NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 
@@ -157,7 +160,7 @@ def build(
         if not aside:
             raise
         raise RecordError(f"{error}; set aside as NAME.stale: {', '.join(path.name for path in aside)}") from None
-    set_stale_aside(name, out, paths)
+    set_stale_aside(paths[0].stem if name in TABLES or name in SEED_TABLES else name, out, paths)
     return paths
 
 
@@ -181,16 +184,28 @@ def _written(
     made: Collection[str],
 ) -> list[Path]:
     if name in TABLES:
-        sections = table(name, results, allow, where, made)
+        runs = _chosen(TABLES[name], results, where)
+        sections = assemble(TABLES[name], runs, allow, made)
         if not any(runs for section in sections for _, runs, _ in section.rows):
             raise RecordError(f"{results}: holds no record of {name}")
-        return write(TABLES[name], sections, out / "tables")
+        return write(_on_grid(TABLES[name], runs, where), sections, out / "tables")
     if name in SEED_TABLES:
         from starquant.reports import seed_tables
 
-        rows = seed_tables.seed_rows(SEED_TABLES[name], _chosen(SEED_TABLES[name], results, where), allow)
-        return seed_tables.write(SEED_TABLES[name], rows, out)
+        runs = _chosen(SEED_TABLES[name], results, where)
+        rows = seed_tables.seed_rows(SEED_TABLES[name], runs, allow)
+        return seed_tables.write(_on_grid(SEED_TABLES[name], runs, where), rows, out)
     return _figure(name, results, out / "figures", allow, where)
+
+
+def _on_grid(definition: Definition, runs: Sequence[Run], where: Where | None) -> Definition:
+    """Return a table that says in its title whose grids its runs are on; one of the common grid has its own files."""
+    words = {"authors": "each method on its authors' grid", "common": "one grid for all methods", None: ""}[
+        grid_of(runs)
+    ]
+    suffix = f"_{COMMON_GRID}" if (where or {}).get(GRID) == "common" else ""
+    title = f"{definition.title}; {words}" if words else definition.title
+    return dataclasses.replace(definition, name=definition.name + suffix, title=title)
 
 
 def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
@@ -218,6 +233,8 @@ def _has_cut(name: str, results: Results, limit: int) -> bool:
 def after_sweep(name: str, results: Path, limit: int | None = None, made: Collection[str] = ()) -> bool:
     """Build what an experiment shows once its cells are there, and print where it lies.
 
+    A sweep over both grids gets a table of each.
+
     Args:
         name: of the experiment.
         results: its folder.
@@ -232,14 +249,26 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
     read = Results(results)
     where: dict[str, Any] = {}
     try:
-        where = {LIMIT: limit} if limit is not None and _has_cut(name, read, limit) else {}
-        paths = build(name, read, results, where=where, made=made)
+        cut: dict[str, Any] = {LIMIT: limit} if limit is not None and _has_cut(name, read, limit) else {}
+        for where in [cut | of_grid for of_grid in _grids(name, read, made)]:
+            _show(name, build(name, read, results, where=where, made=made))
     except (ConfigError, RecordError) as error:
         again = ["python -m starquant tables", name, "--records", shlex.quote(str(results))]
         again += [in_words(key, value) for key, value in where.items()]
         print(f"error: {name} was not built: {error} ({' '.join(again)})", file=sys.stderr)
         return False
+    return not read.faults
+
+
+def _grids(name: str, results: Results, made: Collection[str]) -> list[dict[str, Any]]:
+    """Return the conditions of a table a grid that a sweep's records are on; none where they are the authors'."""
+    if name not in TABLES and name not in SEED_TABLES:
+        return [{}]
+    grids = {run.grid for run in results.runs if run.path.name in made}
+    return ([] if "authors" not in grids and "common" in grids else [{}]) + [{GRID: "common"}] * ("common" in grids)
+
+
+def _show(name: str, paths: Sequence[Path]) -> None:
     if name in TABLES or name in SEED_TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))
     print("\n".join(f"wrote {path}" for path in paths), flush=True)
-    return not read.faults

@@ -8,7 +8,8 @@ import pandas as pd
 
 from starquant.errors import RecordError
 from starquant.reports.choice import Where, taken
-from starquant.reports.selection import Run, validate_speed
+from starquant.reports.run import Run
+from starquant.reports.selection import validate_speed
 from starquant.store.records import read_record, record_paths
 from starquant.store.verification import validate_items
 

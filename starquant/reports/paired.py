@@ -37,6 +37,7 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
     if not tasks:
         raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold items of no common task")
     rows = []
+    _validate_documents(a, b)
     if "fidelity" in tasks:
         _validate_trajectories(a, b)
     for task in tasks:
@@ -51,6 +52,14 @@ def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
 
 def _items(path: Path) -> dict[str, TaskColumns]:
     return validate_items(path, read_record(path)) or read_columns(items_folder(path))
+
+
+def _validate_documents(a: Path, b: Path) -> None:
+    """Refuse records whose items, or examples in front of them, were read of the hub as others."""
+    left, right = (read_record(path).provenance.get("documents") or {} for path in (a, b))
+    other = [leaf for leaf in left if leaf in right and left[leaf] != right[leaf]]
+    if other:
+        raise RecordError(f"{a} and {b}: their items of {', '.join(other)} differ, or the examples in front of them")
 
 
 def _validate_trajectories(a: Path, b: Path) -> None:

@@ -16,7 +16,8 @@ from starquant.reports.across_seeds import Column, Row, add_run, table
 from starquant.reports.choice import rank_of
 from starquant.reports.comparison import markdown
 from starquant.reports.definitions import Definition
-from starquant.reports.selection import Run, validate_together
+from starquant.reports.run import Run
+from starquant.reports.selection import validate_together
 from starquant.store.files import write_atomically
 
 COLUMNS: tuple[Column, ...] = tuple(

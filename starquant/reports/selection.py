@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError, show_error
 from starquant.reports.choice import TASKS, Rank, conflict, differences, first_of, unranked
-from starquant.store.columns import TaskColumns, read_columns
-from starquant.store.items import is_fidelity, items_folder
-from starquant.store.record import RecordHead, Score
+from starquant.reports.run import Run
+from starquant.store.items import is_fidelity
 from starquant.store.records import read_head, record_paths
 from starquant.store.verification import validate_items
 
@@ -24,67 +22,8 @@ ALLOWED = {
     "dirty": "records of code that was not committed",
     "versions": "one task in several versions or few-shot numbers",
     "protocols": "one task under several protocols",
+    "items": "one task on several sets of items",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """One record with its items."""
-
-    path: Path
-    record: RecordHead
-
-    @cached_property
-    def items(self) -> dict[str, TaskColumns]:
-        """Numbers of every leaf task; raises RecordError when they are missing or damaged."""
-        return read_columns(items_folder(self.path))
-
-    def get(self, dotted: str) -> Any:
-        """Return a value of the specification, None where there is no such key."""
-        here: Any = self.record.spec
-        for key in dotted.split("."):
-            here = here.get(key) if isinstance(here, dict) else None
-        return here
-
-    def has(self, dotted: str) -> bool:
-        """Return whether the specification has a key."""
-        here: Any = self.record.spec
-        for key in dotted.split("."):
-            if not isinstance(here, dict) or key not in here:
-                return False
-            here = here[key]
-        return True
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """Tasks that were left out, and why; records that do not say left none."""
-        return self.get("tasks.left_out") or {}
-
-    @property
-    def speed(self) -> SpeedSpec:
-        """The shortcuts of its evaluation; records that do not say have none."""
-        return SpeedSpec.model_validate(self.get("speed") or {})
-
-    def matches(self, where: Mapping[str, Any]) -> bool:
-        """Return whether the specification has these values; of a key it does not have, None."""
-        return all(self.get(key) == value for key, value in where.items())
-
-    def score(self, task: str, metric: str | None, filter_name: str | None) -> Score | None:
-        """Return a task's score, its first one where no metric is named."""
-        for score in self.record.scores:
-            named = metric is None or (score.metric == metric and filter_name in (None, score.filter))
-            if score.task == task and named:
-                return score
-        return None
-
-    @cached_property
-    def arrays(self) -> dict[str, Any]:
-        """What was computed of its items, by task; filled by those who read tables."""
-        return {}
-
-    def leaves(self, task: str) -> list[str]:
-        """Return a task, or the leaf tasks of a group."""
-        return [task] if task in self.items else sorted(name for name in self.items if name.startswith(f"{task}_"))
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -187,8 +126,8 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
     """Judge the runs of one table.
 
     Raises:
-        RecordError: dirty records, task versions or protocols that differ, unless allowed; limits or
-                approximations of the evaluation that differ.
+        RecordError: dirty records, task versions, protocols or items that differ, unless allowed; limits or
+            approximations of the evaluation that differ.
     """
     if "dirty" not in allow:
         dirty = [run for run in runs if run.record.provenance.get("git_dirty") is not False]
@@ -214,6 +153,8 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
             same("versions", model, what, (score.task_version, score.num_fewshot), run)
         for task in run.get("tasks.names"):
             same("protocols", model, f"model.protocol.{task}", (run.get("model.protocol") or {}).get(task), run)
+        for what, digest in run.documents.items():
+            same("items", model, what, digest, run)
 
 
 SEEDS = ("model.seed", "method.rotation_seed", "seed")

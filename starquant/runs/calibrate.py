@@ -103,7 +103,15 @@ def calibration_states(spec: RunSpec, loaded: Loaded, session: Session) -> Calib
     sampler = family_of(loaded.model).make_sampler(spec.model.trajectory)
     report = {"source": calibration.source.kind, "fingerprint": calibration.fingerprint}
     # Not at the run's batch size: what is fitted must not depend on it, not even by rounding.
-    states = make_states(segments, calibration, loaded.model, sampler, report=report, progress=session.progress)
+    states = make_states(
+        segments,
+        calibration,
+        loaded.model,
+        sampler,
+        report=report,
+        progress=session.progress,
+        bos=family_of(loaded.model).bos_token_id(loaded.tokenizer),
+    )
     empty = states.report["empty_bins"]
     if empty:
         log.info("note: no calibration state has a mask ratio in bins %s of %d", empty, calibration.bins)

@@ -40,14 +40,28 @@ def validate_tasks(spec: RunSpec, session: Session) -> None:
     Raises:
         StarquantError: a task that lm-eval does not know, items that cannot be read, fewer items than processes.
     """
-    from starquant.evaluation import suites
+    if spec.tasks.names:
+        session.memory.tasks[_suite_key(spec)] = session.processes.by_first(documents_of, spec, session)
 
-    together = session.processes
-    key = spec.tasks.model_dump_json()
+
+def documents_of(spec: RunSpec, session: Session) -> dict[str, str]:
+    """Return digests of the items of a run's tasks, leaf by leaf, of those that are read through the hub.
+
+    Raises:
+        StarquantError: as `validate_tasks`.
+    """
+    key = _suite_key(spec)
     if spec.tasks.names and key not in session.memory.tasks:
+        from starquant.evaluation import suites
+
+        shots = {name: protocol.num_fewshot for name, protocol in spec.protocols.items()}
         with suites.quiet(spec.debug.verbose):
-            together.by_first(suites.validate_tasks, spec.tasks, together.world)
-        session.memory.tasks.add(key)
+            session.memory.tasks[key] = suites.validate_tasks(spec.tasks, session.processes.world, shots)
+    return session.memory.tasks.get(key, {})
+
+
+def _suite_key(spec: RunSpec) -> str:
+    return f"{spec.tasks.model_dump_json()} {[protocol.num_fewshot for protocol in spec.protocols.values()]}"
 
 
 def evaluate_tasks(

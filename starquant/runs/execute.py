@@ -166,6 +166,8 @@ def _record_of(spec: RunSpec, inputs: Inputs, artifact: Artifact | None, session
         record = together.by_first(reusable_record, spec, session, waited=True)
         if record is not None:
             return _Scored(record, True, artifact)
+        validate_tasks(spec, session)
+        inputs.validated()  # before anything is said to run
         session.log.info("running: %s", store.name(spec))
         record, items, artifact = _compute(spec, inputs, artifact, session)
         if together.first:
@@ -176,8 +178,7 @@ def _record_of(spec: RunSpec, inputs: Inputs, artifact: Artifact | None, session
 def _compute(
     spec: RunSpec, inputs: Inputs, artifact: Artifact | None, session: Session
 ) -> tuple[RunRecord, Items, Artifact | None]:
-    """Load, calibrate, apply and evaluate."""
-    validate_tasks(spec, session)
+    """Load, calibrate, apply and evaluate what has been judged."""
     seconds: dict[str, float] = {}
     if session.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(session.device)

@@ -54,7 +54,8 @@ def take(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference:
         # Seed 0: the same masks whatever the run's seed, since methods are compared on them.
         return take_masked_reference(model, texts, spec.fidelity.states, batch_size=batch_size, seed=0, **options)
     sampler = family_of(model).make_sampler(spec.model.trajectory)
-    prompts = prompts_of(texts, sampler.answer_length, model.config.context_length, "fidelity.source")
+    bos = family_of(model).bos_token_id(loaded.tokenizer)
+    prompts = prompts_of(texts, sampler.answer_length, model.config.context_length, "fidelity.source", bos)
     return take_reference(model, prompts, sampler, batch_size=batch_size, seed=spec.seed, **options)
 
 

@@ -70,6 +70,7 @@ class Inputs:
         family: of the checkpoint.
         loaded: once it has been read.
         scratch: where changed blocks are written, of a run whose blocks are on disk.
+        judged: what `validated` returns, once it has.
     """
 
     spec: RunSpec
@@ -78,6 +79,7 @@ class Inputs:
     family: Family
     loaded: Loaded | None = None
     scratch: Scratch | None = None
+    judged: tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts] | None = None
 
     def load(self, device: str, changed: Path | None = None) -> Loaded:
         """Return what is read; all but the weights is judged first.
@@ -94,11 +96,16 @@ class Inputs:
         return self.loaded
 
     def validated(self) -> tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts]:
-        """Return what is read but the weights: tokenizer, the model on the meta device, texts.
+        """Return what is read but the weights, once: tokenizer, the model on the meta device, texts.
 
         Raises:
             StarquantError: a method that does not fit the model, text or a tokenizer that cannot be used.
         """
+        if self.judged is None:
+            self.judged = self._validated()
+        return self.judged
+
+    def _validated(self) -> tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts]:
         spec, tokenizer = self.spec, load_tokenizer(self.folder)
         skeleton = skeleton_of(self.checkpoint, self.family.model)
         assert isinstance(skeleton, MaskedDiffusionModel)

@@ -36,10 +36,11 @@ class Judge:
 
     Args:
         here: whether they are run by this process, on the devices and in the memory that it sees.
+        fetches: whether what lies on the hub may be looked at, where they are run here.
     """
 
-    def __init__(self, here: bool) -> None:
-        self._here = here
+    def __init__(self, here: bool, fetches: bool = True) -> None:
+        self._here, self._fetches = here, here and fetches
         self._outcomes: dict[tuple[str, ...], Any] = {}
 
     def validate(self, spec: RunSpec) -> None:
@@ -54,13 +55,14 @@ class Judge:
         if self._here:
             self._once(("device", spec.runtime.device), _validate_device, spec.runtime.device)
         folder = _local_folder(spec)
-        self._validate_data(spec)
         if folder is None:
-            if self._here:
+            if self._fetches:
                 hub = (str(spec.model.path), spec.model.revision)
                 self._once(("hub", *map(str, hub)), validate_hub, *hub)
+            self._validate_data(spec)
             return
         checkpoint, skeleton = self._once(("checkpoint", str(folder)), _read_checkpoint, folder)
+        self._validate_data(spec)
         spec = with_bits_of(spec, checkpoint)
         method = (spec.method.model_dump_json(), spec.bits.model_dump_json())
         self._once(("method", str(folder), *method), _validate_method, spec, skeleton)
@@ -83,7 +85,7 @@ class Judge:
                 key = ("source", name, source.model_dump_json(), str(folder))
                 self._once(key, segments.fingerprint, source, folder, f"{name}.source")
 
-        if self._here and spec.is_scored and not spec.tasks.is_shipped:
+        if self._fetches and spec.is_scored and not spec.tasks.is_shipped:
             from starquant.evaluation import suites
 
             with suites.quiet(spec.debug.verbose):
@@ -91,7 +93,7 @@ class Judge:
 
     def _has(self, source: SourceSpec, data_dir: str | None) -> bool:
         """Return whether the items of a source can be looked at: those of the hub where the run is."""
-        return self._here or not segments.is_on_hub(source, data_dir)
+        return self._fetches or not segments.is_on_hub(source, data_dir)
 
     def _once(self, key: tuple[str, ...], work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what `work` returns for a key, or raise the error of the user that it has raised."""

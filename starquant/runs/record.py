@@ -10,6 +10,8 @@ from typing import Any
 
 from starquant.config.run import RunSpec
 from starquant.config.tasks import EXECUTES_CODE
+from starquant.errors import StarquantError
+from starquant.runs.evaluate import documents_of
 from starquant.runs.timing import device_name
 from starquant.session.session import Session
 from starquant.store import provenance
@@ -55,6 +57,11 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
     record = store_of(spec).find(spec, alone=waited)
     if record is None:
         return None
+    other = _other_items(spec, record, session)
+    if other and spec.reuse != "any":
+        if not waited:
+            log.info("computing again: %s is of other items of %s (reuse=any keeps it)", path, ", ".join(other))
+        return None
     same_code = record.provenance.get("code_digest") == session.code.scoring
     if (same_code and record.seal is not None) or spec.reuse == "any":
         if record.seal is None:
@@ -68,6 +75,19 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
     return None
 
 
+def _other_items(spec: RunSpec, record: RunRecord, session: Session) -> list[str]:
+    """Return the tasks of a record whose items, read through the hub, are not those that are read here."""
+    before = record.provenance.get("documents")
+    if not before:
+        return []
+    try:
+        documents = documents_of(spec, session)
+    except StarquantError as error:
+        log.info("note: whether the items of %s are the same cannot be told (%s)", store_of(spec).name(spec), error)
+        return []
+    return [leaf for leaf in documents if documents[leaf] != before.get(leaf)]
+
+
 def make_record(spec: RunSpec, session: Session, **parts: Any) -> RunRecord:
     """Return the record of a run that is complete: what `parts` names, the specification, and where it comes from."""
     origin = provenance.collect(session.device, device_name(session.device), session.code)
@@ -75,6 +95,8 @@ def make_record(spec: RunSpec, session: Session, **parts: Any) -> RunRecord:
         from starquant.evaluation.sandbox.protection import protection
 
         origin["sandbox"] = protection().as_data()
+    if documents := documents_of(spec, session):
+        origin["documents"] = documents
     return RunRecord(
         digest=spec.digest(),
         spec=spec.model_dump(mode="json"),

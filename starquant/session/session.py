@@ -37,13 +37,13 @@ class Memory:
     Attributes:
         code: as the first run started; what is committed meanwhile is not what runs. None until then.
         records: that were computed: with reuse=never a sweep still computes full precision once.
-        tasks: suites that have been judged.
+        tasks: suites that have been judged, and digests of their items, leaf by leaf.
         references: the last fidelity reference, by what it depends on.
     """
 
     code: Code | None = None
     records: set[Path] = field(default_factory=set)
-    tasks: set[str] = field(default_factory=set)
+    tasks: dict[str, dict[str, str]] = field(default_factory=dict)
     references: dict[str, Any] = field(default_factory=dict)
 
 

@@ -19,7 +19,7 @@ from starquant.errors import RecordError, StarquantError
 from starquant.store.files import write_atomically
 from starquant.store.locks import exclusive, is_held, lock_path
 
-State = Literal["missing", "running", "died", "done", "failed"]
+State = Literal["missing", "running", "died", "done", "failed", "refused"]
 
 
 class CellEntry(BaseModel):
@@ -31,7 +31,7 @@ class CellEntry(BaseModel):
         state: where it stands.
         record: path of its record below the results folder, of a finished one.
         reused: whether the record was there already.
-        error: of a failed one, one line.
+        error: of a failed one, and of one that would be refused (no file says that), one line.
         seconds: it took.
         command: that ran it, each by a name of its own; None of one that is not known.
     """

@@ -1,5 +1,7 @@
-"""From the words of a cell to the cell: composed by Hydra, validated; cells that differ in plain values share a
-composition, as composing takes some ten times as long as validating.
+"""From the words of a cell to the cell: composed by Hydra, validated.
+
+Composing takes some ten times as long as validating. Cells that differ in plain values share a composition, and where
+groups are swept whose options write below their group only, each option is composed once, not each combination.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from starquant.sweeps.cells import Cell, plain_of
-from starquant.sweeps.overrides import Compose, Groups, diagnose, is_of_configuration
+from starquant.sweeps.overrides import WORD, Compose, Groups, diagnose, is_of_configuration, options_of
 
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 
@@ -35,6 +37,21 @@ def varied_keys(overrides: Sequence[Override], groups: Groups) -> frozenset[str]
     )
 
 
+def contained_groups(overrides: Sequence[Override], groups: Groups) -> frozenset[str]:
+    """Return the swept groups all of whose options write below their group only."""
+    swept = [o for o in overrides if o.is_sweep_override() and o.get_key_element() == o.key_or_group in groups.names]
+    keys = [override.key_or_group for override in overrides]
+    return frozenset(
+        override.key_or_group
+        for override in swept
+        if keys.count(override.key_or_group) == 1
+        and all(
+            WORD.fullmatch(option) and groups.is_contained(override.key_or_group, option)
+            for option in options_of(override)
+        )
+    )
+
+
 class Composer:
     """Cells from words.
 
@@ -43,6 +60,7 @@ class Composer:
         groups: of the configuration.
         parse: of words.
         varied: keys that may be set in a configuration that is there.
+        contained: groups whose options may be exchanged in one.
     """
 
     def __init__(
@@ -51,9 +69,12 @@ class Composer:
         groups: Groups,
         parse: Callable[[Sequence[str]], Iterable[Override]],
         varied: frozenset[str] = frozenset(),
+        contained: frozenset[str] = frozenset(),
     ) -> None:
         self._compose, self._groups, self._parse, self._varied = compose, groups, parse, varied
+        self._contained = contained
         self._plain: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._bases: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._parsed: dict[str, object] = {}
         self.first: DictConfig | None = None
 
@@ -74,18 +95,61 @@ class Composer:
 
     def _config(self, words: list[str]) -> dict[str, Any]:
         """Return the configuration of a cell as plain data."""
-        varied = [word for word in words if word.partition("=")[0] in self._varied]
-        shared = tuple(word for word in words if word not in varied)
-        scalars = {word.partition("=")[0]: self._scalar(word) for word in varied}
+        scalars = {word.partition("=")[0]: self._scalar(word) for word in words if self._is_of(word, self._varied)}
+        shared = tuple(word for word in words if not self._is_of(word, self._varied))
+        if shared not in self._plain:
+            exchanged = self._exchanged(shared, [word for word in words if word not in shared])
+            if exchanged is not None:
+                self._plain[shared] = exchanged
         plain = self._plain.get(shared)
         if plain is not None and all(_settable(plain, key, scalar) for key, scalar in scalars.items()):
             return _with(plain, scalars)
-        config = self._compose(words)
+        return self._composed(words, shared)
+
+    @staticmethod
+    def _is_of(word: str, keys: frozenset[str]) -> bool:
+        return word.partition("=")[0] in keys
+
+    def _composed(self, words: Sequence[str], shared: tuple[str, ...]) -> dict[str, Any]:
+        """Return what Hydra composes, kept where no value follows another."""
+        config = self._compose([*words])
         self.first = self.first or config
         plain = plain_of(config)
-        if scalars and plain == plain_of(config, resolve=False):  # no value that follows another
+        if (self._varied or self._contained) and plain == plain_of(config, resolve=False):
             self._plain[shared] = plain
+            self._bases.setdefault(self._rest(shared), shared)
         return plain
+
+    def _rest(self, shared: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(word for word in shared if not self._is_of(word, self._contained))
+
+    def _exchanged(self, shared: tuple[str, ...], varied: list[str]) -> dict[str, Any] | None:
+        """Return a configuration whose groups are taken from compositions that differ in one of them from another.
+
+        None where there is nothing to save, or a group has written elsewhere.
+        """
+        first = self._bases.get(self._rest(shared))
+        if first is None or len(first) != len(shared):
+            return None
+        places = [place for place, word in enumerate(shared) if word != first[place]]
+        if len(places) < 2:
+            return None
+        base = dict(self._plain[first])
+        for place in places:
+            group = shared[place].partition("=")[0]
+            other = (*first[:place], shared[place], *first[place + 1 :])
+            if other not in self._plain:
+                self._composed([*other, *varied], other)
+            plain = self._plain.get(other)
+            if plain is None or group not in plain or not self._differ_in(group, plain, self._plain[first]):
+                return None
+            base[group] = plain[group]
+        return base
+
+    def _differ_in(self, group: str, a: dict[str, Any], b: dict[str, Any]) -> bool:
+        """Return whether two configurations are one but for a group and what may be set in it."""
+        keys = {key.split(".")[0] for key in self._varied} | {group}
+        return {k: v for k, v in a.items() if k not in keys} == {k: v for k, v in b.items() if k not in keys}
 
     def _scalar(self, word: str) -> object:
         if word not in self._parsed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 import shlex
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -39,6 +41,8 @@ LAUNCHER_EXTRAS = {
 MOST_CELLS = 20_000
 #: What Hydra reads and composes with: an exception that rises there is of a configuration.
 READERS = ("hydra", "omegaconf", "yaml", "antlr4")
+#: Name of an option, without interpolation or folder.
+WORD = re.compile(r"[A-Za-z0-9_]+")
 #: Composes a configuration from overrides.
 Compose = Callable[[list[str]], DictConfig]
 
@@ -61,6 +65,26 @@ class Groups:
     def options(self, group: str) -> list[str]:
         """Return the options of a group, sorted."""
         return sorted(set(self._listed(group, ObjectType.CONFIG)))
+
+    def is_contained(self, group: str, option: str) -> bool:
+        """Return whether an option, with those of its group that it is based on, writes below its group only.
+
+        Of folders that are searched beside conf/ nothing is known.
+        """
+        repository = getattr(self._loader, "repository", None)
+        if repository is None or any("searchpath" in word for word in self.searched):
+            return False
+        file = repository.load_config(f"{group}/{option}")
+        if file is None or file.header.get("package"):
+            return False
+        based = [default for default in file.defaults_list if getattr(default, "path", None) != "_self_"]
+        return all(
+            type(default) is ConfigDefault
+            and default.package is None
+            and WORD.fullmatch(default.path or "") is not None
+            and self.is_contained(group, str(default.path))
+            for default in based
+        )
 
 
 def parse_overrides(words: Sequence[str], loader: ConfigLoader) -> list[Override]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from starquant.sweeps.cell_log import CellEntry, CellLog, State
 
 POLL_S = 1.0
-ORDER: tuple[State, ...] = ("done", "failed", "died", "running", "missing")
+ORDER: tuple[State, ...] = ("done", "failed", "died", "refused", "running", "missing")
 
 
 class _Cell(Protocol):

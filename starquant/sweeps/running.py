@@ -42,8 +42,8 @@ def run(plan: Plan, start: Start, command: str) -> int:
     left_out, dry = left_out_of(plan), plan.cells[0].spec.dry_run
     if plan.sweep and not dry:
         validate_machine(plan)
-        validate_cells(plan)
     if not dry:
+        validate_cells(plan)
         validate_results(plan.cells[0].spec)
     for task, why in left_out.items() if not launched_rank() else ():
         print(f"note: {task} is left out: it {why}", file=sys.stderr, flush=True)
@@ -69,7 +69,7 @@ def run(plan: Plan, start: Start, command: str) -> int:
 
 
 def validate_cells(plan: Plan) -> None:
-    """Judge every cell of a sweep by what it reads, before the first one runs; raises ConfigError, a line a fault."""
+    """Judge every cell by what it reads, before the first one runs; raises ConfigError, a line a fault."""
     faults = Faults()
     for cell in plan.cells:
         with faults.of_a_cell():

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from starquant.errors import ConfigError, RecordError
 from starquant.sweeps.cells import Cell, Plan, validate_folders, validate_plan
-from starquant.sweeps.composition import Composer, varied_keys
+from starquant.sweeps.composition import Composer, contained_groups, varied_keys
 from starquant.sweeps.faults import Faults
 from starquant.sweeps.launchers import validate_launcher
 from starquant.sweeps.overrides import (
@@ -98,6 +98,7 @@ class CellSweeper(Sweeper):
                 groups=groups,
                 parse=lambda words: parse_overrides(words, loader),
                 varied=varied_keys(overrides, groups),
+                contained=contained_groups(overrides, groups),
             )
             for words in expand(overrides):
                 with faults.of_a_cell():

@@ -248,7 +248,21 @@ BAD_FILES = [
     ("winogrande", f"{GOOD}\n[1]".encode(), r"line 2: expected a JSON object, got list"),
     ("winogrande", f"{GOOD}\n".encode() + b'{"sentence": "\xff"}', r"line 2: not UTF-8"),
     ("winogrande", json.dumps(sentence(answer="3")).encode(), r"line 1: field 'answer' is '3', allowed: '1' or '2'"),
-    ("winogrande", json.dumps(sentence(sentence="no gap")).encode(), r"line 1: field 'sentence' has no '_'"),
+    (
+        "winogrande",
+        json.dumps(sentence(sentence="no gap")).encode(),
+        r"line 1: field 'sentence' has 0 '_', allowed: one",
+    ),
+    (
+        "winogrande",
+        json.dumps(sentence(sentence="a _ b _")).encode(),
+        r"line 1: field 'sentence' has 2 '_', allowed: one",
+    ),
+    (
+        "winogrande",
+        json.dumps(sentence(option1="a", option2="a ")).encode(),
+        r"line 1: field 'option2' is 'a ', allowed",
+    ),
     ("winogrande", json.dumps(sentence(option1=1)).encode(), r"line 1: field 'option1' is 1, allowed: a text"),
     ("gsm8k", f'{{"question": "q", "answer": "a"}}\n{GOOD}'.encode(), r"line 2: missing field 'question'"),
     ("gsm8k", b'{"question": "q", "answer": " "}', r"line 1: field 'answer' is ' ', allowed: a text that is not empty"),
@@ -304,6 +318,8 @@ def test_prompts() -> None:
     asked, plain = Segment((1, 2, 3, 4, 5), 3, ""), Segment((1, 2, 3, 4, 5), 0, "")
     assert prompts_of([asked, plain, Segment((7,), 0, "")], 8, 100) == [(1, 2, 3), (1, 2), (7,)]
     assert prompts_of([asked, plain], 8, 10) == [(2, 3), (1, 2)]
+    assert prompts_of([asked], 8, 10, bos=1) == [(1, 3)]
+    assert prompts_of([asked], 8, 10, bos=2) == [(2, 3)]  # not what it begins with
     with pytest.raises(ConfigError, match="the answer's 8 tokens do not fit the model's context of 8"):
         prompts_of([asked], 8, 8)
 

@@ -18,7 +18,6 @@ from tests.support.specs import CONF, OPTIONS, compose, spec
 
 VARIANTS = {
     "quarot_rtn": "quarot",
-    "quarot_clip": "quarot",
     "star_quant_no_tac": "star_quant",
     "star_quant_no_sgat": "star_quant",
     "star_quant_closed_form": "star_quant",
@@ -81,7 +80,10 @@ def test_a_variant_that_only_rounds_is_full_precision_at_16_bits(tmp_path: Path)
         ("name: AWQ-coarse", "^method.name: got 'AWQ-coarse', allowed: up to 48 lower-case letters, digits and _$"),
         ("algorithm: awk", "^method.algorithm: got 'awk', allowed: awq, .* Did you mean 'awq'"),
         ("algorithm: null", "^method.algorithm: missing; allowed: awq, "),
-        ("gird: 4", "^method.gird: unknown key; allowed: name, algorithm, weights, scale, .* Did you mean 'grid'"),
+        (
+            "gird: 4",
+            "^method.gird: unknown key; allowed: name, algorithm, authors, weights, scale, .* Did you mean 'grid'",
+        ),
         ("grid: 0", "^method.grid: got 0, allowed: greater than or equal to 1$"),
     ],
 )

@@ -131,6 +131,9 @@ CHANGES = [
     ("bits.attention.k", 4, True),
     ("bits.attention.p", 4, True),
     ("bits.attention.v", 4, True),
+    ("bits.attention.kv_symmetric", False, False),  # K and V are at 16 bits here
+    ("bits.attention.kv_clip_ratio", 0.9, False),
+    ("bits.grid", "common", False),  # the canonical form holds what it comes to
     ("bits.embedding", 8, True),
     ("bits.head", 8, True),
     ("tasks.name", "other", True),
@@ -288,7 +291,7 @@ def test_specifications_are_frozen() -> None:
         ),
         (
             {"method": {"name": "rtn", "algorithm": "rtn", "alpha": 0.5}},
-            "^method.alpha: unknown key; allowed: name, algorithm, weights[.]",
+            "^method.alpha: unknown key; allowed: name, algorithm, authors, weights[.]",
         ),
         ({"method": {"name": "rtn"}}, "^method.algorithm: missing; allowed: awq, .*star_quant$"),
         ({"method": {"name": "rtn", "algorithm": ["rtn"]}}, r"^method.algorithm: got \['rtn'\]; allowed: awq"),
@@ -307,6 +310,31 @@ def test_specifications_are_frozen() -> None:
 def test_bad_values_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunSpec.from_config(compose() | change)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("bits.weights.bits=4.0", "bits.weights.bits: got 4.0, allowed: a whole number, written as 4"),
+        ("bits.attention.v=8.0", "bits.attention.v: got 8.0, allowed: a whole number, written as 8"),
+        ("bits.weights.bits=4.5", "bits.weights.bits: got 4.5, allowed: 2, 3, 4, 8, 16."),
+        ("bits.weights.bits='4'", "bits.weights.bits: got '4', allowed: 2, 3, 4, 8, 16."),
+        *(
+            (
+                f"export.shard_size={size}",
+                f"export.shard_size: got {got}, allowed: a whole number from 1 to 999999 and KB, MB or GB, such as 1GB",
+            )
+            for size, got in [
+                *(("0", "0"), ("nan", "nan"), ("null", "None"), ("true", "True"), ("1.5", "1.5")),
+                *((size, f"'{size}'") for size in ("0KB", "-1GB", "words", "1.5GB", "1TB", "1000000GB")),
+            ]
+        ),
+    ],
+)
+def test_numbers_of_another_kind_are_one_line(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        spec(word)
+    assert str(caught.value) == message
 
 
 def test_several_problems_are_all_reported() -> None:

@@ -46,6 +46,17 @@ def requests(kind: str, *arguments: tuple[str, Any]) -> list[Instance]:
     return [Instance(kind, {}, pair, 0, ("a_task", 10 + i, 1)) for i, pair in enumerate(arguments)]
 
 
+def test_a_cut_prompt_keeps_its_beginning_of_text(tiny, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dream's prompts begin with one, and so do those that are cut."""
+    monkeypatch.setattr(DiffusionLM, "_bos", 3)
+    ids = tiny_tokenizer(text(300), add_special_tokens=False)["input_ids"]
+    lm = DiffusionLM(tiny, tiny_tokenizer, WRITES)
+    assert lm._prompts(requests("generate_until", (text(300), {})), 8) == [[3, *ids[-247:]]]
+    lm = DiffusionLM(tiny, tiny_tokenizer, SCORES)
+    (request,) = lm._score_requests(requests("loglikelihood", (text(300), " oslo")), append_eos=False)
+    assert request.prompt == (3, *ids[-254:]) and len(request.target) == 1
+
+
 def test_items_count_once_however_many_requests_they_have(tiny, tiny_tokenizer) -> None:
     """Words are tokens, 256 of them the context: an answer of 8 leaves 248, one of 4 to score leaves 252."""
     lm = DiffusionLM(tiny, tiny_tokenizer, WRITES)

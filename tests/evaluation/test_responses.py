@@ -77,6 +77,58 @@ def test_a_line_torn_anywhere_is_dropped(tmp_path: Path) -> None:
         assert again["b"] == "text"
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda line: line.replace(b"1.5", b"9.5"),
+        lambda line: line.replace(b'"b"', b'"c"'),
+        lambda line: b'{"key": "b", "answer": 1.5}\n',
+        lambda line: b"no JSON\n",
+        lambda line: b'["b", 1.5]\n',
+        lambda line: b"\xff\xfe\n",
+        lambda line: b"\n",
+    ],
+    ids=["answer", "key", "without a digest", "no JSON", "no object", "no text", "empty"],
+)
+def test_an_edited_line_is_set_aside_alone(edit, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "task.jsonl"
+    log = ResponseLog(path)
+    for key, answer in {"a": 0.5, "b": 1.5, "d": 2.5}.items():
+        log.add(key, answer)
+    lines = path.read_bytes().splitlines(keepends=True)
+    edited = edit(lines[1])
+    path.write_bytes(lines[0] + edited + lines[2] + b'{"key": "torn')
+    again = ResponseLog(path)
+    assert (again["a"], again["d"]) == (0.5, 2.5)
+    assert "b" not in again and "c" not in again
+    assert f"{path}: not what was written in line 2; set aside in task.jsonl.damaged" in caplog.text
+    assert path.read_bytes() == lines[0] + lines[2]
+    assert (tmp_path / "task.jsonl.damaged").read_bytes() == edited
+    again.add("b", 1.5)
+    assert _keys(path) == ["a", "d", "b"]
+
+
+def test_a_line_of_another_run_or_task_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "digest" / "code" / "task.jsonl"
+    ResponseLog(path).add("a", 0.5)
+    for other in ("digest/code/other.jsonl", "digest/edited/task.jsonl", "another/code/task.jsonl"):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_bytes(path.read_bytes())
+        assert "a" not in ResponseLog(tmp_path / other)
+    assert "a" in ResponseLog(path)
+
+
+def test_an_edited_line_of_another_process_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "task.jsonl"
+    ResponseLog(path, rank=1).add("b", 1.5)
+    theirs = tmp_path / "task.rank1.jsonl"
+    theirs.write_bytes(edited := theirs.read_bytes().replace(b"1.5", b"2.5"))
+    assert "b" not in ResponseLog(path)
+    assert theirs.read_bytes() == edited
+    assert "b" not in ResponseLog(path, rank=1)
+    assert theirs.read_bytes() == b""
+
+
 def test_keys_tell_requests_apart() -> None:
     requests: list[tuple[str, Any]] = [
         ("loglikelihood", ["ab", "c"]),

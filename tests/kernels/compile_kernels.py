@@ -17,7 +17,9 @@ from starquant.kernels.triton.transform import _transform_rows, shape_of
 
 #: Shared memory of a block, KB: the least of what capability 8.6 and 8.9 have.
 SHARED = 99 * 1024
-LINEAR = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", "y_ptr", "rows", "outputs", "columns", "split")
+OFFSETS = ("x_zero_ptr", "x_sum_ptr", "w_offsets_ptr")
+POINTERS = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", *OFFSETS, "y_ptr")
+LINEAR = (*POINTERS, "rows", "outputs", "columns", "split")
 
 
 def compiled(
@@ -36,19 +38,20 @@ def compiled(
 def check_linear(capability: int) -> None:
     """Every kind of tile that the rule gives: it fits, and multiplies on tensor cores what it unpacks in registers."""
     seen = set()
-    for rows, outputs, (integer, bits) in itertools.product(
-        (1, 8, 32, 64, 1024), (1024, 12288), ((True, 4), (True, 8), (True, 3), (False, 4), (False, 8))
-    ):
+    kinds = (True, 4, False), (True, 4, True), (True, 8, False), (True, 8, True), (True, 3, False)
+    kinds += (False, 4, False), (False, 8, False)
+    for rows, outputs, (integer, bits, zero) in itertools.product((1, 8, 32, 64, 1024), (1024, 12288), kinds):
         columns = 2048 if bits <= 4 else 4096
         tile = rule(rows, outputs, columns, integer, 132)
-        if (tile, integer, bits, rows == 1) in seen:
+        if (tile, integer, bits, zero, rows == 1) in seen:
             continue
-        seen.add((tile, integer, bits, rows == 1))
+        seen.add((tile, integer, bits, zero, rows == 1))
         out = "bf16" if tile.split == 1 else "i32" if integer else "fp32"
-        kinds = ("i8" if integer else "bf16", "u8", "fp32", "fp32", "bf16", out)
-        types = {name: "i32" for name in LINEAR} | {n: f"*{k}" for n, k in zip(LINEAR, kinds, strict=False)}
+        pointed = ("i8" if integer else "bf16", "u8", "fp32", "fp32", "bf16", *["i32" if zero else "fp32"] * 3, out)
+        types = {name: "i32" for name in LINEAR} | {n: f"*{k}" for n, k in zip(POINTERS, pointed, strict=True)}
         even = columns % (tile.j * tile.split) == 0
         constants = {"BITS": bits, "FAST": bits in (4, 8), "INTEGER": integer, "HAS_BIAS": True, "EVEN": even}
+        constants |= {"HAS_ZERO": zero, "HAS_SUM": zero}
         if tile.split == 1:  # Triton takes a 1 as a constant
             del types["split"]
             constants["split"] = 1
@@ -68,19 +71,24 @@ def check_linear(capability: int) -> None:
 def check_finish(capability: int) -> None:
     """Where sums of several programs are added; also of one row, which Triton takes as a constant."""
     pointers = {"parts_ptr": "*i32", "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "bias_ptr": "*bf16"}
-    for one in (False, True):
-        types = pointers | {"y_ptr": "*bf16"} | ({} if one else {"rows": "i32"}) | {"outputs": "i32"}
-        constants = {"INTEGER": True, "HAS_BIAS": True, "SPLIT": 4, "BLOCK": 1024} | ({"rows": 1} if one else {})
+    for one, zero in itertools.product((False, True), repeat=2):
+        types = pointers | dict.fromkeys(OFFSETS, "*i32") | {"y_ptr": "*bf16"}
+        types |= ({} if one else {"rows": "i32"}) | {"outputs": "i32"}
+        constants = {"INTEGER": True, "HAS_BIAS": True, "HAS_ZERO": zero, "HAS_SUM": zero, "SPLIT": 4, "BLOCK": 1024}
+        constants |= {"rows": 1} if one else {}
         compiled(_finish, types, constants, capability, 4, 2)
 
 
 def check_quantize(capability: int) -> None:
     pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scale_ptr": "*fp32", "clip_ptr": "*fp32", "state_ptr": "*i64"}
+    pointers |= {"zero_ptr": "*i32", "sum_ptr": "*i32"}
     numbers = {"shared": "i32", "d_m": "i32"}
-    floats = dict.fromkeys(("qmax", "per_code", "tiny"), "fp32")
+    floats = dict.fromkeys(("qmax", "reach", "tiny"), "fp32")
     maps = {"matrix_ptr": "*fp32", "shift_ptr": "*fp32", "rows": "i32", "width": "i32"}
     constants = {"HAS_CLIP": True, "HAS_GATE": True, "GROUP": 16, "ROWS": 4, "BLOCK": 4096}
-    compiled(_quantize_rows, pointers | maps | numbers | floats, constants, capability, 16, 3)
+    for symmetric in (True, False):
+        grid = {"SYMMETRIC": symmetric, "SUMS": not symmetric}
+        compiled(_quantize_rows, pointers | maps | numbers | floats, constants | grid, capability, 16, 3)
     map_types = {"x_ptr": "*bf16", "matrix_ptr": "*fp32", "shift_ptr": "*fp32", "y_ptr": "*bf16"}
     map_types |= {"rows": "i32", "width": "i32"}
     compiled(_map_rows, map_types, {"GROUP": 16, "ROWS": 8, "BLOCK": 512}, capability, 4, 3)
@@ -88,13 +96,15 @@ def check_quantize(capability: int) -> None:
 
 def check_transform(capability: int) -> None:
     """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
-    for a, b in ((64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)):
+    sizes = (64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)
+    for (a, b), symmetric in itertools.product(sizes, (True, False)):
         types = {"x_ptr": "*bf16", "a_ptr": "*fp32", "b_ptr": "*fp32", "codes_ptr": "*i8", "scale_ptr": "*fp32"}
         types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "a": "i32", "b": "i32", "shared": "i32", "d_m": "i32"}
-        types |= dict.fromkeys(("factor", "qmax", "per_code", "tiny"), "fp32")
+        types |= dict.fromkeys(("factor", "qmax", "reach", "tiny"), "fp32") | {"zero_ptr": "*i32", "sum_ptr": "*i32"}
         settings = shape_of(a, b or 128)
         warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
         constants = {"HAS_B": b is not None, "HAS_CLIP": True, "HAS_GATE": True, "PRECISION": "tf32"} | settings
+        constants |= {"SYMMETRIC": symmetric, "SUMS": not symmetric}
         found = compiled(_transform_rows, types, constants, capability, warps, stages)
         assert found.metadata.shared <= SHARED, (capability, a, b, found.metadata.shared)
         assert "mma" in found.asm["ptx"], "no tensor cores"

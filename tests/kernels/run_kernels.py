@@ -7,7 +7,8 @@ import sys
 
 import torch
 
-from starquant.kernels import Affine, Kronecker, Prologue, TokenStates, reference
+from starquant.kernels import Affine, Kronecker, Prologue, TokenStates, reference, weight_offsets
+from starquant.kernels.offsets import Offsets
 from starquant.kernels.tiles import Tile
 from starquant.kernels.triton.linear import linear, linear_16
 from starquant.kernels.triton.quantize import map_rows, quantize_rows, rows_a_program
@@ -17,6 +18,8 @@ from starquant.numerics import gate_channels, state_indices
 TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 32, 4, 4, 2))
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 ON_GPU = DEVICE != "cpu"
+#: (symmetric, sums) beside (True, False): what quantizes tokens for asymmetric grids on either side of a product.
+ASYMMETRIC = (False, True), (False, False), (True, True)
 
 
 def states_of(rows: int) -> torch.Tensor:
@@ -55,6 +58,37 @@ def check_linear() -> None:
             assert float((found - expected).norm() / expected.norm()) < limit, ("16 bits", rows, outputs, width, bits)
 
 
+def check_offsets() -> None:
+    """Zero points of tokens, of the weight, of both: results equal the reference's bits, split or not."""
+    shapes = [(1, 3, 8), (17, 70, 24), (5, 64, 256)] + ([(33, 4096, 4096), (256, 256, 1024)] if ON_GPU else [])
+    for (rows, outputs, width), bits in itertools.product(shapes, (4, 8)):
+        generator = torch.Generator().manual_seed(rows + bits)
+        x = torch.randint(-128, 128, (rows, width), generator=generator, dtype=torch.int8)
+        columns = width // 2 if bits <= 4 else width
+        codes = torch.randint(0, 256, (outputs, columns), generator=generator, dtype=torch.uint8)
+        zero = torch.randint(0, 1 << bits, (outputs, 1), generator=generator).float()
+        zero_M1 = torch.randint(-128, 128, (rows, 1), generator=generator, dtype=torch.int32)
+        token, channel = torch.rand(rows, 1, generator=generator), torch.rand(outputs, generator=generator)
+        bias = torch.randn(outputs, generator=generator)
+        for on_x, on_w, *tiles in ((True, False, None), (False, True, TILES[0]), (True, True, None, TILES[1])):
+            offsets = Offsets(
+                weight_offsets(codes, zero if on_w else None, bits),
+                zero_M1 if on_x else None,
+                x.sum(1, keepdim=True, dtype=torch.int32) if on_w else None,
+            )
+            w = reference.weight_codes(codes, bits).double() - (zero - (1 << (bits - 1)) if on_w else 0)
+            exact = ((x.double() - (zero_M1 if on_x else 0)) @ w.T).int()
+            assert torch.equal(offsets.subtract(reference.accumulate(x, reference.weight_codes(codes, bits))), exact)
+            expected = reference.scaled(exact, token, channel, bias, torch.float32)
+            here = Offsets(*(None if t is None else t.to(DEVICE) for t in vars(offsets).values()))
+            x_here, token_here, codes_here, channel_here = (t.to(DEVICE) for t in (x, token, codes, channel))
+            for tile in tiles:
+                more = bits, bias.to(DEVICE), torch.float32, tile, here
+                found = linear(x_here, token_here, codes_here, channel_here, *more).cpu()
+                equal = torch.allclose(found, expected, 1e-6, 1e-6) if ON_GPU else torch.equal(found, expected)
+                assert equal, ("offsets", rows, outputs, width, bits, on_x, on_w, tile)
+
+
 def check_quantize() -> None:
     """Codes and scales, with clip ratios and gates, of widths that are no power of two."""
     for width, bits, dtype in itertools.product((8, 160, 300), (4, 8), (torch.float32, torch.bfloat16)):
@@ -63,6 +97,20 @@ def check_quantize() -> None:
         state = states_of(10)
         clipped = TokenStates(state, clip_S=torch.tensor([0.5, 0.8], device=DEVICE))
         at_both_ends = TokenStates(state, clip_S=torch.tensor([[0.5, 0.9], [0.95, 0.6]], device=DEVICE))
+        one_sided = torch.cat((x[:4].abs(), -x[4:].abs(), 1e6 * x[:1].abs() + 1e6))
+        several = TokenStates(states_of(11), width // 4, width // 8, torch.tensor([1e-4, 0.8], device=DEVICE))
+        cases = (one_sided, several, 0.9), (x, None, 1.0), (x, clipped if width == 8 else at_both_ends, 0.9)
+        for (rows, states, clip_ratio), grid in zip(cases if width != 160 else (), ASYMMETRIC, strict=False):
+            found = quantize_rows(rows, bits, clip_ratio, Prologue(states=states), *grid)
+            # On a CPU: a GPU's own division by qmax is a product with the reciprocal.
+            by_cpu = (
+                None
+                if states is None
+                else TokenStates(*(t.cpu() if hasattr(t, "cpu") else t for t in vars(states).values()))
+            )
+            expected = reference.quantize_rows(rows.cpu(), bits, clip_ratio, Prologue(states=by_cpu), *grid)
+            for part, wanted in zip(found, expected, strict=True):
+                assert part.dtype == wanted.dtype and torch.equal(part.cpu(), wanted), (width, bits, dtype, grid)
         for states, clip_ratio in ((None, 1.0), (clipped, 0.9), (at_both_ends, 0.9)):
             codes, scale = quantize_rows(x, bits, clip_ratio, Prologue(states=states))
             expected = reference.quantize_rows(x, bits, clip_ratio, Prologue(states=states))
@@ -92,6 +140,7 @@ def check_affine() -> None:
         torch.testing.assert_close(scale, expected[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0)
         apart = (codes.int() - expected[0].int()).abs()
         assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.01, ("affine", width, size)
+        near_on_an_asymmetric_grid(x, prologue, 0.02, 1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def check_transform() -> None:
@@ -123,6 +172,16 @@ def check_transform() -> None:
             expected = reference.quantize_rows(x.to(DEVICE, dtype), 4, 0.9, prologue)
             found = quantize_rows(x.to(DEVICE, dtype), 4, 0.9, prologue)
             near(*found, expected, share, rtol)
+            if factor < 1 and dtype == torch.float32:
+                near_on_an_asymmetric_grid(x.to(DEVICE, dtype), prologue, 2 * share, rtol)
+
+
+def near_on_an_asymmetric_grid(x: torch.Tensor, prologue: Prologue, share: float, rtol: float) -> None:
+    """As `near`, of codes less zero points; sums are of the very codes that the kernel wrote."""
+    codes, scale, zero, total = quantize_rows(x, 4, 0.9, prologue, False, True)
+    expected = reference.quantize_rows(x, 4, 0.9, prologue, False)
+    assert torch.equal(total, codes.sum(1, keepdim=True, dtype=torch.int32))
+    near(codes - zero, scale, (expected[0] - expected[2], expected[1]), share, rtol)
 
 
 def near(
@@ -152,6 +211,7 @@ if __name__ == "__main__":
     if DEVICE != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: {DEVICE}: there is no GPU here")
     check_linear()
+    check_offsets()
     check_quantize()
     check_affine()
     check_transform()

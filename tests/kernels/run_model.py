@@ -37,6 +37,8 @@ def model(family: str, variant: str, dtype: torch.dtype) -> torch.nn.Module:
             tensor.random_(0, 256)
         elif name.endswith("scale"):
             tensor.fill_(0.02)
+        elif name.endswith("zero"):
+            tensor.random_(0, 16)
         else:
             tensor.data.normal_(std=0.3)
     for module in made.modules():
@@ -65,9 +67,10 @@ def check(family: str, variant: str, dtype: torch.dtype) -> None:
 if __name__ == "__main__":
     if DEVICE != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: {DEVICE}: there is no GPU here")
-    for variant in ("w4a4", "w4a4-shared", "w4a4-quarot", "w4a4-plain", "w8a8"):
+    for variant in ("w4a4", "w4a4-shared", "w4a4-quarot", "w4a4-plain", "w4a4-asym-in", "w8a8"):
         check("llada", variant, torch.float32)
     check("dream", "w4a4", torch.float32)
     check("dream", "w4a4-plain", torch.float16)
+    check("dream", "w4a4-asym", torch.float32)
     check("llada", "w4a16", torch.float16)
     print("all near")

@@ -19,7 +19,7 @@ NAMES = ("UNPACK_4", "UNPACK_8", "UNPACK_4_BF16", "UNPACK_4_FP16")
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
     """The PTX as the kernels hold it; read in a process of its own, which may import Triton."""
-    code = "import json, starquant.kernels.triton.linear as t\n"
+    code = "import json, starquant.kernels.triton.unpacking as t\n"
     code += f"print(json.dumps({{n: getattr(t, n).value for n in {NAMES!r}}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
     return json.loads(done.stdout)

@@ -31,6 +31,7 @@ from tests.support.states import inputs_of, site_inputs, states_of
 
 BASES = {"dllmquant_plus": "awq", "dllmquant_plus_plus": "quarot"}
 GQA = [(name, "llada_gqa") for name in BASES]
+COMMON = "bits.grid=common"
 KV = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 
 
@@ -40,7 +41,9 @@ def only(*kept: str) -> list[str]:
 
 
 def fit(name: str, architecture: str, *overrides: str) -> tuple[Method, BitsSpec, Fitted]:
-    method, bits = method_named(name, *(overrides if any("bits=" in o for o in overrides) else (*KV, *overrides)))
+    method, bits = method_named(
+        name, *(overrides if any(o.startswith("bits=") for o in overrides) else (*KV, *overrides))
+    )
     model = fresh(architecture)
     return method, bits, method.fit(model, bits, states_of(model))
 
@@ -63,7 +66,7 @@ def certainty(model: MaskedDiffusionModel, states: CalibrationStates) -> list[Te
 def test_without_the_additions_they_are_awq_and_quarot_bit_for_bit(name: str, architecture: str) -> None:
     ids, outputs, fits = trajectory(fresh(architecture)), [], []
     for method_name, overrides in ((name, only()), (BASES[name], [])):
-        method, bits, learned = fit(method_name, architecture, *overrides)
+        method, bits, learned = fit(method_name, architecture, COMMON, *overrides)
         model = fresh(architecture)
         method.apply(model, learned, bits)
         outputs.append(logits(model, ids))
@@ -158,7 +161,7 @@ def test_second_moments_are_of_certainty_weighted_tokens(
 
 def test_plus_searches_with_the_weighted_output_error() -> None:
     """Magnitudes are those of plain AWQ, errors those of weighted tokens."""
-    _, _, learned = fit("dllmquant_plus", "llada_gqa", "bits=w4a16", "method.clip=false", *only("cgq"))
+    _, _, learned = fit("dllmquant_plus", "llada_gqa", "bits=w4a16", COMMON, "method.clip=false", *only("cgq"))
     model = fresh("llada_gqa")
     inputs, states = inputs_of(model, states_of(model)), states_of(model)
     weight_N = torch.cat(certainty(model, states))[:, None]

@@ -45,3 +45,31 @@ def test_interrupted_fit_goes_on(name: str, inputs: str, tmp_path: Path, monkeyp
         ours, theirs = again.get(part), whole.get(part)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("damage", ["part", "gone", "list"])
+def test_what_was_edited_is_fitted_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second block of an interrupted fit, or the list of its parts."""
+    method, bits = method_named("star_quant", "bits=w4a4", "method.transform.steps=2")
+    states = states_of(fresh("dream_gqa"))
+    whole = method.fit(fresh("dream_gqa"), bits, states)
+    folder = tmp_path / "fit"
+    method.fit(fresh("dream_gqa"), bits, states, Fitted.resume(folder))
+    part, listed = folder / "block_001.safetensors", folder / "unfinished.json"
+    if damage == "part":
+        content = bytearray(part.read_bytes())
+        content[-1] ^= 1
+        part.write_bytes(content)
+    elif damage == "gone":
+        part.unlink()
+    else:
+        listed.write_text(listed.read_text().replace('"block": 1', '"block": 2', 1))
+    resumed = Fitted.resume(folder)
+    assert resumed.parts() == ([] if damage == "list" else ["block_000", "ends"])
+    assert (listed if damage == "list" else part).name in caplog.text
+    method.fit(fresh("dream_gqa"), bits, states, resumed)
+    again = Fitted.resume(folder)
+    assert (again.parts(), again.report, again.notes) == (whole.parts(), whole.report, whole.notes)
+    for name in whole.parts():
+        ours, theirs = again.get(name), whole.get(name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.models import load_model
 from starquant.packed.export import export
+from starquant.quantized.attention import KeyValueGrid, QuantizedAttentionCore
 from starquant.quantized.manifest import manifest_of
 from starquant.store.manifest import ManifestEntry
 from starquant.testbed.tiny.shipped import weights_folder
@@ -49,6 +50,19 @@ def test_a_loaded_model_tells_the_transforms_that_were_applied(name: str, settin
     loaded = {(e.block, e.role): e.transform for e in manifest_of(load_model(tmp_path / "p")) if e.kind == "operand"}
     assert loaded == applied
     assert any(loaded.values()) == bool(settings)
+
+
+def test_a_loaded_model_has_the_grid_of_keys_and_values(tmp_path: Path) -> None:
+    packed(tmp_path / "p", "quarot_rtn")
+    model = load_model(tmp_path / "p")
+    cores = [m for m in model.modules() if isinstance(m, QuantizedAttentionCore)]
+    assert cores and all(core.kv == KeyValueGrid(symmetric=False, clip_ratio=0.95) for core in cores)
+
+
+def test_static_scales_need_a_symmetric_grid() -> None:
+    method, bits = method_named("dllmquant_plus_plus", *OPERANDS, "bits.attention.kv_symmetric=false")
+    with pytest.raises(ConfigError, match=r"^bits.attention.kv_symmetric: got false, .*; allowed: true, or"):
+        method.validate(fresh("llada_gqa"), bits)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0])

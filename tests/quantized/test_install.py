@@ -17,6 +17,7 @@ from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, sqnr_db
 from starquant.quantized import FakeQuantLinear, QuantizedAttentionCore
+from starquant.quantized.attention import KeyValueGrid
 from starquant.quantized.install import install
 from starquant.quantized.probe import measure_operands
 
@@ -135,6 +136,19 @@ def test_attention_operands_against_explicit_loops(padded: bool) -> None:
             p = scores.softmax(-1)
             step = p.amax(-1, keepdim=True) / 15
             assert torch.allclose(out[b, h], (torch.round(p / step) * step) @ v3, atol=1e-5)
+
+
+def test_the_grid_of_keys_and_values() -> None:
+    """Asymmetric and clipped, as QuaRot's authors have it; Q and P stay on grids of their own."""
+    torch.manual_seed(3)
+    q, k, v = (torch.randn(1, 1, 5, 8) + 2.0 for _ in range(3))
+    own = QuantizedAttentionCore(dict.fromkeys("qkpv", 4), kv=KeyValueGrid(False, 0.95))
+    rounded = [QuantFormat(4, True, PerToken()), *[QuantFormat(4, False, PerToken(), 0.95)] * 2]
+    exact = [fake_quantize(x, fmt) for x, fmt in zip((q, k, v), rounded, strict=True)]
+    only_p = QuantizedAttentionCore({"q": 16, "k": 16, "p": 4, "v": 16})
+    assert torch.equal(own(q, k, v, None), only_p(*exact, None))
+    # a handed transform or scale does not lose the grid
+    assert own.kv == KeyValueGrid(False, 0.95)
 
 
 def test_probabilities_at_16_bits_agree_with_full_attention(golden_model) -> None:

@@ -246,7 +246,7 @@ def test_records_of_the_experiment_come_before_others(tmp_path: Path, capsys: py
 
     assert value() == 100
     assert "made by the experiment, not tiny-w4a4-smoothquant-" in (said := capsys.readouterr().err)
-    assert "method.alpha is 0.5, not 0.7" in said
+    assert "method.alpha is 0.85, not 0.7" in said
     assert value(made=[other.name]) == 0
     assert value(where={"method.alpha": 0.7}) == 0
     put(tmp_path, {FACTS: [0.0, 0.0]}, "smoothquant", changes={**own, "method.alpha": 0.9})

@@ -131,7 +131,7 @@ def test_conditions_are_yaml() -> None:
 def test_where_chooses_one_of_two_records_and_keeps_full_precision(tmp_path: Path) -> None:
     twice(tmp_path)
     put(tmp_path, {FACTS: answers(1)}, "none", "w16a16")
-    with pytest.raises(RecordError, match=r"choose by --where method\.tac\.damping=0\.1 or"):
+    with pytest.raises(RecordError, match=r"choose by --where method\.tac\.damping=0\.[12] or"):
         table("table1_main", tmp_path)
     tiny = table("table1_main", tmp_path, where={"method.tac.damping": 0.2})[0]
     assert [label for label, runs, _ in tiny.rows if runs] == ["full precision", "STaR-Quant"]

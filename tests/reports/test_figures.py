@@ -147,7 +147,9 @@ def test_directions_and_extremes_are_those_of_the_activations(
 def test_a_report_is_printed_with_a_line_a_site(report: Path) -> None:
     lines = render(report).splitlines()
     rows = json.loads(report.read_text())["rows"]
-    assert len(lines) == 1 + 1 + 2 + len(rows) + 1
+    assert len(lines) == 1 + 1 + 2 + len(rows) + 3
     cells = lines[4].split()
     assert cells[:2] == ["0", "qkv_input"]
-    assert float(cells[-1]) == pytest.approx(rows[0]["overlap"], abs=0.005)
+    assert float(cells[-4]) == pytest.approx(rows[0]["overlap"], abs=0.005)
+    idle = [rows[0]["idle_directions"][name] for name in ("masked", "unmasked", "both")]
+    assert [float(cell) for cell in cells[-3:]] == pytest.approx(idle, abs=0.5)

@@ -15,7 +15,7 @@ from starquant.reports.run_table import rows
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
 from starquant.store.record import Score
 from starquant.store.records import read_record
-from tests.support.records import fidelity_rows, items_of, write
+from tests.support.records import edit_record, fidelity_rows, items_of, write
 
 
 def compare(a: Path, b: Path, task: str, metric: str, filter_name: str = "none") -> PairedInterval:
@@ -72,6 +72,16 @@ def test_unequal_and_damaged_items_are_refused(tmp_path: Path, other: list[dict[
     (second.with_suffix(".items") / "columns.json").unlink()  # as in records of before
     with pytest.raises(RecordError, match=message):
         compare(first, second, "testbed_facts", "acc")
+
+
+def test_items_of_a_hub_with_other_examples_are_refused(tmp_path: Path) -> None:
+    items = {"testbed_facts": items_of([1.0, 0.0, 1.0])}
+    first, second, third = (write(tmp_path, bits, items) for bits in ("w8a8", "w4a4", "w4a16"))
+    for path, digest in ((first, "a"), (second, "b")):
+        edit_record(path, lambda data, digest=digest: data["provenance"].update(documents={"testbed_facts": digest}))
+    with pytest.raises(RecordError, match="their items of testbed_facts differ, or the examples in front of them"):
+        shared(first, second)
+    assert shared(first, third)  # which does not tell
 
 
 def test_one_item_and_missing_files_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from starquant.errors import RecordError
-from starquant.reports.selection import ALLOWED, Run, one_a_seed, read_runs, validate_together
+from starquant.reports.run import Run
+from starquant.reports.selection import ALLOWED, one_a_seed, read_runs, validate_together
 from tests.support.tables import FACTS, put, score
 
 VALUES = {FACTS: [1.0, 0.0, 1.0]}
@@ -78,20 +79,29 @@ MIXTURES = {
         r"testbed_facts \(version, few-shot\): \('2.0', 0\) in tiny-w4a4-q",
     ),
     "protocols": ({"changes": {f"model.protocol.{FACTS}.mc_num": 4}}, f"model.protocol.{FACTS}: .*'mc_num': 4"),
+    "items": ({"documents": {FACTS: "b"}}, f"items and examples of {FACTS}: b in tiny-w4a4-q.*, a in tiny-w4a4-rtn"),
 }
 
 
 @pytest.mark.parametrize("kind", ALLOWED)
 def test_mixtures_are_refused_unless_they_are_allowed(tmp_path: Path, kind: str) -> None:
     how, message = MIXTURES[kind]
-    put(tmp_path, VALUES)
-    put(tmp_path, VALUES, "quarot", **how)
+    put(tmp_path, VALUES, documents={FACTS: "a"})
+    put(tmp_path, VALUES, "quarot", **({"documents": {FACTS: "a"}} | how))
     runs = read_runs(tmp_path)
     with pytest.raises(RecordError, match=f"{message}.*--allow {kind}"):
         validate_together(runs)
     with pytest.raises(RecordError, match=f"--allow {kind}"):
         validate_together(runs, [name for name in ALLOWED if name != kind])
     validate_together(runs, [kind])
+
+
+def test_runs_on_other_items_are_not_of_one_table(tmp_path: Path) -> None:
+    """Also where the records tell nothing but what their items are."""
+    put(tmp_path, VALUES)
+    put(tmp_path, {FACTS: [1.0, 0.0, 1.0, 1.0]}, "quarot")
+    with pytest.raises(RecordError, match=rf"items of {FACTS}: \w{{16}} in tiny-.*, \w{{16}} in .*--allow items"):
+        validate_together(read_runs(tmp_path))
 
 
 def test_limits_that_differ_are_always_refused(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def test_a_run_scores_and_exports_the_same(tmp_path: Path) -> None:
     assert not list((tmp_path / "disk" / "unfinished").iterdir())
 
 
-def test_an_interrupted_export_goes_on_from_its_last_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_export_goes_on_from_its_last_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But for a block that was edited in between."""
     written: list[str] = []
     real = ChangedBlock.write
 
@@ -97,10 +100,15 @@ def test_an_interrupted_export_goes_on_from_its_last_block(tmp_path: Path, monke
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", "runtime.blocks=disk")
     assert not (tmp_path / "cut" / "packed").exists()
+    (part,) = (tmp_path / "cut" / "unfinished").glob("export-*/*/block_000.safetensors")
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
     written.clear()
     monkeypatch.setattr(ChangedBlock, "write", staticmethod(lambda b, p, *r: written.append(p.name) or real(b, p, *r)))
     run(tmp_path / "cut", "runtime.blocks=disk")
-    assert written == ["block_002.safetensors", "block_003.safetensors"]
+    assert written == ["block_000.safetensors", "block_002.safetensors", "block_003.safetensors"]
+    assert f"{part}: is not what was written; set aside as block_000.safetensors.damaged" in caplog.text
     run(tmp_path / "whole", "runtime.blocks=memory")
     assert contents(tmp_path / "cut" / "packed") == contents(tmp_path / "whole" / "packed")
 

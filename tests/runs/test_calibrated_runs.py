@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -107,7 +108,11 @@ def test_calibration_text_from_a_file_that_is_scored_is_noticed(tmp_path: Path, 
         (("fidelity.source.split=dev",), "fidelity.source.split: got 'dev', allowed: train, validation, test"),
     ],
 )
-def test_bad_settings_are_named(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+def test_bad_settings_are_named(
+    tmp_path: Path, overrides: tuple[str, ...], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before anything is said to run."""
+    caplog.set_level(logging.INFO)
     with pytest.raises((ConfigError, DataError)) as caught:
         execute(
             spec(
@@ -118,6 +123,7 @@ def test_bad_settings_are_named(tmp_path: Path, overrides: tuple[str, ...], mess
             )
         )
     assert message in str(caught.value)
+    assert "running: " not in caplog.text
     assert not list(tmp_path.rglob("*.json"))
 
 

@@ -92,7 +92,7 @@ def test_the_command_line_scores_and_refuses_it(folder: Path, tmp_path: Path) ->
     ]
     assert "scored as it is, without full precision and fidelity beside it" in done.stderr
     refused = run_in_process("method=none", *given, results=tmp_path)
-    assert refused.returncode == 1 and "allowed: method=packed" in refused.stderr
+    assert refused.returncode == 2 and "allowed: method=packed" in refused.stderr
 
 
 @pytest.mark.parametrize("method", ["none", "rtn", "star_quant"])

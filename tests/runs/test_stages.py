@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from starquant.errors import ConfigError, RecordError
-from starquant.reports.selection import Run, one_a_seed
+from starquant.reports.run import Run
+from starquant.reports.selection import one_a_seed
 from starquant.runs.execute import Result, execute
 from starquant.session.devices import leased
 from starquant.session.processes import ALONE, LAUNCHED, Processes, launched_rank, processes

@@ -23,12 +23,12 @@ FOUR = ("bits=w4a4", "bits.attention.v=4", "bits.attention.k=4")
 
 
 def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
-    """The method of a preset in conf/method, with less to learn, and the bits."""
+    """The method of a preset in conf/method, with less to learn, and the bits on the grid that it is run on."""
     options = compose(f"method={name}")["method"]
     chosen = {override.partition("=")[0] for override in overrides}
     quick = [o for o in QUICK if o.split(".")[1] in options and o.partition("=")[0] not in chosen]
     run = spec(f"method={name}", *quick, *overrides)
-    return METHODS.build(run.method), run.bits
+    return METHODS.build(run.method), run.bits.on_grid_of(run.method.authors)
 
 
 @functools.cache

@@ -67,8 +67,11 @@ def put(
     groups: Sequence[str] = (),
     **seeds: Any,
 ) -> Path:
-    """Write a record of these items; `told` overrides fields of scores, `groups` are scored by all their leaf tasks."""
-    told = seeds.pop("told", {})
+    """Write a record of these items.
+
+    `told` overrides fields of scores, `documents` are digests of a hub's, `groups` are scored by all their leaf tasks.
+    """
+    told, documents = seeds.pop("told", {}), seeds.pop("documents", None)
     changes = {"tasks.names": list(groups or values), "tasks.name": "made_up", **seeds.pop("changes", {})}
     run = run_of(method, *args, changes=changes, **seeds)
     scores = [
@@ -86,7 +89,7 @@ def put(
             "digest": run.digest(),
             "spec": run.model_dump(mode="json"),
             "scores": scores,
-            "provenance": {"git_dirty": dirty},
+            "provenance": {"git_dirty": dirty} | ({"documents": documents} if documents else {}),
         }
     )
     return RecordStore(folder).write(run, record, items)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from starquant.runs import judgement
-from starquant.sweeps import command_line
+from starquant.sweeps import command_line, sweeper
 from starquant.sweeps.command_line import main, plan_of
 from starquant.sweeps.composition import Composer
 from starquant.sweeps.faults import MOST
@@ -147,3 +147,38 @@ def test_a_cell_takes_two_milliseconds(words: tuple[str, ...], monkeypatch: pyte
 def test_a_good_sweep_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "CellRunner", lambda: Runner(done))
     assert main(["-m", "method=rtn", "model.seed=0,1", f"paths.results={tmp_path}"]) == 0
+
+
+def composed(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[list[Any], list[Any], int, int]:
+    """Cells of a sweep, as they are and with each combination composed by Hydra; and how often Hydra composes."""
+    calls: list[int] = []
+    real = Composer._composed
+    monkeypatch.setattr(Composer, "_composed", lambda *args: calls.append(1) or real(*args))
+    ours = plan_of(["-m", *words])
+    fewer = len(calls)
+    monkeypatch.setattr(sweeper, "contained_groups", lambda *_: frozenset())
+    theirs = plan_of(["-m", *words])
+    assert ours is not None and theirs is not None
+    return [c.spec for c in ours.cells], [c.spec for c in theirs.cells], fewer, len(calls) - fewer
+
+
+def test_each_option_is_composed_once_not_each_combination(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("method=gptq,quarot,star_quant", "bits=w3a3,w4a8,w8a8", "seed=0,1", "bits.head=8")
+    ours, theirs, fewer, all_of_them = composed(monkeypatch, *words)
+    assert ours == theirs and len(ours) == 18
+    assert (fewer, all_of_them) == (5, 9)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model=tiny,smol", "method=rtn,gptq", "calibration=testbed,smol"),  # a model chooses its calibration
+        ("method=rtn,gptq", "method.name=a,b", "bits=w4a4,w8a8"),  # a value of a group, swept as well
+        ("method=rtn,gptq", "bits=w4a4,w8a8", "bits.weights.clip_ratio=${bits.activations.clip_ratio}"),
+    ],
+)
+def test_groups_that_write_elsewhere_are_composed_as_they_are(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs, _, _ = composed(monkeypatch, *words)
+    assert ours == theirs and len(ours) >= 4

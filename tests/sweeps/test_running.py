@@ -85,6 +85,32 @@ def test_a_cell_that_was_done_and_fails_this_time_is_not_done(
     assert main(["method=rtn", *words, f"paths.results={tmp_path}"]) == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("bits.weights.bits=5",),
+        ("bits.weights.group_size=7",),
+        ("calibration.source.kind=text", "calibration.source.path=gone.txt"),
+        ("method=none", "tasks.names=[]"),
+        ("model.path=gone", "model.seed=null"),
+        ("runtime.device=cuda:99",),
+        ("stage=evaluate", "export.dir=run.py"),
+    ],
+)
+def test_what_is_refused_ends_with_2_as_one_run_and_in_a_sweep(
+    words: tuple[str, ...], tmp_path: Path, work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of configuration, shapes, files, checkpoints, devices, targets; in the same words."""
+    work(lambda cell: pytest.fail("a cell was run"))
+    common = ("method=gptq", f"paths.results={tmp_path}", *words)
+    assert main(common) == 2
+    alone = capsys.readouterr().err
+    assert main(["-m", *common]) == 2
+    assert capsys.readouterr().err == alone
+    assert alone.startswith("error: ") and "Traceback" not in alone
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_a_runner_returns_what_became_of_each_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,10 +136,34 @@ def test_status_says_how_it_is_used(arguments: list[str], capsys: pytest.Capture
     assert "none" not in out.splitlines()[-1]
 
 
-def test_status_needs_no_torch(tmp_path: Path) -> None:
+def test_status_of_what_is_done_needs_no_torch(tmp_path: Path) -> None:
+    words = ["-m", "bits=w4a4,w8a8", "method=none", f"paths.results={tmp_path}"]
+    for cell in planned(words).cells:
+        end(tmp_path, cell, "done")
     code = "import sys; from starquant.sweeps.status import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, "-m", "bits=w4a4,w8a8", "method=none", f"paths.results={tmp_path}"]
-    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=REPOSITORY, capture_output=True).returncode == 0
+
+
+def test_status_shows_what_would_be_refused_and_each_reason_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A group size that does not divide, as the sweep itself is refused for; nothing is written."""
+    (tmp_path / "text.txt").write_text("")
+    bad = ("bits.weights.group_size=null,7", "method=rtn,smoothquant", f"paths.results={tmp_path}")
+    text = ("calibration.source.kind=text", f"calibration.source.path={tmp_path / 'text.txt'}")
+    words = ["-m", "bits=w4a4", *bad, *text]
+    done = next(cell for cell in planned(words).cells if cell.spec.bits.weights.group_size is None)
+    end(tmp_path, done, "done")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(words) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=5)[0] for line in lines] == ["done", *3 * ["refused"], "4"]
+    reasons = [line.split(maxsplit=5)[5] for line in lines[1:-1]]
+    assert sum("group_size: got 7, which does not divide" in reason for reason in reasons) == 1
+    assert sum("text.txt: holds no text" in reason for reason in reasons) == 1
+    assert sum(reason.startswith("as tiny:0 w4a4 ") for reason in reasons) == 1
+    assert lines[-1] == "4 cells: 1 done, 3 refused"
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_summary_counts_and_names_what_did_not_end_well() -> None:

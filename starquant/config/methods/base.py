@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from starquant.config.bits import AuthorsGrid
 from starquant.config.calibration import CalibrationSpec
 from starquant.config.fields import INERT, LONGEST_NAME, Count, Positive, Spec
 
@@ -23,6 +24,8 @@ class MethodOptions(Spec):
     Attributes:
         name: what records, tables and files call it; a variant has a name of its own.
         algorithm: the registered method that it is; each class allows its own.
+        authors: the grid that its authors round to, for `bits.grid=authors`; None for the common one. Inert: the bits
+            of a run's canonical form hold what it comes to.
         reference: the paper that the algorithm follows.
         transforms: whether it changes anything but the rounding, so that 16 bits is a run of its own.
     """
@@ -32,6 +35,7 @@ class MethodOptions(Spec):
 
     name: Annotated[str, AfterValidator(_validate_name)]
     algorithm: str
+    authors: AuthorsGrid | None = Field(default=None, json_schema_extra=INERT)
 
     @property
     def needs_calibration(self) -> bool:

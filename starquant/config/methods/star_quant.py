@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps
+from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps, Whole
 from starquant.config.methods.base import WeightSolverOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
@@ -26,6 +26,8 @@ class TransformOptions(Spec):
             gated off to where it has no energy; sites whose matrix is not dense start from the rotation.
         structure: of P, unless it is fixed; "auto" is dense up to `dense_width` channels and Kronecker beyond.
         dense_width: of "auto".
+        channel_scales: scale the native channels in front of P, in closed form, at the sites behind a norm and an up
+            projection, which take the scales; only without a residual rotation, and with a matrix at every site.
         rows: tokens of each state that it is learned on, and as many it is judged on.
         batch: of these tokens of each state, how many a step sees.
         steps: of Adam.
@@ -41,6 +43,7 @@ class TransformOptions(Spec):
     start: Literal["rotation", "closed_form"] = "rotation"
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
+    channel_scales: bool = False
     rows: Rows = 1024
     batch: Rows = 128
     steps: Steps = 160
@@ -108,7 +111,7 @@ class TACOptions(Spec):
     """
 
     enabled: bool = True
-    block_size: Literal[4, 8, 16, 32, 64] = 16
+    block_size: Annotated[Literal[4, 8, 16, 32, 64], Whole] = 16
     solver: Literal["moment_matching", "least_squares"] = "moment_matching"
     damping: Positive = 0.01
     smoothing: Share = 0.0
@@ -117,10 +120,30 @@ class TACOptions(Spec):
     placement: Literal["output", "value"] = "output"
 
 
+class FisherOptions(Spec):
+    """What is weighed by how much the likelihood of labels drawn from the model depends on it (empirical Fisher).
+
+    Attributes:
+        outputs: of linears, in the error that P is learned on.
+        rows: tokens, in the same error.
+        hessian: tokens, in the second moments that GPTQ solves with.
+    """
+
+    outputs: bool = False
+    rows: bool = False
+    hessian: bool = False
+
+    @property
+    def weighs(self) -> bool:
+        """Whether anything is weighed."""
+        return self.outputs or self.rows or self.hessian
+
+
 class STaRQuantOptions(QuaRotOptions):
     """QuaRot's rotations, from which P starts, and what is put on top of them.
 
     Attributes:
+        fisher: what the error counts for.
         transform: how P is made.
         sgat: gates by token state.
         tac: correction of the attention output.
@@ -132,10 +155,11 @@ class STaRQuantOptions(QuaRotOptions):
     transform: TransformOptions = TransformOptions()
     sgat: SGATOptions = SGATOptions()
     tac: TACOptions = TACOptions()
+    fisher: FisherOptions = FisherOptions()
     weights: WeightSolverOptions = WeightSolverOptions(mse_clip=True)
 
     @property
     def needs_calibration(self) -> bool:
         """Whether anything is learned from data."""
         learns = self.transform.fit != "fixed" or self.transform.state_clip
-        return learns or self.sgat.enabled or self.tac.enabled or super().needs_calibration
+        return learns or self.sgat.enabled or self.tac.enabled or self.fisher.weighs or super().needs_calibration

@@ -1,7 +1,8 @@
 """Triton: products with packed weights. Codes are unpacked in registers; the weight is read at 4 bits.
 
-`linear` multiplies int8 activations on int8 tensor cores and scales int32 sums in the epilogue; `linear_16` (W4A16, for
-few tokens, where reading the weight is all that counts) multiplies 16-bit activations with codes turned to 16 bits.
+`linear` multiplies int8 activations on int8 tensor cores; its epilogue takes from int32 sums what zero points add, and
+scales them. `linear_16` (W4A16, for few tokens, where reading the weight is all that counts) multiplies 16-bit
+activations with codes turned to 16 bits.
 
 A tile is W X^T: unpacked weights are the left operand, which Hopper's tensor cores take from registers, and few tokens
 make a narrow tile, not a half-empty one. Where tiles are fewer than processors the inputs are split among several
@@ -15,72 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from starquant.kernels.offsets import Offsets
 from starquant.kernels.tiles import Tile, tile
-
-#: Four packed bytes are eight codes c in two registers, as 16 (c - 8) each: shifted to the top of a byte, with the sign
-#: bit turned, they are signed numbers. Sums are 16 times as large, still below 2^31, and divided exactly at the end.
-UNPACK_4 = tl.constexpr(
-    """{
-    .reg .b32 t;
-    shl.b32 t, $2, 4;
-    lop3.b32 $0, t, 0xF0F0F0F0, 0x80808080, 0x6A;
-    lop3.b32 $1, $2, 0xF0F0F0F0, 0x80808080, 0x6A;
-    }"""
-)
-UNPACK_8 = tl.constexpr("xor.b32 $0, $1, 0x80808080;")
-
-
-def _unpack_4_as(kind: str, high: int, one: int, less: int) -> str:
-    """Return PTX that makes four packed bytes eight 16-bit numbers: a byte `high` above c, minus what that adds."""
-    pairs = [(0, "l", 0x4140), (1, "l", 0x4342), (2, "h", 0x4140), (3, "h", 0x4342)]
-    spread = "".join(f"prmt.b32 ${i}, {half}, {high * 0x01010101:#x}, {order:#x};" for i, half, order in pairs)
-    minus = "".join(f"fma.rn.{kind}x2 ${i}, ${i}, one, less;" for i, _, _ in pairs)
-    return f"""{{
-    .reg .b32 l, h, one, less;
-    mov.b32 one, {one * 0x00010001:#x};
-    mov.b32 less, {less * 0x00010001:#x};
-    and.b32 l, $4, 0x0F0F0F0F;
-    shr.u32 h, $4, 4;
-    and.b32 h, h, 0x0F0F0F0F;
-    {spread}
-    {minus}
-    }}"""
-
-
-#: The same as 16-bit numbers: 0x4300 | c is 128 + c in bfloat16, 0x6400 | c is 1024 + c in float16.
-UNPACK_4_BF16 = tl.constexpr(_unpack_4_as("bf16", 0x43, 0x3F80, 0xC308))
-UNPACK_4_FP16 = tl.constexpr(_unpack_4_as("f16", 0x64, 0x3C00, 0xE408))
+from starquant.kernels.triton.unpacking import halves, wholes
 
 #: Tiles of tokens that are multiplied with one tile of the weight before the next is read.
 GROUP = tl.constexpr(8)
-
-
-@triton.jit
-def _halves(packed, dtype: tl.constexpr, INTEGER: tl.constexpr, BITS: tl.constexpr, FAST: tl.constexpr):
-    """Unpack two codes a byte, as what is multiplied; the first half of a row's inputs lies low."""
-    if FAST and INTEGER:
-        return tl.inline_asm_elementwise(UNPACK_4, "=&r,=&r,r", [packed], (tl.int8, tl.int8), True, 4)
-    elif FAST and dtype == tl.bfloat16:
-        return tl.inline_asm_elementwise(
-            UNPACK_4_BF16, "=&r,=&r,=&r,=&r,r", [packed], (tl.bfloat16, tl.bfloat16), True, 4
-        )
-    elif FAST and dtype == tl.float16:
-        return tl.inline_asm_elementwise(
-            UNPACK_4_FP16, "=&r,=&r,=&r,=&r,r", [packed], (tl.float16, tl.float16), True, 4
-        )
-    else:
-        offset: tl.constexpr = 1 << (BITS - 1)
-        low, high = (packed & 15).to(tl.int8) - offset, (packed >> 4).to(tl.int8) - offset
-        return low.to(tl.int8).to(dtype), high.to(tl.int8).to(dtype)
-
-
-@triton.jit
-def _wholes(packed, dtype: tl.constexpr, INTEGER: tl.constexpr, BITS: tl.constexpr, FAST: tl.constexpr):
-    """The same for one code a byte."""
-    if FAST and INTEGER:
-        return tl.inline_asm_elementwise(UNPACK_8, "=r,r", [packed], tl.int8, True, 4)
-    else:
-        return (packed.to(tl.int16) - (1 << (BITS - 1))).to(tl.int8).to(dtype)
 
 
 @triton.jit
@@ -90,6 +31,9 @@ def _linear(
     x_scale_ptr,
     w_scale_ptr,
     bias_ptr,
+    x_zero_ptr,
+    x_sum_ptr,
+    w_offsets_ptr,
     y_ptr,
     rows,
     outputs,
@@ -99,6 +43,8 @@ def _linear(
     FAST: tl.constexpr,
     INTEGER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    HAS_SUM: tl.constexpr,
     EVEN: tl.constexpr,
     PARTIAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -134,11 +80,11 @@ def _linear(
                 high = tl.load(x_at + begin + columns, mask=row[None, :], other=0)
             else:
                 high = tl.load(x_at + begin + columns, mask=row[None, :] & inside[:, None], other=0)
-            low_w, high_w = _halves(packed, low.dtype, INTEGER, BITS, FAST)
+            low_w, high_w = halves(packed, low.dtype, INTEGER, BITS, FAST)
             total = tl.dot(low_w, low, total, out_dtype=total.dtype)
             total = tl.dot(high_w, high, total, out_dtype=total.dtype)
         else:
-            codes_w = _wholes(packed, low.dtype, INTEGER, BITS, FAST)
+            codes_w = wholes(packed, low.dtype, INTEGER, BITS, FAST)
             total = tl.dot(codes_w, low, total, out_dtype=total.dtype)
     if FAST and INTEGER and BITS <= 4:
         total = total >> 4
@@ -147,6 +93,12 @@ def _linear(
     if PARTIAL:
         tl.store(y_ptr + part.to(tl.int64) * rows * outputs + where, tl.trans(total), mask=inside_y)
     else:
+        if HAS_ZERO:
+            weight = tl.load(w_offsets_ptr + 2 * o + 1, mask=output, other=0)
+            total -= weight[:, None] * tl.load(x_zero_ptr + m, mask=row, other=0)[None, :]
+        if HAS_SUM:
+            weight = tl.load(w_offsets_ptr + 2 * o, mask=output, other=0)
+            total -= weight[:, None] * tl.load(x_sum_ptr + m, mask=row, other=0)[None, :]
         y = tl.trans(total).to(tl.float32)
         if INTEGER:
             y = y * tl.load(x_scale_ptr + m, mask=row, other=0.0)[:, None]
@@ -162,11 +114,16 @@ def _finish(
     x_scale_ptr,
     w_scale_ptr,
     bias_ptr,
+    x_zero_ptr,
+    x_sum_ptr,
+    w_offsets_ptr,
     y_ptr,
     rows,
     outputs,
     INTEGER: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    HAS_SUM: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -175,6 +132,10 @@ def _finish(
     total = tl.load(parts_ptr + where, mask=output, other=0)
     for part in tl.static_range(1, SPLIT):
         total += tl.load(parts_ptr + part * tl.cast(rows, tl.int64) * outputs + where, mask=output, other=0)
+    if HAS_ZERO:
+        total -= tl.load(w_offsets_ptr + 2 * o + 1, mask=output, other=0) * tl.load(x_zero_ptr + m)
+    if HAS_SUM:
+        total -= tl.load(w_offsets_ptr + 2 * o, mask=output, other=0) * tl.load(x_sum_ptr + m)
     y = total.to(tl.float32)
     if INTEGER:
         y = y * tl.load(x_scale_ptr + m)
@@ -193,6 +154,7 @@ def linear(
     bias_O: Tensor | None,
     dtype: torch.dtype,
     settings: Tile | None = None,
+    offsets: Offsets | None = None,
 ) -> Tensor:
     """Return integer tokens times a packed weight [M, O]; int32 sums equal `reference.accumulate`.
 
@@ -205,8 +167,9 @@ def linear(
         bias_O: None for none.
         dtype: of what is returned.
         settings: of the launch; None for those of `tiles.tile`.
+        offsets: where the grid of tokens or weight is asymmetric; None elsewhere.
     """
-    return _launch(x_MK, x_scale_M1, codes, w_scale_O, bits, bias_O, dtype, True, settings)
+    return _launch(x_MK, x_scale_M1, codes, w_scale_O, bits, bias_O, dtype, True, settings, offsets)
 
 
 def linear_16(
@@ -231,6 +194,7 @@ def _launch(
     dtype: torch.dtype,
     integer: bool,
     settings: Tile | None,
+    offsets: Offsets | None = None,
 ) -> Tensor:
     rows, (outputs, columns) = len(x_MK), codes.shape
     y_MO = torch.empty(rows, outputs, dtype=dtype, device=x_MK.device)
@@ -244,13 +208,15 @@ def _launch(
     kind = torch.int32 if integer else torch.float32
     target = y_MO if split == 1 else torch.empty(split, rows, outputs, dtype=kind, device=x_MK.device)
     grid = (triton.cdiv(rows, settings.m) * triton.cdiv(outputs, settings.o), split)
-    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None}
+    terms, flags = _offset_arguments(offsets, w_scale_O)
+    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None} | flags
     _linear[grid](
         x_MK.contiguous(),
         codes,
         x_scale,
         w_scale_O,
         bias,
+        *terms,
         target,
         rows,
         outputs,
@@ -270,6 +236,13 @@ def _launch(
     if split > 1:
         block = 1024
         _finish[(triton.cdiv(outputs, block), rows)](
-            target, x_scale, w_scale_O, bias, y_MO, rows, outputs, SPLIT=split, BLOCK=block, **same
+            target, x_scale, w_scale_O, bias, *terms, y_MO, rows, outputs, SPLIT=split, BLOCK=block, **same
         )
     return y_MO
+
+
+def _offset_arguments(offsets: Offsets | None, unused: Tensor) -> tuple[list[Tensor], dict[str, bool]]:
+    """Return zero points and sums as kernels take them, and which there are; `unused` where there is no tensor."""
+    terms = (None, None, None) if offsets is None else (offsets.zero_M1, offsets.sum_M1, offsets.weight_O2)
+    flags = {"HAS_ZERO": terms[0] is not None, "HAS_SUM": terms[1] is not None}
+    return [unused if term is None else term.contiguous() for term in terms], flags

@@ -1,7 +1,7 @@
 """Triton: what stands in front of a linear in one pass: TAC, SGAT's gate, clip ratio, per-token quantization.
 
 A program takes a few rows: they are read, mapped by TAC's blocks, gated by their tokens' states, and written as int8
-codes with one scale a row. TAC's maps are larger than a row: several rows a program share what is read of them.
+codes with the grid of each row. TAC's maps are larger than a row: several rows a program share what is read of them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from torch import Tensor
 from starquant.kernels.tokens import NO_PROLOGUE, Affine, Prologue
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
+    codes_from_zero,
     codes_of,
+    ends_of,
     gated,
     grid_arguments,
+    moved,
+    row_targets,
     scale_of,
     state_arguments,
 )
@@ -50,6 +54,8 @@ def _quantize_rows(
     x_ptr,
     codes_ptr,
     scale_ptr,
+    zero_ptr,
+    sum_ptr,
     clip_ptr,
     state_ptr,
     matrix_ptr,
@@ -59,8 +65,10 @@ def _quantize_rows(
     shared,
     d_m,
     qmax,
-    per_code,
+    reach,
     tiny,
+    SYMMETRIC: tl.constexpr,
+    SUMS: tl.constexpr,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -80,11 +88,21 @@ def _quantize_rows(
         if HAS_GATE:
             x = gated(x, column, state[:, None], shared, d_m)
     strange = tl.sum((x != x).to(tl.int32), 1)
-    if HAS_CLIP:
-        scale = clipped_scale_of(tl.max(x, 1), tl.min(x, 1), strange, clip_ptr, state, per_code, tiny)
+    of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
+    of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
+    if SYMMETRIC:
+        if HAS_CLIP:
+            scale = clipped_scale_of(tl.min(x, 1), tl.max(x, 1), strange, of_low, of_high, reach, tiny)
+        else:
+            scale = scale_of(tl.max(tl.abs(x), 1), strange, reach, tiny)
+        codes = codes_of(x, scale[:, None], qmax)
     else:
-        scale = scale_of(tl.max(tl.abs(x), 1), strange, per_code, tiny)
-    tl.store(codes_ptr + start + column, codes_of(x, scale[:, None], qmax), mask=mask)
+        scale, zero = ends_of(tl.min(x, 1), tl.max(x, 1), strange, of_low, of_high, reach, qmax, tiny)
+        codes = codes_from_zero(x, scale[:, None], zero[:, None], qmax)
+        tl.store(zero_ptr + row, moved(zero, qmax), mask=here)
+    if SUMS:
+        tl.store(sum_ptr + row, tl.sum(tl.where(mask, codes.to(tl.int32), 0), 1), mask=here)
+    tl.store(codes_ptr + start + column, codes, mask=mask)
     tl.store(scale_ptr + row, scale, mask=here)
 
 
@@ -110,31 +128,39 @@ def rows_a_program(rows: int, most: int) -> int:
 
 
 def quantize_rows(
-    x_MK: Tensor, bits: int, clip_ratio: float = 1.0, prologue: Prologue = NO_PROLOGUE
-) -> tuple[Tensor, Tensor]:
-    """Return (int8 codes [M, K], float32 scale [M, 1]), as `reference.quantize_rows`.
+    x_MK: Tensor,
+    bits: int,
+    clip_ratio: float = 1.0,
+    prologue: Prologue = NO_PROLOGUE,
+    symmetric: bool = True,
+    sums: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return what `reference.quantize_rows` does.
 
     Args:
         x_MK: activations.
         bits: 2 to 8.
         clip_ratio: of the format.
         prologue: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
+        symmetric: whether the grid is.
+        sums: whether codes are summed.
     """
     affine, states = prologue.affine, prologue.states
     if prologue.kronecker is not None:
         if affine is not None:
             x_MK = map_rows(x_MK, affine)
-        return transform_rows(x_MK, bits, clip_ratio, prologue.kronecker, states)
+        return transform_rows(x_MK, bits, clip_ratio, prologue.kronecker, states, symmetric, sums)
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
-    codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
-    scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+    codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
     per = 1 if affine is None else rows_a_program(rows, 4)
     clip, state, gate, flags = state_arguments(states, width, scale)
     _quantize_rows[(triton.cdiv(rows, per),)](
         x_MK,
         codes,
         scale,
+        scale if symmetric else offsets[0],
+        offsets[-1] if sums else scale,
         clip,
         state,
         scale if affine is None else affine.columns_GK.contiguous(),
@@ -142,11 +168,13 @@ def quantize_rows(
         rows,
         width,
         *gate,
-        *grid_arguments(bits, clip_ratio),
+        *grid_arguments(bits, clip_ratio, symmetric),
+        SYMMETRIC=symmetric,
+        SUMS=sums,
         GROUP=0 if affine is None else affine.shift_NG.shape[1],
         ROWS=per,
         BLOCK=triton.next_power_of_2(width),
         num_warps=16 if width * per > 8192 else 8 if width * per > 2048 else 4,
         **flags,
     )
-    return codes, scale
+    return codes, scale, *offsets

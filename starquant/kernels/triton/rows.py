@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tokens import TokenStates
-from starquant.numerics import TokenState
+from starquant.numerics import PerToken, QuantFormat, TokenState
 
 ROUND = tl.constexpr(1.5 * 2**23)
 MASKED = tl.constexpr(TokenState.MASKED.axis)
@@ -23,17 +23,16 @@ def gated(x, channel, state, shared, d_m):
 
 
 @triton.jit
-def scale_of(largest, strange, per_code, tiny):
+def scale_of(largest, strange, reach, tiny):
     """Return a token's scale; `strange` counts what is no number, which maxima drop."""
-    return tl.where(strange > 0, float("nan"), tl.maximum(largest * per_code, tiny))
+    return tl.where(strange > 0, float("nan"), tl.maximum(largest * reach, tiny))
 
 
 @triton.jit
-def clipped_scale_of(high, low, strange, clip_ptr, state, per_code, tiny):
-    """Return a token's scale by its largest and smallest number, each with the clip ratio of its state and end."""
-    of_high, of_low = tl.load(clip_ptr + 2 * state), tl.load(clip_ptr + 2 * state + 1)
-    reach = tl.maximum(high * per_code * of_high, -low * per_code * of_low)
-    return tl.where(strange > 0, float("nan"), tl.maximum(reach, tiny))
+def clipped_scale_of(smallest, largest, strange, of_low, of_high, reach, tiny):
+    """Return a token's scale on a symmetric grid that covers the longer of its ends, each clipped at its own ratio."""
+    longer = tl.maximum(largest * reach * of_high, -smallest * reach * of_low)
+    return tl.where(strange > 0, float("nan"), tl.maximum(longer, tiny))
 
 
 @triton.jit
@@ -41,6 +40,31 @@ def codes_of(x, scale, qmax):
     """Round to the nearest code, halves to even."""
     codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
     return ((codes + ROUND) - ROUND).to(tl.int8)
+
+
+@triton.jit
+def ends_of(smallest, largest, strange, of_low, of_high, reach, qmax, tiny):
+    """Return a token's scale and zero point on an asymmetric grid, codes counted from 0.
+
+    The ends of the range are cut at 0 after they are clipped: a product that is subtracted would be fused with that.
+    """
+    low, high = tl.minimum(smallest * reach * of_low, 0.0), tl.maximum(largest * reach * of_high, 0.0)
+    scale = tl.maximum(tl.div_rn(high - low, qmax), tiny)
+    zero = (tl.div_rn(-low, scale) + ROUND) - ROUND
+    return tl.where(strange > 0, float("nan"), scale), zero
+
+
+@triton.jit
+def moved(codes, qmax):
+    """Return codes or zero points of an asymmetric grid, int32, moved to where signed ones are (`kernels.offsets`)."""
+    return (codes - (qmax + 1.0) * 0.5).to(tl.int32)
+
+
+@triton.jit
+def codes_from_zero(x, scale, zero, qmax):
+    """Round to the nearest code, halves to even, on a grid of a zero point; clamped first, so that ROUND holds it."""
+    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -zero), qmax - zero)
+    return moved(((codes + ROUND) - ROUND) + zero, qmax).to(tl.int8)
 
 
 def state_arguments(
@@ -60,7 +84,17 @@ def state_arguments(
     return unused if clip is None else clip, states.state.contiguous(), channels, flags
 
 
-def grid_arguments(bits: int, clip_ratio: float) -> tuple[float, float, float]:
-    """Return what kernels take of the grid: its largest code, the scale of the largest magnitude, the least scale."""
-    qmax = (1 << (bits - 1)) - 1
-    return float(qmax), clip_ratio / qmax, torch.finfo(torch.float32).tiny
+def grid_arguments(bits: int, clip_ratio: float, symmetric: bool) -> tuple[float, float, float]:
+    """Return what kernels take of the grid: its largest code, a factor, the least scale.
+
+    The largest magnitude times the factor is a symmetric grid's scale; on an asymmetric one it clips both ends.
+    """
+    qmax = QuantFormat(bits, symmetric, PerToken()).qmax
+    return float(qmax), clip_ratio / qmax if symmetric else clip_ratio, torch.finfo(torch.float32).tiny
+
+
+def row_targets(x_MK: Tensor, symmetric: bool, sums: bool) -> list[Tensor]:
+    """Return memory for what `reference.quantize_rows` returns."""
+    kinds = [torch.float32] + [torch.int32] * (int(not symmetric) + int(sums))
+    per_token = [torch.empty(len(x_MK), 1, dtype=kind, device=x_MK.device) for kind in kinds]
+    return [torch.empty(x_MK.shape, dtype=torch.int8, device=x_MK.device), *per_token]

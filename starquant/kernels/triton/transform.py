@@ -1,9 +1,9 @@
 """Triton: an online transform x (A (x) B) of a row, its gate and its per-token quantization in one pass.
 
 Hadamard transforms (A and B of signs) and learned Kronecker P alike. A program holds one row as a tile [a, b],
-multiplies it from both sides on tensor cores, and writes int8 codes and one scale; nothing between goes through memory.
-Rows of 16 bits are multiplied in TF32 (11 bits, against the 8 of bfloat16 that results are rounded to), others in
-float32.
+multiplies it from both sides on tensor cores, and writes int8 codes and the row's grid; nothing between goes through
+memory. Rows of 16 bits are multiplied in TF32 (11 bits, against the 8 of bfloat16 that results are rounded to),
+others in float32.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from torch import Tensor
 from starquant.kernels.tokens import Kronecker, TokenStates
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
+    codes_from_zero,
     codes_of,
+    ends_of,
     gated,
     grid_arguments,
+    moved,
+    row_targets,
     scale_of,
     state_arguments,
 )
@@ -31,6 +35,8 @@ def _transform_rows(
     b_ptr,
     codes_ptr,
     scale_ptr,
+    zero_ptr,
+    sum_ptr,
     clip_ptr,
     state_ptr,
     a,
@@ -39,8 +45,10 @@ def _transform_rows(
     d_m,
     factor,
     qmax,
-    per_code,
+    reach,
     tiny,
+    SYMMETRIC: tl.constexpr,
+    SUMS: tl.constexpr,
     HAS_B: tl.constexpr,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
@@ -77,22 +85,37 @@ def _transform_rows(
         if HAS_GATE:
             y = gated(y, channel, state, shared, d_m)
     strange = tl.sum((y != y).to(tl.int32))
-    if HAS_CLIP:
-        scale = clipped_scale_of(tl.max(y), tl.min(y), strange, clip_ptr, state, per_code, tiny)
+    of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
+    of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
+    if SYMMETRIC:
+        if HAS_CLIP:
+            scale = clipped_scale_of(tl.min(y), tl.max(y), strange, of_low, of_high, reach, tiny)
+        else:
+            scale = scale_of(tl.max(tl.abs(y)), strange, reach, tiny)
+        codes = codes_of(y, scale, qmax)
     else:
-        scale = scale_of(tl.max(tl.abs(y)), strange, per_code, tiny)
-    tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes_of(y, scale, qmax), mask=inside)
+        scale, zero = ends_of(tl.min(y), tl.max(y), strange, of_low, of_high, reach, qmax, tiny)
+        codes = codes_from_zero(y, scale, zero, qmax)
+        tl.store(zero_ptr + row, moved(zero, qmax))
+    if SUMS:
+        tl.store(sum_ptr + row, tl.sum(tl.where(inside, codes.to(tl.int32), 0)))
+    tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes, mask=inside)
     tl.store(scale_ptr + row, scale)
 
 
 def transform_rows(
-    x_MK: Tensor, bits: int, clip_ratio: float, kronecker: Kronecker, states: TokenStates | None
-) -> tuple[Tensor, Tensor]:
-    """Return (int8 codes [M, K], float32 scale [M, 1]) of transformed rows; arguments as `quantize_rows`."""
+    x_MK: Tensor,
+    bits: int,
+    clip_ratio: float,
+    kronecker: Kronecker,
+    states: TokenStates | None,
+    symmetric: bool = True,
+    sums: bool = False,
+) -> tuple[Tensor, ...]:
+    """Return transformed rows as `reference.quantize_rows` does; arguments as `quantize_rows`."""
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
-    codes = torch.empty(rows, width, dtype=torch.int8, device=x_MK.device)
-    scale = torch.empty(rows, 1, dtype=torch.float32, device=x_MK.device)
+    codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
     a = len(kronecker.a_MM)
     clip, state, gate, flags = state_arguments(states, width, scale)
     _transform_rows[(rows,)](
@@ -101,19 +124,23 @@ def transform_rows(
         scale if kronecker.b_NN is None else kronecker.b_NN.contiguous(),
         codes,
         scale,
+        scale if symmetric else offsets[0],
+        offsets[-1] if sums else scale,
         clip,
         state,
         a,
         width // a,
         *gate,
         kronecker.factor,
-        *grid_arguments(bits, clip_ratio),
+        *grid_arguments(bits, clip_ratio, symmetric),
+        SYMMETRIC=symmetric,
+        SUMS=sums,
         HAS_B=kronecker.b_NN is not None,
         PRECISION="ieee" if x_MK.dtype == torch.float32 else "tf32",
         **flags,
         **shape_of(a, width // a),
     )
-    return codes, scale
+    return codes, scale, *offsets
 
 
 def shape_of(a: int, b: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from starquant.models.context import Context
 from starquant.models.layers import AttentionCore, InputSite
 from starquant.models.roles import LinearKey, SiteKey
 from starquant.numerics import QuantFormat, straight_through
-from starquant.quantized.attention import CLIPPED, OPERANDS, operand_format, probabilities
+from starquant.quantized.attention import CLIPPED, OPERANDS, KeyValueGrid, operand_format, probabilities
 from starquant.quantized.install import activation_format, weight_format
 
 
@@ -63,7 +63,8 @@ class _Core(AttentionCore):
 
     def __init__(self, bits: AttentionSpec, learned: BlockParameters) -> None:
         super().__init__()
-        self.formats = {name: operand_format(name, getattr(bits, name)) for name in OPERANDS}
+        kv = KeyValueGrid(bits.kv_symmetric, bits.kv_clip_ratio)
+        self.formats = {name: operand_format(name, getattr(bits, name), kv) for name in OPERANDS}
         self._learned = (learned,)
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:

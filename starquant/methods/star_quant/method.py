@@ -8,6 +8,7 @@ paper leaves open.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 from torch import nn
@@ -20,7 +21,10 @@ from starquant.config.methods.star_quant import STaRQuantOptions
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot
+from starquant.methods.scaling import apply_scales
 from starquant.methods.solvers import solve_sites, solver_of
+from starquant.methods.star_quant.channel_scales import fit_channel_scales
+from starquant.methods.star_quant.fisher import fisher_part, fit_fisher, output_weights, weigh_visit
 from starquant.methods.star_quant.shared_transform import fit_shared
 from starquant.methods.star_quant.site_transforms import (
     compensate_sites,
@@ -44,6 +48,11 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
     def drops(self) -> bool:
         """Gates drop directions."""
         return self.options.sgat.enabled
+
+    @property
+    def weighted(self) -> bool:
+        """GPTQ's Hessian is Fisher-weighted."""
+        return self.options.fisher.hessian
 
     @property
     def compares(self) -> bool:
@@ -76,6 +85,9 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
     ) -> Tensors:
         """Return the residual rotation, learned where it is shared by all sites."""
         ends = super().ends(model, bits, fitted, states, progress)
+        if self.options.fisher.weighs:
+            assert states is not None
+            fit_fisher(model, states, fitted, progress)
         if self.options.transform.structure == "shared" and self._own:
             assert states is not None
             return fit_shared(self, model, bits, states, ends, fitted, progress)
@@ -89,6 +101,11 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         """Fit site after site, each seeing what the sites before it have become."""
         tensors: Tensors = {}
+        fisher = fitted.get(fisher_part(visit.index)) if self.options.fisher.weighs else {}
+        weigh_visit(visit, fisher)
+        if self.options.transform.channel_scales:
+            tensors |= fit_channel_scales(visit)
+        outputs = output_weights(visit.sites, fisher, tensors, self.options) if self.options.fisher.outputs else {}
         sequential = visit.feeds_quantized and self.solves(bits)  # sites are quantized as the loop goes on
         statistics = {} if sequential else self._collect(visit, tuple(visit.sites.inputs))
         for site in tuple(visit.sites.inputs):
@@ -97,7 +114,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
                 if sequential:  # the output projection will read corrected outputs
                     self.compensate(visit.sites, tensors, bits)
             seen = self._collect(visit, (site,)) if sequential else statistics
-            of_site = fit_site(visit, site, seen.get(site), bits, self.options, fitted)
+            of_site = fit_site(visit, site, seen.get(site), bits, self.options, fitted, outputs)
             self.rewrite(visit.sites, of_site)
             tensors |= of_site
             if self.solves(bits):  # weights are solved on gated inputs
@@ -114,6 +131,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
             return {}
         reads_moments = any(options.reads_moments(visit.sites.width(site)) for site in sites)
         plan = Collect(moments=False, rows=2 * options.rows, second_moment="state" if reads_moments else None)
+        plan = dataclasses.replace(plan, weighted_rows=self.options.fisher.rows)
         return visit.collect(plan, sites)
 
     def _quantized_attention(self, visit: BlockVisit, tensors: Tensors, bits: BitsSpec) -> nn.Module:
@@ -129,7 +147,8 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         return twin
 
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
-        """Fold each site's matrix into the linears that read it, and put it there."""
+        """Fold each site's scales, and its matrix into the linears that read it, and put that there."""
+        apply_scales(sites, tensors)
         rewrite_sites(sites, tensors)
 
     def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:

