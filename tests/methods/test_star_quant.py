@@ -65,7 +65,7 @@ def test_without_gates_and_compensation_nothing_but_rounding_changes(structure: 
 def test_with_everything_switched_off_it_is_quarot_bit_for_bit(architecture: str) -> None:
     found = []
     for name, settings in (("star_quant", (*FIXED, *UNGATED)), ("quarot_rtn", ("method.weights.mse_clip=true",))):
-        method, bits = method_named(name, *FOUR, *settings)
+        method, bits = method_named(name, *FOUR, "bits.grid=common", *settings)
         model = fresh(architecture)
         method.apply(model, method.fit(model, bits, states_of(model)), bits)
         found.append(logits(model, states_ids(model)))

@@ -26,7 +26,7 @@ class SmoothQuantOptions(BlockwiseOptions):
     transforms: ClassVar[bool] = True
 
     algorithm: Literal["smoothquant"] = "smoothquant"
-    alpha: Share = 0.5
+    alpha: Share = 0.85
     search: bool = False
     search_rows: Rows = 256
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)] = ("qkv_input", "gate_up_input")
