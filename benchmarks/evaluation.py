@@ -92,7 +92,7 @@ class FullLogits(MaskPredictor):
     ) -> Iterator[tuple[slice, Tensor]]:
         rows, columns = positions
         logits: Tensor = self.model(input_ids=ids_BL, attention_mask=visible_BL).logits.float()
-        yield slice(None), logits[rows, self._source_columns(rows, columns, visible_BL)]
+        yield slice(None), logits[rows, self.source_columns(rows, columns, visible_BL)]
 
 
 def enumerated(request: ScoreRequest) -> bool:

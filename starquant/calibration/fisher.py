@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.diffusion import MaskPredictor
+from starquant.diffusion.sampling import log_probability, sample_tokens
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
@@ -78,26 +80,35 @@ def _add_batch(
         for block in blocks:
             read.append(hidden_BLD)
             hidden_BLD = block(hidden_BLD, context)
-    gradient_BLD = _of_labels(model, hidden_BLD, (batch.ids_BL == mask_id) & batch.visible_BL, generator)
+    masked_BL = (batch.ids_BL == mask_id) & batch.visible_BL
+    gradient_BLD = _of_labels(model, hidden_BLD, masked_BL, visible_BL, generator)
     for index in reversed(range(len(blocks))):
         gradient_BLD = _through(model, blocks[index], read.pop(), context, gradient_BLD, weights[index])
 
 
 def _of_labels(
-    model: MaskedDiffusionModel, hidden_BLD: Tensor, masked_BL: Tensor, generator: torch.Generator
+    model: MaskedDiffusionModel,
+    hidden_BLD: Tensor,
+    masked_BL: Tensor,
+    visible_BL: Tensor | None,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Return the gradient of the drawn labels' log-likelihood at the last hidden states."""
-    rows, columns = masked_BL.nonzero(as_tuple=True)
-    columns = (columns + model.logit_offset).clamp_min(0)  # the first position is predicted by itself
+    """Return the gradient of the drawn labels' log-likelihood at the last hidden states; logits some rows at a time."""
+    predict = MaskPredictor(model)
+    rows, columns = masked_BL.to(hidden_BLD.device).nonzero(as_tuple=True)
+    columns = predict.source_columns(rows, columns, visible_BL)
     with torch.enable_grad():
         hidden_BLD = hidden_BLD.detach().requires_grad_(True)
         normed_BLD = model.trunk().norm(hidden_BLD)
-        logits_NV = model.project(normed_BLD[rows.to(normed_BLD.device), columns.to(normed_BLD.device)])
-        log_NV = logits_NV.float().log_softmax(-1)
-        uniform_N1 = torch.rand(len(rows), 1, generator=generator, dtype=torch.float64).to(log_NV.device)
-        reached_NV = log_NV.detach().double().exp().cumsum(-1)
-        label_N1 = (reached_NV < uniform_N1 * reached_NV[:, -1:]).sum(-1, keepdim=True).clamp_max(log_NV.shape[1] - 1)
-        (gradient_BLD,) = torch.autograd.grad(log_NV.gather(1, label_N1).sum(), hidden_BLD)
+        gradient_BLD = torch.zeros_like(normed_BLD)
+        for at in zip(*(x.split(predict.positions_at_once()) for x in (rows, columns)), strict=True):
+            normed_ND = normed_BLD.detach()[at].requires_grad_(True)
+            logits_NV = model.project(normed_ND).float()
+            u_N = torch.rand(len(logits_NV), generator=generator).to(logits_NV.device)
+            label_N = sample_tokens(logits_NV.detach(), 1.0, u_N)
+            (gradient_ND,) = torch.autograd.grad(log_probability(logits_NV, label_N).sum(), normed_ND)
+            gradient_BLD.index_put_(at, gradient_ND, accumulate=True)  # two positions may be read off one
+        (gradient_BLD,) = torch.autograd.grad(normed_BLD, hidden_BLD, gradient_BLD)
     return gradient_BLD
 
 

@@ -56,6 +56,13 @@ class AuthorsGrid(Spec):
     kv_symmetric: bool = True
     kv_clip: Ratio = 1.0
 
+    def concerns(self, bits: BitsSpec) -> bool:
+        """Return whether anything that is rounded at these bits is rounded otherwise than on the common grid."""
+        weights = bits.weights.bits < 16 and not self.weights_symmetric
+        activations = bits.activations.bits < 16 and (not self.activations_symmetric or self.activation_clip < 1.0)
+        quantizes_kv = min(bits.attention.k, bits.attention.v) < 16
+        return weights or activations or (quantizes_kv and (not self.kv_symmetric or self.kv_clip < 1.0))
+
 
 class BitsSpec(Spec):
     """Bit-widths of everything that can be quantized; 16 leaves it at full precision.

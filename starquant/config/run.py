@@ -7,16 +7,16 @@ fast they run, who is told.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from starquant.config.bits import FULL_PRECISION, BitsSpec
 from starquant.config.calibration import CalibrationSpec, FidelitySpec
 from starquant.config.digest import digest_of, without_inert
-from starquant.config.fields import INERT, Name, Seed, Spec, UserPath
+from starquant.config.execution import DebugSpec, ExperimentSpec, ExportSpec, PathsSpec, RuntimeSpec, TrackerSpec
+from starquant.config.fields import INERT, Seed, Spec
 from starquant.config.messages import explain
 from starquant.config.methods import METHODS
 from starquant.config.methods.base import MethodOptions
@@ -30,81 +30,7 @@ from starquant.errors import ConfigError, nearest
 #: Raised whenever a change of code changes scores: results of different versions are never taken for the same.
 EVALUATION_VERSION = 1
 
-#: Sequences of a forward pass: `runtime.batch_size`.
-MOST_SEQUENCES = 65_536
-
 NO_CALIBRATION = CalibrationSpec(name="none")
-
-
-class TrackerSpec(Spec):
-    """Who is told of a finished run. Inert as a whole."""
-
-    name: Literal["none", "wandb"]
-    project: str = "starquant"
-    entity: str | None = None
-    mode: Literal["online", "offline"] = "offline"
-    dir: UserPath | None = None
-    timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] = 30.0
-
-
-class ExperimentSpec(Spec):
-    """The sweep that a run belongs to, null for none. Inert as a whole."""
-
-    name: Name | None = None
-
-
-class PathsSpec(Spec):
-    """Where results are written. Inert as a whole."""
-
-    results: UserPath
-
-
-class RuntimeSpec(Spec):
-    """How a run is executed. Inert as a whole: scores depend on the batch size ("auto": by memory) by rounding only.
-
-    Attributes:
-        device: of torch.
-        batch_size: sequences that go through the model at once.
-        threads: of the CPU; None leaves torch's own.
-        blocks: "memory", "disk" (one block in memory at a time), or "auto": on disk where memory does not hold them.
-        packed: how a packed checkpoint multiplies: "values" (bit for bit the fake-quantized model on a CPU), "integers"
-            (faster there, up to rounding), or "auto": integers on a GPU.
-    """
-
-    device: str = "cpu"
-    batch_size: int | str = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    blocks: Literal["auto", "memory", "disk"] = "auto"
-    packed: Literal["auto", "values", "integers"] = "auto"
-
-    @field_validator("batch_size", mode="before")
-    @classmethod
-    def _validate_batch_size(cls, size: Any) -> Any:
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MOST_SEQUENCES):
-            raise ValueError(f"got {size!r}, allowed: auto, or a whole number from 1 to {MOST_SEQUENCES}")
-        return size
-
-
-class ExportSpec(Spec):
-    """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
-
-    dir: UserPath | None = None
-    shard_size: str = "1GB"
-
-    @field_validator("shard_size", mode="before")
-    @classmethod
-    def _validate_shard_size(cls, size: Any) -> Any:
-        if not isinstance(size, str) or not re.fullmatch("[1-9][0-9]{0,5}[KMG]B", size):
-            raise ValueError(f"got {size!r}, allowed: a whole number from 1 to 999999 and KB, MB or GB, such as 1GB")
-        return size
-
-
-class DebugSpec(Spec):
-    """What is shown when things go wrong. Inert as a whole."""
-
-    name: Name
-    traceback: bool = False
-    verbose: bool = False
 
 
 class RunSpec(Spec):
@@ -225,8 +151,12 @@ class RunSpec(Spec):
         if self.method.needs_calibration:
             calibration = self.method.calibration(self.calibration)
         speed = self.speed.applied(self.protocols)
-        bits = self.bits.on_grid_of(self.method.authors)
-        return self.model_copy(update={"bits": bits, "calibration": calibration, "fidelity": fidelity, "speed": speed})
+        authors = self.method.authors
+        bits, method = self.bits.on_grid_of(authors), self.method
+        if authors is not None and not authors.concerns(bits):  # one run on both grids
+            method = method.model_copy(update={"authors": None})
+        update = {"bits": bits, "method": method, "calibration": calibration, "fidelity": fidelity, "speed": speed}
+        return self.model_copy(update=update)
 
     def baseline(self) -> RunSpec:
         """Return the full-precision run on the same model, tasks and seed."""

@@ -76,7 +76,7 @@ class MaskPredictor:
             NonFiniteError: logits that are not finite; the message names the first block that made them.
         """
         rows, columns = positions
-        source = self._source_columns(rows, columns, visible_BL)
+        source = self.source_columns(rows, columns, visible_BL)
         branches = [(rows, source)]
         if cfg_scale != 0.0:
             if prompt_BL is None:
@@ -86,7 +86,7 @@ class MaskPredictor:
             visible_BL = None if visible_BL is None else torch.cat((visible_BL, visible_BL))
         hidden_BLD = self._encode(ids_BL, visible_BL, cache)
         start = 0 if cache is None else cache.window.start
-        size = self._chunk()
+        size = self.positions_at_once()
         for begin in range(0, max(1, len(rows)), size):
             part = slice(begin, begin + size)
             logits = [self._logits(hidden_BLD[at[part], source[part] - start]) for at, source in branches]
@@ -98,7 +98,7 @@ class MaskPredictor:
                 conditional, unconditional = logits
                 yield part, unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
 
-    def _chunk(self) -> int:
+    def positions_at_once(self) -> int:
         """Return how many positions' logits are computed at once: more where each time costs the head's unpacking."""
         trunk = self.model.trunk()
         least: int = getattr(trunk.head, "inputs_at_once", 1)
@@ -131,7 +131,8 @@ class MaskPredictor:
             return f"the last norm's output is not finite, what goes in is, in {how}"
         return f"the logits are not finite, the output of the last block is, in {how}"
 
-    def _source_columns(self, rows: Tensor, columns: Tensor, visible_BL: Tensor | None) -> Tensor:
+    def source_columns(self, rows: Tensor, columns: Tensor, visible_BL: Tensor | None) -> Tensor:
+        """Return the columns [N] whose hidden states predict the tokens at (rows [N], columns [N])."""
         if self.offset == 0:
             return columns
         first = torch.zeros_like(columns) if visible_BL is None else visible_BL.int().argmax(1)[rows]

@@ -20,7 +20,7 @@ from torch import Tensor
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
-from starquant.evaluation.idle_directions import idle_directions
+from starquant.evaluation.idle_directions import Spectra, Spectrum, idle_directions
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import TokenState
 from starquant.session.progress import SILENT, Progress
@@ -81,15 +81,19 @@ def measure(
             width = next(iter(linears.values())).in_features
             plan = Collect(rows=ROWS, second_moment="state" if width <= WIDEST else None)
             statistics = visit.collect(plan, (site,))[site]
-            shared = {"overlap": _overlap(statistics), "idle_directions": idle_directions(statistics)}
+            spectra = None if width > WIDEST else {state: Spectrum.of(statistics, state) for state in TokenState}
+            shared = {
+                "overlap": None if spectra is None else _overlap(spectra),
+                "idle_directions": None if spectra is None else idle_directions(statistics, spectra),
+            }
             rows.append(
                 {"block": visit.index, "site": site.value, "width": width, **shared}
-                | {state.value: asdict(_report(statistics, state)) for state in TokenState}
+                | {state.value: asdict(_report(statistics, state, spectra)) for state in TokenState}
             )
     return rows
 
 
-def _report(statistics: SiteStatistics, state: TokenState) -> StateReport:
+def _report(statistics: SiteStatistics, state: TokenState, spectra: Spectra | None) -> StateReport:
     moments, rows_ND = statistics.moments(state), statistics.rows(state).double()
     rms = float(moments.rms.square().mean().sqrt())
     absmax_D = moments.absmax.double().cpu()
@@ -109,36 +113,27 @@ def _report(statistics: SiteStatistics, state: TokenState) -> StateReport:
         crest=float((rows_ND.abs().amax(1) / (energy_N / rows_ND.shape[1]).sqrt().clamp_min(1e-30)).mean()),
         channel_share=float(energy_D.max() / energy_D.sum().clamp_min(1e-60)),
         token_ratio=float(energy_N.max() / energy_N.mean().clamp_min(1e-60)),
-        top_energy=_top(statistics, state)[0],
+        top_energy=None if spectra is None else spectra[state].share_of_top(TOP),
         outliers=[{"channel": c, "ratio": float(v / typical)} for v, c in zip(*map(Tensor.tolist, top), strict=True)],
         channel_absmax=[float(f"{x:.4g}") for x in absmax_D.tolist()],
         density=[float(f"{x:.4g}") for x in (counts / counts.sum() * BINS / (2 * HALF_RANGE)).tolist()],
-        idle_energy=None if statistics.collect.second_moment is None else _idle_energy(statistics, state),
+        idle_energy=None if spectra is None else _idle_energy(statistics, state, spectra),
     )
 
 
-def _top(statistics: SiteStatistics, state: TokenState) -> tuple[float | None, Tensor | None]:
-    """Return the share of a state's energy in its `TOP` largest directions, and these, [D, TOP]."""
-    if statistics.collect.second_moment is None:
-        return None, None
-    values_D, vectors_DD = torch.linalg.eigh(statistics.second_moment(state).mean)  # ascending
-    return float(values_D[-TOP:].sum() / values_D.sum().clamp_min(1e-60)), vectors_DD[:, -TOP:]
-
-
-def _overlap(statistics: SiteStatistics) -> float | None:
+def _overlap(spectra: Spectra) -> float:
     """Return the mean squared cosine between the states' `TOP` directions: 1 the same, TOP / D of unrelated ones."""
-    masked, unmasked = (_top(statistics, state)[1] for state in TokenState)
-    return None if masked is None or unmasked is None else float((masked.T @ unmasked).square().sum() / masked.shape[1])
+    masked, unmasked = (spectra[state].vectors_DD[:, -TOP:] for state in TokenState)
+    return float((masked.T @ unmasked).square().sum() / masked.shape[1])
 
 
-def _idle_energy(statistics: SiteStatistics, state: TokenState) -> list[dict[str, float]]:
+def _idle_energy(statistics: SiteStatistics, state: TokenState, spectra: Spectra) -> list[dict[str, float]]:
     """Return shares of a state's energy in the bottom eigenvectors of its own and of the other state's moment."""
     own_DD = statistics.second_moment(state).mean
     other = next(s for s in TokenState if s is not state)
-    bases = {"own": own_DD, "other": statistics.second_moment(other).mean}
     energies = {}
-    for name, moment in bases.items():
-        vectors = torch.linalg.eigh(moment)[1]  # ascending
+    for name, basis in (("own", state), ("other", other)):
+        vectors = spectra[basis].vectors_DD
         energies[name] = ((vectors.T @ own_DD) * vectors.T).sum(1).cumsum(0) / own_DD.trace()
     width = len(own_DD)
     return [

@@ -9,6 +9,9 @@ Shapes: N rows of a state, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -19,25 +22,43 @@ from starquant.numerics.rounding import grid_of
 BITS = 4  # of the noise: the paper's main setting
 
 
-def idle_directions(statistics: SiteStatistics) -> dict[str, float] | None:
+@dataclass(frozen=True)
+class Spectrum:
+    """The second moment of a token state, taken apart.
+
+    Attributes:
+        values_D: its eigenvalues, ascending.
+        vectors_DD: their directions, in columns.
+    """
+
+    values_D: Tensor
+    vectors_DD: Tensor
+
+    @classmethod
+    def of(cls, statistics: SiteStatistics, state: TokenState) -> Spectrum:
+        """Return that of a site; raises as `SiteStatistics.second_moment`."""
+        return cls(*torch.linalg.eigh(statistics.second_moment(state).mean))
+
+    def share_of_top(self, count: int) -> float:
+        """Return the share of the energy in so many directions that hold most of it."""
+        return float(self.values_D[-count:].sum() / self.values_D.sum().clamp_min(1e-60))
+
+
+Spectra = Mapping[TokenState, Spectrum]
+
+
+def idle_directions(statistics: SiteStatistics, spectra: Spectra) -> dict[str, float]:
     """Return how many directions lie below the noise for "masked" tokens only, "unmasked" only, and "both".
 
-    Subspaces of two states share tr(P_m P_u) directions, P the projections: a number that need not be whole. None for
-    sites that are too wide for second moments.
+    Subspaces of two states share tr(P_m P_u) directions, P the projections: a number that need not be whole.
     """
-    if statistics.collect.second_moment is None:
-        return None
-    idle = {state: _idle_basis(statistics, state) for state in TokenState}
+    idle = {
+        state: spectrum.vectors_DD[:, spectrum.values_D < rounding_noise(statistics.rows(state))]
+        for state, spectrum in spectra.items()
+    }
     masked_DK, unmasked_DK = idle[TokenState.MASKED], idle[TokenState.UNMASKED]
     both = float((masked_DK.T @ unmasked_DK).square().sum())
     return {"masked": masked_DK.shape[1] - both, "unmasked": unmasked_DK.shape[1] - both, "both": both}
-
-
-def _idle_basis(statistics: SiteStatistics, state: TokenState) -> Tensor:
-    """Return the eigenvectors [D, K] of a state's second moment whose energy is below the noise."""
-    values_D, vectors_DD = torch.linalg.eigh(statistics.second_moment(state).mean.double())
-    idle_DK: Tensor = vectors_DD[:, values_D < rounding_noise(statistics.rows(state))]
-    return idle_DK
 
 
 def rounding_noise(rows_ND: Tensor) -> float:

@@ -100,7 +100,7 @@ class WatchedPredictor(MaskPredictor):
     def hidden(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return (residual stream in the checkpoint's basis, after the last norm), [N, D], that predict positions."""
         rows, columns = rows.to(self.device), columns.to(self.device)
-        at = rows, self._source_columns(rows, columns, self._visible)
+        at = rows, self.source_columns(rows, columns, self._visible)
         residual = self._residual[at]
         return self.model.original_basis(residual.float()).to(residual.dtype), self.model.trunk().norm(residual)
 

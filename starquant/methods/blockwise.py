@@ -72,10 +72,6 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """Return the states that are walked, where the method weights them."""
         return states
 
-    def effective(self, bits: BitsSpec) -> BitsSpec:
-        """Return the bits with what the method's options say about them."""
-        return bits
-
     def solves(self, bits: BitsSpec) -> bool:
         """Return whether GPTQ solves the weights."""
         return self.options.weights.name == "gptq" and bits.weights.bits < 16
@@ -92,7 +88,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
     def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
         """Judge group sizes and the head's bits."""
-        validate_fit(model, self.effective(bits))
+        validate_fit(model, bits)
 
     def fit(
         self,
@@ -103,7 +99,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         progress: Progress = SILENT,
     ) -> Fitted:
         """Walk the blocks and keep what is learned of each."""
-        fitted, bits = into if into is not None else Fitted(), self.effective(bits)
+        fitted = into if into is not None else Fitted()
         self.validate(model, bits)
         if self.options.needs_calibration and states is None:
             raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
@@ -169,7 +165,6 @@ class BlockwiseMethod(Method[BlockwiseT]):
         """
         if model.quantized:
             raise ConfigError("apply: a method has been applied to this model already; load it again")
-        bits = self.effective(bits)
         for index in range(len(model.trunk().blocks) if self.options.needs_calibration else 0):
             if block_part(index) not in fitted:
                 raise RecordError(f"{block_part(index)}: nothing was fitted for it; fit on this model")

@@ -77,9 +77,7 @@ def value_scales(
             fitted.note("IA-AQ without effect: bits.attention.v = 16", "all blocks")
         return {}
     widths = {operand: getattr(bits.attention, operand) for operand in OPERANDS}
-    scale_KE = search_value_scales(
-        visit, widths, KeyValueGrid(bits.attention.kv_symmetric, bits.attention.kv_clip_ratio)
-    )
+    scale_KE = search_value_scales(visit, widths, KeyValueGrid.of(bits.attention))
     out_D = scales.get(scale_names(Site.OUT))
     if out_D is not None:  # V will be divided by it
         scale_KE = scale_KE / of_producer(visit.sites, Site.OUT, out_D).view_as(scale_KE).to(scale_KE)

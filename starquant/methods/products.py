@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
-#: "auto" is bfloat16 where something is rounded to at most 4 bits, whose steps are far coarser.
-Products = Literal["auto", "float32", "bfloat16"]
+from starquant.config.methods.base import Products
 
 
 @contextmanager

@@ -33,13 +33,6 @@ QuaRotT = TypeVar("QuaRotT", bound=QuaRotOptions)
 class QuaRot(BlockwiseMethod[QuaRotT]):
     """Rotate, then round."""
 
-    def effective(self, bits: BitsSpec) -> BitsSpec:
-        """Put the method's clip ratio into the activations' grid."""
-        if self.options.activation_clip is None:
-            return bits
-        clipped = bits.activations.model_copy(update={"clip_ratio": self.options.activation_clip})
-        return bits.model_copy(update={"activations": clipped})
-
     def ends(
         self,
         model: MaskedDiffusionModel,

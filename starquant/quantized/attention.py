@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starquant.config.bits import AttentionSpec
 from starquant.errors import CheckpointError
 from starquant.models.buffers import Float32Buffers
 from starquant.models.layers import AttentionCore, RotaryAttention
@@ -31,6 +32,11 @@ class KeyValueGrid:
 
     symmetric: bool = True
     clip_ratio: float = 1.0
+
+    @classmethod
+    def of(cls, attention: AttentionSpec) -> KeyValueGrid:
+        """Return that of a run's bits."""
+        return cls(attention.kv_symmetric, attention.kv_clip_ratio)
 
 
 COMMON = KeyValueGrid()

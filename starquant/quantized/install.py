@@ -190,8 +190,7 @@ def quantize_attention(
     handed = transforms_and_scales(attention.core)
     transforms = operand_transforms(attention.core)
     if min(bits.values()) < 16:
-        kv = KeyValueGrid(spec.kv_symmetric, spec.kv_clip_ratio)
-        attention.core = QuantizedAttentionCore(bits, **handed, kv=kv)
+        attention.core = QuantizedAttentionCore(bits, **handed, kv=KeyValueGrid.of(spec))
     name = next(name for name, module in block.named_modules() if module is attention)
     return [
         ManifestEntry(

@@ -23,7 +23,7 @@ from starquant.store.items import trajectories_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COMMON_GRID = "common_grid"
+GRID_TABLES, COMMON_GRID = {*TABLES, *SEED_TABLES}, "_common_grid"
 NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 
@@ -156,11 +156,11 @@ def build(
     try:
         paths = _written(name, results, out, allow, where, made)
     except RecordError as error:
-        aside = set_stale_aside(name, out) if results.folder.is_dir() else []
+        aside = set_stale_aside(_stem(name, where), out) if results.folder.is_dir() else []
         if not aside:
             raise
         raise RecordError(f"{error}; set aside as NAME.stale: {', '.join(path.name for path in aside)}") from None
-    set_stale_aside(paths[0].stem if name in TABLES or name in SEED_TABLES else name, out, paths)
+    set_stale_aside(_stem(name, where), out, paths)
     return paths
 
 
@@ -173,6 +173,11 @@ def set_stale_aside(name: str, out: Path, new: Sequence[Path] = ()) -> list[Path
     for path in stale:
         path.replace(path.with_name(f"{path.name}.stale"))
     return stale
+
+
+def set_all_aside(name: str, out: Path) -> list[Path]:
+    """Rename whatever an experiment showed, on either grid; as `set_stale_aside`."""
+    return [path for stem in (name, f"{name}{COMMON_GRID}") for path in set_stale_aside(stem, out)]
 
 
 def _written(
@@ -193,19 +198,23 @@ def _written(
         from starquant.reports import seed_tables
 
         runs = _chosen(SEED_TABLES[name], results, where)
-        rows = seed_tables.seed_rows(SEED_TABLES[name], runs, allow)
+        rows = seed_tables.seed_rows(SEED_TABLES[name], runs, allow, made)
         return seed_tables.write(_on_grid(SEED_TABLES[name], runs, where), rows, out)
     return _figure(name, results, out / "figures", allow, where)
 
 
 def _on_grid(definition: Definition, runs: Sequence[Run], where: Where | None) -> Definition:
     """Return a table that says in its title whose grids its runs are on; one of the common grid has its own files."""
-    words = {"authors": "each method on its authors' grid", "common": "one grid for all methods", None: ""}[
-        grid_of(runs)
-    ]
-    suffix = f"_{COMMON_GRID}" if (where or {}).get(GRID) == "common" else ""
+    of_grid = {"authors": "each method on its authors' grid", "common": "one grid for all methods", None: ""}
+    words = of_grid[grid_of(runs)]
     title = f"{definition.title}; {words}" if words else definition.title
-    return dataclasses.replace(definition, name=definition.name + suffix, title=title)
+    return dataclasses.replace(definition, name=_stem(definition.name, where), title=title)
+
+
+def _stem(name: str, where: Where | None) -> str:
+    """Return what the files of a table or figure are called: a table of the common grid stands beside the authors'."""
+    of_common = name in GRID_TABLES and (where or {}).get(GRID) == "common"
+    return f"{name}{COMMON_GRID}" if of_common else name
 
 
 def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where: dict[str, Any] | None) -> list[Path]:
@@ -262,13 +271,13 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
 
 def _grids(name: str, results: Results, made: Collection[str]) -> list[dict[str, Any]]:
     """Return the conditions of a table a grid that a sweep's records are on; none where they are the authors'."""
-    if name not in TABLES and name not in SEED_TABLES:
+    if name not in GRID_TABLES:
         return [{}]
     grids = {run.grid for run in results.runs if run.path.name in made}
     return ([] if "authors" not in grids and "common" in grids else [{}]) + [{GRID: "common"}] * ("common" in grids)
 
 
 def _show(name: str, paths: Sequence[Path]) -> None:
-    if name in TABLES or name in SEED_TABLES:
+    if name in GRID_TABLES:
         print("\n" + paths[0].read_text(encoding="utf-8"))
     print("\n".join(f"wrote {path}" for path in paths), flush=True)

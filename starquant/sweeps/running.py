@@ -117,10 +117,10 @@ def _set_aside(plan: Plan) -> None:
     """Set aside what the experiment showed before cells of it failed: records may be others by now."""
     if plan.experiment is None:
         return
-    from starquant.reports.experiments import set_stale_aside
+    from starquant.reports.experiments import set_all_aside
 
     try:
-        stale = set_stale_aside(plan.experiment, plan.results)
+        stale = set_all_aside(plan.experiment, plan.results)
     except OSError as error:
         raise RecordError(f"{plan.experiment}: cannot be set aside: {error}") from error
     for path in stale:

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from starquant.config.run import RunSpec, TrackerSpec
+from starquant.config.execution import TrackerSpec
+from starquant.config.run import RunSpec
 from starquant.session.tracker import NullTracker, Tracker
 from starquant.store.files import write_atomically
 

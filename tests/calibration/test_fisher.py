@@ -10,6 +10,7 @@ import torch
 from starquant.calibration.fisher import fisher_weights
 from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import walk
+from starquant.diffusion import MaskPredictor
 from starquant.errors import DataError
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, quantize
@@ -17,8 +18,12 @@ from tests.support.models import ARCHITECTURES, fresh
 from tests.support.states import inputs_of, partly_masked
 
 
+@pytest.mark.parametrize("at_once", [3, 1000])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_weights_are_those_of_one_backward_pass(architecture: str) -> None:
+def test_weights_are_those_of_one_backward_pass(
+    architecture: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MaskPredictor, "positions_at_once", lambda self: at_once)
     model = fresh(architecture).double()
     states = partly_masked(model)
     weights = fisher_weights(model, states, seed=3)
@@ -31,10 +36,11 @@ def test_weights_are_those_of_one_backward_pass(architecture: str) -> None:
         with torch.enable_grad():
             logits_BLV = model(batch.ids_BL, attention_mask=batch.visible_BL).logits
             rows, columns = ((batch.ids_BL == states.mask_id) & batch.visible_BL).nonzero(as_tuple=True)
-            logits_NV = logits_BLV[rows, (columns + model.logit_offset).clamp_min(0)]
-            probability_NV = logits_NV.detach().softmax(-1)
-            uniform_N1 = torch.rand(len(rows), 1, generator=generator, dtype=torch.float64)
-            label_N1 = torch.searchsorted(probability_NV.cumsum(-1), uniform_N1)
+            first_N = batch.visible_BL.int().argmax(1)[rows]  # reads its own hidden state
+            logits_NV = logits_BLV[rows, torch.maximum(columns + model.logit_offset, first_N)]
+            probability_NV = logits_NV.detach().float().softmax(-1)
+            uniform_N1 = torch.rand(len(rows), generator=generator)[:, None]
+            label_N1 = torch.searchsorted(probability_NV.cumsum(-1), uniform_N1).clamp_max(logits_NV.shape[1] - 1)
             loss = torch.nn.functional.cross_entropy(logits_NV, label_N1[:, 0], reduction="sum")
             gradients = torch.autograd.grad(loss, list(outputs.values()))
         tokens: dict[tuple[int, Site], torch.Tensor] = {}

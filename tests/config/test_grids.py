@@ -46,6 +46,14 @@ def test_a_method_of_one_grid_is_one_run(method: str) -> None:
     assert canonical(f"method={method}").digest() == canonical(f"method={method}", "bits.grid=common").digest()
 
 
+@pytest.mark.parametrize(("method", "bits"), [("quarot", "w4a16"), ("flatquant", "w4a4")])
+def test_a_grid_that_concerns_nothing_is_one_run(method: str, bits: str) -> None:
+    """Of QuaRot's clip and FlatQuant's K and V, where neither inputs nor K and V are rounded."""
+    runs = [spec(f"bits={bits}", f"method={method}", f"bits.grid={grid}").canonical() for grid in ("authors", "common")]
+    assert runs[0].digest() == runs[1].digest()
+    assert runs[0].method == runs[1].method and runs[0].method.authors is None  # what tables ask
+
+
 def test_what_is_asked_for_stays() -> None:
     bits = canonical("method=quarot", "bits.activations.clip_ratio=0.8", "bits.activations.symmetric=false").bits
     assert (bits.activations.clip_ratio, bits.activations.symmetric) == (0.8, False)

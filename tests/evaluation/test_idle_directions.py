@@ -7,9 +7,13 @@ import torch
 
 from starquant.calibration.batches import StateBatch
 from starquant.calibration.site_statistics import Collect, SiteStatistics
-from starquant.evaluation.idle_directions import idle_directions, rounding_noise
+from starquant.evaluation import activations
+from starquant.evaluation.activations import measure
+from starquant.evaluation.idle_directions import Spectrum, idle_directions, rounding_noise
 from starquant.models.context import Context
-from starquant.numerics import random_rotation
+from starquant.numerics import TokenState, random_rotation
+from tests.support.models import fresh
+from tests.support.states import states_of
 
 WIDTH, TOKENS = 64, 4000
 
@@ -39,8 +43,8 @@ def statistics_of(masked: range, unmasked: range) -> SiteStatistics:
     ],
 )
 def test_counts(masked: range, unmasked: range, expected: tuple[int, int, int]) -> None:
-    counts = idle_directions(statistics_of(masked, unmasked))
-    assert counts is not None
+    statistics = statistics_of(masked, unmasked)
+    counts = idle_directions(statistics, {state: Spectrum.of(statistics, state) for state in TokenState})
     assert [counts[name] for name in ("masked", "unmasked", "both")] == pytest.approx(expected, abs=0.01)
 
 
@@ -53,5 +57,11 @@ def test_noise_is_that_of_rounding() -> None:
     assert rounding_noise(x_ND) == pytest.approx(float(error), rel=0.1)
 
 
-def test_sites_that_are_too_wide_have_none() -> None:
-    assert idle_directions(SiteStatistics("here", Collect(rows=4), bins=1)) is None
+def test_sites_that_are_too_wide_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh("llada_gqa")
+    rows = measure(model, states_of(model))
+    monkeypatch.setattr(activations, "WIDEST", 100)
+    for before, row in zip(rows, measure(model, states_of(model)), strict=True):
+        narrow = row["width"] <= 100
+        assert (row["idle_directions"] is not None) == (row["overlap"] is not None) == narrow
+        assert before["idle_directions"] is not None

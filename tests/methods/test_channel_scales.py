@@ -38,7 +38,7 @@ def test_scales_are_the_least_of_the_product() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nothing_but_rounding_changes(architecture: str) -> None:
-    method, bits = method_named("star_quant_plus", *QUICK, *SCALED, *FISHER, "method.weights.name=rtn")
+    method, bits = method_named("star_quant_plus", *QUICK, *SCALED, *FISHER[:2], "method.weights.name=rtn")
     model = fresh(architecture)
     states = states_of(model)
     learned, before = method.fit(model, bits, states), logits(model, states.batches[0].ids_BL)
@@ -56,6 +56,20 @@ def test_nothing_but_rounding_changes(architecture: str) -> None:
 def test_scales_need_native_channels_and_a_matrix_behind_them(settings: tuple[str, ...]) -> None:
     method, bits = method_named("star_quant_plus", *QUICK, "method.transform.channel_scales=true", *settings)
     with pytest.raises(ConfigError, match=r"^method\.transform\.channel_scales: got true, but"):
+        method.validate(fresh("llada_gqa"), bits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (("method.fisher.outputs=true", "method.transform.structure=shared"), "outputs"),
+        (("method.fisher.rows=true", "method.transform.fit=fixed"), "rows"),
+        (("method.fisher.hessian=true", "method.weights.name=rtn"), "hessian"),
+    ],
+)
+def test_weights_that_nothing_would_read_are_refused(settings: tuple[str, ...], key: str) -> None:
+    method, bits = method_named("star_quant_plus", *QUICK, *settings)
+    with pytest.raises(ConfigError, match=rf"^method\.fisher\.{key}: got true, but .*; allowed: false$"):
         method.validate(fresh("llada_gqa"), bits)
 
 

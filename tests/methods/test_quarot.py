@@ -238,10 +238,13 @@ def test_the_online_transform_is_in_the_manifest(architecture: str, width: int, 
     assert all(entry.transform is None for entry in entries)
 
 
-@pytest.mark.parametrize(("clip", "ratio"), [("null", 0.8), ("0.9", 0.9), ("1.0", 1.0)])
-def test_the_clip_ratio_of_the_method_wins(clip: str, ratio: float) -> None:
+@pytest.mark.parametrize(
+    ("setting", "ratio"),
+    [("bits.grid=authors", 0.9), ("bits.grid=common", 1.0), ("bits.activations.clip_ratio=0.8", 0.8)],
+)
+def test_the_clip_ratio_of_its_grid_reaches_every_input(setting: str, ratio: float) -> None:
     model = fresh("llada_gqa")
-    apply(model, f"method.activation_clip={clip}", "bits.activations.clip_ratio=0.8", bits="w4a4")
+    apply(model, setting, bits="w4a4")
     found = [m.format for m in model.modules() if isinstance(m, ActivationQuantizer)]
     assert [fmt.clip_ratio for fmt in found] == [ratio] * 4 * len(model.trunk().blocks)
 
@@ -249,8 +252,8 @@ def test_the_clip_ratio_of_the_method_wins(clip: str, ratio: float) -> None:
 def test_the_clip_ratio_reaches_the_quantized_inputs_of_the_walk() -> None:
     """Otherwise GPTQ would be solved for other inputs than it meets."""
     parts = []
-    for clip in ("null", "0.5"):
-        method, bits = method_named("quarot", "bits=w4a4", f"method.activation_clip={clip}")
+    for clip in ("1.0", "0.5"):
+        method, bits = method_named("quarot", "bits=w4a4", f"bits.activations.clip_ratio={clip}")
         model = fresh("llada_gqa")
         states = states_of(model)
         fed = type(states)(states.batches, states.mask_id, states.bins, inputs="quantized")
@@ -301,8 +304,8 @@ def test_what_cannot_be_rotated_is_one_error_and_what_it_allows_works(
 
 @pytest.mark.parametrize("value", ["0", "1.5", "-1"])
 def test_clip_ratios_out_of_range_are_named(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"^method\.activation_clip: got"):
-        spec("method=quarot", f"method.activation_clip={value}")
+    with pytest.raises(ConfigError, match=r"^method\.authors\.activation_clip: got"):
+        spec("method=quarot", f"method.authors.activation_clip={value}")
 
 
 def test_heads_without_a_hadamard_matrix_are_noted() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from starquant.reports.__main__ import main
-from starquant.reports.experiments import after_sweep, table
+from starquant.reports.experiments import after_sweep, set_all_aside, table
 from starquant.reports.run import Run
 from starquant.reports.selection import read_runs
 from tests.support.records import edit_record
@@ -47,6 +47,21 @@ def test_files_and_titles_of_both(tmp_path: Path) -> None:
     assert sorted(titles) == [NAME, f"{NAME}_common_grid"]
     assert titles[NAME].endswith("; each method on its authors' grid")
     assert titles[f"{NAME}_common_grid"].endswith("; one grid for all methods")
+
+
+def test_a_table_that_cannot_be_built_leaves_that_of_the_other_grid(tmp_path: Path) -> None:
+    made = fill(tmp_path)
+    for words in ([], ["--where", "bits.grid=common"]):
+        assert main([NAME, "--records", str(tmp_path), *words]) == 0
+    put(tmp_path, {FACTS: [0.0] * 4}, "smoothquant", changes={"bits.grid": "common", "seed": 1, "method.alpha": 0.1})
+    assert main([NAME, "--records", str(tmp_path), "--where", "bits.grid=common"]) == 2  # two records of a row
+    tables = tmp_path / "tables"
+    assert (tables / f"{NAME}.md").exists() and not (tables / f"{NAME}_common_grid.md").exists()
+    assert (tables / f"{NAME}_common_grid.md.stale").exists()
+    assert made["authors"].exists()
+    assert {path.name for path in set_all_aside(NAME, tmp_path)} == {
+        f"{NAME}{suffix}" for suffix in (".md", ".tex", ".csv")
+    }
 
 
 def test_a_sweep_over_both_shows_both(tmp_path: Path) -> None:

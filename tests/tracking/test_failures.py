@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from starquant.config.run import TrackerSpec
+from starquant.config.execution import TrackerSpec
 from starquant.errors import DataError
 from starquant.runs.execute import execute
 from starquant.tracking.tracker import WandbTracker, marker_of

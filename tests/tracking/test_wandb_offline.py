@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from starquant.config.run import TrackerSpec
+from starquant.config.execution import TrackerSpec
 from starquant.session.tracker import NullTracker
 from starquant.store.record import RunRecord
 from starquant.store.records import read_record

@@ -11,6 +11,11 @@ from starquant.config.bits import AuthorsGrid
 from starquant.config.calibration import CalibrationSpec
 from starquant.config.fields import INERT, LONGEST_NAME, Count, Positive, Spec
 
+LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
+#: How float32 matrices are multiplied while a method learns; "auto" is bfloat16 where something is rounded to at most 4
+#: bits, whose steps are far coarser.
+Products = Literal["auto", "float32", "bfloat16"]
+
 
 def _validate_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9_]+", name) or len(name) > LONGEST_NAME:

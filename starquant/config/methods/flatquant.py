@@ -7,9 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from starquant.config.fields import Seed, Share
-from starquant.config.methods.base import BlockwiseOptions
-
-LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
+from starquant.config.methods.base import BlockwiseOptions, LearningRate, Products
 
 
 class FlatQuantOptions(BlockwiseOptions):
@@ -44,7 +42,7 @@ class FlatQuantOptions(BlockwiseOptions):
     learning_rate: LearningRate = 0.005
     clip_learning_rate: LearningRate = 0.05
     final_rate: Share = 0.001
-    products: Literal["auto", "float32", "bfloat16"] = "float32"
+    products: Products = "float32"
 
     @property
     def needs_calibration(self) -> bool:

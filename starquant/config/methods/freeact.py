@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from starquant.config.methods.flatquant import FlatQuantOptions, LearningRate
+from starquant.config.methods.base import LearningRate
+from starquant.config.methods.flatquant import FlatQuantOptions
 from starquant.config.methods.star_quant import FREEACT, GateShare
 
 

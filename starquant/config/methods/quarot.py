@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from starquant.config.fields import Ratio, Seed
+from starquant.config.fields import Seed
 from starquant.config.methods.base import BlockwiseOptions, WeightSolverOptions
 
 
@@ -20,8 +20,6 @@ class QuaRotOptions(BlockwiseOptions):
             where no Hadamard matrix has the number of heads.
         down_hadamard: rotate the down projection's input online.
         qk_hadamard: rotate queries and keys online; worth it where `bits.attention` quantizes them.
-        activation_clip: share of each token's largest magnitude that its grid covers; null takes
-            `bits.activations.clip_ratio`.
     """
 
     reference: ClassVar[str] = "arXiv 2404.00456"
@@ -34,5 +32,4 @@ class QuaRotOptions(BlockwiseOptions):
     out_hadamard: bool = True
     down_hadamard: bool = True
     qk_hadamard: bool = False
-    activation_clip: Ratio | None = None
     weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)

@@ -7,10 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps, Whole
-from starquant.config.methods.base import WeightSolverOptions
+from starquant.config.methods.base import LearningRate, Products, WeightSolverOptions
 from starquant.config.methods.quarot import QuaRotOptions
 
-LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 GateShare = Annotated[float, Field(ge=0.0, le=0.45)]
 FREEACT = 1 / 32
 
@@ -47,7 +46,7 @@ class TransformOptions(Spec):
     rows: Rows = 1024
     batch: Rows = 128
     steps: Steps = 160
-    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    products: Products = "auto"
     learning_rate: LearningRate = 0.02
     clip_learning_rate: LearningRate = 0.2
     state_clip: bool = True

@@ -8,7 +8,6 @@ paper leaves open.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 
 from torch import nn
@@ -130,8 +129,8 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
             visit.observe()
             return {}
         reads_moments = any(options.reads_moments(visit.sites.width(site)) for site in sites)
-        plan = Collect(moments=False, rows=2 * options.rows, second_moment="state" if reads_moments else None)
-        plan = dataclasses.replace(plan, weighted_rows=self.options.fisher.rows)
+        second_moment, weighted = "state" if reads_moments else None, self.options.fisher.rows
+        plan = Collect(moments=False, rows=2 * options.rows, second_moment=second_moment, weighted_rows=weighted)
         return visit.collect(plan, sites)
 
     def _quantized_attention(self, visit: BlockVisit, tensors: Tensors, bits: BitsSpec) -> nn.Module:

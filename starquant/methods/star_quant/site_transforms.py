@@ -64,6 +64,18 @@ def validate_transforms(options: STaRQuantOptions) -> None:
             f"method.transform.channel_scales: got true, but method.residual_rotation is '{options.residual_rotation}' "
             f"and method.transform.fit '{transform.fit}'; allowed: true with none and learned or closed_form"
         )
+    fisher, learns = options.fisher, transform.fit == "learned" and transform.structure != "shared"
+    if (fisher.outputs or fisher.rows) and not learns:
+        name = "outputs" if fisher.outputs else "rows"
+        raise ConfigError(
+            f"method.fisher.{name}: got true, but no site learns a transform of its own (method.transform.fit="
+            f"{transform.fit}, structure={transform.structure}); allowed: false"
+        )
+    if fisher.hessian and options.weights.name != "gptq":
+        raise ConfigError(
+            f"method.fisher.hessian: got true, but method.weights.name={options.weights.name} reads no second moments; "
+            "allowed: false"
+        )
     if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
         raise ConfigError(
             "method.residual_rotation: got 'none', but method.transform.structure=shared learns the residual rotation; "
