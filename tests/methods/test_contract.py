@@ -1,6 +1,6 @@
 """What every method and variant must keep, on LLaDA with MHA, LLaDA with GQA and Dream with GQA.
 
-A new one is covered by its YAML; nothing here names one.
+A new one is covered by its YAML; nothing here names one, but for a floor of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from tests.support.states import states_of
 
 W8A8_FLOOR_DB = 20.0  # the models above are random, which is harder than trained: RTN reaches 25.6 to 29
 CLIPPING_FLOOR_DB = 15.0  # a tenth of every token's range is cut, whatever the bits
-DROPPING_FLOOR_DB = 4.0  # no direction of a random model is idle: a gate of 1/32 costs 15 dB a site, 7 at the worst
+DROPPING_FLOOR_DB = 6.0  # no direction of a random model is idle: a gate of 1/32 alone costs 15 dB a site
+OWN_FLOORS_DB = {"freeact": 4.0}  # gates at the down projections of two random blocks, clips at four epochs: 4.36
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -101,7 +102,7 @@ def test_eight_bits_stay_close(name: str, architecture: str) -> None:
     found = sqnr_db(logits(reference, ids), logits(model, ids))
     clips = bits.activations.clip_ratio < 1.0
     floor = DROPPING_FLOOR_DB if method.drops else CLIPPING_FLOOR_DB if clips else W8A8_FLOOR_DB
-    assert found is None or found > floor
+    assert found is None or found > OWN_FLOORS_DB.get(name, floor)
 
 
 def test_fitting_is_deterministic(name: str, architecture: str) -> None:
