@@ -69,7 +69,9 @@ def generate_many(
     Raises:
         ConfigError: prompts that do not fit the model's context beside the answer.
     """
-    validate_room(predict.config, max(map(len, prompts), default=0), sampler.answer_length)
+    if not prompts:
+        return
+    validate_room(predict.config, max(map(len, prompts)), sampler.answer_length)
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: len(request.prompt))  # taken from the end: the longest first
     active: list[Request] = []

@@ -41,7 +41,7 @@ def validate_tasks(spec: RunSpec, session: Session) -> None:
         StarquantError: a task that lm-eval does not know, items that cannot be read, fewer items than processes.
     """
     if spec.tasks.names:
-        session.memory.tasks[_suite_key(spec)] = session.processes.by_first(documents_of, spec, session)
+        session.memory.tasks[suite_key(spec)] = session.processes.by_first(documents_of, spec, session)
 
 
 def documents_of(spec: RunSpec, session: Session) -> dict[str, str]:
@@ -50,7 +50,7 @@ def documents_of(spec: RunSpec, session: Session) -> dict[str, str]:
     Raises:
         StarquantError: as `validate_tasks`.
     """
-    key = _suite_key(spec)
+    key = suite_key(spec)
     if spec.tasks.names and key not in session.memory.tasks:
         from starquant.evaluation import suites
 
@@ -60,7 +60,8 @@ def documents_of(spec: RunSpec, session: Session) -> dict[str, str]:
     return session.memory.tasks.get(key, {})
 
 
-def _suite_key(spec: RunSpec) -> str:
+def suite_key(spec: RunSpec) -> str:
+    """Return what a session knows a run's tasks by, once they are judged."""
     return f"{spec.tasks.model_dump_json()} {[protocol.num_fewshot for protocol in spec.protocols.values()]}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from starquant.config.run import RunSpec
 from starquant.config.tasks import EXECUTES_CODE
 from starquant.errors import StarquantError
-from starquant.runs.evaluate import documents_of
+from starquant.runs.evaluate import documents_of, suite_key
 from starquant.runs.timing import device_name
 from starquant.session.session import Session
 from starquant.store import provenance
@@ -95,7 +95,7 @@ def make_record(spec: RunSpec, session: Session, **parts: Any) -> RunRecord:
         from starquant.evaluation.sandbox.protection import protection
 
         origin["sandbox"] = protection().as_data()
-    if documents := documents_of(spec, session):
+    if documents := session.memory.tasks.get(suite_key(spec)):  # read when they were judged
         origin["documents"] = documents
     return RunRecord(
         digest=spec.digest(),

@@ -13,7 +13,7 @@ from starquant.calibration.batches import CalibrationStates
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role, Site
-from tests.support.formulas import GRID, candidate, lost, rounded
+from tests.support.formulas import GRID, asymmetric, candidate, lost, rounded
 from tests.support.methods import dead_channel_fit, method_named
 from tests.support.models import fresh, fresh_tiny, logits, trajectory
 from tests.support.states import inputs_of, site_inputs, states_of, tiny_states
@@ -28,10 +28,15 @@ def training(tiny: MaskedDiffusionModel, tiny_tokenizer: object) -> CalibrationS
 
 
 @pytest.mark.parametrize(
-    ("architecture", "group"), [("llada_mha", None), ("llada_gqa", None), ("llada_gqa", 16), ("dream_gqa", None)]
+    ("architecture", "group", "symmetric"),
+    [
+        *(("llada_mha", None, False), ("llada_gqa", None, False), ("llada_gqa", 16, False), ("dream_gqa", None, False)),
+        *(("llada_mha", None, True), ("llada_gqa", None, True), ("llada_gqa", 16, True), ("dream_gqa", None, True)),
+    ],
 )
-def test_scales_have_the_least_output_error_of_the_grid(architecture: str, group: int | None) -> None:
+def test_scales_have_the_least_output_error_of_the_grid(architecture: str, group: int | None, symmetric: bool) -> None:
     overrides = [] if group is None else [f"bits.weights.group_size={group}"]
+    overrides += ["bits.grid=common"] if symmetric else []
     method, bits = method_named("awq", "method.clip=false", "bits=w4a16", *overrides)
     model = fresh(architecture)
     learned = method.fit(model, bits, states_of(model))
@@ -46,7 +51,12 @@ def test_scales_have_the_least_output_error_of_the_grid(architecture: str, group
             errors = []
             for step in range(GRID):
                 scale_D = candidate(sites, site, x_ND, step / GRID)
-                errors.append(sum(lost(x_ND, rounded(w * scale_D, group=group) / scale_D - w) for w in weights))
+                errors.append(
+                    sum(
+                        lost(x_ND, rounded(w * scale_D, group=group, symmetric=symmetric) / scale_D - w)
+                        for w in weights
+                    )
+                )
             scale_D = found[f"{site.value}.scale"].double()
             steps = [
                 s for s in range(GRID) if torch.allclose(candidate(sites, site, x_ND, s / GRID), scale_D, rtol=1e-4)
@@ -57,9 +67,10 @@ def test_scales_have_the_least_output_error_of_the_grid(architecture: str, group
     assert len(chosen) > 2
 
 
+@pytest.mark.parametrize("grid", ["authors", "common"])
 @pytest.mark.parametrize("architecture", ["llada_mha", "dream_gqa"])
-def test_clips_have_the_least_output_error_of_every_row(architecture: str) -> None:
-    method, bits = method_named("awq", "bits=w4a16")
+def test_clips_have_the_least_output_error_of_every_row(architecture: str, grid: str) -> None:
+    method, bits = method_named("awq", "bits=w4a16", f"bits.grid={grid}")
     model = fresh(architecture)
     learned = method.fit(model, bits, states_of(model))
     inputs = inputs_of(model, states_of(model))
@@ -76,6 +87,8 @@ def test_clips_have_the_least_output_error_of_every_row(architecture: str) -> No
         for i in range(CLIPS):
             step = most * (1 - i / 20) / 7
             delta = torch.round(weight / step).clamp(-8, 7) * step - weight
+            if grid == "authors":
+                delta = asymmetric(weight, 4, 1 - i / 20) - weight
             errors.append((x_ND @ delta.T).square().sum(0))
         errors_RO = torch.stack(errors)
         clip_O = found[f"{info.role.value}.clip"][:, 0].double()
@@ -112,7 +125,7 @@ def test_held_out_output_errors_are_smaller_than_those_of_rounding(
     for name, info in original.linears().items():
         weight = info.module.weight.detach().double()
         here = lost(held_out[name], weights[name] - weight)
-        plain = lost(held_out[name], rounded(weight, bits.weights.bits) - weight)
+        plain = lost(held_out[name], rounded(weight, bits.weights.bits, symmetric=bits.weights.symmetric) - weight)
         ours, theirs, better = ours + here, theirs + plain, better + (here < plain)
     assert ours < 0.9 * theirs
     assert better > 0.7 * len(weights)

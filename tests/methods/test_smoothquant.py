@@ -64,8 +64,10 @@ def test_the_ends_of_alpha_flatten_weights_or_activations(alpha: float) -> None:
             torch.testing.assert_close(most.float(), torch.ones(len(most)), rtol=1e-4, atol=0.0)
 
 
-def test_only_the_listed_sites_are_smoothed_and_what_is_installed_is_rounded() -> None:
-    method, bits = method_named("smoothquant", "bits=w4a16")
+@pytest.mark.parametrize("grid", ["authors", "common"])
+def test_only_the_listed_sites_are_smoothed_and_what_is_installed_is_rounded(grid: str) -> None:
+    method, bits = method_named("smoothquant", "bits=w4a16", f"bits.grid={grid}")
+    symmetric = grid == "common"
     model, before = fresh("llada_mha"), fresh("llada_mha")
     learned = method.fit(model, bits, states_of(model))
     method.apply(model, learned, bits)
@@ -74,7 +76,7 @@ def test_only_the_listed_sites_are_smoothed_and_what_is_installed_is_rounded() -
         assert set(found) == {"qkv_input.scale", "gate_up_input.scale"}
         for role, linear in model.block_sites(block).linears.items():
             scale = found.get(f"{role.site.value}.scale", torch.ones(1))
-            wanted = rounded(old_sites.linears[role].weight.double() * scale)
+            wanted = rounded(old_sites.linears[role].weight.double() * scale, symmetric=symmetric)
             # A number half-way between two grid points may fall to either side in float32.
             step = wanted.abs().amax(1, keepdim=True) / 7
             off = (linear.weight - wanted).abs() > 1e-4 * step
@@ -84,10 +86,14 @@ def test_only_the_listed_sites_are_smoothed_and_what_is_installed_is_rounded() -
             torch.testing.assert_close(norm.weight.double(), wanted.double())
 
 
+@pytest.mark.parametrize("grid", ["authors", "common"])
 @pytest.mark.parametrize("bits_name", ["w4a4", "w4a16"])
-def test_search_takes_the_best_alpha_of_the_grid(bits_name: str) -> None:
+def test_search_takes_the_best_alpha_of_the_grid(bits_name: str, grid: str) -> None:
     """By an objective written out anew, on all rows; so it is never worse than 0.5."""
-    method, bits = method_named("smoothquant", f"bits={bits_name}", ALL_SITES, "method.search=true")
+    method, bits = method_named(
+        "smoothquant", f"bits={bits_name}", f"bits.grid={grid}", ALL_SITES, "method.search=true"
+    )
+    symmetric = grid == "common"
     every = method.options.model_copy(update={"search_rows": 10_000})
     model = fresh("llada_gqa")
     learned = SmoothQuant(every).fit(model, bits, states_of(model))
@@ -101,9 +107,11 @@ def test_search_takes_the_best_alpha_of_the_grid(bits_name: str) -> None:
             errors = {}
             for alpha in (step / 20 for step in range(21)):
                 scale_D = formula(sites, site, x_ND, alpha)
-                read_ND = x_ND / scale_D if bits.activations.bits == 16 else rounded(x_ND / scale_D)
+                read_ND = (
+                    x_ND / scale_D if bits.activations.bits == 16 else rounded(x_ND / scale_D, symmetric=symmetric)
+                )
                 weights = [linear.weight.detach().double() for linear in sites.readers(site).values()]
-                lost = [read_ND @ rounded(w * scale_D).T - x_ND @ w.T for w in weights]
+                lost = [read_ND @ rounded(w * scale_D, symmetric=symmetric).T - x_ND @ w.T for w in weights]
                 errors[alpha] = sum(float(e.square().sum()) for e in lost)
             alpha = chosen[f"{model.block_name(index)} {site.value}"]
             assert errors[alpha] <= min(errors.values()) * (1 + 1e-3)
