@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from starquant.config.bits import AttentionSpec
 from starquant.errors import CheckpointError
 from starquant.models.buffers import Float32Buffers
 from starquant.models.layers import AttentionCore, RotaryAttention
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
+
+if TYPE_CHECKING:
+    from starquant.config.bits import AttentionSpec  # pydantic, which a bare machine lacks
 
 OPERANDS = ("q", "k", "p", "v")
 #: Operands that may have clip ratios of their own, in the order of `clip_OE`.

@@ -183,6 +183,7 @@ SMOL_MAIN = Definition(
             ("GPTQ", "gptq", {}),
             ("DLLMQuant+", "dllmquant_plus", {}),
             ("QuaRot", "quarot", {}),
+            ("QuaRot, clip 0.9", "quarot_clip", {}),  # of records from before `bits.grid`: QuaRot on its authors' grid
             ("DLLMQuant++", "dllmquant_plus_plus", {}),
             ("STaR-Quant", "star_quant", _STAR),
             ("STaR-Quant without SGAT", "star_quant_no_sgat", _STAR),
@@ -191,7 +192,7 @@ SMOL_MAIN = Definition(
         )
     ),
     against="QuaRot",
-    also_against=("STaR-Quant",),
+    also_against=("QuaRot, clip 0.9", "STaR-Quant"),
 )
 #: Tables over rotation seeds, with a figure beside them.
 SEED_TABLES = {SMOL_MAIN.name: SMOL_MAIN}
