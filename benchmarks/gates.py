@@ -145,9 +145,9 @@ class Place:
 
     def _learned(self, group: Group, start: Sequence[Tensor], variant: Variant, options: TransformOptions) -> Learned:
         if variant.fit == "learned":
-            return learn(group, start, options)
+            return learn(group, Transform(start), options)
         if variant.clip:
-            return learn(group, start, options, rotate=False)
+            return learn(group, Transform(start), options, rotate=False)
         return Learned(Transform(start).to(group.weights[0].float()), None)
 
 

@@ -1,6 +1,6 @@
 """Pure tensor mathematics of quantization; imports torch and no other room."""
 
-from starquant.numerics.affine import PairMoments, moment_matching, ridge_least_squares
+from starquant.numerics.affine import PairMoments, moment_matching, ridge_least_squares, symmetric_power
 from starquant.numerics.clipping import mse_clip, output_clip
 from starquant.numerics.formats import Granularity, PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.numerics.gptq import GPTQResult, gptq
@@ -65,4 +65,5 @@ __all__ = [
     "sqnr_db",
     "state_indices",
     "straight_through",
+    "symmetric_power",
 ]

@@ -86,7 +86,7 @@ def moment_matching(
     (STaR-Quant, arXiv 2606.04945, TAC; the forms of smoothing and shrinkage are ours.)
     """
     mean_z, mean_q, zz, _, qq = moments.central()
-    matrix = _power(_damped(zz, damping), 0.5) @ _power(_damped(qq, damping), -0.5)
+    matrix = symmetric_power(_damped(zz, damping), 0.5) @ symmetric_power(_damped(qq, damping), -0.5)
     if smoothing:
         u, s, v = torch.linalg.svd(matrix)
         matrix = u @ torch.diag_embed(1 + (1 - smoothing) * (s - 1)) @ v
@@ -126,7 +126,7 @@ def _damped(covariance: Tensor, damping: float) -> Tensor:
     return covariance + _level(covariance, damping) * identity
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
+def symmetric_power(matrix: Tensor, exponent: float) -> Tensor:
     """Return a power of symmetric positive definite matrices."""
     eigenvalues, vectors = torch.linalg.eigh(matrix)
     floor = eigenvalues[..., -1:] * torch.finfo(eigenvalues.dtype).eps

@@ -14,6 +14,7 @@ from starquant.quantized.transforms import (
     HadamardTransform,
     HeadsHadamard,
     InvertibleKronecker,
+    InvertibleTransform,
     KeyTransform,
     KroneckerTransform,
     OrthogonalTransform,
@@ -25,6 +26,7 @@ _DESCRIBE: dict[type[nn.Module], Callable[[Any], Data]] = {
     HadamardTransform: lambda t: {"kind": "hadamard", "width": t.width},
     HeadsHadamard: lambda t: {"kind": "heads_hadamard", "heads": t.heads},
     OrthogonalTransform: lambda t: {"kind": "orthogonal", "width": len(t.matrix_DD)},
+    InvertibleTransform: lambda t: {"kind": "invertible", "width": len(t.matrix_DD)},
     KroneckerTransform: lambda t: {"kind": "kronecker", "a": len(t.a_MM), "b": len(t.b_NN)},
     InvertibleKronecker: lambda t: {
         "kind": "invertible_kronecker",
@@ -103,7 +105,7 @@ def _keys(data: Data, width: int, _: int | None) -> nn.Module:
 
 def _dense(data: Data, width: int, _: int | None) -> nn.Module:
     size = whole(data, "width", width, width)
-    return OrthogonalTransform(torch.empty(size, size))
+    return (InvertibleTransform if data["kind"] == "invertible" else OrthogonalTransform)(torch.empty(size, size))
 
 
 def _gate(data: Data, width: int, _: int | None) -> nn.Module:
@@ -132,6 +134,7 @@ _MAKE: dict[str, tuple[tuple[str, ...], Callable[[Data, int, int | None], nn.Mod
     "hadamard": (("width",), _hadamard),
     "heads_hadamard": (("heads",), _heads),
     "orthogonal": (("width",), _dense),
+    "invertible": (("width",), _dense),
     "kronecker": (("a", "b"), _kronecker),
     "invertible_kronecker": (("a", "b"), _invertible),
     "key_transform": (("width",), _keys),

@@ -87,6 +87,17 @@ class OrthogonalTransform(Float32Buffers):
         return f"orthogonal {len(self.matrix_DD)}"
 
 
+class InvertibleTransform(OrthogonalTransform):
+    """x P with a dense invertible P [width, width], in float32; the linears behind it hold W P^-T."""
+
+    def validate(self, name: str) -> None:
+        """Judge what was read; raises CheckpointError for a matrix that is not finite or (almost) singular."""
+        validate_invertible(self.matrix_DD, f"{name}.matrix_DD")
+
+    def __str__(self) -> str:
+        return f"invertible {len(self.matrix_DD)}"
+
+
 class KroneckerTransform(Float32Buffers):
     """x (A (x) B) with orthogonal A and B, in float32; the linears behind it hold W (A (x) B)."""
 

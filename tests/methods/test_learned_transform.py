@@ -50,7 +50,7 @@ def test_every_row_is_drawn_before_one_comes_again() -> None:
 
 def test_a_state_without_rows_counts_nothing() -> None:
     group = group_of((32, 0))
-    learned = learn(group, [torch.eye(32, dtype=torch.float64)], TransformOptions(steps=5))
+    learned = learn(group, Transform([torch.eye(32, dtype=torch.float64)]), TransformOptions(steps=5))
     assert bool(torch.isfinite(learned.transform.factors[0]).all())
 
 
@@ -69,6 +69,6 @@ def test_products_are_what_the_options_say_while_it_learns(
     weights, activations = (replace(fmt, bits=bits) for fmt in FOUR)
     group = replace(group_of((16, 16)), weight_format=weights, activation_format=activations)
     before = torch.get_float32_matmul_precision()
-    learn(group, [torch.eye(32, dtype=torch.float64)], TransformOptions(steps=2, products=products))  # type: ignore[arg-type]
+    learn(group, Transform([torch.eye(32, dtype=torch.float64)]), TransformOptions(steps=2, products=products))  # type: ignore[arg-type]
     assert seen == [wanted] * 2
     assert torch.get_float32_matmul_precision() == before

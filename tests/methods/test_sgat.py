@@ -301,7 +301,9 @@ def test_the_gate_takes_part_in_learning() -> None:
     options = TransformOptions(steps=60, learning_rate=0.03)
     for gate in ((4, 4), (0, 0)):
         group = Group(weights, (masked.float(), unmasked.float()), *four, gate, False)
-        p: Transform = learn(group, [random_orthogonal(16, torch.Generator().manual_seed(1))], options).transform
+        p: Transform = learn(
+            group, Transform([random_orthogonal(16, torch.Generator().manual_seed(1))]), options
+        ).transform
         rows_of = zip(TokenState, group.rows_SND, strict=True)
         lost = [x - gated(p(x), state, (4, 4)) @ p.factors[0].T for state, x in rows_of]
         found[gate] = sum(float((x @ weights[0].T).square().sum()) for x in lost)

@@ -123,7 +123,7 @@ def test_learning_lowers_the_real_error_of_rows_it_has_not_seen(sizes: tuple[int
     trained, unseen = outlier_group()
     start = [torch.eye(n, dtype=torch.float64) for n in sizes]
     before = output_errors(unseen, Transform(start).to(unseen.weights[0]), None)
-    learned = learn(trained, start, TransformOptions(steps=60, learning_rate=0.03, state_clip=state_clip))
+    learned = learn(trained, Transform(start), TransformOptions(steps=60, learning_rate=0.03, state_clip=state_clip))
     after = output_errors(unseen, learned.transform, learned.state_clip)
     assert all(new < 0.6 * old for new, old in zip(after, before, strict=True)), (before, after)
     assert [len(factor) for factor in learned.transform.factors] == list(sizes)
@@ -143,7 +143,7 @@ def test_clip_ratios_are_learned_per_state_where_p_is_not() -> None:
         weight[:, 0] = 0.0
     group = replace(group, weights=weights, rows_SND=(masked, other))
     start = [torch.eye(32, dtype=torch.float64)]
-    learned = learn(group, start, TransformOptions(steps=80, learning_rate=0.1), rotate=False)
+    learned = learn(group, Transform(start), TransformOptions(steps=80, learning_rate=0.1), rotate=False)
     assert torch.equal(learned.transform.factors[0], torch.eye(32))
     assert learned.state_clip is not None
     assert learned.state_clip[0] < 0.8 < 0.9 < learned.state_clip[1]

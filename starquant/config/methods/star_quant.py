@@ -27,6 +27,8 @@ class TransformOptions(Spec):
         dense_width: of "auto".
         channel_scales: scale the native channels in front of P, in closed form, at the sites behind a norm and an up
             projection, which take the scales; only without a residual rotation, and with a matrix at every site.
+        balance: put an invertible map in closed form in front of what is learned, part of P: what it takes from the
+            rounding of one side of the product it does not add to the other.
         rows: tokens of each state that it is learned on, and as many it is judged on.
         batch: of these tokens of each state, how many a step sees.
         steps: of Adam.
@@ -43,6 +45,7 @@ class TransformOptions(Spec):
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
     channel_scales: bool = False
+    balance: bool = False
     rows: Rows = 1024
     batch: Rows = 128
     steps: Steps = 160
@@ -55,7 +58,7 @@ class TransformOptions(Spec):
     def reads_moments(self, width: int) -> bool:
         """Return whether the second moments [width, width] of both token states are needed."""
         closed = self.fit == "closed_form" or (self.fit == "learned" and self.start == "closed_form")
-        return closed and self.structure_of(width) == "dense"
+        return (closed or self.balance) and self.structure_of(width) == "dense"
 
     def structure_of(self, width: int) -> str:
         """Return "dense" or "kronecker" for a site with a matrix of its own."""

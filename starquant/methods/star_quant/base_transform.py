@@ -1,6 +1,7 @@
-"""The base transform P of STaR-Quant: one orthogonal matrix a group of linears, fixed, in closed form or learned.
+"""The base transform P of STaR-Quant: one matrix a group of linears, fixed, in closed form or learned.
 
-Q(x P) Q(W P)^T approximates x W^T better than Q(x) Q(W)^T does. P starts from QuaRot's rotation (the residual stream's,
+Q(x P) Q(W P^-T)^T approximates x W^T better than Q(x) Q(W)^T does. P is orthogonal (then P^-T = P), but for a map in
+front of it that may be invertible (`balance`). It starts from QuaRot's rotation (the residual stream's,
 and Hadamard matrices at the sites behind no norm); what is learned on top of it is
 
 - "dense": a matrix of its own at every site, multiplied online;
@@ -72,19 +73,41 @@ class Group:
 
 @dataclass(frozen=True)
 class Transform:
-    """An orthogonal P of one factor (dense), two (Kronecker), or none (the identity); x becomes x P on both sides."""
+    """P of one factor (dense), two (Kronecker), or none (the identity): x becomes x P, a weight's rows W P^-T.
+
+    Attributes:
+        factors: of P.
+        duals: of P^-T; none where P is orthogonal, and both are one.
+    """
 
     factors: Sequence[Tensor]
+    duals: Sequence[Tensor] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x P."""
-        if len(self.factors) == 2:
-            return apply_kronecker(x, *self.factors)
-        return x @ self.factors[0] if self.factors else x
+        return _applied(x, self.factors)
+
+    def of_weight(self, weight_OD: Tensor) -> Tensor:
+        """Return W P^-T."""
+        return _applied(weight_OD, self.duals or self.factors)
 
     def to(self, like: Tensor) -> Transform:
         """Return it in the dtype and on the device of a tensor."""
-        return Transform([factor.to(like) for factor in self.factors])
+        return Transform([factor.to(like) for factor in self.factors], [dual.to(like) for dual in self.duals])
+
+    def turned(self, rotations: Sequence[Tensor]) -> Transform:
+        """Return P R: each factor times an orthogonal one."""
+
+        def times(matrices: Sequence[Tensor]) -> list[Tensor]:
+            return [matrix @ rotation for matrix, rotation in zip(matrices, rotations, strict=True)]
+
+        return Transform(times(self.factors), times(self.duals) if self.duals else ())
+
+
+def _applied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    if len(factors) == 2:
+        return apply_kronecker(x, *factors)
+    return x @ factors[0] if factors else x
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,7 @@ def gated(x_ND: Tensor, state: TokenState, gate: tuple[int, int]) -> Tensor:
 def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, float]:
     """Return the relative squared error of the group's output, of masked and of other tokens, with real rounding."""
     weight_OD = torch.cat([weight.float() for weight in group.weights])
-    mapped_OD = transform(weight_OD)
+    mapped_OD = transform.of_weight(weight_OD)
     searched = group.mse_clip and group.weight_format.quantizes
     clip = mse_clip(mapped_OD, group.weight_format, **COARSE) if searched else None
     mapped_OD = fake_quantize(mapped_OD, group.weight_format, clip=clip)

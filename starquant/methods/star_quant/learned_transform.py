@@ -27,10 +27,10 @@ CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
 class _Free:
     """What is learned: Cayley parameters of each factor, clip ratios of both token states."""
 
-    def __init__(self, start: Sequence[Tensor], group: Group, options: TransformOptions, rotate: bool) -> None:
+    def __init__(self, start: Transform, group: Group, options: TransformOptions, rotate: bool) -> None:
         device = group.weights[0].device
-        self.start, self.rotate = [factor.to(device) for factor in start], rotate
-        self.free = [torch.zeros_like(factor, dtype=torch.float32, requires_grad=rotate) for factor in self.start]
+        self.start, self.rotate = start.to(torch.empty(0, dtype=torch.float64, device=device)), rotate
+        self.free = [torch.zeros_like(f, dtype=torch.float32, requires_grad=rotate) for f in self.start.factors]
         clips = options.state_clip and group.activation_format.quantizes
         self.logits_S = torch.full((2,), CLIP_LOGIT, device=device, requires_grad=clips)
 
@@ -42,8 +42,8 @@ class _Free:
 
     def transform(self) -> Transform:
         """Return the transform as it stands, differentiable."""
-        pairs = zip(self.start, self.free, strict=True)
-        return Transform([s.float() @ cayley(f) if self.rotate else s.float() for s, f in pairs])
+        start = self.start.to(self.logits_S.float())
+        return start.turned([cayley(free) for free in self.free]) if self.rotate else start
 
     def state_clip(self) -> Tensor | None:
         """Return the clip ratios, differentiable."""
@@ -51,25 +51,24 @@ class _Free:
 
     def result(self) -> Learned:
         """Return what was learned, P composed in float64."""
-        pairs = zip(self.start, self.free, strict=True)
-        factors = [(s @ cayley(f.detach().double())).float() if self.rotate else s.float() for s, f in pairs]
-        clip = self.state_clip()
-        return Learned(Transform(factors), None if clip is None else clip.detach())
+        rotations = [cayley(free.detach().double()) for free in self.free]
+        transform, clip = self.start.turned(rotations) if self.rotate else self.start, self.state_clip()
+        return Learned(transform.to(self.logits_S.float()), None if clip is None else clip.detach())
 
 
 def _fewest_bits(group: Group) -> int:
     return min(group.weight_format.bits, group.activation_format.bits)
 
 
-def learn(group: Group, start: Sequence[Tensor], options: TransformOptions, rotate: bool = True) -> Learned:
+def learn(group: Group, start: Transform, options: TransformOptions, rotate: bool = True) -> Learned:
     """Learn P = start x Cayley by Adam on the error of the group's output, through straight-through rounding.
 
-    The error is the sum over token states of |x W^T - Q(x P G_s) Q(W P)^T|^2 / |x W^T|^2 (STaR-Quant's objective,
+    The error is the sum over token states of |x W^T - Q(x P G_s) Q(W P^-T)^T|^2 / |x W^T|^2 (STaR-Quant's objective,
     each state relative to its own size: our choice). Gates act while P is learned, so that both adapt (FreeAct).
 
     Args:
         group: linears and rows.
-        start: orthogonal factors in float64: one for dense, two for Kronecker.
+        start: in float64.
         options: how it is learned.
         rotate: learn P; else only the clip ratios.
 
@@ -175,7 +174,7 @@ class _Loss:
     def clip_weights(self, transform: Transform) -> None:
         if self.group.weight_format.quantizes:
             with torch.no_grad():
-                self.clip = mse_clip(transform(self.weight_OD), self.group.weight_format, **COARSE)
+                self.clip = mse_clip(transform.of_weight(self.weight_OD), self.group.weight_format, **COARSE)
 
     def keep(self, transform: Transform) -> None:
         """Let rows and rounded weights stay what this transform makes of them, where it does not learn."""
@@ -201,5 +200,5 @@ class _Loss:
         return loss
 
     def _rounded(self, transform: Transform) -> Tensor:
-        weight_OD, fmt = transform(self.weight_OD), self.group.weight_format
+        weight_OD, fmt = transform.of_weight(self.weight_OD), self.group.weight_format
         return straight_through(weight_OD, fmt, self.clip) if fmt.quantizes else weight_OD

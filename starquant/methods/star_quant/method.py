@@ -30,9 +30,9 @@ from starquant.methods.star_quant.site_transforms import (
     fit_site,
     keep_exact_part,
     rewrite_sites,
-    validate_transforms,
 )
 from starquant.methods.star_quant.tac import fit_tac, validate_tac
+from starquant.methods.star_quant.validation import validate_transforms
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Site, SiteKey
 from starquant.quantized import FakeQuantLinear
@@ -148,7 +148,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
     def rewrite(self, sites: BlockSites, tensors: Tensors) -> None:
         """Fold each site's scales, and its matrix into the linears that read it, and put that there."""
         apply_scales(sites, tensors)
-        rewrite_sites(sites, tensors)
+        rewrite_sites(sites, tensors, self.options.transform.balance)
 
     def compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
         """Put gates, clip ratios and TAC in place."""

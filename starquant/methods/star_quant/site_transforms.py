@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from starquant.calibration.site_statistics import SiteStatistics
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
-from starquant.config.methods.star_quant import STaRQuantOptions, TACOptions
-from starquant.errors import ConfigError, DataError
+from starquant.config.methods.star_quant import STaRQuantOptions, TACOptions, TransformOptions
+from starquant.errors import DataError
 from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
+from starquant.methods.star_quant.balance import balanced_start
 from starquant.methods.star_quant.base_transform import (
     DIVERGED,
     Group,
@@ -36,6 +37,8 @@ from starquant.models.roles import BlockSites, LinearKey, Role, Site, SiteKey
 from starquant.numerics import TokenState, apply_kronecker
 from starquant.quantized import (
     BlockAffine,
+    InvertibleKronecker,
+    InvertibleTransform,
     KroneckerTransform,
     OrthogonalTransform,
     SiteTransform,
@@ -46,41 +49,6 @@ from starquant.quantized import (
 from starquant.quantized.install import activation_format, weight_format
 
 NO_WEIGHTS: Mapping[LinearKey, Tensor] = {}
-
-
-def validate_transforms(options: STaRQuantOptions) -> None:
-    """Judge what of the transform's options does not go together; raises ConfigError."""
-    transform = options.transform
-    norm_sites = ("qkv_input", "gate_up_input")
-    for name, shares in (("masked", options.sgat.masked), ("unmasked", options.sgat.unmasked)):
-        behind_norms = [getattr(shares, site) for site in norm_sites]
-        if transform.structure == "shared" and options.sgat.enabled and behind_norms[0] != behind_norms[1]:
-            raise ConfigError(
-                f"method.sgat.{name}: got {behind_norms[0]} at qkv_input and {behind_norms[1]} at gate_up_input, "
-                "which share a transform (method.transform.structure=shared); allowed: one share for both"
-            )
-    if transform.channel_scales and (options.residual_rotation != "none" or transform.fit == "fixed"):
-        raise ConfigError(
-            f"method.transform.channel_scales: got true, but method.residual_rotation is '{options.residual_rotation}' "
-            f"and method.transform.fit '{transform.fit}'; allowed: true with none and learned or closed_form"
-        )
-    fisher, learns = options.fisher, transform.fit == "learned" and transform.structure != "shared"
-    if (fisher.outputs or fisher.rows) and not learns:
-        name = "outputs" if fisher.outputs else "rows"
-        raise ConfigError(
-            f"method.fisher.{name}: got true, but no site learns a transform of its own (method.transform.fit="
-            f"{transform.fit}, structure={transform.structure}); allowed: false"
-        )
-    if fisher.hessian and options.weights.name != "gptq":
-        raise ConfigError(
-            f"method.fisher.hessian: got true, but method.weights.name={options.weights.name} reads no second moments; "
-            "allowed: false"
-        )
-    if transform.structure == "shared" and options.residual_rotation == "none" and transform.fit != "fixed":
-        raise ConfigError(
-            "method.residual_rotation: got 'none', but method.transform.structure=shared learns the residual rotation; "
-            "allowed: hadamard, orthogonal"
-        )
 
 
 def fit_site(
@@ -110,12 +78,13 @@ def fit_site(
     row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
     tensors: Tensors = {}
     if statistics is not None:
-        start, structure = start_of(visit.sites, site, options, fitted)
+        rotation, structure = start_of(visit.sites, site, options, fitted)
         if gate.acts and options.transform.fit == "closed_form" and structure == "kronecker":
-            row |= _fallback(site, width, start, options, fitted)
-            gate = gate.in_runs(len(start[1]))
+            row |= _fallback(site, width, rotation, options, fitted)
+            gate = gate.in_runs(len(rotation[1]))
         trained, judged = groups_of(visit, site, statistics, bits, options, gate, outputs)
-        learned = _fit(trained, start, structure, statistics, options, f"{visit.name} {site.value}")
+        start = _start(trained, rotation, structure, statistics, options.transform)
+        learned = _fit(trained, start, structure, options, f"{visit.name} {site.value}")
         row |= _training_errors(trained, learned)
         gate, errors = _chosen_gate(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
@@ -151,7 +120,7 @@ def _training_errors(group: Group, learned: Learned) -> dict[str, float]:
 
 def _chosen_gate(
     group: Group,
-    start: Sequence[Tensor],
+    start: Transform,
     learned: Learned,
     gate: Gate,
     options: STaRQuantOptions,
@@ -160,7 +129,7 @@ def _chosen_gate(
 ) -> tuple[Gate, dict[str, float]]:
     """Return the gate that is kept, and output errors at the start and in the end; notes what went wrong."""
     ungated = dataclasses.replace(group, gate=(0, 0))
-    at_start = output_errors(ungated, as_it_starts(start, group), None)
+    at_start = output_errors(ungated, start.to(group.weights[0].float()), None)
     after = output_errors(group, learned.transform, learned.state_clip)
     if not all(math.isfinite(error) for error in after):
         raise DataError(f"{where}: {DIVERGED}")
@@ -206,20 +175,13 @@ def groups_of(
     return trained, judged
 
 
-def as_it_starts(start: Sequence[Tensor], group: Group) -> Transform:
-    """Return the start as the online transform would hold it."""
-    return Transform(start).to(group.weights[0].float())
-
-
-def _fit(
-    group: Group,
-    start: list[Tensor],
-    structure: str,
-    statistics: SiteStatistics,
-    options: STaRQuantOptions,
-    where: str,
-) -> Learned:
-    transform = options.transform
+def _start(
+    group: Group, start: list[Tensor], structure: str, statistics: SiteStatistics, transform: TransformOptions
+) -> Transform:
+    """Return what P starts from, in float64: the rotation, a closed form, or a rotation behind a balancing map."""
+    if transform.balance and group.rounds and structure != "fixed":
+        moments = [statistics.second_moment(s).mean for s in TokenState] if structure == "dense" else None
+        return balanced_start(group, start, moments)
     if structure == "dense" and transform.reads_moments(len(start[0])):
         moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
@@ -227,26 +189,39 @@ def _fit(
     if structure == "kronecker" and transform.fit == "closed_form" and any(group.gate):
         rows = [apply_kronecker(x.double().cpu(), *start).unflatten(1, (len(start[0]), -1)) for x in group.rows_SND]
         start = [start[0] @ closed_form_of_rows(rows[0], rows[1], group.gate), start[1]]
+    return Transform(start)
+
+
+def _fit(group: Group, start: Transform, structure: str, options: STaRQuantOptions, where: str) -> Learned:
+    transform = options.transform
     if structure != "fixed" and transform.fit == "learned" and group.rounds:
         with divergence_named(where):
             return learn(group, start, transform)
     if transform.state_clip and group.activation_format.quantizes:
         return learn(group, start, transform, rotate=False)
-    return Learned(as_it_starts(start, group), None)
+    return Learned(start.to(group.weights[0].float()), None)
 
 
-def rewrite_sites(sites: BlockSites, tensors: Tensors) -> None:
-    """Fold each site's matrix into the linears that read it, and put it there."""
+def rewrite_sites(sites: BlockSites, tensors: Tensors, invertible: bool = False) -> None:
+    """Fold each site's matrix into the linears that read it, and put it there.
+
+    P^-T is of P as it is stored; of an orthogonal P it is P itself.
+    """
     for site in sites.inputs:
         readers = list(sites.readers(site).values())
         names = [name for name in (f"{site.value}.factor_{i}" for i in (0, 1)) if name in tensors]
         if not names:
             continue
         device = readers[0].weight.device
-        transform = Transform([tensors[name].to(device) for name in names])
-        rewriting.transform_input(readers, transform.to(torch.empty(0, dtype=torch.float64, device=device)))
-        online = (OrthogonalTransform if len(names) == 1 else KroneckerTransform)(*transform.factors)
-        sites.inputs[site].transform = online
+        factors = [tensors[name].to(device) for name in names]
+        exact = [factor.double() for factor in factors]
+        if invertible:
+            exact = [torch.linalg.inv(factor).T for factor in exact]
+        rewriting.transform_input(readers, Transform(exact))
+        dense, kronecker = (
+            (InvertibleTransform, InvertibleKronecker) if invertible else (OrthogonalTransform, KroneckerTransform)
+        )
+        sites.inputs[site].transform = (dense if len(factors) == 1 else kronecker)(*factors)
 
 
 def compensate_sites(sites: BlockSites, tensors: Tensors, bits: BitsSpec, options: TACOptions) -> None:
