@@ -2,10 +2,11 @@
 
     python -m starquant.reports.across_seeds results/published/testbed_methods --against quarot
 
-A row is a method at a bit-width; its runs differ by `model.seed` and `method.rotation_seed`. Runs of two methods are
-paired by both seeds and by item; a method without rotation is paired with every rotation seed of the other. Intervals
-are 95 % bootstrap intervals over rotation seeds and items, the same draw for all models, which count alike and are not
-resampled. A row with one rotation seed has no noise of rotations in its interval.
+A row is a method at a bit-width; its runs differ by `model.seed` and the method's own (`method.rotation_seed`,
+`method.start_seed`). Runs of two methods are paired by both seeds and by item; a method that draws nothing is paired
+with every seed of the other. Intervals are 95 % bootstrap intervals over the methods' seeds and items, the same draw for
+all models, which count alike and are not resampled: intervals do not generalise over models. Rows of fewer than three
+seeds are named below the table.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from starquant.reports import selection
 from starquant.reports.choice import Rank, Where, conditions, conflict, differences, first_of, taken, unranked
 from starquant.reports.comparison import column_name, markdown
 from starquant.reports.run import Run
+from starquant.reports.seeds import method_seed, warning
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.items import is_fidelity, items_folder, trajectories_of
 
@@ -132,7 +134,7 @@ def read_rows(folder: Path, by: Sequence[str] = (), where: Where | None = None) 
 
 def add_run(row: Row, run: Run, rank: Rank = unranked) -> None:
     """Give a row one more run, but for a copy of one; raises RecordError where it has another of its seeds and rank."""
-    seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
+    seeds = (run.get("model.seed"), method_seed(run))
     other = row.sources.get(seeds)
     if other is not None:
         differ = differences(other, run)
@@ -202,6 +204,11 @@ def table(rows: Sequence[Row], against: str | None = None, columns: Sequence[Col
     return pd.DataFrame(lines)
 
 
+def warning_of(rows: Sequence[Row]) -> str | None:
+    """Return the warning that names rows of few seeds; None where there are none."""
+    return warning((" ".join(row.label), [seeds[1] for seeds in row.runs]) for row in rows)
+
+
 def _items(row: Row, columns: Sequence[Column]) -> str:
     """Return the number of items behind a row's columns; where they differ, the least and the most."""
     sizes = [len(items[column].numbers) for items in row.runs.values() for column in columns]
@@ -249,7 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         raise RecordError(f"{options.folder}: no such folder of records")
-    print(markdown(table(read_rows(options.folder, options.by, conditions(options.where)), options.against)))
+    rows = read_rows(options.folder, options.by, conditions(options.where))
+    print(markdown(table(rows, options.against)))
+    if (note := warning_of(rows)) is not None:
+        print(f"\n{note}")
     return 0
 
 

@@ -14,6 +14,7 @@ from starquant.errors import RecordError
 from starquant.reports.choice import of_most_tasks, rank_of
 from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
 from starquant.reports.run import Run
+from starquant.reports.seeds import method_seed
 from starquant.reports.selection import one_a_seed, validate_together
 from starquant.statistics.bootstrap import average_bootstrap, mean_over_models, resampled_means, standard_error
 from starquant.store.items import trajectories_of
@@ -49,6 +50,7 @@ class Section:
         limit: items a task, where tasks were cut.
         approximations: of its runs' evaluation.
         left_out: tasks that its runs left out and none scored; their columns are empty.
+        seeds: (label, seeds of the method) of each row.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Section:
     limit: int | None = None
     approximations: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    seeds: tuple[tuple[str, tuple[int | None, ...]], ...] = ()
 
 
 def to(label: str) -> str:
@@ -138,9 +141,9 @@ def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: p
         columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
     columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
     first = next(iter(shown_runs), None)
-    shortcuts = () if first is None else tuple(first.speed.approximations)
-    limit = None if first is None else first.get("tasks.limit")
-    return Section(paper_name or model, tuple(columns), tuple(lines), limit, shortcuts, left_out)
+    cuts = (None, ()) if first is None else (first.get("tasks.limit"), tuple(first.speed.approximations))
+    seeds = tuple((label, tuple(dict.fromkeys(method_seed(run) for run in of.values()))) for label, of in rows.items())
+    return Section(paper_name or model, tuple(columns), tuple(lines), *cuts, left_out, seeds)
 
 
 def _in_order(tasks: Sequence[str]) -> list[str]:
@@ -174,7 +177,6 @@ def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -
 
 def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
     """Return runs of equal seeds; one without rotation goes with every rotation of the other."""
-
     rotations: dict[tuple[Any, Any], list[tuple[Any, ...]]] = {}
     for model, rotation, seed in other:
         rotations.setdefault((model, seed), []).append((model, rotation, seed))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from starquant.errors import RecordError
 from starquant.reports import figures
-from starquant.reports.across_seeds import Column, Row, add_run, table
+from starquant.reports.across_seeds import Column, Row, add_run, table, warning_of
 from starquant.reports.choice import rank_of
 from starquant.reports.comparison import markdown
 from starquant.reports.definitions import Definition
@@ -74,7 +74,7 @@ def write(definition: Definition, rows: Sequence[Row], out: Path) -> list[Path]:
     parts = [f"# {definition.title}"]
     parts += [f"## {heading}\n\n{markdown(frame)}" for heading, frame in tables.items()]
     paths = [out / "tables" / f"{definition.name}{suffix}" for suffix in (".md", ".csv")]
-    write_atomically(paths[0], "\n\n".join([*parts, NOTES]) + "\n")
+    write_atomically(paths[0], "\n\n".join([*parts, NOTES, *([note] if (note := warning_of(rows)) else [])]) + "\n")
     write_atomically(paths[1], tables["values"].to_csv(index=False, lineterminator="\n"))
     (out / "figures").mkdir(parents=True, exist_ok=True)
     return paths + figures.save(figures.divergence(rows), out / "figures" / definition.name)

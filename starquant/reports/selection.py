@@ -13,6 +13,7 @@ from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError, show_error
 from starquant.reports.choice import TASKS, Rank, conflict, differences, first_of, unranked
 from starquant.reports.run import Run
+from starquant.reports.seeds import seeds_of
 from starquant.store.items import is_fidelity
 from starquant.store.records import read_head, record_paths
 from starquant.store.verification import validate_items
@@ -157,9 +158,6 @@ def validate_together(runs: Sequence[Run], allow: Sequence[str] = ()) -> None:
             same("items", model, what, digest, run)
 
 
-SEEDS = ("model.seed", "method.rotation_seed", "seed")
-
-
 def one_a_seed(label: str, runs: Sequence[Run], rank: Rank = unranked) -> dict[tuple[Any, ...], Run]:
     """Return a row's runs by their seeds, in the order of these.
 
@@ -173,7 +171,7 @@ def one_a_seed(label: str, runs: Sequence[Run], rank: Rank = unranked) -> dict[t
     """
     runs_by_seed: dict[tuple[Any, ...], Run] = {}
     for run in runs:
-        seeds = tuple(run.get(key) for key in SEEDS)
+        seeds = seeds_of(run)
         other = runs_by_seed.setdefault(seeds, run)
         if other is not run:
             differ = differences(other, run)

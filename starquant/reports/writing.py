@@ -9,6 +9,7 @@ from pathlib import Path
 
 from starquant.reports.assembly import PAPER_MARK, Estimate, Section
 from starquant.reports.definitions import Definition
+from starquant.reports.seeds import warning
 from starquant.store.files import write_atomically
 
 EMPTY = ""
@@ -63,6 +64,8 @@ def notes(sections: Sequence[Section]) -> list[str]:
                 f"{section.model}: {', '.join(section.left_out)} left out (tasks.allow_code_execution=true scores it); "
                 "averages are over the other tasks" + (", the paper's over all of its own." if papers else ".")
             )
+        if (few := warning(section.seeds)) is not None:
+            sentences.append(f"{section.model}: {few}")
     if any(cell.low is not None for s in sections for _, _, cells in s.rows for cell in cells.values()):
         sentences.append(
             "Differences are paired by model, seed and item; brackets are 95 % bootstrap intervals, * where they leave "
