@@ -4,9 +4,9 @@
 
 A row is a method at a bit-width; its runs differ by `model.seed` and the method's own (`method.rotation_seed`,
 `method.start_seed`). Runs of two methods are paired by both seeds and by item; a method that draws nothing is paired
-with every seed of the other. Intervals are 95 % bootstrap intervals over the methods' seeds and items, the same draw for
-all models, which count alike and are not resampled: intervals do not generalise over models. Rows of fewer than three
-seeds are named below the table.
+with every seed of the other. Intervals are 95 % bootstrap intervals over the methods' seeds and items, the same draw
+for all models. These count alike and are not resampled: intervals do not generalise over models. Rows of fewer than
+three seeds are named below the table.
 """
 
 from __future__ import annotations

@@ -141,9 +141,9 @@ def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: p
         columns += [column, *([column + PAPER_MARK] if column + PAPER_MARK in seen else [])]
     columns += [column for column in sorted(seen) if column.endswith(PAPER_MARK) and column not in columns]
     first = next(iter(shown_runs), None)
-    cuts = (None, ()) if first is None else (first.get("tasks.limit"), tuple(first.speed.approximations))
+    limit, shortcuts = (None, ()) if first is None else (first.get("tasks.limit"), tuple(first.speed.approximations))
     seeds = tuple((label, tuple(dict.fromkeys(method_seed(run) for run in of.values()))) for label, of in rows.items())
-    return Section(paper_name or model, tuple(columns), tuple(lines), *cuts, left_out, seeds)
+    return Section(paper_name or model, tuple(columns), tuple(lines), limit, shortcuts, left_out, seeds)
 
 
 def _in_order(tasks: Sequence[str]) -> list[str]:

@@ -61,6 +61,7 @@ class Definition:
         paper: the paper's figures, None where it prints none.
         against: label of the row that the others are compared with, None for no comparison.
         also_against: labels of more such rows, of tables over seeds.
+        grids: rows may be on any grid; else a table is of one, authors' or common.
         draw: of a figure, the function of `reports.figures` that takes (label, record) pairs.
     """
 
@@ -70,6 +71,7 @@ class Definition:
     paper: Path | None = None
     against: str | None = None
     also_against: tuple[str, ...] = ()
+    grids: bool = False
     draw: str | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +108,8 @@ TABLES = {
                 _row("DLLMQuant+", "dllmquant_plus", "w4a4", method="DLLMQuant+"),
                 _row("QuaRot", "quarot", "w4a4", method="QuaRot"),
                 _row("DLLMQuant++", "dllmquant_plus_plus", "w4a4", method="DLLMQuant++"),
+                _row("FlatQuant", "flatquant", "w4a4"),
+                _row("FreeAct", "freeact", "w4a4"),
                 _row("STaR-Quant", "star_quant", "w4a4", 16, method="STaR-Quant"),
                 _row("star_quant_plus (ours)", "star_quant_plus", "w4a4"),
             ),
@@ -183,8 +187,9 @@ SMOL_MAIN = Definition(
             ("GPTQ", "gptq", {}),
             ("DLLMQuant+", "dllmquant_plus", {}),
             ("QuaRot", "quarot", {}),
-            ("QuaRot, clip 0.9", "quarot_clip", {}),  # of records from before `bits.grid`: QuaRot on its authors' grid
             ("DLLMQuant++", "dllmquant_plus_plus", {}),
+            ("FlatQuant", "flatquant", {}),
+            ("FreeAct", "freeact", {}),
             ("STaR-Quant", "star_quant", _STAR),
             ("STaR-Quant without SGAT", "star_quant_no_sgat", _STAR),
             ("STaR-Quant without TAC", "star_quant_no_tac", _STAR),
@@ -192,7 +197,38 @@ SMOL_MAIN = Definition(
         )
     ),
     against="QuaRot",
-    also_against=("QuaRot, clip 0.9", "STaR-Quant"),
+    also_against=("STaR-Quant", "star_quant_plus (ours)"),
+)
+#: star_quant_plus as it is, then what each row changes.
+_WHOLE = {
+    "model.name": "smol",
+    "tasks.names": [],
+    "method.name": "star_quant_plus",
+    **_STAR,
+    "bits.activations.symmetric": False,
+    "method.transform.balance": True,
+    "method.transform.channel_scales": True,
+    "method.fisher.hessian": True,
+    "method.tac.enabled": True,
+    "method.weights.name": "gptq",
+}
+PLUS_ABLATION = Definition(
+    "plus_ablation",
+    "star_quant_plus on smol without each of its parts",
+    tuple(
+        RowOf(label, {**_WHOLE, **changed})
+        for label, changed in (
+            ("star_quant_plus", {}),
+            ("symmetric inputs", {"bits.activations.symmetric": True}),
+            ("without the balancing map", {"method.transform.balance": False}),
+            ("without channel scales", {"method.transform.channel_scales": False}),
+            ("without Fisher weights", {"method.fisher.hessian": False}),
+            ("without TAC", {"method.tac.enabled": False}),
+            ("without GPTQ", {"method.weights.name": "rtn", "method.fisher.hessian": False}),
+        )
+    ),
+    against="star_quant_plus",
+    grids=True,
 )
 #: Tables over rotation seeds, with a figure beside them.
-SEED_TABLES = {SMOL_MAIN.name: SMOL_MAIN}
+SEED_TABLES = {definition.name: definition for definition in (SMOL_MAIN, PLUS_ABLATION)}

@@ -23,7 +23,7 @@ from starquant.store.items import trajectories_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GRID_TABLES, COMMON_GRID = {*TABLES, *SEED_TABLES}, "_common_grid"
+GRID_TABLES, COMMON_GRID = {d.name for d in (*TABLES.values(), *SEED_TABLES.values()) if not d.grids}, "_common_grid"
 NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 

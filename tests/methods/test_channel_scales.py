@@ -14,7 +14,11 @@ from tests.support.methods import by_hand, method_named
 from tests.support.models import ARCHITECTURES, fresh, logits
 from tests.support.states import states_of
 
-QUICK = ("bits=w4a4", "method.transform.steps=2", "method.transform.rows=16", "method.tac.enabled=false")
+QUICK = (
+    *("bits=w4a4", "method.transform.steps=2", "method.transform.rows=16", "method.tac.enabled=false"),
+    *("method.residual_rotation=hadamard", "method.transform.channel_scales=false", "method.transform.balance=false"),
+    "method.fisher.hessian=false",
+)
 SCALED = ("method.residual_rotation=none", "method.transform.channel_scales=true")
 FISHER = tuple(f"method.fisher.{name}=true" for name in ("outputs", "rows", "hessian"))
 

@@ -73,13 +73,14 @@ def test_limits_enter_no_table_unless_asked_for(tmp_path: Path, name: str, capsy
         return  # its items hold no hidden error to draw
     assert main([*words, *shlex.split(way[0])]) == 0
     cut = (tmp_path / "tables" / f"{name}.md").read_text()
-    assert cut.splitlines()[0] == f"# {definition.title}: the first 4 items of each task only"
+    heading = cut.splitlines()[0]
+    assert heading.startswith(f"# {definition.title}") and heading.endswith(": the first 4 items of each task only")
     assert "| items |  | 4 | " in cut
     add(WHOLE, None)
     capsys.readouterr()
     assert main(words) == 0
     whole = (tmp_path / "tables" / f"{name}.md").read_text()
-    assert whole.splitlines()[0] == f"# {definition.title}"
+    assert whole.splitlines()[0] == heading.removesuffix(": the first 4 items of each task only")
     assert "| items |  | 12 | " in whole
     note = f"note: {name}: 1 record with tasks.limit left out (--where tasks.limit=4 takes it)\n"
     assert capsys.readouterr().err == note

@@ -65,4 +65,4 @@ def test_every_table_is_built_from_what_the_readmes_commands_leave(
     assert "| items |  | 24 | 24 | 24 | 24 |" in tiny
     rows = {line.split("|")[1].strip(): line for line in tiny.splitlines() if line.startswith("| ")}
     assert all(f"| {name} | 1 | " in line for name, line in rows.items() if name not in ("", "---", "items"))
-    assert len(rows) == 2 + 9 + 1
+    assert len(rows) == 2 + 11 + 1
