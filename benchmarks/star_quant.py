@@ -24,7 +24,7 @@ from starquant.config.methods import METHODS
 from starquant.config.methods.star_quant import STaRQuantOptions, TransformOptions
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
-from starquant.numerics import kronecker_sizes
+from starquant.numerics import fermat_sizes, kronecker_sizes
 from starquant.testbed.tiny.shipped import weights_folder
 
 
@@ -65,16 +65,20 @@ def count(shape: Shape, g: int = 16) -> None:
     dense = sum(width * width for width, _, _ in shape.sites().values())
     kronecker = sum(width * sum(factors) for width, _, factors in shape.sites().values())
     own = sum(shape.sites()[site][0] * sum(shape.sites()[site][2]) for site in ("out_input", "down_input"))
-    tac = shape.width * g
+    tac, tac_64 = shape.width * g, shape.width * 64
+    flat = sum(width * sum(fermat_sizes(width)) for width in (shape.width, shape.width, shape.feed_forward))
+    flat += shape.width * shape.heads  # at the output projection: across heads; within them V's is folded
     print(f"{shape.name}: {linears / 1e6:.1f} M multiply-adds a token and block in the linears")
     for name, value in (
         ("dense P", dense),
         ("Kronecker P", kronecker),
         ("shared P, folded; Kronecker at out, down", own),
+        ("FlatQuant", flat),
+        ("star_quant_plus: Kronecker P, TAC, g = 64", kronecker + tac_64),
     ):
         print(f"  {name:42s} {value / 1e6:7.2f} M = {100 * value / linears:5.2f} %")
     print(f"  {'TAC, g = 16 (folded: none)':42s} {tac / 1e6:7.2f} M = {100 * tac / linears:5.2f} %")
-    rows = 2 * options.rows
+    rows = 2 * options.batch
     # Forward and backward of x W^T and of both transforms of W and x: three products each.
     step = sum(3 * 2 * (rows * w * o + (rows + o) * w * sum(k)) for w, o, k in shape.sites().values())
     walks = 6 * 2 * linears * 128 * 256  # passes over 128 segments of 256 tokens: rows, both sides of TAC, hand-over
