@@ -5,6 +5,9 @@ second moment of x, each token state's divided by the energy of its outputs, H =
 A A^T = S^-1/2 (S^1/2 H S^1/2)^1/2 S^-1/2, the geometric mean of S^-1 and H; A is its symmetric root. Of a Kronecker
 product A_1 (x) A_2 each factor has the same closed form while the other stands, in turn.
 
+S is shrunk towards a multiple of the identity, by as much as its sampling error asks for (Ledoit and Wolf, 2004): few
+tokens would else promise directions without energy, which other tokens have.
+
 Shapes: N rows, D = M K width of the site, O outputs of all linears that read it.
 """
 
@@ -16,10 +19,11 @@ import torch
 from torch import Tensor
 
 from starquant.methods.star_quant.base_transform import Group, Transform
-from starquant.numerics import symmetric_power
+from starquant.numerics import SecondMoment, symmetric_power
 
 DAMPING = 1e-3  # of both second moments, as a share of their mean eigenvalue; our choice
 ROUNDS = 4  # over both factors; our choice
+ROWS_AT_ONCE = 256
 
 
 def balanced(second_DD: Tensor, weight_DD: Tensor) -> Tensor:
@@ -44,42 +48,71 @@ def balanced_factors(rows_NMK: Tensor, weight_OMK: Tensor) -> tuple[Tensor, Tens
     """Return the factors [M, M] and [K, K] of the Kronecker product of least cost, by alternation, in float64.
 
     Args:
-        rows_NMK: x, scaled so that S = X^T X.
+        rows_NMK: x, weighed so that S is their mean second moment.
         weight_OMK: W.
     """
     left_MM, right_KK = (torch.eye(n, dtype=torch.float64).to(rows_NMK.device) for n in rows_NMK.shape[1:])
     for _ in range(ROUNDS):
         dual_KK = torch.linalg.inv(right_KK)
-        left_MM = balanced(_moment(rows_NMK @ right_KK), _moment(weight_OMK @ dual_KK))
+        left_MM = balanced(_shrunk(rows_NMK @ right_KK), _moment(weight_OMK @ dual_KK))
         dual_MM = torch.linalg.inv(left_MM)
-        right_KK = balanced(_moment((left_MM @ rows_NMK).mT), _moment((dual_MM @ weight_OMK).mT))
+        right_KK = balanced(_shrunk((left_MM @ rows_NMK).mT), _moment((dual_MM @ weight_OMK).mT))
     return left_MM, right_KK
 
 
 def _moment(x_NMK: Tensor) -> Tensor:
-    """Return sum over N of X X^T, [M, M]."""
+    """Return the mean over N of X X^T, [M, M]."""
     flat_MX = x_NMK.transpose(0, 1).flatten(1)
-    return flat_MX @ flat_MX.T
+    return flat_MX @ flat_MX.T / len(x_NMK)
 
 
-def balanced_start(group: Group, start: Sequence[Tensor], moments: Sequence[Tensor] | None) -> Transform:
+def _shrunk(x_NMK: Tensor) -> Tensor:
+    moment_MM = _moment(x_NMK)
+    return shrunk(moment_MM, sampling_error(x_NMK, moment_MM))
+
+
+def sampling_error(x_NMK: Tensor, moment_MM: Tensor) -> float:
+    """Return the mean squared (Frobenius) error of a mean of X X^T over N rows, estimated from these."""
+    squares = sum(float((part @ part.mT).square().sum()) for part in x_NMK.split(ROWS_AT_ONCE))
+    return max(0.0, squares / len(x_NMK) - float(moment_MM.square().sum())) / len(x_NMK)
+
+
+def shrunk(moment_MM: Tensor, error: float) -> Tensor:
+    """Return the mixture of a second moment and its mean eigenvalue that is expected to err least.
+
+    Args:
+        moment_MM: S.
+        error: expected |S - true S|^2.
+    """
+    target_MM = moment_MM.diagonal().mean() * torch.eye(len(moment_MM)).to(moment_MM)
+    spread = float((moment_MM - target_MM).square().sum())
+    share = min(1.0, error / spread) if spread > 0 else 1.0
+    mixed: Tensor = torch.lerp(moment_MM, target_MM, share)
+    return mixed
+
+
+def balanced_start(group: Group, start: Sequence[Tensor], moments: Sequence[SecondMoment] | None) -> Transform:
     """Return A Q in float64, Q what P starts from.
 
     Args:
         group: linears, and rows of both token states.
         start: factors of Q, orthogonal in float64.
-        moments: E[x x^T] of each state, for a dense A; None takes the rows for them.
+        moments: of each state, for a dense A; None takes the rows for them.
     """
     weight_OD = torch.cat([weight.double() for weight in group.weights])
     rows = [rows_ND.double() for rows_ND in group.rows_SND]
     energies = [(x @ weight_OD.T).square().sum(1).mean().clamp_min(torch.finfo(torch.float32).tiny) for x in rows]
-    if len(start) == 1:
-        second = [x.T @ x / len(x) for x in rows] if moments is None else [m.to(weight_OD) for m in moments]
-        total_DD = torch.stack([m / energy for m, energy in zip(second, energies, strict=True)]).sum(0)
-        maps = [balanced(total_DD, weight_OD.T @ weight_OD)]
+    total = sum(len(x) for x in rows)
+    weighed_ND = torch.cat([x * (total / (len(x) * energy)).sqrt() for x, energy in zip(rows, energies, strict=True)])
+    sizes = [len(factor) for factor in start]
+    if len(start) == 2:
+        maps = list(balanced_factors(weighed_ND.unflatten(1, sizes), weight_OD.unflatten(1, sizes)))
     else:
-        sizes = [len(factor) for factor in start]
-        scaled = [x / (energy * len(x)).sqrt() for x, energy in zip(rows, energies, strict=True)]
-        maps = list(balanced_factors(torch.cat(scaled).unflatten(1, sizes), weight_OD.unflatten(1, sizes)))
+        second_DD, error = _moment(weighed_ND[..., None]), 0.0
+        error = sampling_error(weighed_ND[..., None], second_DD)
+        if moments is not None:  # of all tokens: of a smaller error than the rows'
+            parts = [m.mean.to(weight_OD) / energy for m, energy in zip(moments, energies, strict=True)]
+            second_DD, error = torch.stack(parts).sum(0), error * total / sum(m.count for m in moments)
+        maps = [balanced(shrunk(second_DD, error), weight_OD.T @ weight_OD)]
     factors = [a.to(q) @ q for a, q in zip(maps, start, strict=True)]
     return Transform(factors, [torch.linalg.inv(a).to(q) @ q for a, q in zip(maps, start, strict=True)])

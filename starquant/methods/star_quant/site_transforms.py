@@ -180,8 +180,8 @@ def _start(
 ) -> Transform:
     """Return what P starts from, in float64: the rotation, a closed form, or a rotation behind a balancing map."""
     if transform.balance and group.rounds and structure != "fixed":
-        moments = [statistics.second_moment(s).mean for s in TokenState] if structure == "dense" else None
-        return balanced_start(group, start, moments)
+        seen = [statistics.second_moment(state) for state in TokenState] if structure == "dense" else None
+        return balanced_start(group, start, seen)
     if structure == "dense" and transform.reads_moments(len(start[0])):
         moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
