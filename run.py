@@ -1,4 +1,4 @@
-"""`python run.py model=llada bits=w4a4`: the same as `python -m starquant run model=llada bits=w4a4`."""
+"""`python run.py model=llada bits=w4a4`: the same as `starquant run model=llada bits=w4a4`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m starquant COMMAND ...`: the everyday commands under one name."""
+"""`starquant COMMAND ...`, or `python -m starquant COMMAND ...`: every command; `python run.py` is `starquant run`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from starquant import __version__
+from starquant.commands import COMMANDS
 from starquant.errors import make_printable, nearest
 from starquant.session.terminal import interactive
 
-#: Command -> module whose `main(arguments)` returns an exit code, and what it does.
-COMMANDS = {
-    "run": (
-        "starquant.sweeps.command_line",
-        "quantize and score: run [-m] KEY=VALUE ... (the word `run` may be left out)",
-    ),
-    "status": ("starquant.sweeps.status", "where the cells of a sweep stand: status EXPERIMENT|-m [KEY=VALUE ...]"),
-    "tables": ("starquant.reports.__main__", "tables and figures from records: tables NAME ..."),
-    "generate": ("starquant.packed.completion", "complete a prompt with a checkpoint folder: generate DIR PROMPT"),
-    "evaluate": ("starquant.evaluation.__main__", "lm-eval's command line with checkpoint folders of this project"),
-}
 #: Commands of their own modules.
 ALSO = (
     "also, each with --help:",
-    "  python -m starquant.reports.{comparison,paired,across_seeds,efficiency,figures,publish}",
+    "  python -m starquant.reports.{comparison,across_seeds,efficiency,figures,publish}",
     "  python -m starquant.testbed.tiny.train",
     "  python -m starquant.testbed.smol.{build,training,tasks.items,tasks.baselines}",
 )
@@ -32,16 +23,19 @@ ALSO = (
 
 def usage() -> str:
     """Return a line a command."""
-    lines = [f"  {name:10s}{what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: python -m starquant COMMAND ...", *lines, "COMMAND --help says more.", *ALSO])
+    lines = [f"  {name:12s}{what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: starquant COMMAND ...", *lines, "COMMAND --help says more; --version.", *ALSO])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; 2 after an unknown one."""
     make_printable()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words in (["-h"], ["--help"]):
+    if not words or words in (["-h"], ["--help"], ["help"]):
         print(usage())
+        return 0
+    if words in (["--version"], ["-V"]):
+        print(f"starquant {__version__}")
         return 0
     first = words[0]
     if first in COMMANDS:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
@@ -67,6 +67,35 @@ def user_path(text: str) -> Path:
         return Path(expand_home(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Words of a command; what it cannot read is one line with the nearest name: ConfigError, no usage, no exit."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all words; raises ConfigError."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = sorted(name for name in self._option_string_actions if name.startswith("--"))
+            allowed = f"; allowed: {', '.join(known)}.{nearest(unknown[0], known)}" if unknown[0][:1] == "-" else ""
+            raise ConfigError(f"{self.prog}: {unknown[0]}: not understood{allowed}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with argparse's own words."""
+        raise ConfigError(f"{self.prog}: {message.removeprefix('argument ')}")
+
+
+def one_of(allowed: Iterable[str]) -> Callable[[str], str]:
+    """Return what argparse takes as `type` where a word is one of some names; others are told the nearest."""
+    names = [*allowed]
+
+    def name(word: str) -> str:
+        if word not in names:
+            raise argparse.ArgumentTypeError(f"got '{word}', allowed: {', '.join(names)}.{nearest(word, names)}")
+        return word
+
+    return name
 
 
 def nearest(got: str, allowed: Iterable[str]) -> str:

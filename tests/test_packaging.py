@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from starquant import __version__ as PROJECT_VERSION
+from starquant import resources
+from tests.support.command_line import ENVIRONMENT
 from tests.support.paths import PACKAGE, REPOSITORY
 
 if sys.version_info >= (3, 11):
@@ -25,7 +29,11 @@ DISTRIBUTIONS = {"hydra": "hydra-core", "yaml": "pyyaml"}
 #: Folders whose modules are imported only where an extra is installed, and that extra.
 EXTRAS = {"kernels/triton": "triton"}
 SOURCES = (*PACKAGE.rglob("*.py"), *(REPOSITORY / "hydra_plugins").rglob("*.py"))
-PARTS = ("starquant", "hydra_plugins", "pyproject.toml", "README.md", "LICENSE")
+PARTS = (
+    *("starquant", "hydra_plugins", "conf", "experiments", "results/paper"),
+    *("setup.py", "MANIFEST.in", "pyproject.toml", "README.md", "LICENSE"),
+)
+FOLDERS = ("conf", "experiments", "results/paper")
 IMPORT_ALL = """
 import importlib, pkgutil, sys, hydra_plugins.starquant, starquant
 left_out, failed = set(sys.argv[1:]), []
@@ -110,27 +118,93 @@ def test_clean_keeps_records(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-@pytest.mark.slow
-def test_a_plain_wheel_imports_every_module(tmp_path: Path) -> None:
-    """Installed without extras into an empty environment, from the package index; minutes."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for part in PARTS:  # built elsewhere: a build leaves folders beside its source
+def test_what_the_package_reads_of_the_top_level_travels_in_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    read = {*re.findall(r'\bresource\("([^"]+)"\)', code)}
+    carried = ast.literal_eval(re.findall(r"^FOLDERS = (.+)$", (REPOSITORY / "setup.py").read_text(), re.MULTILINE)[0])
+    assert read and read <= {*carried} == {*FOLDERS}
+    assert all(resources.resource(name) == REPOSITORY / name for name in carried)
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    (tmp_path / "conf").mkdir()
+    assert resources.resource("conf") == tmp_path / "conf"
+
+
+def copied(target: Path) -> Path:
+    """Copy what a wheel is built of: a build leaves folders beside its source."""
+    for part in PARTS:
         path = REPOSITORY / part
+        (target / part).parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            shutil.copytree(path, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, target / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(path, source / part)
+            shutil.copy(path, target / part)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a checkout whose last commit is known."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = copied(folder / "source")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b@c", "commit", "-qm", "d"]):
+        subprocess.run(["git", *words], cwd=source, check=True, timeout=60, capture_output=True)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", str(source)]
+    subprocess.run(build, cwd=folder, check=True, timeout=300, capture_output=True)
+    (path,) = (folder / "wheels").glob("starquant-*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_a_plain_wheel_imports_every_module(wheel: Path, tmp_path: Path) -> None:
+    """Installed without extras into an empty environment, from the package index; minutes."""
     environment = tmp_path / "environment"
     run = {"check": True, "capture_output": True, "text": True, "cwd": tmp_path}
     subprocess.run([sys.executable, "-m", "venv", str(environment)], timeout=120, **run)
     python = str(environment / "bin" / "python")
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", str(source)], timeout=300, **run)
-    (wheel,) = (tmp_path / "wheels").glob("starquant-*.whl")
     constraints = REPOSITORY / "constraints.txt"
     subprocess.run([*pip, "install", "--constraint", str(constraints), str(wheel)], timeout=1800, **run)
     subprocess.run([*pip, "check"], timeout=120, **run)
     left_out = [f"starquant.{folder.replace('/', '.')}" for folder in EXTRAS]
     done = subprocess.run([python, "-I", "-c", IMPORT_ALL, *left_out], timeout=600, **run)
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_an_installed_command_runs_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """The wheel beside the packages of this environment, in whose place a user's would be; a minute."""
+    environment, empty = tmp_path / "environment", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    install = ["-m", "pip", "--quiet", "install", "--no-deps", "--force-reinstall", str(wheel)]
+    subprocess.run([str(environment / "bin" / "python"), *install], check=True, timeout=120, capture_output=True)
+
+    def starquant(*words: str, code: int = 0) -> str:
+        command = [str(environment / "bin" / "starquant"), *words]
+        done = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=400, env=ENVIRONMENT)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    assert starquant("--version") == f"starquant {PROJECT_VERSION}\n"
+    assert not [*empty.iterdir()]
+    starquant("run", "method=rtn", "tasks.limit=4")  # the demo, in short
+    (record,) = (empty / "results" / "records").glob("tiny-w4a4-rtn-*.json")
+    provenance = json.loads(record.read_text())["provenance"]
+    assert (provenance["git_dirty"], len(provenance["git_sha"])) == (False, 40)
+    assert f"\n{'tiny':16s}" in starquant("models")
+    assert "Groups" in starquant("run", "--help")
+    starquant("status", "table1_main", "model=tiny", "method=rtn", code=1)
+    written = starquant("tables", "table1_main", "--where", "tasks.limit=4").split()
+    assert written == [f"results/tables/table1_main{suffix}" for suffix in (".md", ".tex", ".csv")]
+    assert "LLaDA-8B" in (empty / "results" / "tables" / "table1_main.md").read_text()  # the paper's figures travel
+    assert starquant("generate", "tiny", "3 + 4 =", "--length", "4").strip()
+    ours, installed = (
+        {path.parent.name for path in folder.glob("experiments/*/README.md")}
+        for folder in (REPOSITORY, packages / "starquant")
+    )
+    assert ours == installed != set()

@@ -25,7 +25,7 @@ from starquant.evaluation.prompts import CutItems
 from starquant.models import load_model, load_tokenizer
 from starquant.models.family import Family
 from starquant.models.loading import validate_device
-from starquant.testbed.folders import FOLDERS, testbed_folder
+from starquant.testbed.folders import checkpoint_of
 
 
 @register_model("starquant")
@@ -39,7 +39,7 @@ class StarquantLM(DiffusionLM):
 
     def __init__(self, **arguments: Any) -> None:
         chosen = read_model_arguments(arguments)
-        folder = str(testbed_folder(chosen.path, 0)) if chosen.path in FOLDERS else chosen.path
+        folder = checkpoint_of(chosen.path)
         try:
             device = validate_device(chosen.device)
         except ConfigError as error:

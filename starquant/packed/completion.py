@@ -1,14 +1,14 @@
-"""Complete a prompt with any checkpoint folder, packed or not: `python -m starquant generate DIR "prompt"`."""
+"""Complete a prompt with any checkpoint folder, packed or not, or a test-bed: `starquant generate tiny "a prompt"`."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from starquant.errors import ConfigError, one_line_errors
+from starquant.errors import CommandParser, ConfigError, one_line_errors, one_of
+from starquant.testbed.folders import checkpoint_of
 
 #: Tokens, steps: beyond any model's context.
 MOST = 100_000
@@ -18,7 +18,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     """Return the text that follows a prompt, cut at end-of-text.
 
     Args:
-        folder: of a checkpoint.
+        folder: of a checkpoint; "tiny" or "smol" for a test-bed's model.
         prompt: text.
         device: torch device.
         seed: of sampling.
@@ -44,6 +44,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
         raise ConfigError(f"--graphs: got --device {device}, allowed: a GPU")
     if not 0.0 <= settings["temperature"] < math.inf:
         raise ConfigError(f"--temperature: got {settings['temperature']}, allowed: 0 or more")
+    folder = checkpoint_of(folder)
     model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
     end_token_ids(model.config)  # refused here, where there is none
     length, family = settings["length"], family_of(model)
@@ -73,15 +74,15 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
 @one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a completion; returns 2 after bad input."""
-    parser = argparse.ArgumentParser(prog="python -m starquant generate", description=__doc__)
-    parser.add_argument("folder", help="checkpoint folder, or hub id")
+    parser = CommandParser(prog="starquant generate", description=__doc__)
+    parser.add_argument("folder", metavar="model", help="checkpoint folder, hub id, or tiny, smol")
     parser.add_argument("prompt")
     parser.add_argument("--length", type=int, default=64, help="tokens of the answer (default 64)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: one a token)")
     parser.add_argument("--block-length", type=int, help="LLaDA: tokens of a block (default: the whole answer)")
     parser.add_argument(
         "--chat-template",
-        choices=("auto", "none"),
+        type=one_of(("auto", "none")),
         default="none",
         help="auto: the prompt as a user's turn in the checkpoint's chat template (default none: raw text)",
     )

@@ -147,7 +147,7 @@ def _card(record: RunRecord, name: str, size: int) -> str:
             f'model = AutoModel.from_pretrained("{name}")',
             "```",
             "",
-            f'`python -m starquant generate {name} "..."` prints a completion.',
+            f'`starquant generate {name} "..."` prints a completion.',
             "",
             *(["| task | metric | % | items |", "|---|---|---|---|", *rows, ""] if rows else []),
             f"Record {record.digest}, code {sha[:12] if sha else 'not under git'}, device {device}.",

@@ -1,7 +1,7 @@
 """Tables and figures of the paper's experiments, from records.
 
-python -m starquant tables table1_main                            of results/, to results/tables/
-python -m starquant tables figure3_trajectory --records results/published/figure3_trajectory --out OUT
+starquant tables table1_main                            of results/, to results/tables/
+starquant tables figure3_trajectory --records results/published/figure3_trajectory --out OUT
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.errors import one_line_errors, user_path
+from starquant.errors import CommandParser, one_line_errors, one_of, user_path
 from starquant.reports.choice import conditions
 from starquant.reports.experiments import NAMES, build
 from starquant.reports.selection import ALLOWED, Results, without_collection
@@ -20,16 +20,16 @@ from starquant.reports.selection import ALLOWED, Results, without_collection
 @one_line_errors(OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write what is asked for and print the paths; returns 2 after bad input, records that are left out among it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m starquant tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = CommandParser(
+        prog="starquant tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="+", help=f"any of {', '.join(NAMES)}")
+    parser.add_argument("name", nargs="+", type=one_of(NAMES), help=f"any of {', '.join(NAMES)}")
     parser.add_argument("--records", type=user_path, default=Path("results"), help="results folder (default: results)")
     parser.add_argument(
         "--out", type=user_path, help="where tables/ and figures/ are written (default: the results folder)"
     )
     allowed = "; ".join(f"{name}: {what}" for name, what in ALLOWED.items())
-    parser.add_argument("--allow", nargs="+", default=[], choices=ALLOWED, help=allowed)
+    parser.add_argument("--allow", nargs="+", default=[], type=one_of(ALLOWED), help=allowed)
     parser.add_argument(
         "--where",
         action="append",

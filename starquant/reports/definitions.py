@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PAPER = Path(__file__).resolve().parents[2] / "results" / "paper"
+from starquant.resources import resource
+
+PAPER = resource("results/paper")
 FULL = {"method.name": "none"}
 
 #: Model presets by the paper's names; the embedded model is not the paper's.

@@ -262,7 +262,7 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
         for where in [cut | of_grid for of_grid in _grids(name, read, made)]:
             _show(name, build(name, read, results, where=where, made=made))
     except (ConfigError, RecordError) as error:
-        again = ["python -m starquant tables", name, "--records", shlex.quote(str(results))]
+        again = ["starquant tables", name, "--records", shlex.quote(str(results))]
         again += [in_words(key, value) for key, value in where.items()]
         print(f"error: {name} was not built: {error} ({' '.join(again)})", file=sys.stderr)
         return False

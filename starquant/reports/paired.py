@@ -1,6 +1,7 @@
 """Two runs on the same items: the paired difference of a metric and its bootstrap interval.
 
-    python -m starquant.reports.paired A.json B.json
+    starquant compare A.json B.json
+    starquant compare rtn-testbed quarot-testbed --records results      parts of their names that no other record has
 
 Items lie beside a record: A.items/TASK.jsonl. They are paired by document (fidelity: by prompt, over whose rows
 the metric is averaged).
@@ -13,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.errors import RecordError, one_line_errors, user_path
+from starquant.errors import CommandParser, RecordError, one_line_errors, user_path
 from starquant.reports.run_table import aligned
 from starquant.reports.selection import validate_speed
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
 from starquant.store.columns import TaskColumns, read_columns
 from starquant.store.items import items_folder, trajectories_of
-from starquant.store.records import read_record
+from starquant.store.records import read_record, record_paths
 from starquant.store.verification import validate_items
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
@@ -88,14 +89,42 @@ def _difference(records: tuple[Path, Path], columns: tuple[TaskColumns, TaskColu
 @one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print every shared metric's difference A - B; returns 2 after bad input."""
-    parser = argparse.ArgumentParser(prog="python -m starquant.reports.paired", description=main.__doc__)
-    parser.add_argument("a", type=user_path, help="a record, NAME.json, with NAME.items beside it")
-    parser.add_argument("b", type=user_path, help="the record it is compared with")
+    parser = CommandParser(
+        prog="starquant compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("a", help="a record, NAME.json, with NAME.items beside it, or a part of a name")
+    parser.add_argument("b", help="the record it is compared with")
+    parser.add_argument("--records", type=user_path, default=Path("results"), help="where names are looked up")
     options = parser.parse_args(arguments)
-    validate_speed({path: read_record(path).spec for path in (options.a, options.b)})
-    rows = shared(options.a, options.b)
+    a, b = (record_named(word, options.records) for word in (options.a, options.b))
+    validate_speed({path: read_record(path).spec for path in (a, b)})
+    rows = shared(a, b)
     print("\n".join(aligned([HEADER, *(_cells(*row) for row in rows)])))
     return 0
+
+
+def record_named(word: str, records: Path) -> Path:
+    """Return the record that a path, its digest or a part of its name stands for.
+
+    Args:
+        word: of the command line.
+        records: folder of results, where it is looked up unless it is a file.
+
+    Raises:
+        RecordError: a name that no record has, or several have.
+    """
+    path = user_path(word)
+    if path.is_file() or path.suffix == ".json":
+        return path
+    known = [*record_paths(records)]
+    named = [record for record in known if word in record.stem]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        shown = ", ".join(record.stem for record in named[:4]) + (", ..." if len(named) > 4 else "")
+        raise RecordError(f"{word}: {len(named)} records in {records} have that in their names: {shown}")
+    allowed = ", ".join(record.stem for record in known[:4]) + (", ..." if len(known) > 4 else "")
+    raise RecordError(f"{word}: no record in {records} has that in its name; allowed: a file, a part of {allowed}")
 
 
 def _cells(task: str, metric: str, filter_name: str, interval: PairedInterval) -> tuple[str, ...]:

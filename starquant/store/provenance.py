@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -19,6 +20,8 @@ import yaml
 from starquant.session.session import Code
 
 PACKAGE = Path(__file__).resolve().parent.parent
+#: Of a wheel: the commit that it was built of (setup.py).
+COMMIT = PACKAGE / "commit.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -39,8 +42,10 @@ FITTING = (
 SCORING = (*FITTING, "evaluation", "packed", "session", "statistics")
 #: Rooms that can change no score, and why.
 INERT = {
+    "commands.py": "names of commands",
     "errors.py": "the wording of errors",
     "forecast": "tells what runs would take; none is scored by it",
+    "resources.py": "where folders lie that are digested as data or change no score",
     "reports": "reads records of finished runs",
     "store": "keeps what was computed; what is read back is what was written",
     "sweeps": "composes specifications, which are digested as data",
@@ -155,10 +160,12 @@ def _yaml(node: yaml.Node | None) -> str:
 
 
 def running_code() -> Code:
-    """Return what code this is, as it lies on disk now; a session takes it once. Git's fields are None outside git."""
-    sha, digest = _git("rev-parse", "HEAD"), CodeDigest()
-    status = _git("status", "--porcelain", "--", str(PACKAGE), ":(top)conf", ":(top)run.py")
-    dirty = None if status is None else bool(status)
+    """Return what code this is, as it lies on disk now; a session takes it once.
+
+    Git's fields are None where neither git nor the wheel knows.
+    """
+    digest = CodeDigest()
+    sha, dirty = _commit()
     return Code(sha, dirty, scoring=digest.of(SCORING), fitting=digest.of(FITTING))
 
 
@@ -181,6 +188,15 @@ def collect(device: str, device_name: str, code: Code) -> dict[str, Any]:
         "device_name": device_name,
         "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Return the commit of the code and whether it differs from it: of a wheel, as it was built."""
+    if COMMIT.is_file():
+        built = json.loads(COMMIT.read_text(encoding="utf-8"))
+        return built["git_sha"], built["git_dirty"]
+    status = _git("status", "--porcelain", "--", str(PACKAGE), ":(top)conf", ":(top)run.py")
+    return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
 def _git(*arguments: str) -> str | None:

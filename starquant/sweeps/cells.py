@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
+from starquant.config.model import ModelSpec
 from starquant.config.run import RunSpec
 from starquant.config.tasks import validate_consent
 from starquant.errors import ConfigError
+
+#: What stands for a test-bed's model where a checkpoint is named.
+TESTBEDS = get_args(ModelSpec.model_fields["testbed"].annotation)
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Cell:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Cell:
         """Validate a composed configuration as plain data; raises ConfigError."""
-        spec = RunSpec.from_config(config)
+        spec = RunSpec.from_config(_of_testbed(config))
         alone = "" if spec.is_scored else f"-{spec.stage}"
         return cls(spec.canonical().digest() + alone, spec)
 
@@ -43,6 +47,15 @@ class Cell:
         tasks = "+".join(names) if 0 < len(names) <= 2 else spec.tasks.name
         stage = "" if spec.stage == "all" else f" ({spec.stage})"
         return f"{model} {spec.bits.name} {spec.method.name} {tasks}{stage}"
+
+
+def _of_testbed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration whose model.path names a test-bed with that test-bed's model; `./tiny` is a folder."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or model.get("path") not in TESTBEDS:
+        return config
+    seed = 0 if model.get("seed") is None else model["seed"]
+    return {**config, "model": {**model, "path": None, "testbed": model["path"], "seed": seed}}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`python run.py model=llada bits=w4a4`, `python -m starquant run -m bits=w8a8,w4a4`: from words to an exit code.
+"""`starquant run model=llada bits=w4a4`, `python run.py -m bits=w8a8,w4a4`: from words to an exit code.
 
 A command line is parsed, composed and validated before torch is imported. A single run is a job of its own; a sweep
 goes through the sweeper to Hydra's launchers.
@@ -46,7 +46,8 @@ from starquant.sweeps.overrides import (
 from starquant.sweeps.running import run
 from starquant.sweeps.sweeper import CellSweeper, opened, sweeper_of
 
-RUN = Path(__file__).resolve().parents[2] / "run.py"
+#: This command line in a process of its own.
+ALONE = "import sys; from starquant.sweeps.command_line import main; sys.exit(main())"
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def plan_of(arguments: Sequence[str]) -> Plan | None:
 def answer(arguments: Sequence[str]) -> int:
     """Let Hydra answer; it reads the command line of its process, so that other words need one of their own."""
     if list(arguments) != sys.argv[1:]:
-        return subprocess.run([sys.executable, str(RUN), *arguments]).returncode
+        return subprocess.run([sys.executable, "-c", ALONE, *arguments]).returncode
     try:
         with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors are raised, not printed
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_nothing)()

@@ -25,9 +25,10 @@ from yaml import MarkedYAMLError, YAMLError
 from starquant.config.messages import LONGEST_SHOWN
 from starquant.config.methods import METHODS
 from starquant.errors import ConfigError, nearest
+from starquant.resources import resource
 from starquant.sweeps.faults import CompositionError
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = resource("conf")
 #: What a launcher needs beside the package: module, and the extra that installs it.
 LAUNCHER_EXTRAS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),

@@ -1,4 +1,4 @@
-"""Where the cells of an experiment stand: `python -m starquant status table1_main model=tiny`.
+"""Where the cells of an experiment stand: `starquant status table1_main model=tiny`.
 
 Overrides are those of the sweep itself. Cells that are not done are judged as the sweep would judge them, but for what
 lies on a hub. Nothing is computed; the exit code is 0 when every cell is done.
@@ -17,7 +17,7 @@ from starquant.sweeps.command_line import plan_of
 from starquant.sweeps.overrides import CONF
 from starquant.sweeps.progress import ORDER, summary
 
-USAGE = "usage: python -m starquant status EXPERIMENT|-m [KEY=VALUE ...]"
+USAGE = "usage: starquant status EXPERIMENT|-m [KEY=VALUE ...]"
 OPTIONS = ("-m", "--multirun")
 
 

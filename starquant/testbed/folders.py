@@ -18,3 +18,8 @@ def testbed_folder(testbed: str, seed: int) -> Path:
         ConfigError: a seed that is not shipped, a checkpoint that has not been built.
     """
     return FOLDERS[testbed](seed)
+
+
+def checkpoint_of(name: str) -> str:
+    """Return the checkpoint folder that a test-bed's name stands for, any other name as it is; raises ConfigError."""
+    return str(testbed_folder(name, 0)) if name in FOLDERS else name

@@ -93,7 +93,7 @@ def test_a_sweep_that_was_cut_asks_for_its_own_limit(tmp_path: Path, capsys: pyt
     assert not after_sweep("table2_ablation", tmp_path)
     assert "--where tasks.limit=4 takes it" in capsys.readouterr().err
     assert not after_sweep("table2_ablation", tmp_path, 5)
-    assert f"--where tasks.limit=4 takes it) (python -m starquant tables table2_ablation --records {tmp_path})" in (
+    assert f"--where tasks.limit=4 takes it) (starquant tables table2_ablation --records {tmp_path})" in (
         capsys.readouterr().err
     )
 

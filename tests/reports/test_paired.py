@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from starquant.errors import RecordError
-from starquant.reports.paired import main, shared
+from starquant.reports.paired import main, record_named, shared
 from starquant.reports.run_table import rows
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
 from starquant.store.record import Score
@@ -144,3 +144,18 @@ def test_records_of_schema_version_1_are_still_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(old | {"schema_version": 5}))
     with pytest.raises(RecordError, match="schema_version is 5, this version reads 1 and 2 and 3 and 4"):
         read_record(path)
+
+
+def test_a_record_is_named_by_a_part_of_its_name_that_no_other_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write(tmp_path, "w8a8", {"testbed_facts": items_of([1.0, 0.0])})
+    second = write(tmp_path, "w4a4", {"testbed_facts": items_of([0.0, 0.0])})
+    assert record_named("w8a8", tmp_path) == record_named(str(first), tmp_path / "elsewhere") == first
+    assert record_named(second.stem.rpartition("-")[2], tmp_path) == second
+    with pytest.raises(RecordError, match=r"^tiny: 2 records in .* have that in their names: tiny-w4a4-"):
+        record_named("tiny", tmp_path)
+    with pytest.raises(RecordError, match=r"^w3a3: no record in .*; allowed: a file, a part of tiny-w4a4-"):
+        record_named("w3a3", tmp_path)
+    assert main(["w8a8", "w4a4", "--records", str(tmp_path)]) == 0
+    assert "+0.5" in capsys.readouterr().out

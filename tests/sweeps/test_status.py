@@ -115,7 +115,7 @@ def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureF
         (["model=tiny", "tabel1_main"], "error: experiment: got 'tabel1_main', allowed: figure1_activations, "),
         (["table5_w8a8", "model=tinny"], "error: model: got 'tinny', allowed: "),
         (["bits=w8a8,w4a4"], "error: bits: got several values"),
-        (["--cfg", "job"], "error: usage: python -m starquant status "),
+        (["--cfg", "job"], "error: usage: starquant status "),
     ],
 )
 def test_status_is_2_after_bad_input(
@@ -131,7 +131,7 @@ def test_status_is_2_after_bad_input(
 def test_status_says_how_it_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "usage: python -m starquant status EXPERIMENT|-m [KEY=VALUE ...]" in out
+    assert "usage: starquant status EXPERIMENT|-m [KEY=VALUE ...]" in out
     assert "experiments: figure1_activations, " in out
     assert "none" not in out.splitlines()[-1]
 

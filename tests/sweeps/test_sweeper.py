@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -248,10 +249,12 @@ def test_dispatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert commands.main(["statsu"]) == 2
     assert capsys.readouterr().err == (
-        "error: statsu: unknown command; allowed: run, status, tables, generate, evaluate. Did you mean 'status'?\n"
+        f"error: statsu: unknown command; allowed: {', '.join(commands.COMMANDS)}. Did you mean 'status'?\n"
     )
     assert commands.main([]) == 0
-    assert capsys.readouterr().out.startswith("usage: python -m starquant COMMAND ...\n  run ")
+    assert capsys.readouterr().out.startswith("usage: starquant COMMAND ...\n  run ")
+    assert commands.main(["--version"]) == 0
+    assert re.fullmatch(r"starquant \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 def test_hydra_answers_other_words_in_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
