@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         prog="starquant tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="+", type=one_of(NAMES), help=f"any of {', '.join(NAMES)}")
+    parser.add_argument("name", nargs="+", help=f"any of {', '.join(NAMES)}")
     parser.add_argument("--records", type=user_path, default=Path("results"), help="results folder (default: results)")
     parser.add_argument(
         "--out", type=user_path, help="where tables/ and figures/ are written (default: the results folder)"

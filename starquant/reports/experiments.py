@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from starquant.errors import ConfigError, RecordError
+from starquant.errors import ConfigError, RecordError, nearest
 from starquant.reports.assembly import Section, assemble
 from starquant.reports.choice import GRID, LIMIT, Where, conflict, differences, grid_of, in_words, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
@@ -151,7 +151,7 @@ def build(
         RecordError: as `table`.
     """
     if name not in NAMES:
-        raise ConfigError(f"got '{name}', allowed: {', '.join(NAMES)}")
+        raise ConfigError(f"got '{name}', allowed: {', '.join(NAMES)}.{nearest(name, NAMES)}")
     results = Results.of(results)
     try:
         paths = _written(name, results, out, allow, where, made)
