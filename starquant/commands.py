@@ -16,6 +16,10 @@ COMMANDS = {
     "evaluate": ("starquant.evaluation.__main__", "lm-eval's command line with checkpoint folders of this project"),
     "status": ("starquant.sweeps.status", "where the cells of a sweep stand: status EXPERIMENT|-m [KEY=VALUE ...]"),
     "tables": ("starquant.reports.__main__", "tables and figures from records: tables NAME ..."),
+    "report": (
+        "starquant.reports.page.__main__",
+        "records as one HTML page: report [EXPERIMENT|FOLDER] --out FILE.html",
+    ),
     "compare": ("starquant.reports.paired", "two records, item by item, with intervals: compare A B"),
     "methods": ("starquant.sweeps.catalogue.methods", "what method=NAME may be: paper, bits, calibration, export"),
     "models": ("starquant.sweeps.catalogue.models", "what model=NAME may be, and what each is run with"),

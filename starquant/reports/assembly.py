@@ -163,7 +163,7 @@ def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -
             resampled.append(100 * _means(list(runs.values()), task, index))
             single = known[0][1].stderr if len(known) == 1 else None
             spread = standard_error(resampled[-1]) if single is None else 100 * single
-            n = len(_numbers(known[0][0], task)[1])
+            n = len(primary_numbers(known[0][0], task)[1])
             cells[task] = Estimate(100 * _mean_of_scores(known), spread, n=n)
     if tasks and all(task in cells for task in tasks):
         average = float(np.mean([cells[task].value for task in tasks]))
@@ -188,8 +188,8 @@ def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
     ]
 
 
-def _numbers(run: Run, task: str) -> tuple[str, Numbers]:
-    """Return which items they are, and a task's primary metric for each."""
+def primary_numbers(run: Run, task: str) -> tuple[str, Numbers]:
+    """Return which items they are, and a task's primary metric for each; raises RecordError where there are none."""
     if task not in run.arrays:
         run.arrays[task] = _read_numbers(run, task)
     items: tuple[str, Numbers] = run.arrays[task]
@@ -236,7 +236,7 @@ def _mean_of_scores(scores: Sequence[tuple[Run, Score]]) -> float:
 
 def _means(runs: Sequence[Run], task: str, index: int) -> Numbers:
     """Return resampled means of a task over models, runs and items."""
-    items = [_numbers(run, task) for run in runs]
+    items = [primary_numbers(run, task) for run in runs]
     for run, (digest, _) in zip(runs, items, strict=True):
         if digest != items[0][0]:
             raise RecordError(f"{runs[0].path.name} and {run.path.name}: their items of {task} differ")
@@ -250,7 +250,7 @@ def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estim
     for task in tasks:
         differences = []
         for a, b in pairs:
-            (left_digest, left), (right_digest, right) = _numbers(a, task), _numbers(b, task)
+            (left_digest, left), (right_digest, right) = primary_numbers(a, task), primary_numbers(b, task)
             if left_digest != right_digest:
                 raise RecordError(f"{a.path.name} and {b.path.name}: their items of {task} differ")
             differences.append((a.get("model.seed"), 100 * (left - right)))

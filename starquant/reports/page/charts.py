@@ -1,0 +1,175 @@
+"""The charts of a page as Vega-Lite, by altair; colours of Okabe and Ito, dashes and shapes for those who see grey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from starquant.errors import ConfigError
+from starquant.reports.page.fidelity import Point
+from starquant.reports.page.rows import PageRow
+from starquant.reports.page.table import TERMS, Shown
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 4])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+#: What Vega draws in the page's own colour, in light, in dark and on paper.
+CONFIG = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": "currentColor", "strokeOpacity": 0.25},
+    "axis": {
+        **{name: "currentColor" for name in ("labelColor", "titleColor", "tickColor", "domainColor", "gridColor")},
+        "gridOpacity": 0.15,
+        "labelLimit": 320,
+    },
+    "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "labelLimit": 320, "symbolLimit": 60},
+    "header": {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontWeight": "bold"},
+    "title": {"color": "currentColor"},
+}
+INSTALL = "charts need altair: pip install 'starquant[report]'"
+
+
+def charts(
+    rows: Sequence[PageRow],
+    table: dict[str, Any],
+    shown: Sequence[Shown],
+    ratios: Sequence[Point],
+    steps: tuple[Sequence[Point], Sequence[Point]],
+    sqnr: Sequence[dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Return the charts that there is something to draw for, by the name of their place on the page.
+
+    Raises:
+        ConfigError: altair is not installed.
+    """
+    try:
+        import altair
+    except ModuleNotFoundError:
+        raise ConfigError(INSTALL) from None
+    names = [row.name for row in rows]
+    drawn = {
+        "scores": _scores(altair, names, table, shown),
+        "ratios": _curves(altair, names, ratios, "mask ratio", quantitative=True),
+        "steps": _curves(altair, names, steps[0], "denoising step", quantitative=False),
+        "parted": _parted(altair, names, steps[1]),
+        "sqnr": _heat_map(altair, sqnr),
+    }
+    return {name: chart.to_dict() for name, chart in drawn.items() if chart is not None}
+
+
+def _data(altair: Any, points: Sequence[Point]) -> Any:
+    return altair.Data(values=[*points])
+
+
+def _scales(altair: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the channels that tell rows apart: the same row looks the same in every chart."""
+    size = len(COLOURS)
+    colours = [COLOURS[index % size] for index in range(len(names))]
+    dashes = [DASHES[index // size % len(DASHES)] for index in range(len(names))]
+    legend = altair.Legend(title=None, orient="bottom", columns=2)
+    scale = altair.Scale(domain=[*names], range=colours)
+    return {
+        "color": altair.Color("row:N", scale=scale, legend=legend),
+        "strokeDash": altair.StrokeDash("row:N", scale=altair.Scale(domain=[*names], range=dashes), legend=legend),
+    }
+
+
+def _scores(altair: Any, names: Sequence[str], table: dict[str, Any], shown: Sequence[Shown]) -> Any:
+    points = [
+        {"row": name, "bits": row["bits"], "what": f"{one.name}, {one.unit}", **cell}
+        for name, row in zip(names, table["rows"], strict=True)
+        for one, cell in zip(shown, row["cells"], strict=True)
+        if cell is not None
+    ]
+    if not points:
+        return None
+    bits = sorted({row["bits"] for row in table["rows"]})
+    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(bits))]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(bits))]
+    base = altair.Chart().encode(y=altair.Y("row:N", sort=[*names], title=None))
+    ends = base.mark_rule(strokeWidth=1.5).encode(x=altair.X("low:Q", title=None), x2="high:Q")
+    dots = base.mark_point(filled=True, size=60).encode(
+        x=altair.X("mean:Q", title=None, scale=altair.Scale(zero=False)),
+        shape=altair.Shape("bits:N", scale=altair.Scale(domain=bits, range=shapes)),
+        tooltip=["row:N", "what:N", "mean:Q", "low:Q", "high:Q", "n:Q"],
+    )
+    colour = altair.Color("bits:N", scale=altair.Scale(domain=bits, range=colours))
+    layers = [layer.encode(color=colour).properties(width=300) for layer in (ends, dots)]
+    wanted = [f"{one.name}, {one.unit}" for one in shown]
+    return (
+        altair.layer(*layers, data=_data(altair, points))
+        .facet(facet=altair.Facet("what:N", title=None, sort=wanted), columns=2)
+        .resolve_scale(x="independent")
+    )
+
+
+def _curves(altair: Any, names: Sequence[str], points: Sequence[Point], title: str, quantitative: bool) -> Any:
+    if not points:
+        return None
+    own = [name for name in names if any(point["row"] == name for point in points)]
+    chosen = altair.selection_point(name="followed", fields=["row"], bind="legend")
+    x = (
+        altair.X("x:Q", title=title, scale=altair.Scale(domain=[0, 1]))
+        if quantitative
+        else altair.X("x:O", title=title)
+    )
+    charts = []
+    for metric, (term, unit, _) in TERMS.items():
+        values = [point for point in points if point["metric"] == metric]
+        if values:
+            base = altair.Chart(_data(altair, values)).encode(x=x, **_scales(altair, own))
+            y = altair.Y("mean:Q", title=f"{term}, {unit}", scale=altair.Scale(zero=False))
+            bars = base.mark_rule(opacity=0.5).encode(y=altair.Y("low:Q", title=f"{term}, {unit}"), y2="high:Q")
+            lines = base.mark_line(point=True).encode(
+                y=y,
+                opacity=altair.condition(chosen, altair.value(1), altair.value(0.12)),
+                tooltip=["row:N", "x:Q", "mean:Q", "low:Q", "high:Q"],
+            )
+            bars = bars.encode(opacity=altair.condition(chosen, altair.value(0.5), altair.value(0.05)))
+            charts.append((bars + lines).properties(width=300, height=220))
+    return altair.concat(*charts, columns=2).add_params(chosen)
+
+
+def _parted(altair: Any, names: Sequence[str], points: Sequence[Point]) -> Any:
+    if not points:
+        return None
+    own = [name for name in names if any(point["row"] == name for point in points)]
+    chart = altair.Chart(_data(altair, points)).mark_line(point=True)
+    return chart.encode(
+        x=altair.X("x:O", title="denoising step"),
+        y=altair.Y("mean:Q", title="prompts with another token committed by then, %"),
+        tooltip=["row:N", "x:O", "mean:Q"],
+        **_scales(altair, own),
+    ).properties(width=420, height=220)
+
+
+def _heat_map(altair: Any, points: Sequence[dict[str, Any]]) -> Any:
+    if not points:
+        return None
+    rows = list(dict.fromkeys(point["row"] for point in points))
+    order = list(dict.fromkeys(point["what"] for point in points))
+    chosen = altair.param(name="shown", value=rows[0], bind=altair.binding_select(options=rows, name="row "))
+    scale = altair.Scale(scheme="viridis", domain=[min(p["db"] for p in points), max(p["db"] for p in points)])
+    return (
+        altair.Chart(_data(altair, points))
+        .mark_rect()
+        .encode(
+            x=altair.X("block:O", title="block"),
+            y=altair.Y("what:N", sort=order, title=None),
+            color=altair.Color("db:Q", title="SQNR, dB", scale=scale),
+            tooltip=["row:N", "what:N", "block:O", "db:Q"],
+        )
+        .transform_filter("datum.row === shown")
+        .add_params(chosen)
+        .properties(width={"step": 22}, height={"step": 18})
+    )
+
+
+def vega() -> str:
+    """Return the scripts that draw charts, 0.9 MB; raises ConfigError where they are not installed."""
+    try:
+        import vl_convert
+    except ModuleNotFoundError:
+        raise ConfigError(INSTALL) from None
+    return str(vl_convert.javascript_bundle())
