@@ -13,6 +13,7 @@ from starquant.calibration.json_lines import lines, opened, parse_object
 from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
+from starquant.models.hub import cache_fault, silent_retries
 
 T = TypeVar("T")
 
@@ -150,11 +151,13 @@ def _hub(spec: SourceSpec, where: str) -> Iterator[dict[str, Any]]:
     try:
         from datasets import load_dataset
 
-        yield from load_dataset(name, config, split=spec.split)
+        with silent_retries():
+            items = load_dataset(name, config, split=spec.split)
+        yield from items
     except Exception as error:  # offline, gone, gated, a broken cache: all mean the same to the user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"{where}: the data set {name} ({config}, {spec.split}) could not be read from the hub "
             f"({type(error).__name__}: {reason}). A local JSON Lines file can be given with {where}.path=FILE; "
-            f"{where.split('.')[0]}=none does without"
+            f"{where.split('.')[0]}=none does without{cache_fault()}"
         ) from None

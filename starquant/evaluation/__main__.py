@@ -25,7 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args()
     if getattr(options, "command", None) == "run":
         _validate_options(options)
-    command.execute(options)
+    try:
+        command.execute(options)
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise ConfigError(f"--tasks: {error}; allowed: lm-eval's own, and those of --include_path DIR") from None
     return 0
 
 

@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from starquant.config.tasks import SHIPPED, TasksSpec
 from starquant.errors import ConfigError, DataError, nearest
 from starquant.evaluation import offline
+from starquant.models.hub import cache_fault
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 
@@ -96,7 +97,7 @@ def _loaded(manager: TaskManager, name: str, tasks: TasksSpec) -> dict[str, Any]
         reason = next(iter(str(error).strip().splitlines()), "")
         raise DataError(
             f"tasks.names: the items of {name} cannot be read ({type(error).__name__}: {reason}); allowed: a hub or "
-            "cache (HF_HOME) that can be used, or local files, tasks.data_dir=DIR"
+            f"cache (HF_HOME) that can be used, or local files, tasks.data_dir=DIR{cache_fault()}"
         ) from error
 
 

@@ -20,6 +20,7 @@ from starquant.models.blocks_on_disk import hollow_model
 from starquant.models.checkpoint import CONFIG, Checkpoint, inspect, read_json
 from starquant.models.families import family_in, recognize
 from starquant.models.family import Family
+from starquant.models.hub import cache_fault
 from starquant.models.tokenizer import load_byte_level_bpe
 from starquant.models.validation import DTYPES, validate_finite, validate_parameters
 
@@ -60,11 +61,11 @@ def validate_hub(name: str, revision: str | None = None) -> None:
 def _download(name: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError, RuntimeError) as error:  # no home: Runtime
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{name}: no local folder of that name, and the hub could not be used ({type(error).__name__}: {reason}). "
-            "Give a local checkpoint folder with model.path=DIR, or check the id and the network"
+            f"Give a local checkpoint folder with model.path=DIR, or check the id and the network{cache_fault()}"
         ) from None
 
 

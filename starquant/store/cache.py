@@ -41,6 +41,15 @@ def cache_folder() -> Path:
         raise ConfigError("STARQUANT_CACHE: not set, and no home folder is known; set it to a folder") from None
 
 
+def is_writable(folder: Path) -> bool:
+    """Return whether files can be written in a folder, once it is made if it is not there."""
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
 def content_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content, read to its end once while its times, size and place stay as they are.
 

