@@ -61,7 +61,10 @@ ALLOWED = {
         "errors config numerics statistics session store diffusion models testbed calibration",
         "torch transformers datasets lm_eval yaml",
     ),
-    "reports": Room("errors resources config statistics store", "numpy pandas matplotlib yaml"),
+    "reports": Room(
+        "errors resources config statistics store",
+        "numpy pandas matplotlib yaml jinja2 markupsafe altair vl_convert",
+    ),
     "tracking": Room("errors config session store reports", "wandb"),
     "runs": Room(
         "errors config session store diffusion models testbed quantized calibration methods packed evaluation tracking",

@@ -18,6 +18,7 @@ TASK = "evaluation/tasks/humaneval/humaneval.yaml"
 #: Data files that a digest of code leaves out, and why.
 NO_CODE = {
     "kernels/tiles.json": "how products are cut: changes speed only",
+    "reports/page/assets/": "how records are shown",
     "testbed/tiny/weights/": "a model's own fingerprint covers them",
     "testbed/smol/deltas/": "the fingerprint of what is built from them covers them",
     "testbed/smol/natural/README.md": "says where the text is from",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starquant.errors import ConfigError
@@ -48,14 +50,23 @@ def charts(
     except ModuleNotFoundError:
         raise ConfigError(INSTALL) from None
     names = [row.name for row in rows]
-    drawn = {
-        "scores": _scores(altair, names, table, shown),
-        "ratios": _curves(altair, names, ratios, "mask ratio", quantitative=True),
-        "steps": _curves(altair, names, steps[0], "denoising step", quantitative=False),
-        "parted": _parted(altair, names, steps[1]),
-        "sqnr": _heat_map(altair, sqnr),
-    }
+    with _without_notices():
+        drawn = {
+            "scores": _scores(altair, names, table, shown),
+            "ratios": _curves(altair, names, ratios, "mask ratio", quantitative=True),
+            "steps": _curves(altair, names, steps[0], "denoising step", quantitative=False),
+            "parted": _parted(altair, names, steps[1]),
+            "sqnr": _heat_map(altair, sqnr),
+        }
     return {name: chart.to_dict() for name, chart in drawn.items() if chart is not None}
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Keep altair's notice to itself that charts side by side share one selection, which is what is wanted."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Automatically deduplicated selection")
+        yield
 
 
 def _data(altair: Any, points: Sequence[Point]) -> Any:
