@@ -73,6 +73,8 @@ def _shrunk(x_NMK: Tensor) -> Tensor:
 
 def sampling_error(x_NMK: Tensor, moment_MM: Tensor) -> float:
     """Return the mean squared (Frobenius) error of a mean of X X^T over N rows, estimated from these."""
+    if x_NMK.shape[1] > x_NMK.shape[2]:
+        x_NMK = x_NMK.mT  # |X X^T| = |X^T X|
     squares = sum(float((part @ part.mT).square().sum()) for part in x_NMK.split(ROWS_AT_ONCE))
     return max(0.0, squares / len(x_NMK) - float(moment_MM.square().sum())) / len(x_NMK)
 
