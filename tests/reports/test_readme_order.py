@@ -1,4 +1,4 @@
-"""What the README's commands leave behind, in its order, makes every table of the embedded model and no row twice."""
+"""README and quick start: what their commands leave behind, in order, makes every table and no row twice."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ ELSEWHERE = ("model=llada", "model=dream", "smol", "stage=inspect", "figure1", "
 
 
 def plans() -> list[Plan]:
-    """The README's runs of the embedded model."""
-    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    """The runs of the embedded model of README and quick start, in a reader's order."""
+    pages = [(REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/quick-start.md")]
+    lines = [line for page in pages for line in page.splitlines()]
     runs = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith(".venv/bin/python run.py")]
     words = [[word for word in run if not word.startswith("launcher=")] for run in runs]
     return [plan for run in words if not any(part in " ".join(run) for part in ELSEWHERE) and (plan := plan_of(run))]
