@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import json
 import re
 import shutil
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from starquant import __version__ as PROJECT_VERSION
 from starquant import resources
@@ -79,6 +82,28 @@ def test_every_import_is_declared(path: Path) -> None:
     for name, inside in third_party(ast.parse(path.read_text(encoding="utf-8"))):
         allowed = CORE.union(*OPTIONAL.values()) if inside else with_module
         assert name in allowed, f"{name} is imported and in no dependency of pyproject.toml"
+
+
+def test_pins_hold_on_every_python_that_is_allowed() -> None:
+    """What has left Python 3.10 is marked: an unmarked pin would leave nothing to install there."""
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    judged = 0
+    for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") or "==" not in line:  # of a range pip takes what fits
+            continue
+        pin = Requirement(line)
+        try:
+            metadata = importlib.metadata.metadata(pin.name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if metadata["Version"] not in pin.specifier:
+            continue
+        allowed = SpecifierSet(metadata["Requires-Python"] or "")
+        for python in (oldest, "3.11", "3.12", "3.13"):
+            wanted = pin.marker is None or pin.marker.evaluate({"python_version": python})
+            assert not wanted or f"{python}.99" in allowed, f"{line}: Python {python} is none of {allowed}"
+        judged += 1
+    assert judged > 50
 
 
 def test_nothing_is_declared_for_nothing() -> None:
