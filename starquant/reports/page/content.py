@@ -82,7 +82,7 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
     except ConfigError as error:
         drawn = {}
         notes.append(str(error))
-    told = {
+    lines_by_heading = {
         "Missing": missing(rows, definition),
         "Refused": [*results.faults, *dict.fromkeys(refused)],
         "To be known": notes,
@@ -94,7 +94,7 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
         charts=drawn,
         provenance=[[*HEADER], *provenance(rows)],
         paper=_paper(definition),
-        notes={heading: lines for heading, lines in told.items() if lines},
+        notes={heading: lines for heading, lines in lines_by_heading.items() if lines},
     )
 
 

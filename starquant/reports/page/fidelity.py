@@ -75,8 +75,8 @@ def _lines(run: Run) -> list[dict[str, Any]]:
 
 def _interval(metric: str, prompts: dict[Any, list[float]]) -> dict[str, float]:
     scale = 100.0 if metric == "top1_agreement" else 1.0
-    found = bootstrap([scale * sum(numbers) / len(numbers) for numbers in prompts.values()], resamples=500)
-    return {"mean": rounded(found.mean), "low": rounded(found.low), "high": rounded(found.high)}
+    interval = bootstrap([scale * sum(numbers) / len(numbers) for numbers in prompts.values()], resamples=500)
+    return {"mean": rounded(interval.mean), "low": rounded(interval.low), "high": rounded(interval.high)}
 
 
 def _parted(name: str, steps: dict[int, dict[Any, list[float]]]) -> list[Point]:

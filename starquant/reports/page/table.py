@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from starquant.errors import RecordError
 from starquant.reports.across_seeds import Column
@@ -111,27 +110,26 @@ def _tasks(shown: Sequence[Shown]) -> list[Column]:
     return [one.column for one in shown if one.column != MEAN and not is_fidelity(one.column[0])]
 
 
-def _interval(numbers: Sequence[NDArray[np.float64]]) -> Interval:
-    return crossed_bootstrap(numbers)
-
-
 def _cell(row: PageRow, one: Shown, shown: Sequence[Shown]) -> dict[str, Any] | None:
     """Return a figure with its interval; without items the mean of the scores, with lm-eval's error of a single one."""
     has = row.row.columns() if row.row.runs else []
+    interval: Interval
+    n: int | None = None
     try:
         if one.column == MEAN:
             if not has or any(column not in has for column in _tasks(shown)):
                 return None
-            found = average_bootstrap([row.row.numbers(column) for column in _tasks(shown)])
-            n = None
+            interval = average_bootstrap([row.row.numbers(column) for column in _tasks(shown)])
         elif one.column in has:
             numbers = row.row.numbers(one.column)
-            found, n = _interval(numbers), numbers[0].shape[1]
+            interval, n = crossed_bootstrap(numbers), numbers[0].shape[1]
         else:
             return _of_scores(row, one)
     except (ValueError, RecordError):
         return _of_scores(row, one)
-    mean, stderr, low, high = (rounded(one.scale * x) for x in (found.mean, found.stderr, found.low, found.high))
+    mean, stderr, low, high = (
+        rounded(one.scale * x) for x in (interval.mean, interval.stderr, interval.low, interval.high)
+    )
     return {"mean": mean, "stderr": stderr, "low": low, "high": high, "n": n}
 
 
@@ -159,11 +157,11 @@ def _difference(
         return None
     try:
         samples = [a.row.minus(b.row, column) for column in wanted]
-        found: Interval = average_bootstrap(samples) if one.column == MEAN else _interval(samples[0])
+        interval: Interval = average_bootstrap(samples) if one.column == MEAN else crossed_bootstrap(samples[0])
     except (RecordError, ValueError) as error:
         unpaired.setdefault(str(error))
         return None
-    return [rounded(one.scale * x) for x in (found.mean, found.low, found.high)]
+    return [rounded(one.scale * x) for x in (interval.mean, interval.low, interval.high)]
 
 
 def rounded(number: float) -> float:

@@ -128,7 +128,7 @@
       element("th", { scope: "col", text: "reference" }),
       heading("bits", "bits", false),
       heading("method", "label", false),
-      element("th", { scope: "col", class: "number", text: "seeds (model x rotation)" }),
+      element("th", { scope: "col", class: "number", text: "seeds", title: "models x rotations" }),
       element("th", { scope: "col", class: "number", text: "n" }),
       ...own,
     );
