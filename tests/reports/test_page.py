@@ -98,6 +98,12 @@ def test_charts_are_of_what_there_is(tmp_path: Path) -> None:
         ("w4a4 gptq", 50.0),
         ("w4a4 rtn", 37.5),
     ]
+    put(tmp_path, [1.0, 1.0, 0.0, 0.0], "method=rtn", "bits=w8a8")
+    against = content(tmp_path).charts["bits"]["data"]["values"]
+    assert [(point["row"], point["x"], point["mean"]) for point in against] == [
+        ("rtn", "w4a4", 37.5),
+        ("rtn", "w8a8", 50.0),
+    ]
     assert charts([], {"rows": [], "columns": []}, [], [], ([], []), []) == {}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from starquant.errors import RecordError
+from starquant.reports.page.activations import MOST_BLOCKS, densities
 from starquant.reports.page.fidelity import by_mask_ratio, by_step
 from starquant.reports.page.flips import MOST_ITEMS, answer_of, flips
 from starquant.reports.page.provenance import HEADER, provenance, sqnr
@@ -108,3 +111,18 @@ def test_what_operands_lose_and_where_a_record_is_from(tmp_path: Path) -> None:
     told = dict(zip(HEADER, line, strict=True))
     assert told["code"] == "0123456789ab and changes; cafe"
     assert (told["items"], told["record"], told["seal"]) == ("first 2 of each", path.stem, "sealed")
+
+
+def test_histograms_of_activations(tmp_path: Path) -> None:
+    state = {"density": [0.0, 0.123456, 0.5, 0.0]}
+    rows = [{"block": b, "site": "qkv_input", "masked": state, "unmasked": state} for b in range(40)]
+    report = {"kind": "activations", "schema_version": 1, "half_range": 8.0, "name": "a", "rows": rows}
+    (tmp_path / "activations").mkdir()
+    (tmp_path / "activations" / "a.json").write_text(json.dumps(report))
+    points = densities(tmp_path)
+    assert len(points) == MOST_BLOCKS * 2 * 2  # states, bins that are not empty
+    assert {point["block"] for point in points} >= {"block 0", "block 39"}
+    assert [(point["x"], point["density"]) for point in points[:2]] == [(-2.0, 0.123), (2.0, 0.5)]
+    (tmp_path / "activations" / "b.json").write_text("{}")
+    with pytest.raises(RecordError, match="not a report of activations"):
+        densities(tmp_path)

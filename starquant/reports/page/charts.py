@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 from starquant.errors import ConfigError
 from starquant.reports.page.fidelity import Point
 from starquant.reports.page.rows import PageRow
-from starquant.reports.page.table import TERMS, Shown
+from starquant.reports.page.table import MEAN, TERMS, Shown
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 4])
@@ -39,6 +40,7 @@ def charts(
     ratios: Sequence[Point],
     steps: tuple[Sequence[Point], Sequence[Point]],
     sqnr: Sequence[dict[str, Any]],
+    activations: Sequence[dict[str, Any]] = (),
 ) -> dict[str, dict[str, Any]]:
     """Return the charts that there is something to draw for, by the name of their place on the page.
 
@@ -53,10 +55,12 @@ def charts(
     with _without_notices():
         drawn = {
             "scores": _scores(altair, names, table, shown),
+            "bits": _bits(altair, rows, table, shown),
             "ratios": _curves(altair, names, ratios, "mask ratio", quantitative=True),
             "steps": _curves(altair, names, steps[0], "denoising step", quantitative=False),
             "parted": _parted(altair, names, steps[1]),
             "sqnr": _heat_map(altair, sqnr),
+            "activations": _densities(altair, activations),
         }
     return {name: chart.to_dict() for name, chart in drawn.items() if chart is not None}
 
@@ -115,6 +119,62 @@ def _scores(altair: Any, names: Sequence[str], table: dict[str, Any], shown: Seq
     )
 
 
+def _bits(altair: Any, rows: Sequence[PageRow], table: dict[str, Any], shown: Sequence[Shown]) -> Any:
+    """Return figures against bits, a line a method, where methods were run at several."""
+    parts = ("bits.weights.bits", "bits.activations.bits")
+    widths = {row.bits: sum(row.runs[0].get(part) for part in parts) for row in rows}
+    own = [index for index, row in enumerate(rows) if not row.is_full_precision]
+    labels = [rows[index].label for index in own]
+    several = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
+    places = [place for place, one in enumerate(shown) if one.column == MEAN or one.column[1] == "kl"]
+    panels = []
+    for place in places or range(min(1, len(shown))):
+        points = [
+            {"row": rows[index].label, "x": rows[index].bits, **cell}
+            for index in own
+            if rows[index].label in several and (cell := table["rows"][index]["cells"][place]) is not None
+        ]
+        if points:
+            order = sorted({point["x"] for point in points}, key=lambda bits: (widths[bits], bits))
+            title = f"{shown[place].name}, {shown[place].unit}"
+            base = altair.Chart(_data(altair, points)).encode(
+                x=altair.X("x:O", sort=order, title="bits"), **_scales(altair, several)
+            )
+            ends = base.mark_rule(opacity=0.5).encode(y=altair.Y("low:Q", title=title), y2="high:Q")
+            lines = base.mark_line(point=True).encode(
+                y=altair.Y("mean:Q", title=title, scale=altair.Scale(zero=False)),
+                tooltip=["row:N", "x:O", "mean:Q", "low:Q", "high:Q"],
+            )
+            panels.append((ends + lines).properties(width=300, height=220))
+    return altair.concat(*panels, columns=2) if panels else None
+
+
+def _densities(altair: Any, points: Sequence[dict[str, Any]]) -> Any:
+    """Return histograms of both token states, block by block, of the report and site that are chosen."""
+    if not points:
+        return None
+    chosen = []
+    for name in ("report", "site"):
+        values = list(dict.fromkeys(point[name] for point in points))
+        bind = altair.binding_select(options=values, name=f"{name} ")
+        chosen.append(altair.param(name=f"shown_{name}", value=values[0], bind=bind))
+    states = ["masked", "unmasked"]
+    chart = (
+        altair.Chart(_data(altair, points))
+        .mark_line()
+        .encode(
+            x=altair.X("x:Q", title="value / RMS of its token state"),
+            y=altair.Y("density:Q", title="density", scale=altair.Scale(type="log")),
+            color=altair.Color("state:N", scale=altair.Scale(domain=states, range=list(COLOURS[:2])), title="tokens"),
+            strokeDash=altair.StrokeDash("state:N", scale=altair.Scale(domain=states, range=list(DASHES[:2]))),
+        )
+    )
+    chart = chart.transform_filter("datum.report === shown_report && datum.site === shown_site")
+    order = list(dict.fromkeys(point["block"] for point in points))
+    facet = altair.Facet("block:N", title=None, sort=order)
+    return chart.properties(width=200, height=130).facet(facet=facet, columns=4).add_params(*chosen)
+
+
 def _curves(altair: Any, names: Sequence[str], points: Sequence[Point], title: str, quantitative: bool) -> Any:
     if not points:
         return None
@@ -130,6 +190,7 @@ def _curves(altair: Any, names: Sequence[str], points: Sequence[Point], title: s
         values = [point for point in points if point["metric"] == metric]
         if values:
             base = altair.Chart(_data(altair, values)).encode(x=x, **_scales(altair, own))
+            has_ends = any(point["low"] is not None for point in values)
             y = altair.Y("mean:Q", title=f"{term}, {unit}", scale=altair.Scale(zero=False))
             bars = base.mark_rule(opacity=0.5).encode(y=altair.Y("low:Q", title=f"{term}, {unit}"), y2="high:Q")
             lines = base.mark_line(point=True).encode(
@@ -138,7 +199,7 @@ def _curves(altair: Any, names: Sequence[str], points: Sequence[Point], title: s
                 tooltip=["row:N", "x:Q", "mean:Q", "low:Q", "high:Q"],
             )
             bars = bars.encode(opacity=altair.condition(chosen, altair.value(0.5), altair.value(0.05)))
-            charts.append((bars + lines).properties(width=300, height=220))
+            charts.append((bars + lines if has_ends else lines).properties(width=300, height=220))
     return altair.concat(*charts, columns=2).add_params(chosen)
 
 
@@ -177,6 +238,7 @@ def _heat_map(altair: Any, points: Sequence[dict[str, Any]]) -> Any:
     )
 
 
+@functools.cache
 def vega() -> str:
     """Return the scripts that draw charts, 0.9 MB; raises ConfigError where they are not installed."""
     try:

@@ -12,6 +12,7 @@ import pandas as pd
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.choice import Where, taken
 from starquant.reports.definitions import FIGURES, SEED_TABLES, TABLES, Definition
+from starquant.reports.page.activations import densities
 from starquant.reports.page.charts import charts
 from starquant.reports.page.fidelity import by_mask_ratio, by_step
 from starquant.reports.page.flips import flips
@@ -78,7 +79,8 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
     table["reference"] = _reference(table["rows"], definition)
     notes += _known(runs) + [f"no paired difference: {why}" for why in table.pop("unpaired")]
     try:
-        drawn = charts(rows, table, shown, by_mask_ratio(rows), by_step(rows), sqnr(rows))
+        shapes = _activations(results, notes) if experiment is None else []
+        drawn = charts(rows, table, shown, by_mask_ratio(rows), by_step(rows), sqnr(rows), shapes)
     except ConfigError as error:
         drawn = {}
         notes.append(str(error))
@@ -103,6 +105,14 @@ def _reference(rows: Sequence[dict[str, Any]], definition: Definition | None) ->
     against = None if definition is None else definition.against
     named = [index for index, row in enumerate(rows) if row["label"] == against]
     return (named or [index for index, row in enumerate(rows) if row["full"]] or [0])[0]
+
+
+def _activations(results: Results, notes: list[str]) -> list[dict[str, Any]]:
+    try:
+        return densities(results.folder)
+    except RecordError as error:
+        notes.append(str(error))
+        return []
 
 
 def _known(runs: Sequence[Any]) -> list[str]:
