@@ -227,6 +227,7 @@ def test_an_installed_command_runs_in_an_empty_folder(wheel: Path, tmp_path: Pat
     written = starquant("tables", "table1_main", "--where", "tasks.limit=4").split()
     assert written == [f"results/tables/table1_main{suffix}" for suffix in (".md", ".tex", ".csv")]
     assert "LLaDA-8B" in (empty / "results" / "tables" / "table1_main.md").read_text()  # the paper's figures travel
+    assert starquant("report").startswith("results/report.html (")
     assert starquant("generate", "tiny", "3 + 4 =", "--length", "4").strip()
     ours, installed = (
         {path.parent.name for path in folder.glob("experiments/*/README.md")}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID_TABLES, COMMON_GRID = {d.name for d in (*TABLES.values(), *SEED_TABLES.values()) if not d.grids}, "_common_grid"
+#: Where experiments' pages lie, below their results.
+PAGES = "pages"
 NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 
@@ -177,7 +179,11 @@ def set_stale_aside(name: str, out: Path, new: Sequence[Path] = ()) -> list[Path
 
 def set_all_aside(name: str, out: Path) -> list[Path]:
     """Rename whatever an experiment showed, on either grid; as `set_stale_aside`."""
-    return [path for stem in (name, f"{name}{COMMON_GRID}") for path in set_stale_aside(stem, out)]
+    stems = (name, f"{name}{COMMON_GRID}")
+    pages = [path for stem in stems if (path := out / PAGES / f"{stem}.html").is_file()]
+    for path in pages:
+        path.replace(path.with_name(f"{path.name}.stale"))
+    return [path for stem in stems for path in set_stale_aside(stem, out)] + pages
 
 
 def _written(
@@ -261,7 +267,7 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
         cut: dict[str, Any] = {LIMIT: limit} if limit is not None and _has_cut(name, read, limit) else {}
         for where in [cut | of_grid for of_grid in _grids(name, read, made)]:
             _show(name, build(name, read, results, where=where, made=made))
-        _show_page(name, read, where)
+            _show_page(name, read, where)
     except (ConfigError, RecordError) as error:
         again = ["starquant tables", name, "--records", shlex.quote(str(results))]
         again += [in_words(key, value) for key, value in where.items()]
@@ -276,7 +282,7 @@ def _show_page(name: str, results: Results, where: Where) -> None:
     from starquant.reports.page.render import write as write_page
 
     if name in EXPERIMENTS:
-        path = results.folder / "pages" / f"{_stem(name, where)}.html"
+        path = results.folder / PAGES / f"{_stem(name, where)}.html"
         try:
             write_page(content_of(results, name, where), path)
             print(f"wrote {path}", flush=True)

@@ -68,6 +68,10 @@ def test_a_sweep_over_both_shows_both(tmp_path: Path) -> None:
     made = fill(tmp_path)
     assert after_sweep(NAME, tmp_path, made=[path.name for path in made.values()])
     assert len([*(tmp_path / "tables").glob("*.md")]) == 2
+    names = {f"{NAME}.html", f"{NAME}_common_grid.html"}
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == names
+    assert names < {path.name for path in set_all_aside(NAME, tmp_path)}
+    assert {path.suffix for path in (tmp_path / "pages").iterdir()} == {".stale"}
 
 
 def test_a_sweep_over_the_common_one_shows_that(tmp_path: Path) -> None:
