@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ import pandas as pd
 
 from starquant.errors import ConfigError, RecordError, nearest
 from starquant.reports.assembly import Section, assemble
-from starquant.reports.choice import GRID, LIMIT, Where, conflict, differences, grid_of, in_words, rank_of, taken
+from starquant.reports.choice import GRID, Where, conflict, differences, grid_of, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
 from starquant.reports.run import Run
 from starquant.reports.selection import Results, one_a_seed, validate_together
@@ -158,11 +156,11 @@ def build(
     try:
         paths = _written(name, results, out, allow, where, made)
     except RecordError as error:
-        aside = set_stale_aside(_stem(name, where), out) if results.folder.is_dir() else []
+        aside = set_stale_aside(stem_of(name, where), out) if results.folder.is_dir() else []
         if not aside:
             raise
         raise RecordError(f"{error}; set aside as NAME.stale: {', '.join(path.name for path in aside)}") from None
-    set_stale_aside(_stem(name, where), out, paths)
+    set_stale_aside(stem_of(name, where), out, paths)
     return paths
 
 
@@ -214,10 +212,10 @@ def _on_grid(definition: Definition, runs: Sequence[Run], where: Where | None) -
     of_grid = {"authors": "each method on its authors' grid", "common": "one grid for all methods", None: ""}
     words = of_grid[grid_of(runs)]
     title = f"{definition.title}; {words}" if words else definition.title
-    return dataclasses.replace(definition, name=_stem(definition.name, where), title=title)
+    return dataclasses.replace(definition, name=stem_of(definition.name, where), title=title)
 
 
-def _stem(name: str, where: Where | None) -> str:
+def stem_of(name: str, where: Where | None) -> str:
     """Return what the files of a table or figure are called: a table of the common grid stands beside the authors'."""
     of_common = name in GRID_TABLES and (where or {}).get(GRID) == "common"
     return f"{name}{COMMON_GRID}" if of_common else name
@@ -236,69 +234,3 @@ def _figure(name: str, results: Results, out: Path, allow: Sequence[str], where:
         ]
     out.mkdir(parents=True, exist_ok=True)
     return [path for stem, figure in drawn for path in figures.save(figure, out / stem)]
-
-
-def _has_cut(name: str, results: Results, limit: int) -> bool:
-    """Return whether runs of so many items belong to a table or figure; the others of a sweep may not."""
-    definition = {**TABLES, **SEED_TABLES, **FIGURES}.get(name)
-    rows = [] if definition is None else [row.where for row in definition.rows]
-    return any(run.get(LIMIT) == limit and any(run.matches(row) for row in rows) for run in results.runs)
-
-
-def after_sweep(name: str, results: Path, limit: int | None = None, made: Collection[str] = ()) -> bool:
-    """Build what an experiment shows once its cells are there, and print where it lies.
-
-    A sweep over both grids gets a table of each.
-
-    Args:
-        name: of the experiment.
-        results: its folder.
-        limit: items a task that every cell was held to, None for all.
-        made: file names of the records of the sweep.
-
-    Returns:
-        Whether it was built of all records; True where there is nothing to build.
-    """
-    if name not in NAMES:
-        return True
-    read = Results(results)
-    where: dict[str, Any] = {}
-    try:
-        cut: dict[str, Any] = {LIMIT: limit} if limit is not None and _has_cut(name, read, limit) else {}
-        for where in [cut | of_grid for of_grid in _grids(name, read, made)]:
-            _show(name, build(name, read, results, where=where, made=made))
-            _show_page(name, read, where)
-    except (ConfigError, RecordError) as error:
-        again = ["starquant tables", name, "--records", shlex.quote(str(results))]
-        again += [in_words(key, value) for key, value in where.items()]
-        print(f"error: {name} was not built: {error} ({' '.join(again)})", file=sys.stderr)
-        return False
-    return not read.faults
-
-
-def _show_page(name: str, results: Results, where: Where) -> None:
-    """Write an experiment's page beside its table and print where it lies; one that cannot be made is a note."""
-    from starquant.reports.page.content import EXPERIMENTS, content_of
-    from starquant.reports.page.render import write as write_page
-
-    if name in EXPERIMENTS:
-        path = results.folder / PAGES / f"{_stem(name, where)}.html"
-        try:
-            write_page(content_of(results, name, where), path)
-            print(f"wrote {path}", flush=True)
-        except (ConfigError, RecordError, OSError) as error:
-            print(f"note: {path} was not written: {error}", file=sys.stderr)
-
-
-def _grids(name: str, results: Results, made: Collection[str]) -> list[dict[str, Any]]:
-    """Return the conditions of a table a grid that a sweep's records are on; none where they are the authors'."""
-    if name not in GRID_TABLES:
-        return [{}]
-    grids = {run.grid for run in results.runs if run.path.name in made}
-    return ([] if "authors" not in grids and "common" in grids else [{}]) + [{GRID: "common"}] * ("common" in grids)
-
-
-def _show(name: str, paths: Sequence[Path]) -> None:
-    if name in GRID_TABLES:
-        print("\n" + paths[0].read_text(encoding="utf-8"))
-    print("\n".join(f"wrote {path}" for path in paths), flush=True)

@@ -131,7 +131,7 @@ def _is_shown(plan: Plan, entries: Sequence[CellEntry]) -> bool:
     """Build what an experiment shows; returns whether that is there, or there is nothing to build."""
     if plan.experiment is None or all(cell.spec.stage == "calibrate" for cell in plan.cells):
         return True
-    from starquant.reports.experiments import after_sweep
+    from starquant.reports.after_sweep import after_sweep
 
     limits = {cell.spec.tasks.limit for cell in plan.cells}
     try:

@@ -15,9 +15,10 @@ from starquant.errors import ConfigError, RecordError
 from starquant.reports import comparison
 from starquant.reports.__main__ import main
 from starquant.reports.across_seeds import main as across_seeds
+from starquant.reports.after_sweep import after_sweep
 from starquant.reports.choice import condition, conditions, differences, in_words
 from starquant.reports.definitions import FIGURES, TABLES
-from starquant.reports.experiments import after_sweep, build, table
+from starquant.reports.experiments import build, table
 from starquant.reports.frame import pivot, scores_frame
 from starquant.reports.selection import read_runs
 from tests.support.records import edit_record

@@ -11,9 +11,10 @@ import pytest
 from starquant.errors import ConfigError, RecordError
 from starquant.reports import figures
 from starquant.reports.__main__ import main
+from starquant.reports.after_sweep import after_sweep
 from starquant.reports.choice import condition
 from starquant.reports.definitions import FIGURES, PAPER, TABLES, Definition, RowOf
-from starquant.reports.experiments import NAMES, after_sweep, build, table
+from starquant.reports.experiments import NAMES, build, table
 from tests.support.paths import REPOSITORY
 from tests.support.tables import FACTS, answers, put, put_table
 

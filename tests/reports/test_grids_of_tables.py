@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from starquant.reports.__main__ import main
-from starquant.reports.experiments import after_sweep, set_all_aside, table
+from starquant.reports.after_sweep import after_sweep
+from starquant.reports.experiments import set_all_aside, table
 from starquant.reports.run import Run
 from starquant.reports.selection import read_runs
 from tests.support.records import edit_record

@@ -12,7 +12,7 @@ import pytest
 from starquant.errors import RecordError
 from starquant.reports import comparison, paired, publish
 from starquant.reports.__main__ import main
-from starquant.reports.experiments import after_sweep
+from starquant.reports.after_sweep import after_sweep
 from starquant.reports.figures import by_step
 from starquant.reports.frame import scores_frame
 from starquant.reports.selection import Results, read_runs
