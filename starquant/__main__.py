@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -53,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError:
         print("error: the folder that this command runs in is gone; cd to one that is there", file=sys.stderr)
         return 2
+    if first in ("run", "evaluate"):  # the others need none
+        try:
+            tempfile.gettempdir()
+        except OSError:
+            print(
+                "error: TMPDIR: no folder for temporary files can be written; name one that can", file=sys.stderr
+            )
+            return 2
     if not interactive():
         os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
     code: int = import_module(COMMANDS[first][0]).main(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from starquant.__main__ import main
 from starquant.store.cache import is_writable
 from starquant.tracking.wandb_worker import start
 from tests.support.command_line import process
@@ -54,3 +56,14 @@ def test_a_folder_takes_files_if_what_is_there_of_it_does(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     assert is_writable(tmp_path) and is_writable(tmp_path / "a" / "b")
     assert not is_writable(tmp_path / "file") and not is_writable(tmp_path / "file" / "below")
+
+
+def test_nowhere_for_temporary_files_is_said_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    assert main(["run", "model=tiny"]) == 2
+    assert capsys.readouterr().err.startswith("error: TMPDIR: ")
