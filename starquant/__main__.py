@@ -58,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             tempfile.gettempdir()
         except OSError:
-            print(
-                "error: TMPDIR: no folder for temporary files can be written; name one that can", file=sys.stderr
-            )
+            print("error: TMPDIR: no folder for temporary files can be written; name one that can", file=sys.stderr)
             return 2
     if not interactive():
         os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
