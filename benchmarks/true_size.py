@@ -181,7 +181,7 @@ def stages(args: argparse.Namespace, method: str, model: Path) -> Iterator[tuple
     words += [f"paths.results={results}", f"runtime.device={args.device}", f"runtime.blocks={args.blocks}"]
     words += [*([] if args.threads is None else [f"runtime.threads={args.threads}"]), *args.overrides]
     if method == "none":
-        yield "score", [*words, "method=none"]
+        yield "score", [*(word for word in words if not word.startswith("method.")), "method=none"]
         return
     yield "calibrate", [*words, f"method={method}", "stage=calibrate"]
     yield "quantize and score", [*words, f"method={method}"]
