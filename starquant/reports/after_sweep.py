@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starquant.errors import ConfigError, RecordError
-from starquant.reports.choice import GRID, LIMIT, Where, in_words
+from starquant.reports.choice import GRID, LIMIT, in_words
 from starquant.reports.definitions import FIGURES, SEED_TABLES, TABLES
 from starquant.reports.experiments import GRID_TABLES, NAMES, PAGES, build, stem_of
 from starquant.reports.selection import Results
@@ -38,33 +38,21 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
     """
     if name not in NAMES:
         return True
+    from starquant.reports.page.experiment import show_page
+
     read = Results(results)
     where: dict[str, Any] = {}
     try:
         cut: dict[str, Any] = {LIMIT: limit} if limit is not None and _has_cut(name, read, limit) else {}
         for where in [cut | of_grid for of_grid in _grids(name, read, made)]:
             _show(name, build(name, read, results, where=where, made=made))
-            _show_page(name, read, where)
+            show_page(name, read, where, results / PAGES / f"{stem_of(name, where)}.html")
     except (ConfigError, RecordError) as error:
         again = ["starquant tables", name, "--records", shlex.quote(str(results))]
         again += [in_words(key, value) for key, value in where.items()]
         print(f"error: {name} was not built: {error} ({' '.join(again)})", file=sys.stderr)
         return False
     return not read.faults
-
-
-def _show_page(name: str, results: Results, where: Where) -> None:
-    """Write an experiment's page beside its table and print where it lies; one that cannot be made is a note."""
-    from starquant.reports.page.content import EXPERIMENTS, content_of
-    from starquant.reports.page.render import write as write_page
-
-    if name in EXPERIMENTS:
-        path = results.folder / PAGES / f"{stem_of(name, where)}.html"
-        try:
-            write_page(content_of(results, name, where), path)
-            print(f"wrote {path}", flush=True)
-        except (ConfigError, RecordError, OSError) as error:
-            print(f"note: {path} was not written: {error}", file=sys.stderr)
 
 
 def _grids(name: str, results: Results, made: Collection[str]) -> list[dict[str, Any]]:
