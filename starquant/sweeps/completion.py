@@ -19,8 +19,8 @@ from starquant.sweeps.overrides import CONF
 
 #: Not keys that a person types: a table of every task's protocol, what a run fills in.
 LEFT_OUT = ("hydra", "model.protocol", "experiment")
-#: Commands that take KEY=VALUE, and those that take models or tables as plain words.
-OF_RUNS, OF_MODELS, OF_TABLES = "run export status", "export generate", "tables report"
+#: Commands that take KEY=VALUE, and those that take models as plain words.
+OF_RUNS, OF_MODELS = "run export status", "export generate"
 BASH = """\
 _starquant() {{
     local current=${{COMP_LINE:0:COMP_POINT}} words=""
@@ -33,7 +33,8 @@ _starquant() {{
         export) words="{models} {keys}" ;;
         status) words="{experiments} {keys}" ;;
         generate) words="{models}" ;;
-        tables | report) words="{tables}" ;;
+        tables) words="{tables}" ;;
+        report) words="{pages}" ;;
         completion) words="bash zsh fish" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -52,7 +53,8 @@ _starquant() {{
         export) (( CURRENT > 2 )) && found=({models} {keys}) ;;
         status) (( CURRENT > 2 )) && found=({experiments} {keys}) ;;
         generate) (( CURRENT > 2 )) && found=({models}) ;;
-        tables | report) (( CURRENT > 2 )) && found=({tables}) ;;
+        tables) (( CURRENT > 2 )) && found=({tables}) ;;
+        report) (( CURRENT > 2 )) && found=({pages}) ;;
         completion) (( CURRENT > 2 )) && found=(bash zsh fish) ;;
     esac
     compadd -S '' -- ${{(M)found:#*=}}
@@ -66,7 +68,8 @@ complete -c starquant -n __fish_use_subcommand -a "{commands}"
 complete -c starquant -n "__fish_seen_subcommand_from {of_runs}; or __fish_use_subcommand" -a "{keys}"
 complete -c starquant -n "__fish_seen_subcommand_from {of_models}" -a "{models}"
 complete -c starquant -n "__fish_seen_subcommand_from status" -a "{experiments}"
-complete -c starquant -n "__fish_seen_subcommand_from {of_tables}" -a "{tables}"
+complete -c starquant -n "__fish_seen_subcommand_from tables" -a "{tables}"
+complete -c starquant -n "__fish_seen_subcommand_from report" -a "{pages}"
 complete -c starquant -n "__fish_seen_subcommand_from completion" -a "bash zsh fish"
 """
 SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
@@ -106,9 +109,10 @@ def script(shell: str, commands: Sequence[str]) -> str:
         "keys": keys(),
         "models": options("model"),
         "experiments": [name for name in options("experiment") if name != "none"],
+        "pages": [*TABLES, *SEED_TABLES, *FIGURES],
         "tables": [*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS],
     }
-    of = {"of_runs": OF_RUNS, "of_models": OF_MODELS, "of_tables": OF_TABLES}
+    of = {"of_runs": OF_RUNS, "of_models": OF_MODELS}
     return SHELLS[shell].format(**{name: " ".join(listed) for name, listed in words.items()}, **of)
 
 

@@ -56,6 +56,22 @@ def test_a_shell_reads_its_script(shell: str, scripts: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_completes(scripts: Path) -> None:
+    code = f"source {scripts / 'fish'}; complete -C 'starquant run method=quar'; complete -C 'starquant report smol'"
+    done = subprocess.run(["fish", "-N", "-c", code], capture_output=True, text=True, timeout=30)
+    assert [line.strip() for line in done.stdout.splitlines()] == ["method=quarot", "method=quarot_rtn", "smol_main"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+def test_zsh_completes(scripts: Path) -> None:
+    stubs = "compdef() { : }; _files() { : }; compadd() { print -rl -- ${@[2,-1]} }"
+    code = f"{stubs}; source {scripts / 'zsh'}; words=(starquant tables t); CURRENT=3; _starquant"
+    done = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=30)
+    assert {"table1_main", "figure1_activations"} <= {*done.stdout.split()}
+    assert "method=rtn" not in done.stdout
+
+
 def test_keys_are_what_a_run_takes() -> None:
     words = keys()
     assert {"model=tiny", "experiment=smol_main", "tasks.limit=", "method.alpha=", "method.sgat.keep="} <= {*words}
