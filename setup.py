@@ -8,6 +8,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 #: Read through starquant/resources.py.
@@ -52,4 +53,13 @@ class BuildWithFolders(build_py):
         (package / COMMIT).write_text(json.dumps(commit()) + "\n", encoding="utf-8")
 
 
-setup(cmdclass={"build_py": BuildWithFolders})
+class SourceWithCommit(sdist):
+    """Keeps the commit where there is no git any more."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Copy the source, then add to it."""
+        super().make_release_tree(base_dir, files)
+        (Path(base_dir) / COMMIT).write_text(json.dumps(commit()) + "\n", encoding="utf-8")
+
+
+setup(cmdclass={"build_py": BuildWithFolders, "sdist": SourceWithCommit})
