@@ -229,7 +229,8 @@ def _count(row: Row, other: Row | None) -> int:
 def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:
     if column not in row.columns():
         return ""
-    if difference and (other is None or other is row or column not in other.columns()):
+    comparable = other is not None and other is not row and column in other.columns() and _count(row, other) > 0
+    if difference and not comparable:
         return ""
     try:
         interval = crossed_bootstrap(row.minus(other, column) if difference and other else row.numbers(column))
