@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +195,17 @@ ESCAPES = {
     "inherited descriptors": "import os, stat\ndef attack(place):\n kinds = []\n for n in range(3, 256):\n"
     "  try: kinds.append(stat.S_ISSOCK(os.fstat(n).st_mode))\n  except OSError: pass\n"
     " return '' if kinds == [True] else str(kinds)",
+    "host of a virtual machine": "import socket\ndef attack(place):\n try: return repr(socket.socket(socket.AF_VSOCK))\n"
+    " except OSError: return ''",
+    "shared memory past the limit": "import ctypes\ndef attack(place):\n c = ctypes.CDLL(None)\n"
+    " return 'held' if c.shmget(0, 4096, 0o1600) >= 0 or c.msgget(0, 0o1600) >= 0 else ''",
+    "a file system past the limit": "import ctypes, os\ndef attack(place):\n if os.fork() == 0:\n"
+    "  os._exit(ctypes.CDLL(None).unshare(0x10000000 | 0x20000) == 0)\n return 'root of its own' if os.wait()[1] else ''",
+    "keys of the session": "import ctypes, platform\nCALL = {'x86_64': 248, 'aarch64': 217}[platform.machine()]\n"
+    "def attack(place):\n c = ctypes.CDLL(None)\n"
+    " return 'left' if any(c.syscall(CALL, b'user', b'starquant', b'x', 1, ctypes.c_int(k)) > 0 for k in (-3, -4)) else ''",
+    "rings": "import ctypes\ndef attack(place):\n"
+    " return 'ring' if ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120)) >= 0 else ''",
     "setuid programs": "import os, stat\ndef attack(place):\n flags = os.statvfs('/usr').f_flag\n"
     " return '' if flags & os.ST_NOSUID and flags & os.ST_RDONLY else 'suid'",
 }  # fmt: skip
@@ -256,3 +268,20 @@ def test_namespaces_without_root_hold_too() -> None:
     if held is None:
         pytest.skip("no user namespaces here")
     assert set(held.missing()) <= ({"processes"} if os.geteuid() == 0 else set())
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="no filter on this machine")
+def test_the_filter_refuses_those_calls_and_no_others() -> None:
+    """Without walls, so that it alone refuses."""
+    program = (
+        "import ctypes, os, socket, threading\nfrom multiprocessing import Process\nC = ctypes.CDLL(None)\n"
+        "def refused():\n    calls = C.shmget(0, 4096, 0o1600), C.msgget(0, 0o1600), C.semget(0, 1, 0o1600)\n"
+        "    return [*calls, C.unshare(0x10000000), C.setns(0, 0)]\n"
+        "def families():\n    known = []\n    for family in range(1, 46):\n"
+        "        try: socket.socket(family, socket.SOCK_DGRAM).close()\n        except OSError: continue\n"
+        "        known.append(int(family))\n    return known\n"
+        "def works():\n    thread = threading.Thread(target=os.getpid)\n    thread.start()\n    thread.join()\n"
+        "    return os.system('true') == 0 and os.waitstatus_to_exitcode(os.wait()[1]) if os.fork() else os._exit(0)\n"
+    )
+    tests = "assert refused() == [-1] * 5 and set(families()) <= {1, 2, 10} and works() == 0"
+    assert run_program(program, tests, walls=Walls("none", False)).reason == "passed"

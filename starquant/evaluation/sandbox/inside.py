@@ -4,7 +4,7 @@ The program never meets what judges it. Its process holds neither the tests nor 
 is sent a function's name and arguments, and sends back a value, which is built anew from plain parts on the other side.
 So nothing that a program changes in its own interpreter (frames, builtins, exit handlers) reaches the verdict.
 
-Started in an isolated interpreter without this package but for `values.py` (`starting.CODE`).
+Started in an isolated interpreter without this package but for `values.py` and `calls.py` (`starting.CODE`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from starquant.evaluation.sandbox.calls import refuse_calls
 from starquant.evaluation.sandbox.values import Ended, decode, encode
 
 MOST_BYTES = 8 << 20  # of one message
@@ -182,7 +183,7 @@ def limit(seconds: int, memory_mb: int, file_mb: int, open_files: int, processes
         (resource.RLIMIT_FSIZE, file_mb << 20),
         (resource.RLIMIT_NOFILE, open_files),
         (resource.RLIMIT_NPROC, processes),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # no core; 0 would still send one to a pipe, as `kernel.core_pattern` may name
     ):
         ceiling = resource.getrlimit(kind)[1]
         value = value if ceiling == resource.RLIM_INFINITY else min(value, ceiling)
@@ -204,6 +205,7 @@ def main() -> None:
     """
     role, link = sys.argv[1], Link(int(sys.argv[2]))
     limit(*map(int, sys.argv[3:]))
+    refuse_calls()
     del sys.argv[1:]
     if role == "program":
         with contextlib.suppress(Ended):

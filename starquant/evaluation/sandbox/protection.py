@@ -45,7 +45,8 @@ def attempt(port, planted, folder, secret):
             break
         started += 1
     return {
-        "network": does(lambda: socket.create_connection(("127.0.0.1", port), 2).close()),
+        "network": does(lambda: socket.create_connection(("127.0.0.1", port), 2).close())
+        or hasattr(socket, "AF_VSOCK") and does(lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()),
         "environment": any([does(read, path, secret) for path in glob.glob("/proc/[0-9]*/environ")]),
         "files": does(read, planted, b"planted") or does(write, os.path.join(folder, "written")),
         "processes": started,
@@ -59,7 +60,7 @@ class Protection:
 
     Attributes:
         walls: how it is started.
-        network: from connecting to what listens on this machine.
+        network: from connecting to what listens on this machine, or on the host of a virtual one.
         environment: from reading that of any other process.
         files: from reading and writing outside its folder, but for the system's and Python's own.
         processes: from starting more than a few.

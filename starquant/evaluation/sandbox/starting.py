@@ -15,13 +15,18 @@ from pathlib import Path
 from starquant.evaluation.sandbox.walls import PATH, Walls
 
 _HERE = Path(__file__).parent
-#: `inside.py`, which finds `values.py` imported: neither need lie where the program can see it.
+#: `inside.py`, which finds what it imports there: none of them need lie where the program can see it.
 CODE = """import sys, types
-values = types.ModuleType("starquant.evaluation.sandbox.values")
-sys.modules[values.__name__] = values
-exec({values!r}, values.__dict__)
+for name, text in {imported!r}.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(text, module.__dict__)
 exec({inside!r})
-""".format(**{name: (_HERE / f"{name}.py").read_text(encoding="utf-8") for name in ("values", "inside")})
+""".format(
+    imported={
+        f"{__package__}.{name}": (_HERE / f"{name}.py").read_text(encoding="utf-8") for name in ("values", "calls")
+    },
+    inside=(_HERE / "inside.py").read_text(encoding="utf-8"),
+)
 #: One thread each: on many cores a library's threads alone would exceed the limit on processes.
 ENVIRONMENT = {"PATH": PATH, "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
