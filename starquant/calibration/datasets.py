@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import reprlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def text_field(item: Mapping[str, Any], name: str, place: str) -> str:
         raise DataError(f"{place}: missing field '{name}'")
     value = item[name]
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: field '{name}' is {value!r}, allowed: a text that is not empty")
+        raise DataError(f"{place}: field '{name}' is {reprlib.repr(value)}, allowed: a text that is not empty")
     try:
         value.encode()
     except UnicodeEncodeError:

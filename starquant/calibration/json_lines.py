@@ -13,6 +13,7 @@ import math
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,12 @@ MOST_BYTES = 16 << 20  # of a line
 MOST_DEPTH = 64  # of objects and lists in one another
 PIECE = 1 << 20  # bytes read at once
 _DIGITS = 20  # of a 64-bit number, with its sign
-_BEFORE_UTF8 = {codecs.BOM_UTF8: "UTF-8 with a mark", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_BEFORE_UTF8 = {
+    codecs.BOM_UTF8: "UTF-8 with a mark",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+    b"\x1f\x8b": "gzip",
+}
 
 
 @contextmanager
@@ -87,6 +93,8 @@ def validate_text(path: Path, place: str) -> int:
     decoder, size, line = codecs.getincrementaldecoder("utf-8")(), 0, 1
     try:
         for piece in pieces(path, place):
+            if size == 0:
+                _refuse_mark(piece, f"{place}, line 1")
             decoder.decode(piece)
             size, line = size + len(piece), line + piece.count(b"\n")
         decoder.decode(b"", final=True)
@@ -118,9 +126,9 @@ def parse_object(line: bytes, place: str) -> dict[str, Any]:
     Raises:
         DataError: anything else, with the place.
     """
-    for mark, name in _BEFORE_UTF8.items():
-        if line.startswith(mark):
-            raise DataError(f"{place}: not UTF-8 ({name}), allowed: UTF-8 without a mark")
+    _refuse_mark(line, place)
+    if not line.strip():
+        raise DataError(f"{place}: not valid JSON (it is empty)")
     try:
         text = line.decode("utf-8")
         item = json.loads(
@@ -133,7 +141,7 @@ def parse_object(line: bytes, place: str) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise DataError(f"{place}: holds a lone surrogate, which is no text") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not valid JSON ({error})") from None
+        raise DataError(f"{place}: not valid JSON ({error.msg}, character {error.pos + 1})") from None
     except RecursionError:
         raise DataError(f"{place}: not valid JSON (nested too deeply)") from None
     except ValueError as error:
@@ -143,6 +151,12 @@ def parse_object(line: bytes, place: str) -> dict[str, Any]:
     if _is_deep(item):
         raise DataError(f"{place}: nested more than {MOST_DEPTH} deep")
     return item
+
+
+def _refuse_mark(beginning: bytes, place: str) -> None:
+    for mark, name in _BEFORE_UTF8.items():
+        if beginning.startswith(mark):
+            raise DataError(f"{place}: not UTF-8 ({name}), allowed: UTF-8 without a mark")
 
 
 def _is_deep(item: Any) -> bool:
@@ -160,8 +174,8 @@ def _is_deep(item: Any) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     item = dict(pairs)
     if len(item) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name in times if times[name] > 1)
         raise ValueError(f"field {twice[:80]!r} stands twice")
     return item
 

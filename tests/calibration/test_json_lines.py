@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from starquant.calibration import cutting, json_lines
 from starquant.calibration.cutting import consecutive, segments_of_file
-from starquant.calibration.datasets import rows, shuffled
+from starquant.calibration.datasets import rows, shuffled, text_field
 from starquant.calibration.json_lines import lines, parse_object, pieces, validate_text
 from starquant.config.calibration import SourceSpec
 from starquant.errors import DataError
@@ -40,7 +40,12 @@ BAD_LINES = [
     (b"{'a': 1}", "not valid JSON"),
     (b'{"a": 1,}', "not valid JSON"),
     (b'{"a": "\x00"}', "not valid JSON"),
-    (b"", "not valid JSON"),
+    (b"", "not valid JSON .it is empty."),
+    (b" \r\n", "not valid JSON .it is empty."),
+    (gzip.compress(b'{"a": 1}'), "not UTF-8 .gzip."),
+    (b'{"a": 1\n', "not valid JSON .*, character 9"),
+    (b'{"k0": 0, ' + b", ".join(b'"k%d": 0' % i for i in range(50_000)) + b"}", "field 'k0' stands twice"),
+    (b"{" + b", ".join(b'"k%d": 0' % i for i in range(50_000)) + b', "k49999": 0}', "field 'k49999' stands twice"),
     (b'"a"', "expected a JSON object, got str"),
     (b"1", "expected a JSON object, got int"),
 ]  # fmt: skip
@@ -169,3 +174,18 @@ def test_every_line_is_judged_before_the_first_is_used(tmp_path: Path) -> None:
     spec = SourceSpec(kind="text", path=str(path), segments=1, length=8)
     with pytest.raises(DataError, match=r"^w\.path: .*items\.jsonl, line 100: holds NaN"):
         next(shuffled(spec, None, "w", random.Random(0), lambda _, item: item))
+
+
+@pytest.mark.parametrize(
+    "content", ["a b".encode("utf-16"), b"\xef\xbb\xbfa b", gzip.compress(b"a b")], ids=["utf-16", "mark", "gzip"]
+)
+def test_a_text_file_begins_with_text(content: bytes, tmp_path: Path) -> None:
+    (path := tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"^there, line 1: not UTF-8 .(UTF-16|UTF-8 with a mark|gzip)., allowed"):
+        validate_text(path, "there")
+
+
+def test_an_error_shows_the_beginning_of_a_long_value() -> None:
+    with pytest.raises(DataError, match=r"^there: field 'text' is \[1, 1, .*, allowed: a text") as caught:
+        text_field({"text": [1] * 100_000}, "text", "there")
+    assert len(str(caught.value)) < 200
