@@ -72,6 +72,24 @@ def test_table_and_figure_are_written(tmp_path: Path) -> None:
     assert paths[2].read_bytes().startswith(b"\x89PNG")
 
 
+def test_rows_of_few_seeds_are_named_below_the_table(tmp_path: Path) -> None:
+    """Of methods that draw something: rounding needs no second seed. FlatQuant's start counts as one."""
+    write(tmp_path, "rtn", [4.0, 6.0])
+    write(tmp_path, "flatquant", [1.0, 2.0], "method.start_seed=4")
+    for seed in (0, 1, 2):
+        write(tmp_path, "quarot", [1.0, 3.0], f"method.rotation_seed={seed}")
+    write(tmp_path, "dllmquant_plus_plus", [1.0, 3.0], "method.rotation_seed=0")
+    text = build("smol_main", tmp_path, tmp_path / "out", allow=["dirty"])[0].read_text()
+    assert text.endswith("noise between seeds: w4a4 DLLMQuant++ (1), w4a4 FlatQuant (1).\n")
+    flat = next(line for line in text.partition("## against QuaRot")[2].splitlines() if "FlatQuant" in line)
+    assert flat.endswith("| 0 | 2 |  |  |  |  |"), "no run of a seed that both have"
+    write(tmp_path, "flatquant", [1.0, 2.0], "method.start_seed=0")
+    text = build("smol_main", tmp_path, tmp_path / "out", allow=["dirty"])[0].read_text()
+    assert "w4a4 FlatQuant (2)." in text
+    flat = next(line for line in text.partition("## against QuaRot")[2].splitlines() if "FlatQuant" in line)
+    assert "| 1 | 2 | -0.5 [" in flat
+
+
 def test_two_records_of_one_cell_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "rtn", [4.0, 6.0])
     write(tmp_path, "rtn", [4.0, 5.0], "fidelity.positions=3")
