@@ -11,7 +11,7 @@ from importlib import import_module
 from starquant import __version__
 from starquant.commands import COMMANDS
 from starquant.errors import make_printable, nearest
-from starquant.session.terminal import interactive
+from starquant.session.terminal import silence_libraries
 
 #: Commands of their own modules.
 ALSO = (
@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError:
             print("error: TMPDIR: no folder for temporary files can be written; name one that can", file=sys.stderr)
             return 2
-    if not interactive():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported: lm-eval's bars too
+    silence_libraries()
     code: int = import_module(COMMANDS[first][0]).main(words)
     return code
 

@@ -67,6 +67,7 @@ class BlockVisit:
             otherwise what it computed when it was first observed.
         token_weights: weights [B, L] of each batch in a site's statistics, where these are weighted; of other sites the
             batches' own.
+        progress: bars of what is learned of the block.
         exact: the block as `keep_exact` found it, which is fed what the exact blocks before it gave; None before.
     """
 
@@ -77,8 +78,9 @@ class BlockVisit:
         items: list[_Item],
         states: CalibrationStates,
         held: HeldStates,
+        progress: Progress = SILENT,
     ) -> None:
-        self.model, self.index, self.states = model, index, states
+        self.model, self.index, self.states, self.progress = model, index, states, progress
         self.block = resident_block(model, index)
         self.feeds_quantized = states.inputs != "full_precision"
         self._items, self._held = items, held
@@ -230,7 +232,7 @@ def walk(
         model: at full precision, in memory or with its blocks on disk.
         states: what the model is run on.
         embed: maps the embedding [B, L, D] to the basis that the visitor rewrites blocks to.
-        progress: draws a bar over the blocks.
+        progress: draws a bar over the blocks, and those of visitors.
 
     Raises:
         DataError: no states.
@@ -243,7 +245,7 @@ def walk(
         for number, item in enumerate(items):
             item.hidden_BLD = held.hold(f"hidden-{number}-1", item.hidden_BLD)
         for index in progress.bar(range(len(model.trunk().blocks)), "calibrate", "block"):
-            visit = BlockVisit(model, index, items, states, held)
+            visit = BlockVisit(model, index, items, states, held, progress)
             yield visit
             visit.advance()
             visit.exact = None

@@ -242,7 +242,9 @@ class DiffusionLM(Conversations, LM):
     def _bar(self, keys: Sequence[str], todo: Sequence[int], disable: bool) -> tqdm[Any]:
         distinct = len(set(keys))
         progress = SILENT if disable else self.progress
-        return progress.bar(None, self.task, "request", total=distinct, initial=distinct - len(todo))
+        return progress.bar(
+            None, self.task, "request", total=distinct, initial=distinct - len(todo), told=f"items/{self.task}"
+        )
 
     @property
     def _bos(self) -> int | None:

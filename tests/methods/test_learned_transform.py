@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from starquant.config.methods.star_quant import TransformOptions
+from starquant.methods.fitted import ENDS, block_part
 from starquant.methods.star_quant.base_transform import Group, Transform, output_errors
 from starquant.methods.star_quant.learned_transform import _Batches, _Loss, learn
 from starquant.numerics import PerChannel, PerToken, QuantFormat
+from starquant.session.progress import Progress
+from tests.support.methods import method_named
+from tests.support.models import fresh
+from tests.support.states import states_of
 
 FOUR = QuantFormat(4, True, PerChannel()), QuantFormat(4, True, PerToken())
 
@@ -72,3 +77,33 @@ def test_products_are_what_the_options_say_while_it_learns(
     learn(group, Transform([torch.eye(32, dtype=torch.float64)]), TransformOptions(steps=2, products=products))  # type: ignore[arg-type]
     assert seen == [wanted] * 2
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize(
+    ("method", "labels"),
+    [
+        (("star_quant", "method.transform.steps=2"), ["block 0, qkv_input", "block 1, down_input"]),
+        (
+            ("star_quant", "method.transform.steps=2", "method.transform.structure=shared"),
+            ["residual stream", "block 1, down_input"],
+        ),
+        (("flatquant", "method.epochs=2"), ["block 1, epoch 2 of 2"]),
+    ],
+)
+def test_who_waits_sees_what_is_learned_and_gets_the_same_tensors(
+    method: tuple[str, ...], labels: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[dict[str, float | str]] = []
+    model, (fitting, bits) = fresh("llada_gqa"), method_named(*method)
+    plain = fitting.fit(model, bits, states_of(model))
+    assert capsys.readouterr().err == ""
+    watched = fitting.fit(model, bits, states_of(model), progress=Progress(hear=lambda f: heard.append(dict(f))))
+    drawn = capsys.readouterr().err
+    assert all(label in drawn for label in labels)
+    losses = [figures for figures in heard if any(key.startswith("loss/") for key in figures)]
+    assert losses
+    assert all(figures["block"] <= 2 for figures in losses)
+    for part in (ENDS, *map(block_part, range(2))):
+        expected, tensors = plain.get(part), watched.get(part)
+        assert expected.keys() == tensors.keys()
+        assert all(torch.equal(expected[name], tensors[name]) for name in expected)

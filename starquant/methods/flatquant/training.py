@@ -71,16 +71,21 @@ def train(
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
     steps = options.epochs * visit.count_examples(options.batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=rate * options.final_rate)
-    for _ in range(options.epochs):
-        epoch = _Epoch()
-        for example in visit.examples(options.batch):
-            with torch.enable_grad(), products_as(options.products, fewest_bits(bits)):
-                loss = _step(block, learned, example, loss_of, epoch, visit.name)
-                optimizer.zero_grad()
-                loss.backward()
-            optimizer.step()
-            schedule.step()
-        passes.append(epoch.relative)
+    where = f"learn transforms: block {visit.index}"
+    with visit.progress.bar(None, where, "step", total=steps) as bar:
+        for number in range(options.epochs):
+            bar.set_description(f"{where}, epoch {number + 1} of {options.epochs}", refresh=False)
+            epoch = _Epoch()
+            for example in visit.examples(options.batch):
+                with torch.enable_grad(), products_as(options.products, fewest_bits(bits)):
+                    loss = _step(block, learned, example, loss_of, epoch, visit.name)
+                    optimizer.zero_grad()
+                    loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            passes.append(epoch.relative)
+            visit.progress.tell_loss("block output", visit.index, number, options.epochs, lambda: passes[-1])
     return passes[0], passes[-1]
 
 

@@ -8,7 +8,8 @@ Shapes: as in `base_transform`; n rows of a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,33 @@ from starquant.numerics import cayley, gate_channels, mse_clip, straight_through
 from starquant.session.progress import SILENT, Progress
 
 CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who sees a transform being learned, and where it stands.
+
+    Attributes:
+        progress: draws a bar over the steps, and tells the loss.
+        site: of the transform.
+        block: its index; None for all blocks.
+    """
+
+    progress: Progress = SILENT
+    site: str = "site"
+    block: int | None = None
+
+    def steps(self, count: int) -> Iterator[int]:
+        """Return the steps, under a bar."""
+        where = self.site if self.block is None else f"block {self.block}, {self.site}"
+        return iter(self.progress.bar(range(count), f"learn transform: {where}", "step"))
+
+    def loss(self, step: int, steps: int, loss: Tensor) -> None:
+        """Tell the loss of a step."""
+        self.progress.tell_loss(self.site, self.block, step, steps, lambda: float(loss.detach()))
+
+
+UNWATCHED = Watch()
 
 
 class _Free:
@@ -60,7 +88,9 @@ def _fewest_bits(group: Group) -> int:
     return min(group.weight_format.bits, group.activation_format.bits)
 
 
-def learn(group: Group, start: Transform, options: TransformOptions, rotate: bool = True) -> Learned:
+def learn(
+    group: Group, start: Transform, options: TransformOptions, rotate: bool = True, watch: Watch = UNWATCHED
+) -> Learned:
     """Learn P = start x Cayley by Adam on the error of the group's output, through straight-through rounding.
 
     The error is the sum over token states of |x W^T - Q(x P G_s) Q(W P^-T)^T|^2 / |x W^T|^2 (STaR-Quant's objective,
@@ -71,6 +101,7 @@ def learn(group: Group, start: Transform, options: TransformOptions, rotate: boo
         start: in float64.
         options: how it is learned.
         rotate: learn P; else only the clip ratios.
+        watch: sees the steps.
 
     Raises:
         DataError: what was learned is not finite.
@@ -82,7 +113,7 @@ def learn(group: Group, start: Transform, options: TransformOptions, rotate: boo
         loss_of = _Loss(group, options.batch)
         if not rotate:
             loss_of.keep(free.transform())
-        for step in range(options.steps):
+        for step in watch.steps(options.steps):
             transform = free.transform()
             if rotate and group.mse_clip and step % options.clip_every == 0:
                 loss_of.clip_weights(transform)
@@ -91,13 +122,14 @@ def learn(group: Group, start: Transform, options: TransformOptions, rotate: boo
             loss.backward()
             optimizer.step()
             schedule.step()
+            watch.loss(step, options.steps, loss)
     learned = free.result()
     if not all(bool(torch.isfinite(factor).all()) for factor in learned.transform.factors):
         raise DataError("the learned transform is not finite")
     return learned
 
 
-def learn_shared(groups: Sequence[Group], options: TransformOptions, progress: Progress = SILENT) -> Tensor:
+def learn_shared(groups: Sequence[Group], options: TransformOptions, watch: Watch = UNWATCHED) -> Tensor:
     """Learn one dense P for all groups, from the identity; returns it in float64.
 
     There are `options.steps` rounds over the groups, one group a step.
@@ -117,7 +149,8 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, progress: P
         optimizer = torch.optim.Adam(learning, lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
         losses = [_Loss(group, options.batch) for group in groups]
-        for step in progress.bar(range(options.steps), "shared transform", "step"):
+        for step in watch.steps(options.steps):
+            total = torch.zeros((), device=device)
             for index, loss_of in enumerate(losses):
                 transform = Transform([cayley(free_DD)])
                 if loss_of.group.mse_clip and step % options.clip_every == 0:
@@ -127,6 +160,8 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, progress: P
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+                total += loss.detach()
+            watch.loss(step, options.steps, total / len(losses))
     learned_DD = cayley(free_DD.detach().double())
     if not bool(torch.isfinite(learned_DD).all()):
         raise DataError("the learned transform is not finite")

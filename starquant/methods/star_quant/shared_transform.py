@@ -15,7 +15,7 @@ from starquant.methods.blockwise import Tensors
 from starquant.methods.fitted import Fitted
 from starquant.methods.quarot import QuaRot
 from starquant.methods.star_quant.base_transform import divergence_named
-from starquant.methods.star_quant.learned_transform import learn_shared
+from starquant.methods.star_quant.learned_transform import Watch, learn_shared
 from starquant.methods.star_quant.sgat import closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
 from starquant.models.base import MaskedDiffusionModel
@@ -57,7 +57,7 @@ def fit_shared(
         learned_DD = closed_form(masked_DD, unmasked_DD, max((gate.widths for gate in gates), key=sum))
     elif groups[0].rounds:
         with divergence_named("residual stream"):
-            learned_DD = learn_shared(groups, options.transform, progress)
+            learned_DD = learn_shared(groups, options.transform, Watch(progress, "residual stream"))
     else:
         learned_DD = torch.eye(width, dtype=torch.float64)
     rotation = Rotation.from_tensors(ends)

@@ -29,7 +29,7 @@ from starquant.methods.star_quant.base_transform import (
     divergence_named,
     output_errors,
 )
-from starquant.methods.star_quant.learned_transform import learn
+from starquant.methods.star_quant.learned_transform import Watch, learn
 from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_rows, gate_of
 from starquant.methods.star_quant.start import start_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
@@ -84,7 +84,7 @@ def fit_site(
             gate = gate.in_runs(len(rotation[1]))
         trained, judged = groups_of(visit, site, statistics, bits, options, gate, outputs)
         start = _start(trained, rotation, structure, statistics, options.transform)
-        learned = _fit(trained, start, structure, options, f"{visit.name} {site.value}")
+        learned = _fit(trained, start, structure, options, visit, site)
         row |= _training_errors(trained, learned)
         gate, errors = _chosen_gate(judged, start, learned, gate, options, f"{visit.name} {site.value}", fitted)
         if structure != "fixed":
@@ -192,13 +192,15 @@ def _start(
     return Transform(start)
 
 
-def _fit(group: Group, start: Transform, structure: str, options: STaRQuantOptions, where: str) -> Learned:
-    transform = options.transform
+def _fit(
+    group: Group, start: Transform, structure: str, options: STaRQuantOptions, visit: BlockVisit, site: SiteKey
+) -> Learned:
+    transform, watch = options.transform, Watch(visit.progress, site.value, visit.index)
     if structure != "fixed" and transform.fit == "learned" and group.rounds:
-        with divergence_named(where):
-            return learn(group, start, transform)
+        with divergence_named(f"{visit.name} {site.value}"):
+            return learn(group, start, transform, watch=watch)
     if transform.state_clip and group.activation_format.quantizes:
-        return learn(group, start, transform, rotate=False)
+        return learn(group, start, transform, rotate=False, watch=watch)
     return Learned(start.to(group.weights[0].float()), None)
 
 
