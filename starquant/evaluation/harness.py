@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from starquant.config.model import ModelSpec
 from starquant.config.tasks import TasksSpec, validate_consent
 from starquant.evaluation.code_execution import agreed_to
+from starquant.evaluation.library_bars import labelled
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.prompts import CUT, CutItems
 from starquant.evaluation.responses import ResponseLog
@@ -98,17 +99,18 @@ def _results(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, man
     """Return what lm-eval says of one task; None on all processes but the first."""
     lm.task, lm.protocol, lm.templated = name, model.protocol[name], model.chat_template == "auto"
     lm.cut = CutItems()
-    return lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[instructed(name, manager) if lm.templated else name],
-        num_fewshot=lm.protocol.num_fewshot,
-        limit=tasks.limit,
-        task_manager=manager,
-        apply_chat_template=lm.templated,
-        fewshot_as_multiturn=lm.templated,
-        confirm_run_unsafe_code=tasks.allow_code_execution,
-        log_samples=True,
-    )
+    with labelled(lm.progress, name):
+        return lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[instructed(name, manager) if lm.templated else name],
+            num_fewshot=lm.protocol.num_fewshot,
+            limit=tasks.limit,
+            task_manager=manager,
+            apply_chat_template=lm.templated,
+            fewshot_as_multiturn=lm.templated,
+            confirm_run_unsafe_code=tasks.allow_code_execution,
+            log_samples=True,
+        )
 
 
 def answer_some(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, items: int) -> tuple[int, int]:

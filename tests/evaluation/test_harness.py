@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import pytest
 
 from starquant.config.model import ModelSpec
@@ -19,6 +20,7 @@ from starquant.errors import ConfigError, ConsentError
 from starquant.evaluation.harness import Evaluation, evaluate, parse_scores
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.testbed_tasks import items as all_items
+from starquant.session.progress import Progress
 from starquant.testbed.items import Split
 
 METRICS = {
@@ -66,6 +68,18 @@ class Oracle(DiffusionLM):
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
         self.asked += [request.args for request in requests]
         return [self.answer(request.args[0]) for request in requests]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_bar_over_prompts_has_the_tasks_name_and_is_the_runs(
+    shown: bool, tiny: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lm_eval.api.task.tqdm", pytest.fail)  # lm-eval's own, which has no name
+    oracle = Oracle(tiny, tiny_tokenizer, lambda *_: 0.0)
+    oracle.progress = Progress(shown)
+    evaluate(oracle, MODEL, tasks("testbed_facts"))
+    assert ("testbed_facts, prompts: " in capsys.readouterr().err) is shown
+    assert lm_eval.api.task.tqdm is pytest.fail
 
 
 def tasks(*names: str, **settings: Any) -> TasksSpec:
