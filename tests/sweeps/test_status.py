@@ -99,6 +99,49 @@ def test_status_shows_what_is_running(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "2 cells: 1 running, 1 missing" in out
 
 
+def test_watching_shows_every_change_and_ends_with_the_code_of_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until nothing runs or is missing; a terminal is cleared in between; what is the same is not shown again."""
+    arguments = sweep(tmp_path, "w4a4", "w8a8")
+    first, second = planned(arguments).cells
+    monkeypatch.setattr(status, "plan_of", planned)
+    happens = [
+        lambda: end(tmp_path, first, "done"),
+        lambda: None,
+        lambda: end(tmp_path, second, "failed", error="bits: a bad one"),
+    ]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        happens.pop(0)()
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main([*arguments, "--watch", "0.5"]) == 1
+    drawn = capsys.readouterr().out.split(status.CLEAR)[1:]
+    counts = [screen.splitlines()[-1] for screen in drawn]
+    assert counts == ["2 cells: 2 missing", "2 cells: 1 done, 1 missing", "2 cells: 1 done, 1 failed"]
+    assert slept == [0.5] * 3
+    end(tmp_path, second, "done")
+    assert main(["--watch", *arguments]) == 0
+    assert slept == [0.5] * 3  # it was done
+
+
+def test_watching_ends_clean_after_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status.time, "sleep", interrupted)
+    assert main([*sweep(tmp_path, "w4a4"), "--watch=1"]) == 130
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.endswith("1 cells: 1 missing\n")
+
+
 def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["model=tiny", "method=rtn,quarot_rtn", f"paths.results={tmp_path}"]
     for cell in planned(["experiment=table5_w8a8", *more]).cells:
@@ -116,6 +159,8 @@ def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureF
         (["table5_w8a8", "model=tinny"], "error: model: got 'tinny', allowed: "),
         (["bits=w8a8,w4a4"], "error: bits: got several values"),
         (["--cfg", "job"], "error: usage: starquant status "),
+        (["table5_w8a8", "--watch=soon"], "error: --watch: got 'soon', allowed: seconds, 0.1 or more"),
+        (["table5_w8a8", "--watch", "0"], "error: --watch: got '0', allowed: seconds, 0.1 or more"),
     ],
 )
 def test_status_is_2_after_bad_input(
