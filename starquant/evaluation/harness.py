@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import operator
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,17 @@ _NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of all tasks, and one row an item and filter for every leaf task."""
+    """What the tasks came to.
+
+    Attributes:
+        scores: of all tasks.
+        items: one row an item and filter for every leaf task.
+        seconds: of the clock, task by task.
+    """
 
     scores: list[Score]
     items: dict[str, list[dict[str, Any]]]
+    seconds: dict[str, float]
 
 
 def evaluate(
@@ -78,10 +86,13 @@ def evaluate(
     validate_consent(tasks)
     scores: list[Score] = []
     items: dict[str, list[dict[str, Any]]] = {}
+    seconds: dict[str, float] = {}
     with quiet(verbose), agreed_to(tasks), task_manager(tasks) as manager:
         for name in tasks.names:
+            began = time.perf_counter()
             lm.responses = ResponseLog(None if answers is None else answers / f"{name}.jsonl", lm.rank)
             results, cut = _results(lm, model, tasks, name, manager), _gathered(lm)
+            seconds[name] = time.perf_counter() - began
             if results is None:  # the first process has them
                 continue
             for sentence in cut.sentences(name, lm.model.config.context_length):
@@ -92,7 +103,7 @@ def evaluate(
             items |= {leaf: [_item(row) for row in rows] for leaf, rows in results["samples"].items()}
             for leaf, rows in results["samples"].items() if documents is not None else ():
                 documents(leaf, [_document(row["doc"]) for row in rows])
-    return Evaluation(scores, items)
+    return Evaluation(scores, items, seconds)
 
 
 def _results(lm: DiffusionLM, model: ModelSpec, tasks: TasksSpec, name: str, manager: TaskManager) -> Any:

@@ -240,11 +240,9 @@ class DiffusionLM(Conversations, LM):
         return [i for i, key in enumerate(keys) if key not in self.responses and first[key] == i]
 
     def _bar(self, keys: Sequence[str], todo: Sequence[int], disable: bool) -> tqdm[Any]:
-        distinct = len(set(keys))
-        progress = SILENT if disable else self.progress
-        return progress.bar(
-            None, self.task, "request", total=distinct, initial=distinct - len(todo), told=f"items/{self.task}"
-        )
+        distinct, progress = len(set(keys)), SILENT if disable else self.progress
+        done, told = distinct - len(todo), f"items/{self.task}"
+        return progress.bar(None, self.task, "request", total=distinct, initial=done, told=told)
 
     @property
     def _bos(self) -> int | None:

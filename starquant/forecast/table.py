@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from starquant.forecast.costs import Stage
 from starquant.forecast.forecast import Forecast
+from starquant.reports.durations import in_time
 from starquant.reports.run_table import aligned
 
 HEADER = ("stage", "", "passes", "tokens", "operations", "time")
@@ -36,13 +37,6 @@ def _row(stage: Stage) -> tuple[str, ...]:
         return (stage.name, "there already", "", "", "", "")
     counts = [f"{number:.3g}" if number else "" for number in (stage.tokens, stage.operations)]
     return (stage.name, "", f"{stage.passes:,.0f}" if stage.passes else "", *counts, in_time(stage.seconds))
-
-
-def in_time(seconds: float) -> str:
-    """Return seconds in the unit that a reader wants."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def in_bytes(size: float) -> str:

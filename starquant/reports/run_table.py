@@ -7,6 +7,7 @@ from pathlib import Path
 
 from starquant.config.bits import in_words
 from starquant.config.speed import SpeedSpec
+from starquant.reports.durations import took
 from starquant.store.items import is_fidelity
 from starquant.store.record import RunRecord, Score
 
@@ -67,14 +68,22 @@ def aligned(rows: Sequence[Sequence[str]], ruled: bool = False) -> list[str]:
     return [header, *(["  ".join("-" * w for w in widths)] if ruled else []), *lines]
 
 
-def render(record: RunRecord, baseline: RunRecord | None, path: Path) -> str:
-    """Return the report as text: what was run, the table, and where the record lies."""
+def render(record: RunRecord, baseline: RunRecord | None, path: Path, export_s: float | None = None) -> str:
+    """Return the report as text: what was run, the table, what took how long, and where the record lies.
+
+    Args:
+        record: of the run.
+        baseline: of its full-precision twin, where it has one.
+        path: of the record.
+        export_s: seconds that the export took; None where there was none.
+    """
     spec = record.spec
     title = f"{spec['model']['name']}  {in_words(spec['bits'])}  {spec['method']['name']}  seed {spec['seed']}"
     cells = [HEADER, *rows(record, baseline)]
     speed = SpeedSpec.model_validate(spec.get("speed", {}))
     if speed.approximations:
         title += f"\napproximate evaluation: {', '.join(speed.approximations)}"
-    seconds = sum(record.timings.seconds.get(stage, 0.0) for stage in ("evaluate", "fidelity"))
-    footer = f"evaluated in {seconds:.1f} s, peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"
-    return "\n".join(["", title, *aligned(cells, ruled=True), footer])
+    twin = None if baseline is None or baseline.digest == record.digest else baseline.timings.total_s
+    footer = f"took {took(record.timings, {'export': export_s, 'full precision': twin})}"
+    memory = f"peak memory {record.timings.peak_host_memory_gb:.2f} GB; record: {path}"
+    return "\n".join(["", title, *aligned(cells, ruled=True), footer, memory])

@@ -54,6 +54,7 @@ class Result:
         baseline: the full-precision record that it is compared with; None as well, and of a packed checkpoint.
         reused: whether all of it was there already.
         tracker: to be closed in the end.
+        export_s: seconds that the export took; None without one.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Result:
     baseline: RunRecord | None
     reused: bool
     tracker: Tracker
+    export_s: float | None = None
 
 
 def execute(spec: RunSpec, session: Session | None = None) -> Result:
@@ -139,11 +141,12 @@ def _score(inputs: Inputs, session: Session) -> Result:
         artifact, _ = calibrate(inputs, session)  # refused here, before full precision is scored
     baseline = None if spec.is_packed else _record_of(spec.baseline(), inputs, None, session)
     scored = baseline if baseline is not None and spec.is_baseline else _record_of(spec, inputs, artifact, session)
+    export_s = None
     if spec.export.dir is not None:
-        export_model(inputs, scored.record, scored.artifact, session)
+        export_s = export_model(inputs, scored.record, scored.artifact, session)
     reused = scored.reused and (baseline is None or baseline.reused)
     beside = None if baseline is None else baseline.record
-    return Result(store_of(spec).path(spec), scored.record, beside, reused, session.tracker)
+    return Result(store_of(spec).path(spec), scored.record, beside, reused, session.tracker, export_s)
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ def _compute(
     overlap = OverlapCounter(loaded.texts.calibration if calibration else None)
     with timed(seconds, "evaluate"):
         evaluation = evaluate_tasks(spec, loaded, answers, overlap, session)
+    seconds |= {f"evaluate/{task}": spent for task, spent in evaluation.seconds.items()}
     scores, items = evaluation.scores, evaluation.items
     if reference is not None:
         with timed(seconds, "fidelity"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 from starquant.config.methods import METHODS
@@ -41,8 +42,8 @@ def is_exported(spec: RunSpec) -> bool:
     return False
 
 
-def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session: Session) -> None:
-    """Quantize the checkpoint once more, this time to codes, and write it.
+def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session: Session) -> float:
+    """Quantize the checkpoint once more, this time to codes, and write it; returns the seconds it took.
 
     Args:
         inputs: whose model in memory is given up.
@@ -53,10 +54,12 @@ def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, s
     Raises:
         StarquantError: a target that cannot be written, a calibration that cannot be made.
     """
+    began = time.perf_counter()
     if artifact is None:
         artifact, _ = calibrate(inputs, session)
     inputs.free()
     session.processes.by_first(_write, inputs, record, artifact, session)
+    return time.perf_counter() - began
 
 
 def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Session) -> None:

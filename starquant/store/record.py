@@ -45,13 +45,24 @@ class Score(BaseModel):
 
 
 class Timings(BaseModel):
-    """Wall-clock seconds by stage, and the peak memory of the process and of the accelerator."""
+    """How long a run took and what memory.
+
+    Attributes:
+        seconds: of the clock by stage; parts of a stage are named "evaluate/TASK" and count in it.
+        peak_host_memory_gb: of the process.
+        peak_device_memory_gb: of the accelerator, None without one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: dict[str, float]
     peak_host_memory_gb: float
     peak_device_memory_gb: float | None
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all stages."""
+        return sum(seconds for stage, seconds in self.seconds.items() if "/" not in stage)
 
 
 class Seal(BaseModel):

@@ -97,7 +97,8 @@ def end_with_parent() -> None:
 def forecast_cells(cells: Sequence[Cell]) -> int:
     """Print the forecast of every cell, and of all of them; returns how many would be refused."""
     from starquant.forecast.forecast import forecast
-    from starquant.forecast.table import in_time, render
+    from starquant.forecast.table import render
+    from starquant.reports.durations import in_time
 
     seconds, refused = 0.0, 0
     for number, cell in enumerate(cells):
@@ -129,7 +130,7 @@ def execute_cell(cell: Cell, session: Session) -> CellEntry:
                 print(render_activations(result.path), flush=True)
             print(f"wrote: {result.path}", flush=True)
         else:
-            print(render(result.record, result.baseline, result.path), flush=True)
+            print(render(result.record, result.baseline, result.path, result.export_s), flush=True)
     result.tracker.close()
     record = result.path.relative_to(cell.results).as_posix() if result.path.exists() else None
     return CellEntry(key=cell.key, name=cell.name, state="done", record=record, reused=result.reused)

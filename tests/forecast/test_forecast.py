@@ -24,7 +24,7 @@ from starquant.forecast.rehearsal import (
     tokens_of,
     with_steps,
 )
-from starquant.forecast.table import in_bytes, in_time, render
+from starquant.forecast.table import in_bytes, render
 from starquant.models.base import MaskedDiffusionModel
 from starquant.runs.execute import execute
 from tests.support.command_line import run_in_process
@@ -211,5 +211,4 @@ def test_a_sweep_is_told_cell_by_cell(tmp_path: Path) -> None:
 
 
 def test_figures_have_the_unit_that_a_reader_wants() -> None:
-    assert [in_time(s) for s in (0.04, 89, 120, 7200)] == ["0.0 s", "89.0 s", "2.0 min", "2.0 h"]
     assert [in_bytes(b) for b in (2e6, 16e9)] == ["2.0 MB", "16.0 GB"]

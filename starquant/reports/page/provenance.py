@@ -48,7 +48,7 @@ def _line(row: PageRow, spec: dict[str, Any], record: RunRecord | None, run: Any
         ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "lm-eval") if packages.get(name)),
         str(source.get("device_name")),
         str(source.get("finished_at")),
-        "" if record is None else f"{sum(record.timings.seconds.values()):.0f}",
+        "" if record is None else f"{record.timings.total_s:.0f}",
         "sealed" if run.record.seal is not None else "none: cannot be verified",
     ]
 
