@@ -241,8 +241,8 @@ class DiffusionLM(Conversations, LM):
 
     def _bar(self, keys: Sequence[str], todo: Sequence[int], disable: bool) -> tqdm[Any]:
         distinct, progress = len(set(keys)), SILENT if disable else self.progress
-        done, told = distinct - len(todo), f"items/{self.task}"
-        return progress.bar(None, self.task, "request", total=distinct, initial=done, told=told)
+        done = distinct - len(todo)
+        return progress.bar(None, self.task, "request", total=distinct, initial=done, counted=True)
 
     @property
     def _bos(self) -> int | None:

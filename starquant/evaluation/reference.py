@@ -196,7 +196,7 @@ def by_length(
 ) -> Iterator[tuple[Sequence[int], R]]:
     """Yield indices of sequences of similar length, the longest first, with what `work` makes of them."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with progress.bar(None, name, unit, total=len(order), told=f"items/{name}") as bar:
+    with progress.bar(None, name, unit, total=len(order), counted=True) as bar:
         for batch, done in in_batches(order, lengths.__getitem__, size, work):
             yield batch, done
             bar.update(len(batch))

@@ -26,9 +26,10 @@ from starquant.runs.export import export_model, is_exported
 from starquant.runs.fidelity import fidelity_reference, measure_fidelity
 from starquant.runs.inputs import Inputs, pin
 from starquant.runs.inspect import inspect_activations
+from starquant.runs.live import sqnr_by_block, stage
 from starquant.runs.preflight import validate_paths
 from starquant.runs.record import log_path, make_record, reusable_record, store_of, unfinished_answers, write_record
-from starquant.runs.timing import timed, timings
+from starquant.runs.timing import timings
 from starquant.session.devices import leased
 from starquant.session.logs import FILE_ONLY, in_file
 from starquant.session.session import Session
@@ -100,7 +101,9 @@ def _started(session: Session, spec: RunSpec, device: str) -> Session:
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
     tracker = make_tracker(spec) if type(session.tracker) is NullTracker else session.tracker
-    return replace(session, device=device, tracker=tracker)
+    hears = session.processes.first and type(tracker) is not NullTracker
+    progress = replace(session.progress, hear=tracker.log if hears else None)
+    return replace(session, device=device, tracker=tracker, progress=progress)
 
 
 @contextlib.contextmanager
@@ -172,6 +175,8 @@ def _record_of(spec: RunSpec, inputs: Inputs, artifact: Artifact | None, session
         validate_tasks(spec, session)
         inputs.validated()  # before anything is said to run
         session.log.info("running: %s", store.name(spec))
+        if together.first:
+            session.tracker.begin(spec)
         record, items, artifact = _compute(spec, inputs, artifact, session)
         if together.first:
             record = write_record(spec, record, items, session)
@@ -189,22 +194,25 @@ def _compute(
     seconds["load"] = loaded.seconds
     if answers.exists():
         session.log.info("going on from an interrupted run: %s", answers)
-    with timed(seconds, "reference"):
+    with stage(seconds, "reference", session.progress):
         reference = fidelity_reference(spec, loaded, session)
     fitted, calibration = Fitted(), None
     if spec.quantizes:
+        session.progress.tell({"stage": "calibrate"})
         artifact = artifact or calibrate(inputs, session)[0]
         seconds |= artifact.seconds
         fitted, calibration = read_fit(spec, artifact, loaded.texts)
-    with timed(seconds, "quantize"):
+    with stage(seconds, "quantize", session.progress):
         manifest = _apply(spec, loaded.model, fitted, session)
+    for figures in sqnr_by_block(manifest):
+        session.progress.tell(figures)
     overlap = OverlapCounter(loaded.texts.calibration if calibration else None)
-    with timed(seconds, "evaluate"):
+    with stage(seconds, "evaluate", session.progress):
         evaluation = evaluate_tasks(spec, loaded, answers, overlap, session)
     seconds |= {f"evaluate/{task}": spent for task, spent in evaluation.seconds.items()}
     scores, items = evaluation.scores, evaluation.items
     if reference is not None:
-        with timed(seconds, "fidelity"):
+        with stage(seconds, "fidelity", session.progress):
             fidelity = measure_fidelity(spec, loaded.model, reference, session)
         scores, items = [*scores, *fidelity.scores], items | fidelity.by_group
     if calibration is not None or fitted.notes:

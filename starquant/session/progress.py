@@ -17,7 +17,7 @@ Hear = Callable[[Mapping[str, float | str]], None]
 #: Between two lines of a bar in a log, and before the first one.
 LINE_S = 60.0
 #: How many losses of one optimisation are told at most.
-TOLD = 20
+MOST_LOSSES = 20
 
 
 class _Bar(tqdm):
@@ -82,7 +82,7 @@ class Progress:
         unit: str,
         total: int | None = None,
         initial: int = 0,
-        told: str | None = None,
+        counted: bool = False,
     ) -> tqdm[T]:
         """Return a bar that is gone when it is finished.
 
@@ -92,12 +92,12 @@ class Progress:
             unit: of the count.
             total: of the count; None takes the iterable's length.
             initial: what of the count was there already.
-            told: name under which `hear` is told the count with each `update`; None tells nothing.
+            counted: `hear` is told the count with each `update`, as UNITs/WHAT.
         """
 
         def tell(done: float) -> None:
-            if told is not None:
-                self.tell({told: done})
+            if counted:
+                self.tell({f"{unit}s/{what}": done})
 
         kind = _Lines if self.plain else _Bar
         options: dict[str, Any] = {"unit": unit, "total": total, "initial": initial, "leave": False}
@@ -110,7 +110,7 @@ class Progress:
             self.hear(figures)
 
     def tell_loss(self, site: str, block: int | None, step: int, steps: int, loss: Callable[[], float]) -> None:
-        """Tell the loss of a transform that is learned, at `TOLD` of its steps.
+        """Tell the loss of a transform that is learned, at `MOST_LOSSES` of its steps.
 
         Args:
             site: that the transform stands at.
@@ -119,7 +119,7 @@ class Progress:
             steps: of the optimisation.
             loss: is read only where somebody hears it: on a GPU that waits for the step.
         """
-        if self.hear is not None and (step + 1) % max(1, steps // TOLD) == 0:
+        if self.hear is not None and (step + 1) % max(1, steps // MOST_LOSSES) == 0:
             self.tell({"block": (block or 0) + (step + 1) / steps, f"loss/{site}": loss()})
 
 

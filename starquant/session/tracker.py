@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
 
 class Tracker(Protocol):
     """Hears of each record once it is on disk, and of a run that failed."""
+
+    def begin(self, spec: RunSpec) -> None:
+        """Start to show a pinned run that is about to be computed; returns at once."""
+        ...
+
+    def log(self, figures: Mapping[str, float | str]) -> None:
+        """Show figures of the run that was begun, by name; returns at once."""
+        ...
 
     def publish(self, record: Path) -> None:
         """Start telling; returns at once."""
@@ -27,6 +36,12 @@ class Tracker(Protocol):
 
 class NullTracker:
     """Tells nobody and imports nothing."""
+
+    def begin(self, spec: RunSpec) -> None:
+        """Do nothing."""
+
+    def log(self, figures: Mapping[str, float | str]) -> None:
+        """Do nothing."""
 
     def publish(self, record: Path) -> None:
         """Do nothing."""

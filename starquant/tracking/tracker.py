@@ -7,26 +7,66 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from starquant.config.execution import TrackerSpec
 from starquant.config.run import RunSpec
 from starquant.session.tracker import NullTracker, Tracker
 from starquant.store.files import write_atomically
+from starquant.tracking.live import LiveFile
 
 log = logging.getLogger(__name__)
 
 
 class WandbTracker:
-    """Publish records and failures through `starquant.tracking.wandb_worker`, one process each."""
+    """Show runs while they are computed, records and failures through `starquant.tracking.wandb_worker`.
+
+    A run that is computed has one process, from its begin to its record or failure; else it is one a record.
+    """
 
     def __init__(self, spec: TrackerSpec, folder: Path) -> None:
         self._spec, self._folder = spec, folder
         self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._live: LiveFile | None = None
+
+    def begin(self, spec: RunSpec) -> None:
+        """Start a worker that follows the run."""
+        digest = spec.digest()
+        try:
+            self._live = LiveFile(self._folder / "live" / f"{digest}.jsonl", digest, spec.model_dump(mode="json"))
+        except OSError as problem:
+            log.warning("W&B is not told of the run while it is computed (%s)", problem)
+            return
+        self._start(self._live.path, "the run does not depend on it", "--live")
+
+    def log(self, figures: Mapping[str, float | str]) -> None:
+        """Show figures of the run that was begun."""
+        if self._live is None:
+            return
+        try:
+            self._live.log(figures)
+        except OSError as problem:
+            log.warning("W&B is no longer told of the run while it is computed (%s)", problem)
+            self._live = None
+
+    def _end_live(self, digest: str | None, record: Path | None = None, error: str | None = None) -> bool:
+        """End the run that was begun; returns whether it is that of the digest."""
+        live, self._live = self._live, None
+        if live is None:
+            return False
+        try:
+            live.end(record, error)
+        except OSError as problem:
+            log.warning("W&B was not told how the run ended (%s)", problem)
+        return live.digest == digest
 
     def publish(self, record: Path) -> None:
         """Start a worker for the record, unless W&B has it already."""
         content = json.loads(record.read_text(encoding="utf-8"))
+        if self._live is not None and self._live.digest == content["digest"]:
+            self._end_live(content["digest"], record)
+            return
         marker = marker_of(self._folder, content["digest"], self._spec.project, self._spec.mode, self._spec.entity)
         if marker.exists() and marker.read_text(encoding="utf-8") == content["provenance"]["finished_at"]:
             return
@@ -35,6 +75,8 @@ class WandbTracker:
     def failed(self, spec: RunSpec, error: BaseException) -> None:
         """Start a worker for a run that has no record: its configuration and the error in one line."""
         digest, line = spec.digest(), " ".join(f"{type(error).__name__}: {error}".split())
+        if self._end_live(digest, error=line):  # where it is its full-precision twin's, both have failed
+            return
         path = self._folder / "failed" / f"{digest}.json"
         content = {"digest": digest, "spec": spec.model_dump(mode="json"), "error": line}
         try:

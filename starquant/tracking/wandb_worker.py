@@ -12,32 +12,30 @@ import os
 from pathlib import Path
 from typing import Any
 
-from starquant.errors import RecordError
+from starquant.config.run import RunSpec
+from starquant.errors import RecordError, StarquantError
 from starquant.store.files import write_atomically
 from starquant.store.items import items_folder
 from starquant.store.record import RunRecord
-from starquant.store.records import read_record
+from starquant.store.records import RecordStore, read_record
+from starquant.tracking.description import run_name, settings_used
+from starquant.tracking.live import follow
 from starquant.tracking.tracker import marker_of
 
 CURVES = ("hidden_mse", "kl")
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as one level of dotted names."""
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: value}
-
-
 def start(folder: Path, spec: dict[str, Any], digest: str, settings: dict[str, Any], **config: Any) -> Any:
-    """Return the W&B run of a digest, new or resumed, with the specification as its configuration.
+    """Return the W&B run of a digest, new or resumed.
+
+    Its configuration is what it used of its specification.
 
     Args:
         folder: of W&B's own files.
         spec: as in a record.
         digest: of the run.
         settings: project, entity and mode.
-        config: to stand beside the specification.
+        config: to stand beside the settings.
     """
     for name in ("DATA", "CACHE"):  # copies of artifacts are sent later: they stay with the run, not below the home
         os.environ.setdefault(f"WANDB_{name}_DIR", str(folder))
@@ -49,10 +47,10 @@ def start(folder: Path, spec: dict[str, Any], digest: str, settings: dict[str, A
         id=digest,
         resume="allow",
         dir=str(folder),
-        name=f"{spec['model']['name']}-{spec['bits']['name']}-{spec['method']['name']}",
+        name=run_name(spec),
         group=(spec.get("experiment") or {}).get("name") or spec["tasks"]["name"],
         job_type=spec["method"]["name"],
-        config=flatten(spec) | {"digest": digest} | config,
+        config=settings_used(spec) | {"digest": digest} | config,
         **settings,
     )
 
@@ -61,10 +59,45 @@ def publish(path: Path, folder: Path, settings: dict[str, Any]) -> None:
     """Log configuration, scores, timings and the record itself as one W&B run."""
     record = read_record(path)
     run = start(folder, record.spec, record.digest, settings, git_sha=record.provenance.get("git_sha"))
+    _log_record(run, record, path)
+    run.finish()
+    write_atomically(marker_of(folder, record.digest, **settings), str(record.provenance.get("finished_at")))
+
+
+def publish_live(path: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """Log a run as it is computed, up to its record or failure."""
+    lines = follow(path)
+    first = next(lines)
+    digest, marker = first["digest"], marker_of(folder, first["digest"], **settings)
+    run = start(folder, first["spec"], digest, settings)
+    for name in ("loss/*", "sqnr_db/*"):
+        run.define_metric(name, step_metric="block")
+    line: dict[str, Any] = {}
+    for line in lines:
+        words = {name: value for name, value in line.get("figures", {}).items() if isinstance(value, str)}
+        run.summary.update(words)
+        if numbers := {name: value for name, value in line.get("figures", {}).items() if name not in words}:
+            run.log(numbers)
+    if line["record"] is None:
+        run.summary["error"] = line["error"]
+        run.finish(exit_code=1)
+        marker.unlink(missing_ok=True)
+    else:
+        record = read_record(Path(line["record"]))
+        run.config.update({"git_sha": record.provenance.get("git_sha")}, allow_val_change=True)
+        run.summary["stage"] = "finished"
+        _log_record(run, record, Path(line["record"]))
+        run.finish()
+        write_atomically(marker, str(record.provenance.get("finished_at")))
+    path.unlink(missing_ok=True)
+
+
+def _log_record(run: Any, record: RunRecord, path: Path) -> None:
+    """Log scores, timings and the record itself."""
     import wandb
 
     run.summary["error"] = None  # of an earlier attempt
-    run.summary.update(summary(record))
+    run.summary.update(summary(record) | differences(record, path))
     table = wandb.Table(columns=["task", "metric", "filter", "value", "stderr", "n"])
     for s in record.scores:
         table.add_data(s.task, s.metric, s.filter, s.value, s.stderr, s.n)
@@ -73,8 +106,6 @@ def publish(path: Path, folder: Path, settings: dict[str, Any]) -> None:
     artifact = wandb.Artifact(f"record-{record.digest}", type="record")
     artifact.add_file(str(path))
     run.log_artifact(artifact)
-    run.finish()
-    write_atomically(marker_of(folder, record.digest, **settings), str(record.provenance.get("finished_at")))
 
 
 def publish_failure(path: Path, folder: Path, settings: dict[str, Any]) -> None:
@@ -114,18 +145,38 @@ def summary(record: RunRecord) -> dict[str, float]:
     return scores | {f"seconds/{name}": value for name, value in record.timings.seconds.items()}
 
 
+def differences(record: RunRecord, path: Path) -> dict[str, float]:
+    """Return scores less those of the full-precision record beside it; nothing where there is none."""
+    try:
+        twin = RecordStore.name(RunSpec.from_config(record.spec).baseline())
+        full = read_record(path.with_name(f"{twin}.json"))
+    except StarquantError:
+        return {}
+    if full.digest == record.digest:
+        return {}
+    values = {(s.task, s.metric, s.filter): s.value for s in full.scores}
+    return {
+        f"difference/{s.task}/{s.metric},{s.filter}": s.value - values[s.task, s.metric, s.filter]
+        for s in record.scores
+        if s.unit == "fraction" and (s.task, s.metric, s.filter) in values
+    }
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path", type=Path, help="a record, or with --failed what the tracker has left of a failed run")
-    parser.add_argument("--failed", action="store_true")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--failed", action="store_true")
+    kinds.add_argument("--live", action="store_true", help="the file that a run appends to is followed")
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--project", required=True)
     parser.add_argument("--entity")
     parser.add_argument("--mode", choices=("online", "offline"), required=True)
     args = parser.parse_args()
     settings = {"project": args.project, "entity": args.entity, "mode": args.mode}
-    (publish_failure if args.failed else publish)(args.path, args.dir, settings)
+    tell = publish_failure if args.failed else publish_live if args.live else publish
+    tell(args.path, args.dir, settings)
 
 
 if __name__ == "__main__":

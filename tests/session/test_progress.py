@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from starquant.runs.execute import execute
-from starquant.session.progress import SILENT, TOLD, Progress, for_terminal
+from starquant.session.progress import MOST_LOSSES, SILENT, Progress, for_terminal
 from starquant.session.session import Session
 from starquant.session.terminal import silence_libraries
 from tests.support.specs import spec
@@ -76,14 +76,14 @@ def test_lines_are_sparse_and_plain(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_who_hears_is_told_counts_and_some_losses_drawn_or_not(capsys: pytest.CaptureFixture[str]) -> None:
     heard: list[dict[str, float | str]] = []
     progress = Progress(shown=False, hear=lambda figures: heard.append(dict(figures)))
-    with progress.bar(None, "answering", "request", total=5, initial=2, told="items/gsm8k") as bar:
+    with progress.bar(None, "gsm8k", "request", total=5, initial=2, counted=True) as bar:
         bar.update()
         bar.update(2)
-    assert heard == [{"items/gsm8k": 3}, {"items/gsm8k": 5}]
+    assert heard == [{"requests/gsm8k": 3}, {"requests/gsm8k": 5}]
     del heard[:]
     for step in range(100):
         progress.tell_loss("qkv_input", 2, step, 100, lambda: 0.5)
-    assert len(heard) == TOLD
+    assert len(heard) == MOST_LOSSES
     assert heard[0] == {"block": 2.05, "loss/qkv_input": 0.5}
     assert heard[-1]["block"] == 3.0
     SILENT.tell_loss("qkv_input", 2, 0, 1, pytest.fail)  # nobody hears: not even computed

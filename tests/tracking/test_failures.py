@@ -57,9 +57,11 @@ def test_a_run_that_fails_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     few = ("tasks.names=[testbed_facts]", "fidelity=none", "tracker.timeout_s=120")
     with pytest.raises(RuntimeError, match="a bug"):
         execute(spec("method=rtn", "tracker=wandb", *few, f"paths.results={tmp_path}"))
-    ((failed,),) = offline_runs(tmp_path / "wandb").values()
-    assert exit_code(failed) == 1
-    assert failed.summary["error"] == "RuntimeError: a bug"
+    runs = offline_runs(tmp_path / "wandb").values()
+    assert len(runs) == 2  # its full-precision twin was under way, and it cannot be without
+    for (failed,) in runs:
+        assert exit_code(failed) == 1
+        assert failed.summary["error"] == "RuntimeError: a bug"
 
 
 def test_telling_takes_no_longer_than_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from starquant.session.tracker import NullTracker
 from starquant.store.record import RunRecord
 from starquant.store.records import read_record
 from starquant.tracking import make_tracker
+from starquant.tracking.description import flatten, run_name
 from starquant.tracking.tracker import WandbTracker, marker_of
 from tests.support.paths import REPOSITORY
 from tests.support.records import edit_record, fidelity_rows, items_of, write_record
@@ -82,11 +83,11 @@ def test_a_run_is_named_by_its_record_and_grouped_by_experiment_or_tasks(told: T
     for run, record, group in zip(told.runs(), told.records, GROUPS, strict=True):
         assert run.run.run_id == record.digest
         assert (run.run.project, run.run.run_group, run.run.job_type) == (PROJECT, group, "rtn")
-        assert run.run.display_name == f"tiny-{record.spec['bits']['name']}-rtn"
+        assert run.run.display_name == f"tiny:0-{record.spec['bits']['name']}-rtn-seed0"
         assert run.ended
 
 
-def test_every_setting_is_a_dotted_name(told: Told) -> None:
+def test_every_setting_that_was_used_is_a_dotted_name_and_no_other(told: Told) -> None:
     run, record = told.runs()[0], told.records[0]
     config = {key: value for key, value in run.config.items() if key != "_wandb"}
     assert config.pop("digest") == record.digest
@@ -101,7 +102,27 @@ def test_every_setting_is_a_dotted_name(told: Told) -> None:
         for parent in parents:
             here = here.setdefault(parent, {})
         here[leaf] = value
-    assert nested == record.spec
+    scored = record.spec["tasks"]["names"]
+    assert nested["model"].pop("protocol").keys() == {*scored}
+    assert nested.pop("evaluation_version")
+    assert nested.pop("calibration") == {"name": "none"}  # RTN reads none
+    for room, values in nested.items():
+        for key, value in flatten(values).items():  # each is the record's
+            expected: Any = record.spec[room]
+            for part in key.split("."):
+                expected = expected[part] if part else expected
+            assert value == expected
+    assert not {"tracker", "paths", "debug", "export"} & nested.keys()
+
+
+def test_names_tell_seeds_apart() -> None:
+    seeds = (("model.seed=0", "seed=0"), ("model.seed=1", "seed=0"), ("model.seed=0", "seed=1"))
+    rotations = [("method=quarot", f"method.rotation_seed={seed}") for seed in (0, 1)]
+    starts = [("method=flatquant", f"method.start_seed={seed}") for seed in (0, 1)]
+    names = [run_name(spec(*words).model_dump(mode="json")) for words in (*seeds, *rotations, *starts)]
+    assert len({*names}) == len(names)
+    assert names[1] == "tiny:1-w4a4-rtn-seed0"
+    assert names[3] == "tiny:0-w4a4-quarot-rotation0-seed0"
 
 
 def test_scores_and_seconds_are_the_summary(told: Told) -> None:
