@@ -1,4 +1,4 @@
-"""Figures from records and reports, readable in grayscale, as PNG and PDF.
+"""Figures from records and reports, in the one look of `reports.style`, as PNG and PDF.
 
 python -m starquant.reports.figures trajectory "no TAC=A.json" "TAC=B.json" --out results/figure3
 python -m starquant.reports.figures activations activations.json --site qkv_input --out results/figure1
@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
 from starquant.reports.across_seeds import Row
+from starquant.reports.style import GROUPS, bits_term, look, panels, styled, term
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.items import read_raw
 from starquant.store.records import read_record
 from starquant.store.verification import is_intact, validate_items
 
-STYLES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "x")
+STATES = {"masked": "[MASK] tokens", "unmasked": "unmasked tokens"}
 
 
+@styled
 def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") -> Figure:
     """Draw a fidelity metric at every denoising step, with 95 % intervals over prompts (the paper's figure 3).
 
@@ -42,7 +41,7 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     Raises:
         RecordError: a record without fidelity items, or without the metric.
     """
-    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    figure, [[axes]] = panels(5.5, 3.4)
     labels = list(dict.fromkeys(label for label, _ in records))
     for index, label in enumerate(labels):
         own = [path for name, path in records if name == label]
@@ -52,14 +51,13 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
             intervals = [bootstrap(numbers[step]) for step in steps]
         except ValueError as error:
             raise RecordError(f"{own[0]}: {metric}: {error}") from None
-        shade = str(0.65 * index / max(1, len(labels) - 1))
-        marks: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "linestyle": STYLES[index % len(STYLES)]}
-        axes.plot([s + 1 for s in steps], [f.mean for f in intervals], label=label, color=shade, markersize=4, **marks)
-        axes.fill_between(
-            [s + 1 for s in steps], [f.low for f in intervals], [f.high for f in intervals], color=shade, alpha=0.15
-        )
-    axes.set(xlabel="denoising step", ylabel=f"{metric} against full precision", ylim=(0, None))
-    axes.legend(frameon=False)
+        one, places = look(index, len(labels)), [step + 1 for step in steps]
+        axes.plot(places, [f.mean for f in intervals], label=label, **one)
+        low, high = [f.low for f in intervals], [f.high for f in intervals]
+        axes.fill_between(places, low, high, color=one["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel="denoising step", ylabel=term(metric), ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
     return figure
 
 
@@ -76,8 +74,12 @@ def by_step(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
     return {step: [sum(v) / len(v) for v in prompts.values()] for step, prompts in cells.items()}
 
 
+@styled
 def activations(report: dict[str, Any], site: str) -> Figure:
     """Draw, a block a row: histograms of both token states, and the largest magnitude of every channel (figure 1).
+
+    Bars of a histogram are the report's bins, the outermost of which hold what lies beyond. Channels are points, not a
+    line: they have no order.
 
     Raises:
         RecordError: no such site in the report.
@@ -86,22 +88,25 @@ def activations(report: dict[str, Any], site: str) -> Figure:
     if not rows:
         known = ", ".join(dict.fromkeys(row["site"] for row in report["rows"]))
         raise RecordError(f"--site: got '{site}', allowed: {known}")
-    figure, grid = plt.subplots(len(rows), 2, figsize=(7.5, 1.9 * len(rows)), layout="constrained", squeeze=False)
+    figure, grid = panels(7.0, 0.9 + 1.5 * len(rows), len(rows), 2, sharex="col")
     for (left, right), row in zip(grid, rows, strict=True):
-        for state, shade, style in (("masked", "0.0", "-"), ("unmasked", "0.55", "--")):
-            _histogram(left, row[state], report["half_range"], state, shade, style)
-            right.plot(row[state]["channel_absmax"], style, color=shade, linewidth=0.9, label=state)
-        left.set(yscale="log", ylabel=f"block {row['block']}")
-        right.set(xlim=(0, row["width"] - 1))
-    figure.suptitle(site)
-    grid[0][0].set_title("density")
-    grid[0][1].set_title("largest magnitude")
-    grid[-1][0].set_xlabel("value / RMS of its token state")
-    grid[-1][1].set_xlabel("channel")
-    grid[0][0].legend(frameon=False)
+        for index, (state, label) in enumerate(STATES.items()):
+            one = look(index, len(STATES))
+            _histogram(left, row[state], report["half_range"], label, one)
+            points = {"marker": one["marker"], "linestyle": "none", "color": one["color"], "rasterized": True}
+            hollow: dict[str, Any] = {"markerfacecolor": "none"} if index else {}
+            right.plot(row[state]["channel_absmax"], label=label, markersize=3, **points, **hollow)
+        left.set(yscale="log", ylabel=f"block {row['block']}\nshare per RMS")
+        right.set(xlim=(-1, row["width"]), ylim=(0, None), ylabel="largest |x|")
+    figure.suptitle(term(site).capitalize())
+    half = report["half_range"]
+    grid[-1][0].set_xlabel(f"x / RMS of its state (outermost bins: beyond {half:g})")
+    grid[-1][1].set_xlabel("channel (in no order)")
+    figure.legend(*grid[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=len(STATES))
     return figure
 
 
+@styled
 def divergence(rows: Sequence[Row], bits: str = "w4a4") -> Figure:
     """Draw the KL to full precision of every method at one bit-width, on text and on tasks, with 95 % intervals.
 
@@ -110,32 +115,43 @@ def divergence(rows: Sequence[Row], bits: str = "w4a4") -> Figure:
         bits: name of the bit-width; where no row has it, the first row's.
     """
     own = [row for row in rows if row.label[0] == bits] or [row for row in rows if row.label[0] == rows[0].label[0]]
-    figure, axes = plt.subplots(figsize=(6.0, 0.9 + 0.32 * len(own)), layout="constrained")
-    for offset, (group, shade, marker) in enumerate((("text", "0.0", "o"), ("tasks", "0.55", "s"))):
+    figure, [[axes]] = panels(6.0, 1.1 + 0.3 * len(own))
+    for index, (group, label) in enumerate(GROUPS.items()):
         intervals = [crossed_bootstrap(row.numbers((f"fidelity_{group}", "kl"))) for row in own]
         means = [interval.mean for interval in intervals]
         spread = [[f.mean - f.low for f in intervals], [f.high - f.mean for f in intervals]]
-        places = [index + 0.14 * (2 * offset - 1) for index in range(len(own))]
-        axes.errorbar(means, places, xerr=spread, fmt=marker, color=shade, label=group, markersize=5, linewidth=1)
-    axes.set(xscale="log", xlabel=f"KL to full precision at {own[0].label[0]}, nats", yticks=range(len(own)))
+        places = [number + 0.14 * (2 * index - 1) for number in range(len(own))]
+        one = look(index, len(GROUPS)) | {"linestyle": "none"}
+        axes.errorbar(means, places, xerr=spread, label=label, elinewidth=1, capsize=2, **one)
+    width = bits_term(str(own[0].label[0]))
+    axes.set(xscale="log", xlabel=f"KL from full precision at {width} (nats, 95 % intervals)", yticks=range(len(own)))
     axes.set_yticklabels([row.label[-1] for row in own])
     axes.invert_yaxis()
-    axes.grid(axis="x", color="0.9")
-    axes.legend(frameon=False)
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper center", ncols=len(GROUPS))
     return figure
 
 
-def _histogram(axes: Axes, report: dict[str, Any], half: float, label: str, shade: str, style: str) -> None:
-    density = report["density"]
-    centres = [(i + 0.5) * 2 * half / len(density) - half for i in range(len(density))]
-    axes.plot(centres, [x or math.nan for x in density], style, color=shade, linewidth=1.1, label=label)
+def _histogram(axes: Axes, report: dict[str, Any], half: float, label: str, one: dict[str, Any]) -> None:
+    """Draw the bins as they are: steps, and a gap where no value lies."""
+    density = np.array(report["density"])
+    edges = np.linspace(-half, half, len(density) + 1)
+    axes.stairs(
+        np.where(density > 0, density, np.nan),
+        edges,
+        baseline=None,
+        color=one["color"],
+        linestyle=one["linestyle"],
+        label=label,
+    )
 
 
+@styled
 def save(figure: Figure, out: Path) -> list[Path]:
     """Write OUT.png and OUT.pdf; returns their paths."""
     paths = [out.with_name(out.name + suffix) for suffix in (".png", ".pdf")]
     for path in paths:
-        figure.savefig(path, dpi=160, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+        figure.savefig(path, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     plt.close(figure)
     return paths
 

@@ -16,6 +16,8 @@ from tests.support.paths import REPOSITORY
 from tests.support.records import make_record
 from tests.support.specs import spec
 
+WITH_FIGURES = {"figure1_activations.ipynb", "figure3_trajectory.ipynb", "smol_main.ipynb"}
+
 
 def test_one_row_a_score(tmp_path: Path) -> None:
     for overrides, value in ((["bits=w4a4"], 0.25), (["bits=w8a8"], 0.75)):
@@ -61,7 +63,17 @@ def test_notebooks_run_and_carry_no_output(path: Path, monkeypatch) -> None:
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
     code = "\n".join("".join(cell["source"]) for cell in cells)
     assert len(code.splitlines()) < 30
-    exec(compile(code, path.name, "exec"), {"__name__": "__main__", "display": print})
+    outputs: list[dict[str, object]] = []
+    exec(compile(code, path.name, "exec"), {"__name__": "__main__", "display": lambda x: outputs.append(shown(x))})
+    images = [output["image/png"] for output in outputs if "image/png" in output]
+    assert bool(images) is (path.name in WITH_FIGURES)
+    assert all(bytes(image).startswith(b"\x89PNG") and len(image) > 10_000 for image in images)
+
+
+def shown(value: object) -> dict[str, object]:
+    """What a notebook keeps of a value that is displayed: IPython asks it for each kind by a method of this name."""
+    methods = {"text/html": "_repr_html_", "image/png": "_repr_png_"}
+    return {kind: getattr(value, method)() for kind, method in methods.items() if hasattr(value, method)}
 
 
 def test_comparison_is_one_row_a_method_with_standard_errors(tmp_path: Path) -> None:
