@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _log_fidelity(run: Any, path: Path) -> None:
     """Log fidelity along the denoising steps, as numbers and as a figure; nothing where it was not measured."""
     import wandb
 
-    from starquant.reports.figures import by_step, trajectory
+    from starquant.reports.figures import by_step, save, trajectory
 
     if not (items_folder(path) / "fidelity.jsonl").exists():
         return
@@ -136,7 +137,9 @@ def _log_fidelity(run: Any, path: Path) -> None:
     except RecordError as error:  # a step that one prompt alone has come to has no interval
         print(f"no figure: {error}", flush=True)
         return
-    run.log({"figures/trajectory": wandb.Image(figure)})
+    with tempfile.TemporaryDirectory() as folder:  # W&B copies the file as it is logged
+        png, _ = save(figure, Path(folder) / "trajectory")
+        run.log({"figures/trajectory": wandb.Image(str(png))})
 
 
 def summary(record: RunRecord) -> dict[str, float]:
