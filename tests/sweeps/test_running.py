@@ -174,12 +174,10 @@ def test_a_table_of_an_earlier_time_is_set_aside_where_a_cell_fails(
 def test_a_table_that_cannot_be_written_is_one_line(
     tmp_path: Path, work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from starquant.reports import experiments
-
     def full(*_: object) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(experiments, "after_sweep", full)
+    monkeypatch.setattr("starquant.reports.after_sweep.after_sweep", full)
     work(done)
     assert main(["experiment=table2_ablation", "model=tiny", "method=rtn", f"paths.results={tmp_path}"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
