@@ -210,7 +210,7 @@ _WHOLE = {
     "bits.activations.symmetric": False,
     "method.transform.balance": True,
     "method.transform.channel_scales": True,
-    "method.fisher.hessian": True,
+    "method.fisher.hessian": False,
     "method.tac.enabled": True,
     "method.weights.name": "gptq",
 }
@@ -224,9 +224,9 @@ PLUS_ABLATION = Definition(
             ("symmetric inputs", {"bits.activations.symmetric": True}),
             ("without the balancing map", {"method.transform.balance": False}),
             ("without channel scales", {"method.transform.channel_scales": False}),
-            ("without Fisher weights", {"method.fisher.hessian": False}),
+            ("with Fisher weights", {"method.fisher.hessian": True}),
             ("without TAC", {"method.tac.enabled": False}),
-            ("without GPTQ", {"method.weights.name": "rtn", "method.fisher.hessian": False}),
+            ("without GPTQ", {"method.weights.name": "rtn"}),
         )
     ),
     against="star_quant_plus",
