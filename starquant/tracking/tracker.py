@@ -27,7 +27,7 @@ class WandbTracker:
 
     def __init__(self, spec: TrackerSpec, folder: Path) -> None:
         self._spec, self._folder = spec, folder
-        self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._workers: dict[Path, tuple[str, subprocess.Popen[bytes]]] = {}
         self._live: LiveFile | None = None
 
     def begin(self, spec: RunSpec) -> None:
@@ -65,12 +65,14 @@ class WandbTracker:
         """Start a worker for the record, unless W&B has it already."""
         content = json.loads(record.read_text(encoding="utf-8"))
         if self._live is not None and self._live.digest == content["digest"]:
+            if (started := self._workers.get(self._live.path)) is not None:
+                self._workers[self._live.path] = (_safe(record), started[1])
             self._end_live(content["digest"], record)
             return
         marker = marker_of(self._folder, content["digest"], self._spec.project, self._spec.mode, self._spec.entity)
         if marker.exists() and marker.read_text(encoding="utf-8") == content["provenance"]["finished_at"]:
             return
-        self._start(record, f"the run is safe in {record}")
+        self._start(record, _safe(record))
 
     def failed(self, spec: RunSpec, error: BaseException) -> None:
         """Start a worker for a run that has no record: its configuration and the error in one line."""
@@ -99,12 +101,12 @@ class WandbTracker:
         except OSError as error:
             log.warning("W&B was not told (%s); %s", error, outcome)
             return
-        self._workers.append((outcome, worker))
+        self._workers[path] = (outcome, worker)
 
     def close(self) -> None:
         """Wait at most `timeout_s` for all workers; those that are not done are ended and named."""
         deadline = time.monotonic() + self._spec.timeout_s
-        for outcome, worker in self._workers:
+        for outcome, worker in self._workers.values():
             try:
                 code = worker.wait(timeout=max(0.0, deadline - time.monotonic()))
                 problem = f"failed with code {code}" if code else ""
@@ -114,7 +116,11 @@ class WandbTracker:
                 problem = f"did not answer within {self._spec.timeout_s:g} s"
             if problem:
                 log.warning("W&B %s (see %s); %s", problem, self._folder / "wandb_worker.log", outcome)
-        self._workers = []
+        self._workers = {}
+
+
+def _safe(record: Path) -> str:
+    return f"the run is safe in {record}"
 
 
 def marker_of(folder: Path, digest: str, project: str, mode: str, entity: str | None = None) -> Path:

@@ -196,4 +196,4 @@ def test_sweep_computes_full_precision_once(tmp_path: Path) -> None:
     assert done.stderr.count("reused: ") == 2
     names = sorted(p.name.split("-testbed")[0] for p in (tmp_path / "records").glob("*.json"))
     assert names == ["tiny-w16a16-none", "tiny-w4a4-rtn", "tiny-w8a8-rtn"]
-    assert done.stdout.count("testbed_facts") == 3
+    assert done.stdout.count("\ntestbed_facts ") == 3
