@@ -177,6 +177,12 @@ FIGURES = {
 ACTIVATIONS = "figure1_activations"
 
 _STAR = {"method.transform.steps": 80}
+_PLUS = {
+    **_STAR,
+    "method.transform.channel_scales": True,
+    "method.transform.balance": True,
+    "method.fisher.hessian": False,
+}
 SMOL_MAIN = Definition(
     "smol_main",
     "A real LLM of 135 M parameters (smol): every method against full precision",
@@ -195,7 +201,7 @@ SMOL_MAIN = Definition(
             ("STaR-Quant", "star_quant", _STAR),
             ("STaR-Quant without SGAT", "star_quant_no_sgat", _STAR),
             ("STaR-Quant without TAC", "star_quant_no_tac", _STAR),
-            ("star_quant_plus (ours)", "star_quant_plus", _STAR),
+            ("star_quant_plus (ours)", "star_quant_plus", _PLUS),
         )
     ),
     against="QuaRot",
@@ -206,11 +212,8 @@ _WHOLE = {
     "model.name": "smol",
     "tasks.names": [],
     "method.name": "star_quant_plus",
-    **_STAR,
+    **_PLUS,
     "bits.activations.symmetric": False,
-    "method.transform.balance": True,
-    "method.transform.channel_scales": True,
-    "method.fisher.hessian": False,
     "method.tac.enabled": True,
     "method.weights.name": "gptq",
 }
