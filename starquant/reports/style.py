@@ -57,7 +57,7 @@ SITES = {
     "gate_up_input": "input of the gate and up projections",
     "down_input": "input of the down projection",
 }
-GROUPS = {"text": "held-out text", "tasks": "task prompts"}
+GROUPS = {"text": "held-out text", "tasks": "tasks' answers"}
 
 
 class ShownFigure(Figure):
