@@ -15,7 +15,7 @@ from starquant.numerics.hadamard import (
 )
 from starquant.numerics.metrics import SqnrMeter, sqnr_db
 from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
-from starquant.numerics.orthogonal import apply_kronecker, cayley, fermat_sizes, kronecker_sizes
+from starquant.numerics.orthogonal import apply_kronecker, cayley, dual, fermat_sizes, kronecker_sizes
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
 from starquant.numerics.row_cut import cut_rows
@@ -44,6 +44,7 @@ __all__ = [
     "cayley",
     "cut_rows",
     "dequantize",
+    "dual",
     "fake_quantize",
     "fermat_sizes",
     "gate_channels",

@@ -20,6 +20,12 @@ def cayley(free_DD: Tensor) -> Tensor:
     return rotation
 
 
+def dual(matrix_DD: Tensor) -> Tensor:
+    """Return P^-T in float64: what weights are multiplied by where inputs are by P."""
+    inverse_DD: Tensor = torch.linalg.inv(matrix_DD.double())
+    return inverse_DD.T
+
+
 def apply_kronecker(x: Tensor, a_MM: Tensor, b_NN: Tensor | None) -> Tensor:
     """Return x (A (x) B) for x [..., M * N], without building the product; None for B is the identity."""
     x_MN = x.unflatten(-1, (len(a_MM), -1))

@@ -15,7 +15,7 @@ from starquant.errors import CheckpointError
 from starquant.kernels import Kronecker
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
-from starquant.numerics import apply_hadamard, apply_kronecker, by_rows, hadamard_pair, hadamard_signs
+from starquant.numerics import apply_hadamard, apply_kronecker, by_rows, dual, hadamard_pair, hadamard_signs
 from starquant.quantized.rewriting import across_heads
 
 #: Largest error of x P P^T against x ~ N(0, 1) for a P stored in float32.
@@ -165,7 +165,7 @@ class KeyTransform(Float32Buffers):
     @classmethod
     def of(cls, matrix_EE: Tensor) -> KeyTransform:
         """Return the transform of P."""
-        return cls(matrix_EE, torch.linalg.inv(matrix_EE.float().double()).T)
+        return cls(matrix_EE, dual(matrix_EE.float()))
 
     def validate(self, name: str) -> None:
         """Judge what was read; raises CheckpointError for a matrix that is (almost) singular, or another's inverse."""

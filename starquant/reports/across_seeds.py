@@ -27,13 +27,13 @@ from starquant.reports import selection
 from starquant.reports.choice import Rank, Where, conditions, conflict, differences, first_of, taken, unranked
 from starquant.reports.comparison import column_name, markdown
 from starquant.reports.run import Run
-from starquant.reports.seeds import method_seed, warning
+from starquant.reports.seeds import seeds_of, warning
 from starquant.statistics.bootstrap import crossed_bootstrap
 from starquant.store.items import is_fidelity, items_folder, trajectories_of
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
 Column = tuple[str, str]
-#: (model seed, rotation seed), None where the method has none.
+#: (model seed, seed of the method), None where there is none.
 Seeds = tuple[int | None, int | None]
 
 
@@ -134,7 +134,7 @@ def read_rows(folder: Path, by: Sequence[str] = (), where: Where | None = None) 
 
 def add_run(row: Row, run: Run, rank: Rank = unranked) -> None:
     """Give a row one more run, but for a copy of one; raises RecordError where it has another of its seeds and rank."""
-    seeds = (run.get("model.seed"), method_seed(run))
+    seeds = seeds_of(run)[:2]
     other = row.sources.get(seeds)
     if other is not None:
         differ = differences(other, run)

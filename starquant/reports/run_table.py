@@ -51,17 +51,18 @@ def _number(value: float, unit: str) -> str:
     return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
 
 
-def aligned(rows: Sequence[Sequence[str]], ruled: bool = False) -> list[str]:
-    """Return rows of cells as lines of columns, the first two flush left and the others right.
+def aligned(rows: Sequence[Sequence[str]], ruled: bool = False, left: int = 2) -> list[str]:
+    """Return rows of cells as lines of columns, the first ones flush left and the others right.
 
     Args:
         rows: the header first.
         ruled: whether a line of dashes stands below the header.
+        left: how many columns are flush left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     header, *lines = (
         "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     )

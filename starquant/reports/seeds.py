@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterable
 
 from starquant.reports.run import Run
 
+#: Where a method's own seed stands: of rotations, of the starts of learned matrices.
+METHOD_SEEDS = ("method.rotation_seed", "method.start_seed")
 FEWEST = 3  # seeds behind an interval that may speak of a method; ours
 
 
 def method_seed(run: Run) -> int | None:
-    """Return the seed of what a method draws (rotations, starts of learned matrices); None where it draws nothing."""
-    drawn: int | None = run.get("method.rotation_seed")
-    return run.get("method.start_seed") if drawn is None else drawn
+    """Return the seed of what a method draws; None where it draws nothing."""
+    drawn = [seed for key in METHOD_SEEDS if (seed := run.get(key)) is not None]
+    return drawn[0] if drawn else None
 
 
 def seeds_of(run: Run) -> tuple[int | None, int | None, int | None]:

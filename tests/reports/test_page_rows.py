@@ -28,6 +28,14 @@ def test_runs_of_other_seeds_are_a_row_and_full_precision_is_the_first(tmp_path:
     assert labels(tmp_path) == [("full precision", 2), ("w4a4 gptq", 2), ("w4a4 rtn", 2)]
 
 
+@pytest.mark.parametrize(("method", "seed"), [("quarot", "rotation_seed"), ("flatquant", "start_seed")])
+def test_seeds_of_a_method_are_a_row(tmp_path: Path, method: str, seed: str) -> None:
+    for number in (0, 1, 2):
+        put(tmp_path, [1.0, 0.0], f"method={method}", "bits=w4a4", f"method.{seed}={number}")
+    (row,) = rows_of(read_runs(tmp_path), None, [])
+    assert row.n_seeds == (1, 3) and len(row.row.runs) == 3
+
+
 def test_what_tells_runs_of_a_method_apart_names_their_rows(tmp_path: Path) -> None:
     for size in (16, 8, 32):
         put(tmp_path, [1.0, 0.0], "method=star_quant", "bits=w4a4", f"method.tac.block_size={size}")

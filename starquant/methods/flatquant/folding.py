@@ -16,7 +16,7 @@ from starquant.config.bits import BitsSpec
 from starquant.methods.flatquant.parameters import BlockParameters
 from starquant.methods.scaling import producer
 from starquant.models.roles import BlockSites, LinearKey, Role, Site, SiteKey
-from starquant.numerics import apply_kronecker
+from starquant.numerics import apply_kronecker, dual
 from starquant.quantized import (
     InvertibleKronecker,
     KeyTransform,
@@ -96,19 +96,13 @@ def _fold_site(sites: BlockSites, site: SiteKey, tensors: Tensors) -> None:
         else:
             rewriting.divide_output(cast(nn.Linear, producer(sites, site)), scale_D)
     right = factors[1] if len(factors) == 2 else tensors[VALUES].to(device)
-    left_dual, right_dual = _dual(factors[0]), _dual(right)
+    left_dual, right_dual = dual(factors[0]), dual(right)
     rewriting.transform_input(readers, lambda w_nI: apply_kronecker(w_nI, left_dual, right_dual))
     sites.inputs[site].transform = InvertibleKronecker(factors[0], factors[1] if len(factors) == 2 else None)
 
 
 def _factors(site: SiteKey) -> tuple[str, str]:
     return f"{site.value}.factor_0", f"{site.value}.factor_1"
-
-
-def _dual(matrix: Tensor) -> Tensor:
-    """Return P^-T in float64, of P as it is stored."""
-    dual: Tensor = torch.linalg.inv(matrix.double()).T
-    return dual
 
 
 def _within_heads(y: Tensor, matrix_EE: Tensor) -> Tensor:

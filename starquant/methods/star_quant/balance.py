@@ -99,7 +99,7 @@ def balanced_start(group: Group, start: Sequence[Tensor], moments: Sequence[Seco
     Args:
         group: linears, and rows of both token states.
         start: factors of Q, orthogonal in float64.
-        moments: of each state, for a dense A; None takes the rows for them.
+        moments: of each state, for a dense A; a Kronecker one takes the rows for them.
     """
     weight_OD = torch.cat([weight.double() for weight in group.weights])
     rows = [rows_ND.double() for rows_ND in group.rows_SND]
@@ -110,11 +110,10 @@ def balanced_start(group: Group, start: Sequence[Tensor], moments: Sequence[Seco
     if len(start) == 2:
         maps = list(balanced_factors(weighed_ND.unflatten(1, sizes), weight_OD.unflatten(1, sizes)))
     else:
-        second_DD, error = _moment(weighed_ND[..., None]), 0.0
-        error = sampling_error(weighed_ND[..., None], second_DD)
-        if moments is not None:  # of all tokens: of a smaller error than the rows'
-            parts = [m.mean.to(weight_OD) / energy for m, energy in zip(moments, energies, strict=True)]
-            second_DD, error = torch.stack(parts).sum(0), error * total / sum(m.count for m in moments)
-        maps = [balanced(shrunk(second_DD, error), weight_OD.T @ weight_OD)]
+        assert moments is not None
+        error = sampling_error(weighed_ND[..., None], _moment(weighed_ND[..., None]))
+        error *= total / sum(m.count for m in moments)  # they are of more tokens than the rows
+        parts = [m.mean.to(weight_OD) / energy for m, energy in zip(moments, energies, strict=True)]
+        maps = [balanced(shrunk(torch.stack(parts).sum(0), error), weight_OD.T @ weight_OD)]
     factors = [a.to(q) @ q for a, q in zip(maps, start, strict=True)]
     return Transform(factors, [torch.linalg.inv(a).to(q) @ q for a, q in zip(maps, start, strict=True)])

@@ -34,7 +34,7 @@ from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_
 from starquant.methods.star_quant.start import start_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.roles import BlockSites, LinearKey, Role, Site, SiteKey
-from starquant.numerics import TokenState, apply_kronecker
+from starquant.numerics import TokenState, apply_kronecker, dual
 from starquant.quantized import (
     BlockAffine,
     InvertibleKronecker,
@@ -216,9 +216,7 @@ def rewrite_sites(sites: BlockSites, tensors: Tensors, invertible: bool = False)
             continue
         device = readers[0].weight.device
         factors = [tensors[name].to(device) for name in names]
-        exact = [factor.double() for factor in factors]
-        if invertible:
-            exact = [torch.linalg.inv(factor).T for factor in exact]
+        exact = [dual(factor) if invertible else factor.double() for factor in factors]
         rewriting.transform_input(readers, Transform(exact))
         dense, kronecker = (
             (InvertibleTransform, InvertibleKronecker) if invertible else (OrthogonalTransform, KroneckerTransform)

@@ -8,6 +8,7 @@ from typing import Any
 from starquant.errors import RecordError
 from starquant.reports.page.rows import PageRow
 from starquant.reports.page.table import rounded
+from starquant.reports.seeds import seeds_of
 from starquant.store.record import RunRecord
 from starquant.store.records import read_record
 
@@ -33,7 +34,7 @@ def _whole(path: Any, digest: str) -> RunRecord | None:
 def _line(row: PageRow, spec: dict[str, Any], record: RunRecord | None, run: Any) -> list[str]:
     source = run.record.provenance
     dirty = {True: " and changes", None: ", unknown whether changed"}.get(source.get("git_dirty"), "")
-    seeds = {"model": run.get("model.seed"), "rotation": run.get("method.rotation_seed"), "run": run.get("seed")}
+    seeds = dict(zip(("model", "method", "run"), seeds_of(run), strict=True))
     packages = source.get("packages") or {}
     limit = run.get("tasks.limit")
     calibration = None if record is None else record.calibration

@@ -15,11 +15,12 @@ from starquant.reports.assembly import primary_numbers
 from starquant.reports.choice import TASKS, differences, rank_of
 from starquant.reports.definitions import FULL, PRIMARY, Definition
 from starquant.reports.run import Run
+from starquant.reports.seeds import METHOD_SEEDS, seeds_of
 from starquant.reports.selection import one_a_seed
 from starquant.store.items import is_fidelity, trajectories_of
 
 #: What tells runs of one row apart: seeds, the files that follow from them, and which tasks were scored.
-WITHIN = {"model.seed", "model.fingerprint", "method.rotation_seed", *TASKS}
+WITHIN = {"model.seed", "model.fingerprint", *METHOD_SEEDS, *TASKS}
 #: Keys that a row is named by already, and words of these.
 NAMED = {"model.name", "bits.name", "method.name", "method.algorithm"}
 
@@ -32,7 +33,7 @@ class PageRow:
         model, bits, method: as the records have them.
         label: how the row is called beside its model and bits.
         name: how it is called alone, on charts.
-        runs: one a model and rotation seed, in their order.
+        runs: one a seed of the model and of the method, in their order.
         row: their numbers, item by item; of runs without items there are none.
     """
 
@@ -51,9 +52,9 @@ class PageRow:
 
     @property
     def n_seeds(self) -> tuple[int, int]:
-        """How many model seeds and how many rotation seeds it has."""
-        models, rotations = ({run.get(key) for run in self.runs} for key in ("model.seed", "method.rotation_seed"))
-        return len(models), len(rotations)
+        """How many model seeds and how many of the method it has."""
+        of_model, of_method, _ = zip(*map(seeds_of, self.runs), strict=True)
+        return len({*of_model}), len({*of_method})
 
 
 def rows_of(runs: Sequence[Run], definition: Definition | None, refused: list[str]) -> list[PageRow]:
@@ -143,7 +144,7 @@ def _row(label: str, runs: Sequence[Run], experiment: str, refused: list[str]) -
     for run in kept:
         numbers = numbers_of(run, refused)
         if numbers:
-            seeds = (run.get("model.seed"), run.get("method.rotation_seed"))
+            seeds = seeds_of(run)[:2]
             row.runs[seeds], row.trajectories[seeds] = numbers, trajectories_of(run.record.spec)
     if len(row.runs) < len(kept):
         row.runs.clear()  # a mean over some of them would not be the row's

@@ -12,6 +12,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from starquant.errors import CommandParser
+from starquant.reports.run_table import aligned
 from starquant.sweeps.overrides import CONF
 
 #: "(arXiv 2404.00456)", and what stands behind it in the brackets.
@@ -52,10 +53,7 @@ def headline(path: Path) -> str:
 
 def listing(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return lines of cells below a header, columns flush left, the last one of any length."""
-    rows = [header, *lines]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+    return "\n".join(line.rstrip() for line in aligned([header, *lines], left=len(header)))
 
 
 def parse_nothing(command: str, description: str, arguments: Sequence[str] | None) -> None:
