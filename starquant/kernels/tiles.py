@@ -35,9 +35,8 @@ class Tile:
 
 def tile(rows: int, outputs: int, columns: int, integer: bool, device: torch.device) -> Tile:
     """Return the settings of a product of [rows, K] with a weight of `columns` bytes a row."""
-    name, processors = _gpu(device)
-    measured = MEASURED.get(name, {}).get(key(rows, outputs, columns, integer))
-    return rule(rows, outputs, columns, integer, processors) if measured is None else measured
+    measured = MEASURED.get(_name(device), {}).get(key(rows, outputs, columns, integer))
+    return rule(rows, outputs, columns, integer, processors(device)) if measured is None else measured
 
 
 def key(rows: int, outputs: int, columns: int, integer: bool) -> str:
@@ -67,11 +66,13 @@ def rule(rows: int, outputs: int, columns: int, integer: bool, processors: int) 
     return Tile(m, o, j, split, warps, stages)
 
 
-def _gpu(device: torch.device) -> tuple[str, int]:
-    if device.type != "cuda":
-        return device.type, 1
-    gpu = torch.cuda.get_device_properties(device)
-    return gpu.name, gpu.multi_processor_count
+def processors(device: torch.device) -> int:
+    """Return how many processors a GPU has; 1 of what is none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:

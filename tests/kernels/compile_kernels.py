@@ -6,14 +6,16 @@ import itertools
 import re
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from starquant.kernels.tiles import rule
+from starquant.kernels.tokens import Kronecker
 from starquant.kernels.triton.linear import _finish, _linear
 from starquant.kernels.triton.quantize import _map_rows, _quantize_rows
-from starquant.kernels.triton.transform import _transform_rows, shape_of
+from starquant.kernels.triton.transform import _transform_rows, shape_of, sides
 
 #: Shared memory of a block, KB: the least of what capability 8.6 and 8.9 have.
 SHARED = 99 * 1024
@@ -84,26 +86,36 @@ def check_quantize(capability: int) -> None:
     pointers |= {"zero_ptr": "*i32", "sum_ptr": "*i32"}
     numbers = {"shared": "i32", "d_m": "i32"}
     floats = dict.fromkeys(("qmax", "reach", "tiny"), "fp32")
-    maps = {"matrix_ptr": "*fp32", "shift_ptr": "*fp32", "rows": "i32", "width": "i32"}
-    constants = {"HAS_CLIP": True, "HAS_GATE": True, "GROUP": 16, "ROWS": 4, "BLOCK": 4096}
+    constants = {"HAS_CLIP": True, "HAS_GATE": True, "BLOCK": 4096}
     for symmetric in (True, False):
         grid = {"SYMMETRIC": symmetric, "SUMS": not symmetric}
-        compiled(_quantize_rows, pointers | maps | numbers | floats, constants | grid, capability, 16, 3)
-    map_types = {"x_ptr": "*bf16", "matrix_ptr": "*fp32", "shift_ptr": "*fp32", "y_ptr": "*bf16"}
-    map_types |= {"rows": "i32", "width": "i32"}
-    compiled(_map_rows, map_types, {"GROUP": 16, "ROWS": 8, "BLOCK": 512}, capability, 4, 3)
+        types = pointers | {"width": "i32"} | numbers | floats
+        compiled(_quantize_rows, types, constants | grid, capability, 16, 3)
+
+
+def check_map(capability: int) -> None:
+    types = {"x_ptr": "*bf16", "matrix_ptr": "*fp32", "shift_ptr": "*fp32", "y_ptr": "*bf16"}
+    types |= dict.fromkeys(("rows", "width", "span"), "i32")
+    for rows in (16, 64):
+        found = compiled(_map_rows, types, {"GROUP": 16, "ROWS": rows, "BLOCK": 64}, capability, 4, 3)
+        assert found.metadata.shared <= SHARED and "mma" in found.asm["ptx"]
 
 
 def check_transform(capability: int) -> None:
     """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
     sizes = (64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)
-    for (a, b), symmetric in itertools.product(sizes, (True, False)):
-        types = {"x_ptr": "*bf16", "a_ptr": "*fp32", "b_ptr": "*fp32", "codes_ptr": "*i8", "scale_ptr": "*fp32"}
-        types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "a": "i32", "b": "i32", "shared": "i32", "d_m": "i32"}
+    for (m, n), symmetric in itertools.product(sizes, (True, False)):
+        kronecker = Kronecker(torch.empty(m, m), None if n is None else torch.empty(n, n))
+        _, right, a, b, stride_a, _ = sides(kronecker, m * (n or 128))
+        types = {"x_ptr": "*bf16", "left_ptr": "*fp32", "right_ptr": "*fp32", "codes_ptr": "*i8", "scale_ptr": "*fp32"}
+        types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "shared": "i32", "d_m": "i32"}
+        types |= dict.fromkeys(("rows", "width", "a", "b"), "i32")
         types |= dict.fromkeys(("factor", "qmax", "reach", "tiny"), "fp32") | {"zero_ptr": "*i32", "sum_ptr": "*i32"}
-        settings = shape_of(a, b or 128)
+        along, across = ("stride_a", "stride_b") if stride_a == 1 else ("stride_b", "stride_a")
+        types |= {across: "i32"}
+        settings = shape_of(a, b)
         warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
-        constants = {"HAS_B": b is not None, "HAS_CLIP": True, "HAS_GATE": True, "PRECISION": "tf32"} | settings
+        constants = {"HAS_RIGHT": right is not None, "HAS_CLIP": True, "HAS_GATE": True, along: 1} | settings
         constants |= {"SYMMETRIC": symmetric, "SUMS": not symmetric}
         found = compiled(_transform_rows, types, constants, capability, warps, stages)
         assert found.metadata.shared <= SHARED, (capability, a, b, found.metadata.shared)
@@ -115,5 +127,6 @@ if __name__ == "__main__":
         check_linear(capability)
         check_transform(capability)
         check_finish(capability)
+        check_map(capability)
     check_quantize(90)
     print("all compiled")

@@ -1,7 +1,8 @@
-"""Triton: what stands in front of a linear in one pass: TAC, SGAT's gate, clip ratio, per-token quantization.
+"""Triton: what stands in front of a linear: TAC; SGAT's gate, clip ratio and per-token quantization in one pass.
 
-A program takes a few rows: they are read, mapped by TAC's blocks, gated by their tokens' states, and written as int8
-codes with the grid of each row. TAC's maps are larger than a row: several rows a program share what is read of them.
+TAC's maps are larger than a row: a tile of tokens shares what is read of them, which is a pass of its own, at a copy's
+traffic. A program of the other pass takes a row: it is read, gated by its token's state, and written as int8 codes with
+its grid.
 """
 
 from __future__ import annotations
@@ -24,29 +25,36 @@ from starquant.kernels.triton.rows import (
     scale_of,
     state_arguments,
 )
-from starquant.kernels.triton.transform import transform_rows
-
-
-@triton.jit
-def _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP: tl.constexpr):
-    """Channel k becomes the sum over j of M[k, j] x[first of its run + j], plus d[k]; rounded to x's dtype."""
-    first = (column // GROUP) * GROUP
-    total = tl.load(shift_ptr + column, mask=mask, other=0.0)
-    for j in range(GROUP):
-        weight = tl.load(matrix_ptr + j * width + column, mask=mask, other=0.0)
-        total += weight * tl.load(x_ptr + start + first + j, mask=mask, other=0.0).to(tl.float32)
-    return total.to(x_ptr.dtype.element_ty)
+from starquant.kernels.triton.transform import power_of_two, transform_rows
 
 
 @triton.jit
 def _map_rows(
-    x_ptr, matrix_ptr, shift_ptr, y_ptr, rows, width, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    matrix_ptr,
+    shift_ptr,
+    y_ptr,
+    rows,
+    width,
+    span,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
-    column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    start, mask = row.to(tl.int64) * width, (row < rows) & (column < width)
-    y = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP)
-    tl.store(y_ptr + start + column, y, mask=mask)
+    """Maps of the runs among `span` channels as one product with a matrix that is 0 outside the runs."""
+    row, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    channel = tl.program_id(1) * span + k
+    inside = (k < span) & (channel < width)
+    at = row.to(tl.int64)[:, None] * width + channel[None, :]
+    mask = (row < rows)[:, None] & inside[None, :]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    times, over = power_of_two(tl.max(tl.abs(x), 1))
+    same_run = (k // GROUP)[:, None] == (k // GROUP)[None, :]
+    matrix_at = matrix_ptr + (k % GROUP)[:, None] * width + channel[None, :]
+    matrix = tl.load(matrix_at, mask=same_run & inside[:, None] & inside[None, :], other=0.0)
+    y = tl.dot((x * over[:, None]).to(tl.float16), matrix.to(tl.float16)) * times[:, None]
+    y += tl.load(shift_ptr + channel, mask=inside, other=0.0)[None, :]
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -58,9 +66,6 @@ def _quantize_rows(
     sum_ptr,
     clip_ptr,
     state_ptr,
-    matrix_ptr,
-    shift_ptr,
-    rows,
     width,
     shared,
     d_m,
@@ -71,60 +76,47 @@ def _quantize_rows(
     SUMS: tl.constexpr,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)[None, :]
-    here = row < rows
-    mask = here[:, None] & (column < width)
-    start = row.to(tl.int64)[:, None] * width  # many tokens of a wide layer pass 2^31
-    if GROUP > 0:
-        x = _mapped(x_ptr, matrix_ptr, shift_ptr, start, column, mask, width, GROUP).to(tl.float32)
-    else:
-        x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
-    if HAS_GATE or HAS_CLIP:
-        state = tl.load(state_ptr + row, mask=here, other=0)
-        if HAS_GATE:
-            x = gated(x, column, state[:, None], shared, d_m)
-    strange = tl.sum((x != x).to(tl.int32), 1)
+    row, column = tl.program_id(0), tl.arange(0, BLOCK)
+    mask = column < width
+    start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
+    x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+    state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
+    if HAS_GATE:
+        x = gated(x, column, state, shared, d_m)
+    strange = tl.sum((x != x).to(tl.int32))
     of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
     of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
     if SYMMETRIC:
         if HAS_CLIP:
-            scale = clipped_scale_of(tl.min(x, 1), tl.max(x, 1), strange, of_low, of_high, reach, tiny)
+            scale = clipped_scale_of(tl.min(x), tl.max(x), strange, of_low, of_high, reach, tiny)
         else:
-            scale = scale_of(tl.max(tl.abs(x), 1), strange, reach, tiny)
-        codes = codes_of(x, scale[:, None], qmax)
+            scale = scale_of(tl.max(tl.abs(x)), strange, reach, tiny)
+        codes = codes_of(x, scale, qmax)
     else:
-        scale, zero = ends_of(tl.min(x, 1), tl.max(x, 1), strange, of_low, of_high, reach, qmax, tiny)
-        codes = codes_from_zero(x, scale[:, None], zero[:, None], qmax)
-        tl.store(zero_ptr + row, moved(zero, qmax), mask=here)
+        scale, zero = ends_of(tl.min(x), tl.max(x), strange, of_low, of_high, reach, qmax, tiny)
+        codes = codes_from_zero(x, scale, zero, qmax)
+        tl.store(zero_ptr + row, moved(zero, qmax))
     if SUMS:
-        tl.store(sum_ptr + row, tl.sum(tl.where(mask, codes.to(tl.int32), 0), 1), mask=here)
+        tl.store(sum_ptr + row, tl.sum(tl.where(mask, codes.to(tl.int32), 0)))
     tl.store(codes_ptr + start + column, codes, mask=mask)
-    tl.store(scale_ptr + row, scale, mask=here)
+    tl.store(scale_ptr + row, scale)
 
 
 def map_rows(x_MK: Tensor, affine: Affine) -> Tensor:
-    """Return TAC's map of every row, in the rows' dtype; as `Affine.apply`."""
+    """Return TAC's map of every row, in the rows' dtype; as `Affine.apply`, float32 rows by it."""
+    if x_MK.dtype == torch.float32:
+        return affine.apply(x_MK)
     x_MK = x_MK.contiguous()
-    (rows, width), block = x_MK.shape, 512
+    (rows, width), size = x_MK.shape, affine.shift_NG.shape[1]
     y_MK = torch.empty_like(x_MK)
-    per = rows_a_program(rows, 8)
-    grid = (triton.cdiv(rows, per), triton.cdiv(width, block))
+    block, tile = max(64, triton.next_power_of_2(size)), 16 if rows <= 256 else 64
+    span = block // size * size
     matrix, shift = affine.columns_GK.contiguous(), affine.shift_NG.contiguous()
-    size = affine.shift_NG.shape[1]
-    _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, GROUP=size, ROWS=per, BLOCK=block)
+    grid = (triton.cdiv(rows, tile), triton.cdiv(width, span))
+    _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, span, GROUP=size, ROWS=tile, BLOCK=block)
     return y_MK
-
-
-def rows_a_program(rows: int, most: int) -> int:
-    """Return how many rows share what a program reads of TAC: more where enough programs are left."""
-    per = 1
-    while per < most and rows >= 256 * per:
-        per *= 2
-    return per
 
 
 def quantize_rows(
@@ -145,17 +137,18 @@ def quantize_rows(
         symmetric: whether the grid is.
         sums: whether codes are summed.
     """
-    affine, states = prologue.affine, prologue.states
-    if prologue.kronecker is not None:
-        if affine is not None:
-            x_MK = map_rows(x_MK, affine)
-        return transform_rows(x_MK, bits, clip_ratio, prologue.kronecker, states, symmetric, sums)
+    states, kronecker = prologue.states, prologue.kronecker
+    if prologue.affine is not None:
+        x_MK = map_rows(x_MK, prologue.affine)
+    if kronecker is not None and x_MK.dtype != torch.float32:
+        return transform_rows(x_MK, bits, clip_ratio, kronecker, states, symmetric, sums)
+    if kronecker is not None:
+        x_MK = kronecker.apply(x_MK)
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
-    per = 1 if affine is None else rows_a_program(rows, 4)
     clip, state, gate, flags = state_arguments(states, width, scale)
-    _quantize_rows[(triton.cdiv(rows, per),)](
+    _quantize_rows[(rows,)](
         x_MK,
         codes,
         scale,
@@ -163,18 +156,13 @@ def quantize_rows(
         offsets[-1] if sums else scale,
         clip,
         state,
-        scale if affine is None else affine.columns_GK.contiguous(),
-        scale if affine is None else affine.shift_NG.contiguous(),
-        rows,
         width,
         *gate,
         *grid_arguments(bits, clip_ratio, symmetric),
         SYMMETRIC=symmetric,
         SUMS=sums,
-        GROUP=0 if affine is None else affine.shift_NG.shape[1],
-        ROWS=per,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=16 if width * per > 8192 else 8 if width * per > 2048 else 4,
+        num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
         **flags,
     )
     return codes, scale, *offsets

@@ -1,18 +1,22 @@
-"""Triton: an online transform x (A (x) B) of a row, its gate and its per-token quantization in one pass.
+"""Triton: an online transform x (A (x) B) of rows, their gates and their per-token quantization in one pass.
 
-Hadamard transforms (A and B of signs) and learned Kronecker P alike. A program holds one row as a tile [a, b],
-multiplies it from both sides on tensor cores, and writes int8 codes and the row's grid; nothing between goes through
-memory. Rows of 16 bits are multiplied in TF32 (11 bits, against the 8 of bfloat16 that results are rounded to),
-others in float32.
+Hadamard transforms (A and B of signs) and learned Kronecker P alike. A program holds A and B, and takes one row after
+another as tiles [a, columns of b]: it multiplies them from both sides on tensor cores, and writes int8 codes and the
+row's grid; a row is read once, its codes are written once, and nothing between goes through memory. Operands are float16
+(11 bits, against the 8 of bfloat16 that results are rounded to), rows divided by the power of two next to their largest
+number, which is exact and leaves room; sums are float32. Rows of float32 are PyTorch's to transform.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from starquant.kernels.tiles import processors
 from starquant.kernels.tokens import Kronecker, TokenStates
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
@@ -27,20 +31,35 @@ from starquant.kernels.triton.rows import (
     state_arguments,
 )
 
+#: Warps a processor, in programs that each read A once: what its registers hold.
+WARPS = 16
+
+
+@triton.jit
+def power_of_two(largest):
+    """Return the power of two at or below a magnitude, and its reciprocal; those of 0 and of what is no number, too."""
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    exponent = tl.minimum(tl.maximum(exponent, 1), 253)
+    return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
 
 @triton.jit
 def _transform_rows(
     x_ptr,
-    a_ptr,
-    b_ptr,
+    left_ptr,
+    right_ptr,
     codes_ptr,
     scale_ptr,
     zero_ptr,
     sum_ptr,
     clip_ptr,
     state_ptr,
+    rows,
+    width,
     a,
     b,
+    stride_a,
+    stride_b,
     shared,
     d_m,
     factor,
@@ -49,58 +68,74 @@ def _transform_rows(
     tiny,
     SYMMETRIC: tl.constexpr,
     SUMS: tl.constexpr,
-    HAS_B: tl.constexpr,
+    HAS_RIGHT: tl.constexpr,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    PRECISION: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    STEP_A: tl.constexpr,
-    STEP_B: tl.constexpr,
+    TILES: tl.constexpr,
 ):
-    row = tl.program_id(0)
-    i, c = tl.arange(0, A), tl.arange(0, B)
-    x_at = x_ptr + row.to(tl.int64) * (a * b)
-    y = tl.zeros((A, B), dtype=tl.float32)
-    for first in range(0, a, STEP_A):  # y[i, c] += A[k, i] (x B)[k, c]
-        k = first + tl.arange(0, STEP_A)
-        if HAS_B:
-            t = tl.zeros((STEP_A, B), dtype=tl.float32)
-            for start in range(0, b, STEP_B):
-                n = start + tl.arange(0, STEP_B)
-                x = tl.load(x_at + k[:, None] * b + n[None, :], mask=(k < a)[:, None] & (n < b)[None, :], other=0.0)
-                right = tl.load(
-                    b_ptr + n[:, None] * b + c[None, :], mask=(n < b)[:, None] & (c < b)[None, :], other=0.0
-                )
-                t = tl.dot(x.to(tl.float32), right, t, input_precision=PRECISION)
+    i, k, c = tl.arange(0, A), tl.arange(0, A), tl.arange(0, B)
+    left = tl.load(left_ptr + k[None, :] * a + i[:, None], mask=(k < a)[None, :] & (i < a)[:, None], other=0.0)
+    left = left.to(tl.float16)
+    first, programs = tl.program_id(0), tl.num_programs(0)
+    for turn in range(0, tl.cdiv(rows - first, programs)):
+        row = first + turn * programs
+        start = row.to(tl.int64) * width
+        at = x_ptr + start + k[:, None] * stride_a
+        largest = 0.0
+        xs = ()
+        for n in tl.static_range(TILES):
+            x = tl.load(at + (n * B + c)[None, :] * stride_b, mask=(k < a)[:, None] & (n * B + c < b)[None, :], other=0.0)
+            xs = xs + (x,)
+            largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32))))
+        times, over = power_of_two(largest)
+        ys = ()
+        for n in tl.static_range(TILES):
+            u = tl.dot(left, (xs[n].to(tl.float32) * over).to(tl.float16))
+            if HAS_RIGHT:
+                u = u.to(tl.float16)
+                new = ()
+                for m in tl.static_range(TILES):
+                    inside = (n * B + c < b)[:, None] & (m * B + c < b)[None, :]
+                    right = tl.load(right_ptr + (n * B + c)[:, None] * b + (m * B + c)[None, :], mask=inside, other=0.0)
+                    right = right.to(tl.float16)
+                    new = new + ((tl.dot(u, right) if n == 0 else tl.dot(u, right, ys[m])),)
+                ys = new
+            else:
+                ys = ys + (u,)
+        state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
+        smallest, largest, strange = 0.0, 0.0, 0
+        done = ()
+        for m in tl.static_range(TILES):
+            y = (ys[m] * factor * times).to(x_ptr.dtype.element_ty).to(tl.float32)
+            if HAS_GATE:
+                y = gated(y, i[:, None] * stride_a + (m * B + c)[None, :] * stride_b, state, shared, d_m)
+            done = done + (y,)
+            smallest, largest = tl.minimum(smallest, tl.min(y)), tl.maximum(largest, tl.max(y))
+            strange += tl.sum((y != y).to(tl.int32))
+        of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
+        of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
+        if SYMMETRIC:
+            if HAS_CLIP:
+                scale = clipped_scale_of(smallest, largest, strange, of_low, of_high, reach, tiny)
+            else:
+                scale = scale_of(tl.maximum(largest, -smallest), strange, reach, tiny)
+            zero = 0.0
         else:
-            t = tl.load(x_at + k[:, None] * b + c[None, :], mask=(k < a)[:, None] & (c < b)[None, :], other=0.0)
-            t = t.to(tl.float32)
-        left = tl.load(a_ptr + k[None, :] * a + i[:, None], mask=(k < a)[None, :] & (i < a)[:, None], other=0.0)
-        y = tl.dot(left, t, y, input_precision=PRECISION)
-    y = (y * factor).to(x_ptr.dtype.element_ty).to(tl.float32)
-    channel, inside = i[:, None] * b + c[None, :], (i < a)[:, None] & (c < b)[None, :]
-    if HAS_GATE or HAS_CLIP:
-        state = tl.load(state_ptr + row)
-        if HAS_GATE:
-            y = gated(y, channel, state, shared, d_m)
-    strange = tl.sum((y != y).to(tl.int32))
-    of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
-    of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
-    if SYMMETRIC:
-        if HAS_CLIP:
-            scale = clipped_scale_of(tl.min(y), tl.max(y), strange, of_low, of_high, reach, tiny)
-        else:
-            scale = scale_of(tl.max(tl.abs(y)), strange, reach, tiny)
-        codes = codes_of(y, scale, qmax)
-    else:
-        scale, zero = ends_of(tl.min(y), tl.max(y), strange, of_low, of_high, reach, qmax, tiny)
-        codes = codes_from_zero(y, scale, zero, qmax)
-        tl.store(zero_ptr + row, moved(zero, qmax))
-    if SUMS:
-        tl.store(sum_ptr + row, tl.sum(tl.where(inside, codes.to(tl.int32), 0)))
-    tl.store(codes_ptr + row.to(tl.int64) * (a * b) + channel, codes, mask=inside)
-    tl.store(scale_ptr + row, scale)
+            scale, zero = ends_of(smallest, largest, strange, of_low, of_high, reach, qmax, tiny)
+            tl.store(zero_ptr + row, moved(zero, qmax))
+        total = 0
+        for m in tl.static_range(TILES):
+            codes = codes_of(done[m], scale, qmax) if SYMMETRIC else codes_from_zero(done[m], scale, zero, qmax)
+            inside = (i < a)[:, None] & (m * B + c < b)[None, :]
+            at = codes_ptr + start + i[:, None] * stride_a + (m * B + c)[None, :] * stride_b
+            tl.store(at, codes, mask=inside)
+            if SUMS:
+                total += tl.sum(tl.where(inside, codes.to(tl.int32), 0))
+        if SUMS:
+            tl.store(sum_ptr + row, total)
+        tl.store(scale_ptr + row, scale)
 
 
 def transform_rows(
@@ -112,41 +147,66 @@ def transform_rows(
     symmetric: bool = True,
     sums: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Return transformed rows as `reference.quantize_rows` does; arguments as `quantize_rows`."""
+    """Return transformed rows of 16 bits as `reference.quantize_rows` does; arguments as `quantize_rows`."""
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
-    a = len(kronecker.a_MM)
     clip, state, gate, flags = state_arguments(states, width, scale)
-    _transform_rows[(rows,)](
+    left, right, a, b, *strides = sides(kronecker, width)
+    shape = shape_of(a, b)
+    programs = processors(x_MK.device) * WARPS // shape["num_warps"]
+    _transform_rows[(min(rows, programs),)](
         x_MK,
-        kronecker.a_MM.contiguous(),
-        scale if kronecker.b_NN is None else kronecker.b_NN.contiguous(),
+        left.contiguous(),
+        scale if right is None else right.contiguous(),
         codes,
         scale,
         scale if symmetric else offsets[0],
         offsets[-1] if sums else scale,
         clip,
         state,
+        rows,
+        width,
         a,
-        width // a,
+        b,
+        *strides,
         *gate,
         kronecker.factor,
         *grid_arguments(bits, clip_ratio, symmetric),
         SYMMETRIC=symmetric,
         SUMS=sums,
-        HAS_B=kronecker.b_NN is not None,
-        PRECISION="ieee" if x_MK.dtype == torch.float32 else "tf32",
+        HAS_RIGHT=right is not None,
         **flags,
-        **shape_of(a, width // a),
+        **shape,
     )
     return codes, scale, *offsets
 
 
+def sides(kronecker: Kronecker, width: int) -> tuple[Tensor, Tensor | None, int, int, int, int]:
+    """Return the factor on the left and on the right of a row, their sizes, and the strides of its tiles.
+
+    A row [a, b] is multiplied as it lies, or as [b, a] where that pads its tiles less.
+    """
+    left, right = kronecker.a_MM, kronecker.b_NN
+    a = len(left)
+    b = width // a
+    if right is not None and padded(b, a) < padded(a, b):
+        return right, left, b, a, 1, b
+    return left, right, a, b, b, 1
+
+
+def tiles_of(a: int, b: int) -> tuple[int, int, int]:
+    """Return rows and columns of a tile of a row [a, b], all of a and what pads b least, and how many tiles it takes."""
+    columns = min((128, 64, 32, 16), key=lambda columns: -(-b // columns) * columns)  # of equals the widest
+    return max(16, triton.next_power_of_2(a)), columns, -(-b // columns)
+
+
+def padded(a: int, b: int) -> int:
+    """Return how many numbers the tiles of a row [a, b] hold."""
+    return math.prod(tiles_of(a, b))
+
+
 def shape_of(a: int, b: int) -> dict[str, int]:
-    """Return the launch settings of a row [a, b]: its tile in registers, the factors in steps through shared memory."""
-    tile_a, tile_b = (max(16, triton.next_power_of_2(n)) for n in (a, b))
-    size = tile_a * tile_b
-    warps = 4 if size <= 4096 else 8 if size <= 16384 else 16
-    step_a, step_b = min(tile_a, 64 if size <= 4096 else 32), min(tile_b, 64 if size <= 16384 else 32)
-    return {"A": tile_a, "B": tile_b, "STEP_A": step_a, "STEP_B": step_b, "num_warps": warps, "num_stages": 2}
+    """Return the launch settings of a row [a, b]."""
+    tile_a, tile_b, tiles = tiles_of(a, b)
+    return {"A": tile_a, "B": tile_b, "TILES": tiles, "num_warps": 4 if padded(a, b) <= 4096 else 8, "num_stages": 1}
