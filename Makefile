@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo smol test test-slow checks format clean
+.PHONY: help setup demo smol test test-slow test-gpu checks format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,9 @@ test: $(STAMP) ## run the tests (those marked slow or gpu excepted)
 
 test-slow: $(STAMP) ## run the tests marked slow
 	$(BIN)/python -m pytest -n auto -m slow
+
+test-gpu: $(STAMP) ## run the tests marked gpu (a GPU and the extra 'triton')
+	$(BIN)/python -m pytest -m gpu
 
 checks: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ takes the least of these, for bf16 and the quantized models alike.
 
     python benchmarks/efficiency.py --device cuda --out results/published/efficiency/NAME.json     8B shapes
     python benchmarks/efficiency.py --shape small                                                  a CPU: does it run?
+    python benchmarks/efficiency.py --predict H100                                                 what it should take
     python -m starquant.reports.efficiency results/published/efficiency                             the table
 
 Rows that the file holds already are not measured again: stop it whenever you like. Nothing but torch, transformers and
@@ -31,6 +32,7 @@ import torch
 from evaluation import VOCABULARY
 from measure import PeakMemory
 from packed_models import VARIANTS, build
+from prediction import CARDS, report
 from torch import nn
 
 from starquant.diffusion import LLaDASampler, generate
@@ -272,7 +274,11 @@ def main() -> None:
     parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
     parser.add_argument("--no-generation", dest="generation", action="store_false", help="forwards only")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
+    parser.add_argument("--predict", choices=list(CARDS), help="measure nothing: print what a card should take")
     arguments = parser.parse_args()
+    if arguments.predict is not None:
+        print(report(arguments.predict))
+        return
     arguments.launches = arguments.launches or (LAUNCHES if arguments.device != "cpu" else ("eager",))
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: --device {arguments.device}: there is no GPU here")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,25 +46,50 @@ def key(rows: int, outputs: int, columns: int, integer: bool) -> str:
     return f"{'int8' if integer else '16 bit'} {bucket} x {outputs} x {columns}"
 
 
+#: Tokens, outputs, bytes a step, warps and stages of a product of many tokens, the largest tile first.
+LARGE = ((128, 128, 64, 8, 3), (128, 64, 64, 4, 4), (64, 64, 128, 4, 4))
+
+
 def rule(rows: int, outputs: int, columns: int, integer: bool, processors: int) -> Tile:
     """Return settings for a GPU that nothing was measured on: few tokens are bound by bytes, many by arithmetic.
 
-    Shared memory stays below 99 KB, what compute capability 8.6 and 8.9 have (`tests/kernels` compiles for them).
+    A larger tile reads less, if its programs still fill the processors. Shared memory stays below 99 KB, what compute
+    capability 8.6 and 8.9 have (`tests/kernels` compiles for them).
     """
-    m = 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 128
-    o, j, warps, stages = (64, 128, 4, 3) if m < 64 else (128, 64, 4, 3) if m == 64 else (128, 64, 8, 3)
+    if rows <= 32:
+        m, o, j, warps, stages = 16 if rows <= 16 else 32, 64, 128, 4, 3
+    elif rows <= 64:
+        m, o, j, warps, stages = 64, 128, 64, 4, 3
+    else:
+        filling = (tile for tile in LARGE if 10 * _tiles(rows, outputs, tile) >= 9 * processors)
+        m, o, j, warps, stages = next(filling, LARGE[-1]) if integer else LARGE[0]
     if not integer:  # two bytes a number
         m, j = min(m, 64), 64 if m < 64 else 32
-    tiles = -(-rows // m) * -(-outputs // o)
+    tiles = _tiles(rows, outputs, (m, o))
     split = 1
     while (
         tiles * split <= processors
         and columns // (2 * split) >= 4 * j  # steps of a program
-        and rows * split * 16 <= columns  # partial sums, written and read, against bytes of the weight
+        and rows * split * 16 < columns  # partial sums, written and read, against bytes of the weight
         and split < 8
     ):
         split *= 2
     return Tile(m, o, j, split, warps, stages)
+
+
+def _tiles(rows: int, outputs: int, tile: tuple[int, ...]) -> int:
+    return -(-rows // tile[0]) * -(-outputs // tile[1])
+
+
+def row_tiles(a: int, b: int) -> tuple[int, int, int]:
+    """Return how a row [a, b] is cut between two factors: all of a, columns that pad b least, and how many tiles."""
+    columns = min((128, 64, 32, 16), key=lambda columns: -(-b // columns) * columns)  # of equals the widest
+    return max(16, 1 << (a - 1).bit_length()), columns, -(-b // columns)
+
+
+def padded(a: int, b: int) -> int:
+    """Return how many numbers the tiles of a row [a, b] hold."""
+    return math.prod(row_tiles(a, b))
 
 
 def processors(device: torch.device) -> int:

@@ -36,7 +36,8 @@ def read(folder: Path) -> pd.DataFrame:
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            rows += [{"device": content["device"]} | row for row in content["rows"] if row["shape"] == "8b"]
+            device = content["device"] + (f" (code {content['code']}, by hand)" if "entered" in content else "")
+            rows += [{"device": device} | row for row in content["rows"] if row["shape"] == "8b"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecordError(f"{path}: not readable as a measurement ({type(error).__name__}: {error})") from None
     if not rows:
@@ -67,10 +68,11 @@ def table(measurements: pd.DataFrame) -> pd.DataFrame:
             }
             line["tokens/s"] = f"{row['tokens_per_s']:.0f}"
             line["speed"] = "" if base is None else f"{base['ms'] / row['ms']:.2f}x"
-            line["peak GB"] = f"{_peak(row):.2f}"
-            line["memory"] = "" if base is None else f"{_peak(base) / _peak(row):.2f}x"
-            for part, without in WITHOUT.items():
-                compared = precision == "w4a4" and without in by
+            peak, of_base = _peak(row), None if base is None else _peak(base)
+            line["peak GB"] = "" if peak is None else f"{peak:.2f}"
+            line["memory"] = "" if peak is None or of_base is None else f"{of_base / peak:.2f}x"
+            for part, without in WITHOUT.items():  # under one launch: launches differ by more than parts do
+                compared = precision == "w4a4" and by.get(without, row | {"launch": None})["launch"] == row["launch"]
                 line[part] = f"{1 - by[without]['ms'] / row['ms']:.1%}" if compared else ""
             share = row.get("of_roofline")
             line["of roofline"] = "" if pd.isna(share) else f"{share:.2f}"
@@ -87,8 +89,10 @@ def parts(measurements: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).replace({"model": NAMES}).fillna("")
 
 
-def _peak(row: Mapping[Any, Any]) -> float:
-    """Return weights and what the forward adds to them, GB."""
+def _peak(row: Mapping[Any, Any]) -> float | None:
+    """Return weights and what the forward adds to them, GB; None where it was not kept."""
+    if pd.isna(row["resident_bytes"]):
+        return None
     added = row.get("activation_mib")
     return float(row["resident_bytes"] + (0.0 if pd.isna(added) else added * 2**20)) / 1e9
 

@@ -50,3 +50,16 @@ def test_without_a_measurement_only_the_papers_figures_are_shown(
     (tmp_path / "bad.json").write_text("{")
     assert main([str(tmp_path)]) == 2
     assert "bad.json: not readable as a measurement" in capsys.readouterr().err
+
+
+def test_what_was_entered_by_hand_says_so_and_launches_are_not_mixed(tmp_path: Path) -> None:
+    rows = [row("w4a4", 2.0, 5 * 10**9, launch="compiled"), row("w4a4-plain", 3.0, 5 * 10**9)]
+    rows += [row("bf16", 4.0, None)]  # type: ignore[arg-type]
+    (tmp_path / "a.json").write_text(json.dumps({"device": "H100", "code": "afb57db", "entered": "", "rows": rows}))
+    found = table(read(tmp_path))
+    assert set(found.device) == {"H100 (code afb57db, by hand)"}
+    assert found[["precision", "transforms", "peak GB", "memory"]].values.tolist() == [
+        ["w4a4", "", "5.00", ""],
+        ["w4a4-plain", "", "5.00", ""],
+        ["bf16", "", "", ""],
+    ]

@@ -2,21 +2,18 @@
 
 Hadamard transforms (A and B of signs) and learned Kronecker P alike. A program holds A and B, and takes one row after
 another as tiles [a, columns of b]: it multiplies them from both sides on tensor cores, and writes int8 codes and the
-row's grid; a row is read once, its codes are written once, and nothing between goes through memory. Operands are float16
-(11 bits, against the 8 of bfloat16 that results are rounded to), rows divided by the power of two next to their largest
-number, which is exact and leaves room; sums are float32. Rows of float32 are PyTorch's to transform.
+row's grid; a row is read once, its codes are written once, and nothing between goes through memory. Operands are
+float16 (11 bits, against the 8 of bfloat16 that results are rounded to), rows divided by the power of two next to their
+largest number, which is exact and leaves room; sums are float32. Rows of float32 are PyTorch's to transform.
 """
 
 from __future__ import annotations
 
-import math
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tiles import processors
+from starquant.kernels.tiles import padded, processors, row_tiles
 from starquant.kernels.tokens import Kronecker, TokenStates
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
@@ -86,8 +83,10 @@ def _transform_rows(
         largest = 0.0
         xs = ()
         for n in tl.static_range(TILES):
-            x = tl.load(at + (n * B + c)[None, :] * stride_b, mask=(k < a)[:, None] & (n * B + c < b)[None, :], other=0.0)
-            xs = xs + (x,)
+            x = tl.load(
+                at + (n * B + c)[None, :] * stride_b, mask=(k < a)[:, None] & (n * B + c < b)[None, :], other=0.0
+            )
+            xs += (x,)
             largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32))))
         times, over = power_of_two(largest)
         ys = ()
@@ -100,10 +99,10 @@ def _transform_rows(
                     inside = (n * B + c < b)[:, None] & (m * B + c < b)[None, :]
                     right = tl.load(right_ptr + (n * B + c)[:, None] * b + (m * B + c)[None, :], mask=inside, other=0.0)
                     right = right.to(tl.float16)
-                    new = new + ((tl.dot(u, right) if n == 0 else tl.dot(u, right, ys[m])),)
+                    new += ((tl.dot(u, right) if n == 0 else tl.dot(u, right, ys[m])),)
                 ys = new
             else:
-                ys = ys + (u,)
+                ys += (u,)
         state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
         smallest, largest, strange = 0.0, 0.0, 0
         done = ()
@@ -111,7 +110,7 @@ def _transform_rows(
             y = (ys[m] * factor * times).to(x_ptr.dtype.element_ty).to(tl.float32)
             if HAS_GATE:
                 y = gated(y, i[:, None] * stride_a + (m * B + c)[None, :] * stride_b, state, shared, d_m)
-            done = done + (y,)
+            done += (y,)
             smallest, largest = tl.minimum(smallest, tl.min(y)), tl.maximum(largest, tl.max(y))
             strange += tl.sum((y != y).to(tl.int32))
         of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
@@ -195,18 +194,7 @@ def sides(kronecker: Kronecker, width: int) -> tuple[Tensor, Tensor | None, int,
     return left, right, a, b, b, 1
 
 
-def tiles_of(a: int, b: int) -> tuple[int, int, int]:
-    """Return rows and columns of a tile of a row [a, b], all of a and what pads b least, and how many tiles it takes."""
-    columns = min((128, 64, 32, 16), key=lambda columns: -(-b // columns) * columns)  # of equals the widest
-    return max(16, triton.next_power_of_2(a)), columns, -(-b // columns)
-
-
-def padded(a: int, b: int) -> int:
-    """Return how many numbers the tiles of a row [a, b] hold."""
-    return math.prod(tiles_of(a, b))
-
-
 def shape_of(a: int, b: int) -> dict[str, int]:
     """Return the launch settings of a row [a, b]."""
-    tile_a, tile_b, tiles = tiles_of(a, b)
+    tile_a, tile_b, tiles = row_tiles(a, b)
     return {"A": tile_a, "B": tile_b, "TILES": tiles, "num_warps": 4 if padded(a, b) <= 4096 else 8, "num_stages": 1}
