@@ -107,7 +107,7 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         rotation = Rotation.from_tensors(ends)
         if rotation is not None:
             for site, norm in sites.norms.items():
-                readers = list(sites.readers(site).values())
+                readers = sites.behind_norm(site)
                 rewriting.fold_gain(norm, readers)
                 rewriting.rotate_input(readers, rotation)
             for linear in (*sites.of_kind(Role.OUT).values(), *sites.of_kind(Role.DOWN).values()):

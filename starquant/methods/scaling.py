@@ -45,7 +45,7 @@ def apply_scales(sites: BlockSites, tensors: dict[str, Tensor]) -> None:
     with rewriting.rounded_once(sites):
         for site, scale_D in scales.items():
             made_by = producer(sites, site)
-            linears = list(sites.readers(site).values())
+            linears = sites.behind_norm(site)
             scale_D = scale_D.to(linears[0].weight.device)
             rewriting.scale_input(linears, scale_D)
             if site in sites.norms:

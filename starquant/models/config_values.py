@@ -93,3 +93,43 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for index, item in enumerate(value):
             if isinstance(item, Mapping | list | float):
                 yield from _leaves(item, f"{path}.{index}")
+
+
+def refuse_others(family: str, config: Mapping[str, Any], supported: Mapping[str, tuple[object, ...]]) -> None:
+    """Refuse values that a family's implementation does not have; raises ValueError.
+
+    Args:
+        family: its name, for the error.
+        config: keys of a config.json; those that are missing are fine.
+        supported: the values that each key may have.
+    """
+    for key, allowed in supported.items():
+        if key in config and config[key] not in allowed:
+            raise ValueError(f"{family} config: {key}={config[key]!r} is not supported; allowed: {allowed[0]!r}")
+
+
+def validate_whole(config: Any, family: str, *keys: str, least: int = 1) -> None:
+    """Raise ValueError for the first of some keys that is no whole number of at least `least`."""
+    for key in keys:
+        value = getattr(config, key)
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{family} config: {key}={value!r}, allowed: a whole number, {least} or more")
+
+
+def validate_divides(config: Any, family: str, key: str, divisor: str) -> None:
+    """Raise ValueError where one key's value is not divisible by another's."""
+    if getattr(config, key) % getattr(config, divisor):
+        raise ValueError(
+            f"{family} config: {key}={getattr(config, key)} is not divisible by {divisor}={getattr(config, divisor)}"
+        )
+
+
+def rotary_base(family: str, rope_theta: float, parameters: object) -> float:
+    """Return the base of the rotary embedding, from either spelling (`rope_parameters` is transformers 5's)."""
+    if parameters is None:
+        return rope_theta
+    if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
+        raise ValueError(
+            f"{family} config: rope_parameters={parameters!r} is not supported; allowed: rope_type 'default'"
+        )
+    return float(parameters.get("rope_theta", rope_theta))

@@ -15,6 +15,7 @@ FAMILIES: Registry[Family] = Registry(
     "model_type",
     {
         "llada": "starquant.models.llada:LLADA",
+        "llada_moe": "starquant.models.llada_moe:LLADA_MOE",
         "dream": "starquant.models.dream:DREAM",
     },
 )
@@ -44,10 +45,21 @@ def family_in(config: Mapping[str, Any]) -> Family | None:
 
 
 def recognize(checkpoint: Checkpoint) -> Family:
-    """Return the family that a checkpoint's config.json names; raises CheckpointError for any other architecture."""
-    family = family_in(checkpoint.config)
+    """Return the family that a checkpoint's config.json names.
+
+    Raises:
+        CheckpointError: any other architecture; the weights of another family of the same `model_type`.
+    """
+    family, path = family_in(checkpoint.config), checkpoint.folder / CONFIG
     if family is None:
         model_type = checkpoint.config.get("model_type")
         allowed = ", ".join(sorted({family.model_type for family in known_families()}))
-        raise CheckpointError(f"{checkpoint.folder / CONFIG}: model_type is {model_type!r}; allowed: {allowed}")
+        raise CheckpointError(f"{path}: model_type is {model_type!r}; allowed: {allowed}")
+    for other in known_families():
+        name = next((name for name in checkpoint.shapes if other.hallmark and other.hallmark in name), None)
+        if name is not None and other is not family and other.model_type == family.model_type:
+            raise CheckpointError(
+                f"{path}: architectures is {checkpoint.config.get('architectures')!r}, which is a model of the family "
+                f"'{family.name}', but the weight files hold {name}; allowed: {', '.join(other.architectures or ())}"
+            )
     return family

@@ -32,6 +32,7 @@ class Family:
         tokenizer: loads a checkpoint folder's tokenizer.
         prepend_bos: whether its evaluation puts a beginning-of-text token in front of every prompt.
         architectures: of config.json, where other families share the `model_type`; None for any.
+        hallmark: part of a parameter's name by which its weights are told from those of such families; None for none.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Family:
     tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_fast
     prepend_bos: bool = False
     architectures: tuple[str, ...] | None = None
+    hallmark: str | None = None
 
     @property
     def model_type(self) -> str:

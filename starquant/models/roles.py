@@ -10,7 +10,7 @@ of one shared input (`Site.GATE_UP`), while what each down-projection reads is i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from torch import nn
@@ -115,16 +115,28 @@ class BlockSites:
     """One block's linears by role, its input sites, its attention, and the norms in front of two of the sites.
 
     Linears and sites come in the order of the forward pass.
+
+    Attributes:
+        routers: linears at 16 bits that read what a norm gives, in front of its site's transform: they follow whatever
+            is folded into the norm.
+        experts: modules that compute one expert each from what `Site.GATE_UP` gives, (h, context).
     """
 
     linears: Mapping[LinearKey, nn.Linear]
     inputs: Mapping[SiteKey, InputSite]
     attention: RotaryAttention
     norms: Mapping[SiteKey, nn.Module]
+    routers: Mapping[SiteKey, nn.Linear] = field(default_factory=dict)
+    experts: Mapping[int, nn.Module] = field(default_factory=dict)
 
     def readers(self, site: SiteKey) -> dict[LinearKey, nn.Linear]:
         """Return the linears that read a site."""
         return {role: linear for role, linear in self.linears.items() if role.site == site}
+
+    def behind_norm(self, site: SiteKey) -> list[nn.Linear]:
+        """Return all linears that read what a site's norm gives: the site's own, and a router."""
+        routers = [self.routers[site]] if site in self.routers else []
+        return [*self.readers(site).values(), *routers]
 
     def of_kind(self, kind: Role) -> dict[LinearKey, nn.Linear]:
         """Return the linears of one role: one, or one an expert."""

@@ -26,7 +26,8 @@ def rounded_once(sites: BlockSites) -> Iterator[None]:
 
     For rewritings that touch a weight more than once; a single one is computed in float64 and rounded once anyway.
     """
-    parameters = [p for module in (*sites.linears.values(), *sites.norms.values()) for p in module.parameters()]
+    modules = (*sites.linears.values(), *sites.norms.values(), *sites.routers.values())
+    parameters = [parameter for module in modules for parameter in module.parameters()]
     dtypes = [parameter.dtype for parameter in parameters]
     for parameter in parameters:
         parameter.data = parameter.data.double()

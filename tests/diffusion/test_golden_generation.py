@@ -12,8 +12,9 @@ from tests.support.paths import GOLDEN, golden_arrays
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_llada(i: int) -> None:
-    z = golden_arrays("llada_mha")
+@pytest.mark.parametrize("architecture", ["llada_mha", "llada_moe_mha"])
+def test_llada(architecture: str, i: int) -> None:
+    z = golden_arrays(architecture)
     sampler = LLaDASampler(
         steps=int(z[f"gen{i}_steps"]),
         gen_length=int(z[f"gen{i}_gen_length"]),
@@ -21,7 +22,7 @@ def test_llada(i: int) -> None:
         cfg_scale=float(z[f"gen{i}_cfg_scale"]),
     )
     prompt = torch.tensor(z[f"gen{i}_prompt_ids"])
-    out = generate(load_model(GOLDEN / "llada_mha"), prompt, sampler)
+    out = generate(load_model(GOLDEN / architecture), prompt, sampler)
     assert np.array_equal(out.numpy(), z[f"gen{i}_output_ids"])
 
 

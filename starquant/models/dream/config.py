@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from starquant.models.config_values import rotary_base
+
 
 class DreamConfig(PreTrainedConfig):
     """The keys of a published Dream config.json; unsupported values are refused."""
@@ -38,7 +40,7 @@ class DreamConfig(PreTrainedConfig):
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range, self.rms_norm_eps = initializer_range, rms_norm_eps
-        self.rope_theta = rope_theta = _rope_theta(rope_theta, kwargs.pop("rope_parameters", None))
+        self.rope_theta = rope_theta = rotary_base("Dream", rope_theta, kwargs.pop("rope_parameters", None))
         self.mask_token_id = mask_token_id
         self.use_sliding_window = use_sliding_window
         if hidden_act != "silu":
@@ -63,12 +65,3 @@ class DreamConfig(PreTrainedConfig):
     def context_length(self) -> int:
         """Longest sequence in tokens."""
         return self.max_position_embeddings
-
-
-def _rope_theta(rope_theta: float, parameters: object) -> float:
-    """Return the base of the rotary embedding, from either spelling (`rope_parameters` is transformers 5's)."""
-    if parameters is None:
-        return rope_theta
-    if not isinstance(parameters, dict) or parameters.get("rope_type", "default") != "default":
-        raise ValueError(f"Dream config: rope_parameters={parameters!r} is not supported; allowed: rope_type 'default'")
-    return float(parameters.get("rope_theta", rope_theta))

@@ -1,0 +1,52 @@
+"""Attention whose queries and keys are normalised per head, in front of the rotary embedding."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from starquant.models.context import Context
+from starquant.models.layers import InputSite, RMSNorm, RotaryAttention
+from starquant.models.roles import LinearKey, Role, Site, SiteKey
+
+
+class NormedAttention(nn.Module):
+    """The projections around the attention, under the names q_proj, k_proj, v_proj, o_proj, q_norm, k_norm.
+
+    Args:
+        width: of the model.
+        heads: of queries, and of keys and values.
+        head_dim: of a head; heads * head_dim need not be the width.
+        eps: of the norms.
+    """
+
+    def __init__(self, width: int, heads: tuple[int, int], head_dim: int, eps: float) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (
+            nn.Linear(width, n * head_dim, bias=False) for n in (heads[0], heads[1], heads[1])
+        )
+        self.o_proj = nn.Linear(heads[0] * head_dim, width, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(head_dim, eps), RMSNorm(head_dim, eps)
+        self.attention = RotaryAttention(*heads, head_dim)
+        self.qkv_input, self.out_input = InputSite(), InputSite()
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Attend to what the context's mask shows."""
+        h = self.qkv_input(x_BLD, context)
+        q, k = normed_heads(self.q_proj(h), self.q_norm), normed_heads(self.k_proj(h), self.k_norm)
+        z = self.attention(q, k, self.v_proj(h), context)
+        y_BLD: Tensor = self.o_proj(self.out_input(z, context))
+        return y_BLD
+
+    def linears(self) -> dict[LinearKey, nn.Linear]:
+        """Return the linears by role."""
+        return {Role.Q: self.q_proj, Role.K: self.k_proj, Role.V: self.v_proj, Role.OUT: self.o_proj}
+
+    def inputs(self) -> dict[SiteKey, InputSite]:
+        """Return the input sites."""
+        return {Site.QKV: self.qkv_input, Site.OUT: self.out_input}
+
+
+def normed_heads(x: Tensor, norm: RMSNorm) -> Tensor:
+    """Return heads [..., H * E], each normalised over its E channels."""
+    normed: Tensor = norm(x.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
+    return normed
