@@ -56,6 +56,8 @@ class CalibrationStates:
         inputs: what a walk feeds each block: output of the "full_precision" blocks before it, of those
             with "quantized_weights", or of the "quantized".
         report: plain data for the record: source, digest, counts of states and tokens a bin.
+        least_tokens: of each token state, that an expert's own statistics are made of at least.
+        rare_experts: what is done below that, "pooled" or "round" (`config.calibration.ExpertsSpec`).
     """
 
     batches: Sequence[StateBatch]
@@ -63,6 +65,13 @@ class CalibrationStates:
     bins: int = 1
     inputs: str = "full_precision"
     report: dict[str, Any] = field(default_factory=dict)
+    least_tokens: int = 16
+    rare_experts: str = "pooled"
+
+    def tokens(self) -> list[int]:
+        """Return the number of visible tokens of each token state, on the axis of `numerics.TokenState`."""
+        masked = sum(int(((b.ids_BL == self.mask_id) & b.visible_BL).sum()) for b in self.batches)
+        return [masked, sum(int(b.visible_BL.sum()) for b in self.batches) - masked]
 
 
 def bin_of(ratio_B: Tensor, bins: int) -> Tensor:

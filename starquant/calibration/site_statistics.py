@@ -53,10 +53,14 @@ class SiteStatistics:
         collect: what to accumulate.
         bins: mask-ratio bins.
         seed: of the row sample.
+
+    Attributes:
+        tokens: that have come by, of each token state, on its axis.
     """
 
     def __init__(self, where: str, collect: Collect, bins: int, seed: int = 0) -> None:
         self.where, self.collect, self.bins, self.seed = where, collect, bins, seed
+        self.tokens = [0] * len(TokenState)
         self._moments: dict[Cell, ChannelMoments] = {}
         self._second: dict[Cell, SecondMoment] = {}
         self._rows: dict[TokenState, RowSample] = {}
@@ -87,6 +91,7 @@ class SiteStatistics:
             here_BL = visible_BL & (context.state_BL == state.axis)
             if not bool(here_BL.any()):
                 continue
+            self.tokens[state.axis] += int(here_BL.sum())
             if grain == "state":
                 self._add_second((state, 0), x_BLD, here_BL, weight_BL)
             if self.collect.rows:  # over all bins at once: the sample depends on the order in which rows come

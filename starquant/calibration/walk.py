@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from starquant.calibration.batches import CalibrationStates, StateBatch
+from starquant.calibration.expert_statistics import statistics_of_rare_experts
 from starquant.calibration.held_states import HeldStates
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import resident_block
 from starquant.models.context import Context
-from starquant.models.roles import BlockSites, LinearInfo, SiteKey
+from starquant.models.roles import BlockSites, ExpertSite, LinearInfo, SiteKey
 from starquant.session.progress import SILENT, Progress
 
 
@@ -68,6 +69,7 @@ class BlockVisit:
         token_weights: weights [B, L] of each batch in a site's statistics, where these are weighted; of other sites the
             batches' own.
         progress: bars of what is learned of the block.
+        rare: experts' sites that calibration rarely reaches, and how many tokens of each state did.
         exact: the block as `keep_exact` found it, which is fed what the exact blocks before it gave; None before.
     """
 
@@ -87,6 +89,7 @@ class BlockVisit:
         self._outputs: list[Tensor] | None = None
         self.exact: nn.Module | None = None
         self.token_weights: Mapping[SiteKey, Sequence[Tensor]] = {}
+        self.rare: dict[ExpertSite, list[int]] = {}
 
     def keep_exact(self) -> None:
         """Keep a copy of the block as it stands, to be compared with later (`side_by_side`).
@@ -156,20 +159,18 @@ class BlockVisit:
     def collect(self, collect: Collect, sites: Iterable[SiteKey] | None = None) -> dict[SiteKey, SiteStatistics]:
         """Run the block over all states and return statistics of what its sites (None: all) give to their linears.
 
+        Those of an expert that few tokens reach are of all tokens of its layer, or empty (`CalibrationStates`).
+
         Raises:
             DataError: activations that are not finite; no states.
         """
         modules = self.sites.inputs
-        by_site = {
-            site: SiteStatistics(f"{self.name} {site.value}", collect, self.states.bins, seed=self.index)
-            for site in (modules if sites is None else sites)
-        }
+        by_site = {site: self.statistics(site, collect) for site in (modules if sites is None else sites)}
 
         def hooks(number: int, batch: StateBatch) -> ExitStack:
             stack = ExitStack()
             for site, statistics in by_site.items():
-                weights = self.token_weights.get(site)
-                seen = batch if weights is None else dataclasses.replace(batch, weight_BL=weights[number])
+                seen = self.weighted(site, number, batch)
                 handle = modules[site].register_forward_hook(
                     lambda _, inputs, out, s=statistics, b=seen: s.update(out, b, inputs[1])
                 )
@@ -177,7 +178,16 @@ class BlockVisit:
             return stack
 
         self.observe(hooks)
-        return by_site
+        return by_site | statistics_of_rare_experts(self, by_site, collect)
+
+    def statistics(self, site: SiteKey, collect: Collect) -> SiteStatistics:
+        """Return statistics of a site that nothing has been added to."""
+        return SiteStatistics(f"{self.name} {site.value}", collect, self.states.bins, seed=self.index)
+
+    def weighted(self, site: SiteKey, number: int, batch: StateBatch) -> StateBatch:
+        """Return a batch with the weights that its tokens have at a site."""
+        weights = self.token_weights.get(site)
+        return batch if weights is None else dataclasses.replace(batch, weight_BL=weights[number])
 
     def count_examples(self, most: int) -> int:
         """Return how many `examples` there are."""

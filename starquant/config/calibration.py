@@ -81,6 +81,20 @@ class StatesSpec(Spec):
 TMAS_SHARES = (0.3, 0.2, 0.2, 0.3)
 
 
+class ExpertsSpec(Spec):
+    """What becomes of an expert of a mixture that calibration rarely reaches.
+
+    Attributes:
+        least_tokens: of each token state, that an expert's own statistics are made of at least; fewer where all states
+            together have fewer.
+        rare: below that, "pooled" takes what the expert gives for all tokens of its layer, as though each had been
+            routed to it; "round" leaves it without transform and statistics, its weights rounded to nearest.
+    """
+
+    least_tokens: Annotated[int, Field(ge=0, le=2**20)] = 16
+    rare: Literal["pooled", "round"] = "pooled"
+
+
 class CalibrationSpec(Spec):
     """What calibration sees.
 
@@ -94,6 +108,7 @@ class CalibrationSpec(Spec):
         seed: of segments, masks and trajectories.
         threads: of the CPU, while the method learns and is applied: what is learned depends on their number, so that it
             is not the machine's or `runtime.threads`. More than 1 is another calibration, quicker on a large CPU.
+        experts: of mixtures, those that it rarely reaches; without effect on dense models.
         fingerprint: digest of the text, filled in when it is read; it then stands for `source.path`.
     """
 
@@ -104,6 +119,7 @@ class CalibrationSpec(Spec):
     bins: Bins = 4
     seed: Seed = 0
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    experts: ExpertsSpec = ExpertsSpec()
     fingerprint: str | None = None
 
     @model_validator(mode="after")

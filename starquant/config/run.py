@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from starquant.config.bits import FULL_PRECISION, BitsSpec
-from starquant.config.calibration import CalibrationSpec, FidelitySpec
+from starquant.config.calibration import CalibrationSpec, ExpertsSpec, FidelitySpec
 from starquant.config.digest import digest_of, without_inert
 from starquant.config.execution import DebugSpec, ExperimentSpec, ExportSpec, PathsSpec, RuntimeSpec, TrackerSpec
 from starquant.config.fields import INERT, Seed, Spec
@@ -180,6 +180,8 @@ class RunSpec(Spec):
             identity["model"]["trajectory"] = None
         if self.calibration.threads == 1:
             del identity["calibration"]["threads"]
+        if self.calibration.experts == ExpertsSpec():
+            del identity["calibration"]["experts"]
         del identity["speed"]["name"]
         if self.speed.is_exact:  # what is exact is not another experiment
             del identity["speed"]

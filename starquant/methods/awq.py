@@ -39,7 +39,7 @@ class AWQ(BlockwiseMethod[AWQT]):
         plan = Collect(second_moment="pooled", weighted=self.weighted)
         statistics = visit.collect(plan)
         tensors: Tensors = {}
-        for site in visit.sites.inputs:
+        for site in (site for site in visit.sites.inputs if not statistics[site].empty):
             if self.options.scale:
                 tensors[scale_names(site)] = self._search_scale(visit, site, statistics[site], bits, fitted)
             if self.options.clip and self.options.weights.name == "rtn":

@@ -18,6 +18,7 @@ from starquant.config.methods.base import BlockwiseOptions
 from starquant.errors import ConfigError, RecordError
 from starquant.methods.base import Method
 from starquant.methods.fitted import ENDS, Fitted, block_part
+from starquant.methods.rare_experts import note_rare_experts, with_rare_experts
 from starquant.methods.solvers import solve_block, stored_weights
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites
@@ -128,7 +129,9 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 visit.observe()
                 self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
             else:
-                fitted.put(block_part(visit.index), self._fit_block(visit, bits, fed, fitted))
+                tensors = self._fit_block(visit, bits, fed, fitted)
+                note_rare_experts(visit, fitted)
+                fitted.put(block_part(visit.index), tensors)
             if visit.feeds_quantized:
                 self._compensate(visit.sites, fitted.get(block_part(visit.index)), bits)
                 solve = stored_weights(fitted, bits, self.options.weights)
@@ -178,4 +181,5 @@ class BlockwiseMethod(Method[BlockwiseT]):
             if not bits.full_precision:
                 self._compensate(sites, tensors, bits)
 
-        return install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed, rewrite)
+        entries = install(model, bits, stored_weights(fitted, bits, self.options.weights), progress, packed, rewrite)
+        return with_rare_experts(entries, fitted)

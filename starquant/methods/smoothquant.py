@@ -32,7 +32,7 @@ class SmoothQuant(BlockwiseMethod[SmoothQuantOptions]):
         plan = Collect(rows=self.options.search_rows if self.options.search else 0)
         statistics = visit.collect(plan, wanted)
         scales: Tensors = {}
-        for site in wanted:
+        for site in (site for site in wanted if not statistics[site].empty):
             absmax_D = statistics[site].moments().absmax
             dead = int((absmax_D == 0).sum())
             if dead:

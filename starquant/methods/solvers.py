@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor
 
 from starquant.calibration.site_statistics import Collect, SiteStatistics
@@ -37,8 +39,8 @@ def solve_block(
     if not visit.feeds_quantized:
         return solve_sites(visit, tuple(visit.sites.inputs), bits, options, fitted, weighted)
     tensors: dict[str, Tensor] = {}
-    for site in tuple(visit.sites.inputs):
-        tensors |= solve_sites(visit, (site,), bits, options, fitted, weighted)
+    for _, sites in itertools.groupby(visit.sites.inputs, key=lambda site: site.kind):  # experts stand side by side
+        tensors |= solve_sites(visit, tuple(sites), bits, options, fitted, weighted)
     return tensors
 
 
@@ -52,7 +54,7 @@ def solve_sites(
 ) -> dict[str, Tensor]:
     """Solve the linears of some sites, as `solve_block`; when fed quantized inputs, they are then installed.
 
-    Experts that read one input share its Hessian; an expert that no calibration token reaches is rounded to nearest.
+    Experts that read one input share its Hessian; a down projection without statistics is rounded to nearest.
     """
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
     collected = visit.collect(plan, sites)
@@ -94,7 +96,6 @@ def _solve(
     """Return GPTQ's codes of one linear, and note what was out of the ordinary."""
     weight = info.module.weight.data
     if factor is None:
-        fitted.note("no calibration token reached it: rounded to nearest", info.name)
         return quantize(weight, fmt, clip=_clip(weight, bits, options))
     result = gptq(weight, factor, fmt, block_size=options.block_size, clip=_clip(weight, bits, options))
     if result.damping > options.percdamp:

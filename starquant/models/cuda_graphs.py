@@ -75,7 +75,13 @@ class ReplayedBlocks:
 
 @contextmanager
 def replayed(model: MaskedDiffusionModel, wanted: bool = True) -> Iterator[None]:
-    """Replay the model's unpadded passes while the context lasts; weights must not change meanwhile."""
+    """Replay the model's unpadded passes while the context lasts; weights must not change meanwhile.
+
+    Raises:
+        ConfigError: a mixture of experts, whose passes are not alike.
+    """
+    if wanted and any(model.block_sites(block).experts for block in model.trunk().blocks):
+        raise ConfigError("graphs: the tokens of an expert are others in every pass; allowed: without, for a mixture")
     model.replayed_blocks = ReplayedBlocks(model) if wanted else None
     try:
         yield

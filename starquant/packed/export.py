@@ -121,6 +121,7 @@ def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
     dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine
     config = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
     config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")  # of what is not packed
+    config["architectures"] = [type(model).__name__]  # by which families of one model_type are told apart
     return config | {"quantization_config": packed | {"made_by": made_by}}
 
 

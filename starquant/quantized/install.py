@@ -101,6 +101,7 @@ def install(
                 rewrite(model.block_sites(block), index)
             linears = model.block_linears(block, index).values()
             entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
+            entries += router_entries(model, block, index)
             operands += quantize_attention(model, block, index, bits.attention)
     model.quantized = model.quantized or _transformed(model)
     return [*entries, *operands, _head(model, bits, packed)]
@@ -171,6 +172,17 @@ def quantize_linear(
         transform=None if transform is None else str(transform),
         reason=reason,
     )
+
+
+def router_entries(model: MaskedDiffusionModel, block: nn.Module, index: int) -> list[ManifestEntry]:
+    """Return the manifest entries of a block's routers, which stay at 16 bits."""
+    names = {module: f"{model.block_name(index)}.{name}" for name, module in block.named_modules()}
+    return [
+        ManifestEntry(
+            name=names[router], kind="router", role="router", block=index, weight_bits=16, reason="chooses experts"
+        )
+        for router in model.block_sites(block).routers.values()
+    ]
 
 
 def _sqnr_of(weight_OI: Tensor, quantized: Quantized) -> float | None:

@@ -10,6 +10,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import InputSite
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import OPERANDS, QuantizedAttentionCore, operand_transforms
+from starquant.quantized.install import router_entries
 from starquant.quantized.packed_linear import Packed
 from starquant.store.manifest import ManifestEntry
 
@@ -19,25 +20,8 @@ def manifest_of(model: MaskedDiffusionModel) -> list[ManifestEntry]:
     modules, trunk = dict(model.named_modules()), model.trunk()
     names = {module: name for name, module in modules.items()}
     entries = [_table(names, trunk.embedding, "embedding")]
-    for name, info in model.linears().items():
-        linear, site = modules[name], modules[info.site]
-        assert isinstance(site, InputSite)
-        bits, reason = _bits(linear)
-        inputs = site.format.bits if isinstance(site, ActivationQuantizer) else 16
-        transform = None if site.transform is None else str(site.transform)
-        entries.append(
-            ManifestEntry(
-                name=name,
-                kind="linear",
-                role=info.role.value,
-                block=info.block,
-                weight_bits=bits,
-                activation_bits=inputs,
-                site=info.site,
-                transform=transform,
-                reason=reason,
-            )
-        )
+    for index, block in enumerate(trunk.blocks):
+        entries += _of_linears(model, modules, block, index) + router_entries(model, block, index)
     for index, block in enumerate(trunk.blocks):
         attention = model.block_sites(block).attention
         core = attention.core
@@ -57,6 +41,32 @@ def manifest_of(model: MaskedDiffusionModel) -> list[ManifestEntry]:
                 )
             )
     return entries if trunk.head is None else [*entries, _table(names, trunk.head, "head")]
+
+
+def _of_linears(
+    model: MaskedDiffusionModel, modules: dict[str, nn.Module], block: nn.Module, index: int
+) -> list[ManifestEntry]:
+    entries = []
+    for name, info in model.block_linears(block, index).items():
+        linear, site = modules[name], modules[info.site]
+        assert isinstance(site, InputSite)
+        bits, reason = _bits(linear)
+        inputs = site.format.bits if isinstance(site, ActivationQuantizer) else 16
+        transform = None if site.transform is None else str(site.transform)
+        entries.append(
+            ManifestEntry(
+                name=name,
+                kind="linear",
+                role=info.role.value,
+                block=info.block,
+                weight_bits=bits,
+                activation_bits=inputs,
+                site=info.site,
+                transform=transform,
+                reason=reason,
+            )
+        )
+    return entries
 
 
 def _bits(module: nn.Module) -> tuple[int, str | None]:

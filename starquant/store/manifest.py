@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ManifestEntry(BaseModel):
-    """One linear, attention operand, embedding or head.
+    """One linear, router, attention operand, embedding or head.
 
     Attributes:
         name: qualified module name (operands: attention's name and q, k, p or v).
@@ -21,12 +21,13 @@ class ManifestEntry(BaseModel):
         activation_sqnr_db: the same for the activations, on the probe of `quantized.probe`.
         transform: what the activations pass through online before they are rounded, None for nothing.
         reason: why it was left at full precision, None if it was not.
+        calibration: what stands in for statistics of its own, None where it has them or needs none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    kind: Literal["linear", "operand", "embedding", "head"]
+    kind: Literal["linear", "router", "operand", "embedding", "head"]
     role: str
     block: int | None = None
     weight_bits: int | None = None
@@ -36,3 +37,4 @@ class ManifestEntry(BaseModel):
     activation_sqnr_db: float | None = None
     transform: str | None = None
     reason: str | None = None
+    calibration: str | None = None

@@ -107,6 +107,8 @@ CHANGES = [
     ("calibration.bins", 3, True),
     ("calibration.seed", 3, True),
     ("calibration.threads", 2, True),
+    ("calibration.experts.least_tokens", 8, True),
+    ("calibration.experts.rare", "round", True),
     ("calibration.fingerprint", "f", True),
     ("fidelity.name", "other", True),
     ("fidelity.source.kind", "gsm8k", True),

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from starquant.errors import CheckpointError
 from starquant.models import family_of, load_model
+from starquant.models.llada import LLaDAConfig
 from starquant.models.llada_moe import LLADA_MOE, LLaDAMoEConfig, LLaDAMoEModelLM
 from tests.support.models import edit_config
 from tests.support.paths import GOLDEN, golden_arrays
@@ -69,6 +71,15 @@ def test_blocks_on_disk_and_what_is_saved_give_the_same_logits(tmp_path: Path) -
     again = load_model(tmp_path)
     assert type(again) is LLaDAMoEModelLM
     assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
+def test_auto_classes_tell_it_from_dense_llada(auto: type) -> None:
+    model, ids = auto.from_pretrained(FOLDER).eval(), torch.from_numpy(golden_arrays("llada_moe_mha")["input_ids"])
+    assert type(model) is LLaDAMoEModelLM
+    assert torch.equal(model(ids).logits, load_model(FOLDER)(ids).logits)
+    assert type(AutoConfig.from_pretrained(GOLDEN / "llada_mha")) is LLaDAConfig
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ from starquant.diffusion import (
 )
 from starquant.errors import CheckpointError
 from starquant.methods.base import Method
+from starquant.methods.rare_experts import RARE
 from starquant.models import FAMILIES, Family, family_of, load_model, register
 from starquant.models.base import MaskedDiffusionModel, Trunk
 from starquant.models.context import Context
@@ -43,6 +44,7 @@ from starquant.models.roles import BlockSites, ExpertRole, ExpertSite, LinearKey
 from starquant.numerics import dequantize
 from starquant.packed.description import use_integers
 from starquant.packed.export import export
+from tests.support.methods import method_named
 from tests.support.records import make_record
 from tests.support.specs import spec
 
@@ -129,7 +131,8 @@ class ToyModel(MaskedDiffusionModel):
             linears |= {ExpertRole(Role.GATE, index): expert.gate, ExpertRole(Role.UP, index): expert.up}
             linears |= {ExpertRole(Role.DOWN, index): expert.down}
             inputs |= {ExpertSite(Site.DOWN, index): expert.down_input}
-        return BlockSites(linears, inputs, block.attention, {Site.QKV: block.attn_norm, Site.GATE_UP: block.ff_norm})
+        norms, routers = {Site.QKV: block.attn_norm, Site.GATE_UP: block.ff_norm}, {Site.GATE_UP: block.router}
+        return BlockSites(linears, inputs, block.attention, norms, routers, dict(enumerate(block.experts)))
 
 
 TOY = Family(name="toy", config=ToyConfig, model=ToyModel, noise=LLaDANoise(), sampler=LLaDASampler)
@@ -167,9 +170,13 @@ def half_masked(rows: int = 4, length: int = 16) -> Tensor:
     return ids
 
 
-def states(model: MaskedDiffusionModel) -> CalibrationStates:
+def states(model: MaskedDiffusionModel, *overrides: str) -> CalibrationStates:
     segments = [Segment(tuple(words(8 + 2 * i, seed=i).tolist()), 0, "") for i in range(8)]
-    return make_states(segments, spec("calibration=testbed").calibration, model, LLaDASampler(4, 4, 4))
+    calibration = spec("calibration=testbed", *overrides).calibration
+    return make_states(segments, calibration, model, LLaDASampler(4, 4, 4))
+
+
+OWN = "calibration.experts.least_tokens=0"  # whatever few tokens an expert has
 
 
 def w4a4() -> BitsSpec:
@@ -217,7 +224,7 @@ def test_padding_on_the_left_shifts_no_block(model: MaskedDiffusionModel) -> Non
 
 
 def test_every_token_is_counted_once_at_its_expert(model: MaskedDiffusionModel) -> None:
-    made = states(model)
+    made = states(model, OWN)
     total = sum(int(batch.visible_BL.sum()) for batch in made.batches)
     for visit in walk(model, made):
         seen = visit.collect(Collect(second_moment="state", rows=4))
@@ -229,7 +236,7 @@ def test_every_token_is_counted_once_at_its_expert(model: MaskedDiffusionModel) 
 @torch.no_grad()
 def test_statistics_of_an_expert_are_those_of_its_tokens(model: MaskedDiffusionModel) -> None:
     """Against a plain loop over tokens: which expert, which state."""
-    made = states(model)
+    made = states(model, OWN)
     visit = next(iter(walk(model, made)))
     seen = visit.collect(Collect(moments=False, second_moment="pooled"))[ExpertSite(Site.DOWN, 1)]
     block, rows = model.trunk().blocks[0], []
@@ -292,17 +299,47 @@ def test_gptq_loses_less_than_rounding_at_every_experts_down_projection(folder: 
             assert losses[1] < losses[0], name
 
 
-def test_an_expert_that_no_token_reaches_is_rounded_and_noted(folder: Path) -> None:
-    class AlwaysFirst(nn.Module):
-        def forward(self, x_BLD: Tensor) -> Tensor:
-            return x_BLD.new_tensor([1.0, 0.0]).expand(*x_BLD.shape[:-1], EXPERTS)
+class AlwaysFirst(nn.Linear):
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.new_tensor([1.0, 0.0]).expand(*x_BLD.shape[:-1], EXPERTS)
 
-    model, method = load_model(folder), METHODS.build(spec("method=gptq").method)
-    model.blocks[0].router = AlwaysFirst()
-    fitted = method.fit(model, w4a4(), states(model))
-    notes = [note["where"] for note in fitted.notes if note["what"].startswith("no calibration token reached it")]
-    assert notes == ["blocks.0.experts.1.down"]
-    method.apply(model, fitted, w4a4())
+
+@pytest.mark.parametrize("name", ["gptq", "dllmquant_plus", "star_quant_plus"])
+@pytest.mark.parametrize("rare", ["pooled", "round"])
+def test_an_expert_that_no_token_reaches_is_noted_and_named(folder: Path, name: str, rare: str) -> None:
+    model, (method, _) = load_model(folder), method_named(name)
+    model.blocks[0].router = AlwaysFirst(64, EXPERTS, bias=False)
+    model.blocks[0].router.weight.data.zero_()
+    fitted = method.fit(model, w4a4(), states(model, f"calibration.experts.rare={rare}"))
+    said = {note["where"]: note["what"] for note in fitted.notes if note["what"] in RARE.values()}
+    site = "blocks.0.experts.1.down_input"
+    assert said[site] == RARE[rare]
+    manifest = {entry.name: entry for entry in method.apply(model, fitted, w4a4())}
+    assert manifest["blocks.0.experts.1.down"].calibration == RARE[rare]
+    assert {entry.site for entry in manifest.values() if entry.calibration} == {*said}
+    assert manifest["blocks.0.experts.1.down"].weight_bits == 4
+    assert bool(logits(model, half_masked()).isfinite().all())
+
+
+@torch.no_grad()
+def test_pooled_statistics_are_those_of_all_tokens_of_the_layer(folder: Path) -> None:
+    """Against a plain loop: the expert run on every visible token, whichever the router chooses."""
+    model = load_model(folder)
+    made = states(model, "calibration.experts.least_tokens=1000")  # every expert is rare
+    visit, rows = next(iter(walk(model, made))), []
+    seen = visit.collect(Collect(second_moment="pooled", rows=3), (ExpertSite(Site.DOWN, 1),))[ExpertSite(Site.DOWN, 1)]
+    block, expert = model.trunk().blocks[0], model.trunk().blocks[0].experts[1]
+    for batch in made.batches:
+        inputs: list[Tensor] = []
+        handle = block.ff_norm.register_forward_hook(lambda _, __, out, into=inputs: into.append(out))
+        model(batch.ids_BL, attention_mask=batch.visible_BL)
+        handle.remove()
+        h_ND = inputs[0][batch.visible_BL]
+        rows.append(F.silu(expert.gate(h_ND)) * expert.up(h_ND))
+    rows_ND = torch.cat(rows).double()
+    assert seen.moments().count == len(rows_ND) == sum(made.tokens())
+    torch.testing.assert_close(seen.second_moment().mean, rows_ND.T @ rows_ND / len(rows_ND), rtol=1e-4, atol=1e-6)
+    assert not visit.sites.inputs[ExpertSite(Site.DOWN, 1)]._forward_hooks
 
 
 def test_likelihood_of_one_token_is_its_log_probability(model: MaskedDiffusionModel) -> None:

@@ -13,6 +13,7 @@ from starquant.diffusion.trajectories import record_trajectory
 from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.models.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
 from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.paths import GOLDEN
 
@@ -32,8 +33,30 @@ def llada_gqa(**more: object) -> MaskedDiffusionModel:
     return model.eval()
 
 
+def mixture() -> MaskedDiffusionModel:
+    """A random LLaDA-MoE of two layers, two of four experts a token, with gains that differ."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 120}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "expert_intermediate_size": 24}
+    ids = {"mask_token_id": 119, "eos_token_id": 118, "pad_token_id": 118}
+    model = LLaDAMoEModelLM(LLaDAMoEConfig(**sizes | experts | ids, initializer_range=0.15))
+    return with_uneven_gains(model)
+
+
+def with_uneven_gains(model: MaskedDiffusionModel) -> MaskedDiffusionModel:
+    """The model with norms whose gains differ."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.copy_(1 + 0.5 * torch.rand_like(parameter))
+    return model.eval()
+
+
+MADE = {"llada_gqa": llada_gqa, "mixture": mixture}
+
+
 def fresh(architecture: str) -> MaskedDiffusionModel:
-    return llada_gqa() if architecture == "llada_gqa" else load_model(GOLDEN / architecture)
+    return MADE[architecture]() if architecture in MADE else load_model(GOLDEN / architecture)
 
 
 def fresh_tiny() -> MaskedDiffusionModel:

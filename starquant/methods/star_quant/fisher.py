@@ -103,7 +103,7 @@ def _as_rewritten(
         heads = weight_O.unflatten(0, (sites.attention.n_kv_heads, -1))
         shared_O: Tensor = heads.mean(1, keepdim=True).expand_as(heads).flatten()
         return shared_O
-    if role in (Role.OUT, Role.DOWN) and options.residual_rotation != "none":
+    if role.kind in (Role.OUT, Role.DOWN) and options.residual_rotation != "none":
         return weight_O.mean().expand_as(weight_O)
     scale_D = fitted.get(scale_names(Site.DOWN)) if role is Role.UP else None
     return weight_O if scale_D is None else weight_O * scale_D.to(weight_O).square()

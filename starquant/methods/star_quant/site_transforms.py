@@ -77,6 +77,9 @@ def fit_site(
         fitted.note("gates on a fixed rotation drop directions that carry as much as any other", "all blocks")
     row: dict[str, Any] = {"block": visit.index, "site": site.value, "width": width}
     tensors: Tensors = {}
+    if statistics is not None and statistics.empty:
+        fitted.report.append(row | {"structure": "none", "d_m": 0, "d_u": 0, "why": "no statistics"})
+        return {}
     if statistics is not None:
         rotation, structure = start_of(visit.sites, site, options, fitted)
         if gate.acts and options.transform.fit == "closed_form" and structure == "kronecker":

@@ -58,7 +58,8 @@ class LLaDAMoEBaseModel(nn.Module):
     def __init__(self, config: LLaDAMoEConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(LLaDAMoEBlock(config, bool(flag)) for flag in config.moe_layer_freq)
+        layers = config.moe_layer_freq[: config.num_hidden_layers]
+        self.layers = nn.ModuleList(LLaDAMoEBlock(config, bool(flag)) for flag in layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config.hidden_size // config.num_attention_heads, config.rope_theta)
 
@@ -85,7 +86,8 @@ class LLaDAMoEModelLM(MaskedDiffusionModel):
     def linear_count(self) -> int:
         """Return how many linears the architecture has in its blocks."""
         config = self.config
-        experts = [config.num_experts if flag else 1 for flag in config.moe_layer_freq]
+        layers = config.moe_layer_freq[: config.num_hidden_layers]
+        experts = [config.num_experts if flag else 1 for flag in layers]
         return sum(OF_ATTENTION + OF_EXPERT * number for number in experts)
 
     def block_sites(self, block: LLaDAMoEBlock) -> BlockSites:

@@ -1,0 +1,51 @@
+"""A packed mixture of experts: loaded by transformers, the same numbers, half a byte a weight of every expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import starquant.packed  # noqa: F401  # tells transformers of the format
+from starquant.errors import ConfigError
+from starquant.models.cuda_graphs import replayed
+from starquant.packed.description import use_integers
+from starquant.packed.export import export
+from starquant.quantized.manifest import manifest_of
+from starquant.quantized.packed_linear import PackedLinear
+from tests.support.methods import fitted_once, method_named
+from tests.support.models import fresh, logits, trajectory
+from tests.support.records import make_record
+from tests.support.specs import spec
+
+
+@pytest.mark.parametrize("name", ["rtn", "quarot", "star_quant_plus"])
+def test_a_packed_mixture_loads_as_what_was_packed(name: str, tmp_path: Path) -> None:
+    method, bits = method_named(name, "bits=w4a4")
+    learned, source, target = fitted_once(name, "mixture"), tmp_path / "source", tmp_path / "packed"
+    fresh("mixture").save_pretrained(source)
+    fake, model = fresh("mixture"), fresh("mixture")
+    method.apply(fake, learned, bits)
+    manifest = method.apply(model, learned, bits, packed=True)
+    export(model, make_record(spec("bits=w4a4", f"method={name}")), source, target)
+    loaded, ids = AutoModel.from_pretrained(target), trajectory(fresh("mixture"))
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    torch.testing.assert_close(logits(loaded, ids), logits(fake, ids), rtol=1e-4, atol=1e-4)
+    packed = {name for name, module in loaded.named_modules() if isinstance(module, PackedLinear)}
+    assert packed == {*fresh("mixture").linears()}
+    down = loaded.model.layers[1].mlp.experts[3].down_proj
+    assert down.codes.numel() * 2 == down.in_features * down.out_features
+    read = [(entry.name, entry.weight_bits) for entry in manifest_of(loaded) if entry.kind in ("linear", "router")]
+    assert read == [(entry.name, entry.weight_bits) for entry in manifest if entry.kind in ("linear", "router")]
+    assert use_integers(loaded) == 2 * (3 + 4)
+    torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-3, atol=1e-3)
+
+
+def test_passes_of_a_mixture_are_not_replayed() -> None:
+    with (
+        pytest.raises(ConfigError, match="graphs: the tokens of an expert are others in every pass"),
+        replayed(fresh("mixture")),
+    ):
+        pass
