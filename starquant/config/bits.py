@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from starquant.config.fields import INERT, Count, Name, Ratio, Spec, Whole
 from starquant.config.messages import explain
@@ -14,21 +14,56 @@ from starquant.errors import CheckpointError
 Bits = Annotated[Literal[2, 3, 4, 8, 16], Whole]
 
 
+#: Numbers that share a scale in blocks of llama.cpp, and the bits of each block type.
+BLOCK_SIZE = 32
+BLOCK_BITS = {"q4_0": 4, "q8_0": 8}
+
+
 class WeightSpec(Spec):
-    """How weights are quantized: per output channel, or per group of `group_size` inputs."""
+    """How weights are quantized: per output channel, or per group of `group_size` inputs.
+
+    Attributes:
+        block: block type of llama.cpp whose scales they have (`numerics.formats.QuantFormat`); None for float32 scales.
+    """
 
     bits: Bits
     symmetric: bool = True
     group_size: Count | None = None
     clip_ratio: Ratio = 1.0
+    block: Literal["q4_0", "q8_0"] | None = None
+
+    @model_validator(mode="after")
+    def _validate_block(self) -> WeightSpec:
+        if self.block is not None:
+            wanted = (BLOCK_BITS[self.block], True, BLOCK_SIZE)
+            if (self.bits, self.symmetric, self.group_size) != wanted:
+                raise ValueError(
+                    f"block: got {self.block} with bits={self.bits}, symmetric={str(self.symmetric).lower()}, "
+                    f"group_size={self.group_size}, allowed: bits={wanted[0]}, symmetric=true, group_size={BLOCK_SIZE}"
+                )
+        return self
 
 
 class ActivationSpec(Spec):
-    """How inputs of linears are quantized: dynamically, one scale a token."""
+    """How inputs of linears are quantized: dynamically, one scale a token.
+
+    Attributes:
+        block: "q8_0" for one scale in 32 channels, as llama.cpp's integer products have it; None for one a token.
+    """
 
     bits: Bits
     symmetric: bool = True
     clip_ratio: Ratio = 1.0
+    block: Literal["q8_0"] | None = None
+
+    @model_validator(mode="after")
+    def _validate_block(self) -> ActivationSpec:
+        if self.block is not None and (self.bits not in (8, 16) or not self.symmetric):
+            raise ValueError(
+                f"block: got {self.block} with bits={self.bits}, symmetric={str(self.symmetric).lower()}, "
+                "allowed: bits=8 (or 16, for none), symmetric=true"
+            )
+        return self
 
 
 class AttentionSpec(Spec):
@@ -70,7 +105,9 @@ class BitsSpec(Spec):
     Attributes:
         grid: "authors" rounds as the method's authors do (`method.authors`) wherever the fields here are at the common
             grid's values; "common" is one grid for all methods, as it stands here. Inert: a run's canonical form holds
-            the values that it comes to.
+            the values that it comes to. Blocks are one grid for all methods as well.
+        tables: what shares a scale in a quantized embedding and head: a vocabulary row, or a block of llama.cpp (Q4_0
+            at 4 bits, Q8_0 at 8), for which the head's input is quantized as well.
     """
 
     name: Name
@@ -80,6 +117,31 @@ class BitsSpec(Spec):
     attention: AttentionSpec = AttentionSpec()
     embedding: Bits = 16
     head: Bits = 16
+    tables: Literal["rows", "blocks"] = "rows"
+
+    @model_validator(mode="after")
+    def _validate_tables(self) -> BitsSpec:
+        for name in ("embedding", "head"):
+            if self.tables == "blocks" and getattr(self, name) not in (4, 8, 16):
+                raise ValueError(f"{name}: got {getattr(self, name)} with tables=blocks, allowed: 4, 8, 16")
+        return self
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether anything is on a grid of llama.cpp's blocks."""
+        tables = self.tables == "blocks" and min(self.embedding, self.head) < 16
+        return tables or self.weights.block is not None or self.activations.block is not None
+
+    def identity(self) -> dict[str, Any]:
+        """Return what can change a score: what llama.cpp's blocks are about only where they are chosen."""
+        whole = self.model_dump(exclude={"grid"})
+        whole["attention"] = self.attention.identity()
+        for part in ("weights", "activations"):
+            if whole[part]["block"] is None:
+                del whole[part]["block"]
+        if self.tables == "rows" or self.embedding == self.head == 16:
+            del whole["tables"]
+        return whole
 
     @property
     def full_precision(self) -> bool:
@@ -90,7 +152,7 @@ class BitsSpec(Spec):
 
     def on_grid_of(self, authors: AuthorsGrid | None) -> BitsSpec:
         """Return the bits on the grid that `grid` asks for; what is not at the common grid's value already stays."""
-        if authors is None or self.grid == "common":
+        if authors is None or self.grid == "common" or self.in_blocks:
             return self
         weights, activations, attention = self.weights, self.activations, self.attention
         if weights.bits < 16:
@@ -134,6 +196,7 @@ def in_words(bits: dict[str, Any]) -> str:
     details |= {f"{part}={bits[part]}" for part in ("embedding", "head") if bits[part] < 16}
     details |= {f"group={bits['weights']['group_size']}"} if bits["weights"]["group_size"] else set()
     for part in ("weights", "activations"):
+        details |= {f"{part} in {bits[part]['block']}"} if bits[part].get("block") else set()
         details |= {f"{part} clip={bits[part]['clip_ratio']:g}"} if bits[part]["clip_ratio"] < 1 else set()
         details |= set() if bits[part]["symmetric"] else {f"{part} asymmetric"}
     if min(bits["attention"]["k"], bits["attention"]["v"]) < 16:

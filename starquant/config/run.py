@@ -187,7 +187,7 @@ class RunSpec(Spec):
             del identity["speed"]
         if self.model.chat_template == "none" or not self.tasks.names:  # raw text, or no prompt of a task
             del identity["model"]["chat_template"]
-        identity["bits"]["attention"] = self.bits.attention.identity()
+        identity["bits"] = self.bits.identity()
         names = self.tasks.names  # protocols of tasks that are not scored change nothing
         identity["model"]["protocol"] = {n: identity["model"]["protocol"][n] for n in names}
         return identity

@@ -24,7 +24,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Role, Site
 from starquant.numerics import Rotation, has_hadamard, random_rotation
 from starquant.quantized import HadamardTransform, HeadsHadamard, rewriting, transform_queries_and_keys
-from starquant.quantized.install import is_tied
+from starquant.quantized.tables import is_tied
 from starquant.session.progress import SILENT, Progress
 
 QuaRotT = TypeVar("QuaRotT", bound=QuaRotOptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from starquant.errors import ConfigError
 
@@ -26,6 +27,10 @@ class PerGroup:
 
 Granularity = PerToken | PerChannel | PerGroup
 
+#: Block types of llama.cpp (ggml) that a grid may follow, and the numbers that share a scale in them.
+Block = Literal["q4_0", "q8_0"]
+BLOCK_SIZE = 32
+
 
 @dataclass(frozen=True)
 class QuantFormat:
@@ -36,21 +41,29 @@ class QuantFormat:
         symmetric: grid of -2^(b-1) .. 2^(b-1) - 1 around zero; else 0 .. 2^b - 1 with an integer zero point.
         granularity: what shares a scale.
         clip_ratio: share of the largest magnitude that the grid covers.
+        block: whose scales it has, rounded to float16. "q4_0": m / qmin for the number m of largest magnitude, which
+            is then a code, whatever its sign; "q8_0": |m| / qmax, rounded once the codes are made. None for float32
+            scales |m| / qmax.
 
     Raises:
-        ConfigError: bits or clip ratio out of range.
+        ConfigError: bits, clip ratio or granularity out of range.
     """
 
     bits: int
     symmetric: bool
     granularity: Granularity
     clip_ratio: float = 1.0
+    block: Block | None = None
 
     def __post_init__(self) -> None:
         if self.bits != 16 and not 2 <= self.bits <= 8:
             raise ConfigError(f"bits: got {self.bits}, allowed: 2 to 8, or 16 for full precision")
         if not 0.0 < self.clip_ratio <= 1.0:
             raise ConfigError(f"clip_ratio: got {self.clip_ratio}, allowed: above 0, at most 1")
+        width = {"q4_0": 4, "q8_0": 8}.get(self.block or "", self.bits)
+        runs = self.granularity == PerGroup(BLOCK_SIZE) and self.symmetric
+        if self.block is not None and (self.bits not in (width, 16) or not runs):
+            raise ConfigError(f"block: got {self.block}, allowed: {width} symmetric bits in groups of {BLOCK_SIZE}")
 
     @property
     def quantizes(self) -> bool:

@@ -18,7 +18,7 @@ from starquant.errors import ConfigError, DataError
 from starquant.numerics.chunks import row_slices
 from starquant.numerics.formats import PerGroup, QuantFormat
 from starquant.numerics.moments import validate_finite_tensor
-from starquant.numerics.rounding import Quantized, grid_of, grouped, round_to_grid
+from starquant.numerics.rounding import Quantized, grid_of, grouped, round_to_grid, stored_scale
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def gptq(
     if len(factor.dead_I) != inputs:
         raise DataError(f"hessian: got {len(factor.dead_I)} inputs, needed: {inputs}")
     scale, zero = grid_of(grouped(weight, fmt), fmt, clip)
+    scale = stored_scale(scale, fmt)
     order = torch.arange(inputs, device=weight.device) if factor.order_I is None else factor.order_I
     w_IO = weight.detach().to(factor.upper_II.dtype).masked_fill(factor.dead_I, 0.0).T[order].contiguous()
     size = fmt.granularity.size if isinstance(fmt.granularity, PerGroup) else inputs

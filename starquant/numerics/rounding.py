@@ -5,6 +5,9 @@ Asymmetric: s = c * (max(x, 0) - min(x, 0)) / qmax, z = round(-c * min(x, 0) / s
 x^ = s (q - z).  The range always includes zero, so that zero is exact (as in QuaRot and GPTQ). Computed in float32.
 The clip ratio c is the format's, times that of the row or group where `clip` gives one; where `clip` gives two, the
 first multiplies the largest number and the second the smallest, and a symmetric grid covers the longer end.
+
+Blocks of llama.cpp: Q4_0 has s = float16(c * m / -8) for the number m of largest magnitude, so that s may be negative;
+Q8_0 has q = round(x / s) with s = max|x| / 127 and x^ = float16(s) q.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from torch import Tensor
 from starquant.errors import CheckpointError, ConfigError
 from starquant.numerics.formats import PerGroup, QuantFormat
 from starquant.numerics.row_pieces import by_rows
+
+_SMALLEST_HALF, _LARGEST_HALF = 2.0**-24, torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,8 @@ def grouped(x: Tensor, fmt: QuantFormat) -> Tensor:
 
 def range_of(x: Tensor, fmt: QuantFormat) -> tuple[Tensor, ...]:
     """Return what the grid of each run is made of: its scale (symmetric), or its smallest and largest number."""
+    if fmt.block == "q4_0":
+        return (x.gather(-1, x.abs().argmax(-1, keepdim=True)).mul_(fmt.clip_ratio / fmt.qmin),)
     if fmt.symmetric:
         return (x.abs().amax(-1, keepdim=True).mul_(fmt.clip_ratio / fmt.qmax),)
     low = x.amin(-1, keepdim=True).clamp_max_(0.0) * fmt.clip_ratio
@@ -110,11 +117,24 @@ def grid_of_range(extent: tuple[Tensor, ...], fmt: QuantFormat, clip: Tensor | N
     """Return (scale, zero point) of runs from `range_of`; an empty one gets a scale that keeps zeros zero."""
     tiny = torch.finfo(torch.float32).tiny
     extent = extent if clip is None else tuple(end * clip for end in extent)
+    if fmt.block == "q4_0":
+        return _as_float16(extent[0]), None
     if fmt.symmetric:
         return extent[0].clamp_min(tiny), None
     low, high = extent
     scale = ((high - low) / fmt.qmax).clamp_min_(tiny)
     return scale, torch.round(-low / scale)
+
+
+def _as_float16(scale: Tensor) -> Tensor:
+    """Return float16 values of scales in float32, none of them zero or infinite."""
+    sign = torch.where(scale < 0, -1.0, 1.0)
+    return scale.abs().clamp_(_SMALLEST_HALF, _LARGEST_HALF).half().float() * sign
+
+
+def stored_scale(scale: Tensor, fmt: QuantFormat) -> Tensor:
+    """Return what codes are multiplied by: the scale that they were made with, but of Q8_0 its float16 value."""
+    return scale.clamp_max(_LARGEST_HALF).half().float() if fmt.block == "q8_0" else scale
 
 
 def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -148,7 +168,8 @@ def quantize(x: Tensor, fmt: QuantFormat, *, clip: Tensor | None = None) -> Quan
         raise ConfigError("bits: 16 means full precision; there is nothing to quantize")
     runs = grouped(x, fmt)
     scale, zero = grid_of(runs, fmt, clip)
-    return Quantized(round_to_grid(runs, scale, zero, fmt).to(torch.int16), scale, zero, x.shape, fmt.qmin)
+    codes = round_to_grid(runs, scale, zero, fmt).to(torch.int16)
+    return Quantized(codes, stored_scale(scale, fmt), zero, x.shape, fmt.qmin)
 
 
 def dequantize(q: Quantized, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -174,6 +195,6 @@ def _fake_quantize(x: Tensor, fmt: QuantFormat, clip: Tensor | None) -> Tensor:
     rounded = torch.round(runs / scale)
     if zero is not None:
         rounded = rounded.add_(zero).clamp_(fmt.qmin, fmt.qmax).sub_(zero)
-    elif fmt.clip_ratio < 1.0 or clip is not None:  # unclipped, the largest magnitude is qmax already
+    elif fmt.clip_ratio < 1.0 or clip is not None or fmt.block == "q4_0":  # else the largest is qmax already
         rounded = rounded.clamp_(fmt.qmin, fmt.qmax)
-    return rounded.mul_(scale).reshape(x.shape).to(x.dtype)
+    return rounded.mul_(stored_scale(scale, fmt)).reshape(x.shape).to(x.dtype)

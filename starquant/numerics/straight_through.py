@@ -14,7 +14,7 @@ from torch import Tensor
 
 from starquant.errors import ConfigError
 from starquant.numerics.formats import QuantFormat
-from starquant.numerics.rounding import grid_of, grouped
+from starquant.numerics.rounding import grid_of, grouped, stored_scale
 
 
 def straight_through(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> Tensor:
@@ -51,7 +51,7 @@ class _StraightThrough(torch.autograd.Function):
             codes.sub_(zero)
         ctx.fmt = fmt
         ctx.save_for_backward(runs, clip, scale, codes, inside)
-        return codes * scale
+        return codes * stored_scale(scale, fmt)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -61,7 +61,7 @@ class _StraightThrough(torch.autograd.Function):
         gradient = gradients[0]
         through = gradient * inside
         of_scale = torch.linalg.vecdot(gradient, codes) - torch.linalg.vecdot(through, runs) / scale[..., 0]
-        of_scale = of_scale[..., None] * (scale > torch.finfo(torch.float32).tiny)
+        of_scale = of_scale[..., None] * (scale.abs() > torch.finfo(torch.float32).tiny)
         ends = _ends(runs, fmt, clip)
         if fmt.symmetric:
             of_ends = [of_scale] * len(ends)
@@ -102,6 +102,9 @@ def _ends(runs: Tensor, fmt: QuantFormat, clip: Tensor) -> list[_End]:
     if fmt.symmetric and clip.shape[-1] == 1:
         at = runs.abs().max(-1, keepdim=True).indices
         largest = runs.gather(-1, at)
+        if fmt.block == "q4_0":
+            signed = torch.full_like(largest, fmt.clip_ratio / fmt.qmin)
+            return [_End(at, largest * signed, signed, clip, 0)]
         return [_End(at, largest.abs() * per_code, largest.sign() * per_code, clip, 0)]
     (low, low_at), (high, high_at) = runs.min(-1, keepdim=True), runs.max(-1, keepdim=True)
     below, above = (low < 0) * per_code, (high > 0) * per_code

@@ -22,7 +22,7 @@ from starquant.models.loading import load_tokenizer
 from starquant.models.tokenizer import has_tokenizer
 from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
-from starquant.quantized.install import is_tied
+from starquant.quantized.tables import is_tied
 from starquant.store.exports import validate_target, write_listing
 from starquant.store.record import RunRecord
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from starquant.numerics import QuantFormat, Quantized, dequantize
+from starquant.numerics import QuantFormat, Quantized, dequantize, fake_quantize
 from starquant.numerics.chunks import row_slices
 
 
@@ -33,3 +33,22 @@ class FakeQuantLinear(nn.Linear):
     def extra_repr(self) -> str:
         """Show the weight's format."""
         return f"{super().extra_repr()}, weight={self.weight_format.bits} bits"
+
+
+class BlockInputLinear(nn.Linear):
+    """A head whose input is quantized, as llama.cpp's product with a quantized weight has it; the weight is its own."""
+
+    input_format: QuantFormat
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, input_format: QuantFormat) -> BlockInputLinear:
+        """Take over a linear's parameters, which may be another module's as well."""
+        with torch.device("meta"):
+            new = cls(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        new.weight, new.bias = linear.weight, linear.bias
+        new.input_format = input_format
+        return new.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return Q(x) W^T + b."""
+        return super().forward(fake_quantize(input, self.input_format))

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
+from starquant.config.bits import BLOCK_SIZE, ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import changing, taken_up
@@ -38,7 +37,8 @@ from starquant.quantized.attention import (
     transforms_and_scales,
 )
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
-from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
+from starquant.quantized.packed_linear import PackedLinear
+from starquant.quantized.tables import is_tied, quantize_embedding, quantize_head
 from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
@@ -54,12 +54,13 @@ def round_to_nearest(info: LinearInfo, weight_format: QuantFormat) -> Quantized:
 def weight_format(spec: WeightSpec) -> QuantFormat:
     """Return the grid of the weights."""
     granularity = PerChannel() if spec.group_size is None else PerGroup(spec.group_size)
-    return QuantFormat(spec.bits, spec.symmetric, granularity, spec.clip_ratio)
+    return QuantFormat(spec.bits, spec.symmetric, granularity, spec.clip_ratio, spec.block)
 
 
 def activation_format(spec: ActivationSpec) -> QuantFormat:
     """Return the grid of the inputs of linears."""
-    return QuantFormat(spec.bits, spec.symmetric, PerToken(), spec.clip_ratio)
+    granularity = PerToken() if spec.block is None else PerGroup(BLOCK_SIZE)
+    return QuantFormat(spec.bits, spec.symmetric, granularity, spec.clip_ratio, spec.block)
 
 
 def install(
@@ -91,7 +92,7 @@ def install(
         raise ConfigError("install: a method has been applied to this model already; load it again")
     validate_fit(model, bits)
     model.quantized = not bits.full_precision
-    entries, operands = [_embedding(model, bits, packed)], []
+    entries, operands = [quantize_embedding(model, bits, packed)], []
     blocks, changes = model.trunk().blocks, rewrite is not None or model.quantized
     for index in progress.bar(range(len(blocks)), "quantize", "block"):
         if changes and taken_up(model, index):
@@ -104,7 +105,7 @@ def install(
             entries += router_entries(model, block, index)
             operands += quantize_attention(model, block, index, bits.attention)
     model.quantized = model.quantized or _transformed(model)
-    return [*entries, *operands, _head(model, bits, packed)]
+    return [*entries, *operands, quantize_head(model, bits, packed)]
 
 
 def quantize_block(
@@ -118,6 +119,7 @@ def quantize_block(
 
 def validate_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
     """Raise ConfigError when a group size does not divide, or a tied head is asked for bits of its own."""
+    _validate_blocks(model, bits)
     if is_tied(model) and bits.head != bits.embedding:
         raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
     linears, spec = model.linears(), bits.weights
@@ -127,6 +129,18 @@ def validate_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
                 f"bits.weights.group_size: got {spec.group_size}, which does not divide the "
                 f"{info.module.in_features} inputs of {info.name}"
             )
+
+
+def _validate_blocks(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
+    """Raise ConfigError when a width is no whole number of llama.cpp's blocks."""
+    trunk, named = model.trunk(), dict[str, tuple[str, int]]()
+    if bits.tables == "blocks" and min(bits.embedding, bits.head) < 16:
+        named["the embedding"] = ("bits.tables", trunk.embedding.embedding_dim)
+    if bits.activations.block is not None and bits.activations.bits < 16:
+        named |= {info.name: ("bits.activations.block", info.module.in_features) for info in model.linears().values()}
+    for name, (key, width) in named.items():
+        if width % BLOCK_SIZE:
+            raise ConfigError(f"{key}: blocks of {BLOCK_SIZE} do not divide the {width} inputs of {name}")
 
 
 def quantize_linear(
@@ -218,57 +232,8 @@ def quantize_attention(
     ]
 
 
-def _embedding(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
-    return _table(model, model.trunk().embedding, "embedding", bits.embedding, packed and not is_tied(model))
-
-
 def _transformed(model: MaskedDiffusionModel) -> bool:
     """Whether a method has left something that is no parameter."""
     return model.to_original_basis is not None or any(
         isinstance(module, InputSite) and module.transform is not None for module in model.modules()
     )
-
-
-def is_tied(model: MaskedDiffusionModel) -> bool:
-    """Whether the head is the embedding: left out (LLaDA), or sharing its weight (Dream)."""
-    trunk = model.trunk()
-    table = getattr(trunk.embedding, "weight", None)  # a packed one has none, and is never tied
-    return trunk.head is None or (table is not None and getattr(trunk.head, "weight", None) is table)
-
-
-def _head(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
-    head = model.trunk().head
-    if head is None or is_tied(model):
-        reason = "tied to the embedding" if bits.embedding < 16 else "bits.head = 16"
-        return ManifestEntry(name="head", kind="head", role="head", weight_bits=bits.embedding, reason=reason)
-    return _table(model, head, "head", bits.head, packed)
-
-
-def _table(
-    model: MaskedDiffusionModel,
-    module: nn.Embedding | nn.Linear,
-    role: Literal["embedding", "head"],
-    width: int,
-    packed: bool,
-) -> ManifestEntry:
-    """Quantize embedding or head, one scale a vocabulary row."""
-    name = {m: n for n, m in model.named_modules()}[module]
-    if width == 16:
-        return ManifestEntry(name=name, kind=role, role=role, weight_bits=16, reason=f"bits.{role} = 16")
-    grid, meter, table = QuantFormat(width, True, PerChannel()), SqnrMeter(), module.weight.data
-    new: PackedEmbedding | PackedLinear | None = None
-    if packed and isinstance(module, nn.Embedding):
-        new = PackedEmbedding.like(module, grid)
-    elif packed and isinstance(module, nn.Linear):
-        new = PackedLinear.like(module, grid)
-    for rows in row_slices(table):
-        codes = quantize(table[rows], grid)
-        rounded = dequantize(codes, table.dtype)
-        meter.update(table[rows], rounded)
-        if new is None:
-            table[rows] = rounded
-        else:
-            new.keep(codes, rows)
-    if new is not None:
-        model.set_submodule(name, new)
-    return ManifestEntry(name=name, kind=role, role=role, weight_bits=width, weight_sqnr_db=meter.value())

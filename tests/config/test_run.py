@@ -72,6 +72,9 @@ def test_a_template_is_another_experiment_on_the_same_calibration() -> None:
 def test_bits_presets_are_what_they_are_called() -> None:
     for name in OPTIONS["bits"]:
         run = spec(f"bits={name}")
+        if run.bits.in_blocks:
+            assert (run.bits.weights.block, run.bits.activations.block) == (name, "q8_0")
+            continue
         assert name.removesuffix("_softmax_v") == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
         four = 4 if name.endswith("_softmax_v") else 16
         assert (run.bits.attention.p, run.bits.attention.v) == (four, four)
@@ -135,6 +138,9 @@ CHANGES = [
     ("bits.attention.v", 4, True),
     ("bits.attention.kv_symmetric", False, False),  # K and V are at 16 bits here
     ("bits.attention.kv_clip_ratio", 0.9, False),
+    ("bits.weights.block", {"bits": 4, "group_size": 32, "block": "q4_0"}, True),
+    ("bits.activations.block", {"bits": 8, "block": "q8_0"}, True),
+    ("bits.tables", "blocks", False),  # embedding and head are at 16 bits here
     ("bits.grid", "common", False),  # the canonical form holds what it comes to
     ("bits.embedding", 8, True),
     ("bits.head", 8, True),
@@ -179,7 +185,10 @@ def test_every_field_changes_the_digest_or_is_inert(path: str, value: Any, count
     here = config
     for parent in parents:
         here = here[parent]
-    here[leaf] = value
+    if leaf == "block":  # fits some bits only
+        here.update(value)
+    else:
+        here[leaf] = value
     if path == "model.path":
         config["model"]["seed"] = None
     assert (RunSpec.from_config(config).digest() != before) == counts

@@ -26,7 +26,8 @@ from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import TokenState
-from starquant.quantized.install import is_tied, quantize_block, round_to_nearest
+from starquant.quantized.install import quantize_block, round_to_nearest
+from starquant.quantized.tables import is_tied
 from tests.support.models import hooks_of, llada_gqa
 from tests.support.states import partly_masked
 
