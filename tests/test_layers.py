@@ -57,6 +57,10 @@ ALLOWED = {
         "errors config numerics store diffusion models testbed kernels quantized",
         "torch transformers safetensors huggingface_hub",
     ),
+    "llama_cpp": Room(
+        "errors config numerics session store diffusion models quantized",
+        "torch numpy transformers gguf llama_cpp",
+    ),
     "evaluation": Room(
         "errors config numerics statistics session store diffusion models testbed calibration",
         "torch transformers datasets lm_eval yaml",
