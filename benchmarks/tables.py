@@ -19,6 +19,7 @@ from typing import Any
 from measure import machine
 
 from starquant.reports.definitions import FULL, TABLES
+from starquant.store.source import read_file, record_paths
 
 SOURCE = Path(__file__).resolve().parents[1] / "results" / "published" / "testbed_methods"
 ITEMS = 512
@@ -26,7 +27,7 @@ ITEMS = 512
 
 def fabricate(folder: Path, count: int) -> int:
     """Write at least `count` records that fill every row of every table; returns how many."""
-    template = json.loads(next(SOURCE.glob("tiny-w4a4-star_quant-*.json")).read_text())
+    template = json.loads(read_file(next(p for p in record_paths(SOURCE) if "tiny-w4a4-star_quant-" in p.name)))
     rows = {json.dumps(row.where, sort_keys=True): row.where for d in TABLES.values() for row in d.rows}
     wheres = [where for where in rows.values() if where != FULL]
     rotations = -(-count // (len(wheres) * 3))

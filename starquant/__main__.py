@@ -16,7 +16,7 @@ from starquant.session.terminal import silence_libraries
 #: Commands of their own modules.
 ALSO = (
     "also, each with --help:",
-    "  python -m starquant.reports.{comparison,across_seeds,efficiency,figures,publish}",
+    "  python -m starquant.reports.{comparison,across_seeds,efficiency,figures}",
     "  python -m starquant.testbed.tiny.train",
     "  python -m starquant.testbed.smol.{build,training,tasks.items,tasks.baselines}",
 )

@@ -21,6 +21,7 @@ COMMANDS = {
         "records as one HTML page: report [EXPERIMENT|FOLDER] --out FILE.html",
     ),
     "compare": ("starquant.reports.paired", "two records, item by item, with intervals: compare A B"),
+    "publish": ("starquant.reports.publish", "records in two Parquet files, small enough to commit: publish FROM TO"),
     "methods": ("starquant.sweeps.catalogue.methods", "what method=NAME may be: paper, bits, calibration, export"),
     "models": ("starquant.sweeps.catalogue.models", "what model=NAME may be, and what each is run with"),
     "tasks": ("starquant.sweeps.catalogue.tasks", "what tasks=NAME may be, and the tasks of each"),

@@ -23,7 +23,8 @@ from starquant.evaluation import suites
 from starquant.models import FAMILIES, family_of, load_model, register
 from starquant.reports import definitions, experiments, figures
 from starquant.reports.__main__ import main as build_tables
-from starquant.store.records import read_record, record_paths
+from starquant.store.records import read_record
+from starquant.store.source import record_paths
 from starquant.sweeps import command_line, overrides, status, sweeper
 from tests.support.command_line import ENVIRONMENT, run_in_process
 from tests.support.models import fresh, logits, trajectory

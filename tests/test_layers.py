@@ -40,7 +40,7 @@ ALLOWED = {
     "numerics": Room("errors", "torch"),
     "statistics": Room("", "numpy"),
     "session": Room("errors", "torch accelerate filelock tqdm"),
-    "store": Room("errors config session", "pydantic filelock yaml"),
+    "store": Room("errors config session", "pydantic filelock yaml numpy pyarrow"),
     "diffusion": Room("errors", "torch numpy psutil"),
     "models": Room(
         "errors registry numerics store diffusion",

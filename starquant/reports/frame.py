@@ -10,7 +10,8 @@ from starquant.errors import RecordError
 from starquant.reports.choice import Where, taken
 from starquant.reports.run import Run
 from starquant.reports.selection import validate_speed
-from starquant.store.records import read_record, record_paths
+from starquant.store.records import read_record
+from starquant.store.source import record_paths
 from starquant.store.verification import validate_items
 
 COLUMNS = (

@@ -18,9 +18,10 @@ from starquant.errors import CommandParser, RecordError, one_line_errors, user_p
 from starquant.reports.run_table import aligned
 from starquant.reports.selection import validate_speed
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
-from starquant.store.columns import TaskColumns, read_columns
-from starquant.store.items import items_folder, trajectories_of
-from starquant.store.records import read_record, record_paths
+from starquant.store.columns import TaskColumns
+from starquant.store.items import items_folder, read_columns, trajectories_of
+from starquant.store.records import read_record
+from starquant.store.source import record_paths
 from starquant.store.verification import validate_items
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")

@@ -1,70 +1,99 @@
-"""Copy records with no more of their items than tables need: small enough to be committed.
+"""Records in the compact form, small enough to be committed; what reads records reads it directly.
 
-    python -m starquant.reports.publish results/records results/published/NAME
+    starquant publish results/records results/published/NAME                  all of every record and its items
+    starquant publish results/records results/published/NAME --items numbers  no texts: as much as tables read
+    starquant publish results/published/NAME OUT --plain                      back into folders, as runs write them
 
-Records are copied as they are, with a seal over what is left of their items: numbers with what pairs them
-(`columns.json`), no texts. Fidelity is averaged over each prompt's steps; `--steps` keeps these too (for figures along
-the trajectory).
+Records keep their seals, and come back byte for byte; one whose items were left out in part is sealed again over those
+that are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
-from starquant.store.columns import keep_columns, read_columns
+from starquant.errors import CommandParser, ConfigError, RecordError, one_line_errors, user_path
+from starquant.store.columns import FILE, columns_text
+from starquant.store.compacting import RecordFiles, plain_text, write_compact
 from starquant.store.files import write_atomically
-from starquant.store.items import FIDELITY, items_folder, read_raw
-from starquant.store.records import read_record, record_paths
+from starquant.store.items import FIDELITY, items_folder, read_columns, read_raw
+from starquant.store.records import read_record
+from starquant.store.source import is_compact, read_file, read_items_files, record_paths
 from starquant.store.verification import sealed, validate_items
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
+#: How much of items is kept.
+ITEMS = {
+    "all": "as they are",
+    "steps": "numbers, and fidelity at every denoising step (for figures along the trajectory)",
+    "numbers": "numbers with what pairs them, no texts; fidelity averaged over each prompt's steps",
+}
 
 
-def publish(source: Path, target: Path, steps: bool = False) -> int:
+def publish(source: Path, target: Path, items: str = "all", plain: bool = False) -> int:
     """Copy every record below `source` into `target`, of copies of a record one; returns how many.
 
+    Args:
+        source: folder of records, in either form.
+        target: folder that holds no record.
+        items: one of `ITEMS`.
+        plain: write folders and files as runs do, not the compact form.
+
     Raises:
-        RecordError: no record, a damaged one, a name that `target` has already, or two records of one name.
+        RecordError: no record, a damaged one, records in `target`, or two records of one name.
+        OSError: a file cannot be written.
     """
+    if next(iter(record_paths(target)), None) is not None:
+        raise RecordError(f"{target}: holds records already; give a new folder")
     path_by_name: dict[str, Path] = {}
     for path in record_paths(source):
-        record, first = read_record(path), path_by_name.setdefault(path.name, path)
-        if (target / path.name).exists():
-            raise RecordError(f"{target / path.name}: is there already; give a new folder")
-        if read_record(first).scores != record.scores:
+        record, first = read_record(path), path_by_name.setdefault(path.stem, path)
+        if first != path and read_record(first).scores != record.scores:
             raise RecordError(f"{first} and {path}: two records of one experiment, with other scores; keep one of them")
-        if record.scores and not items_folder(path).is_dir():
+        if record.scores and not validate_items(path, record, whole=True) and record.seal is not None:
             raise RecordError(f"{items_folder(path)}: the record's items are missing")
-        validate_items(path, record, whole=True)
     if not path_by_name:
         raise RecordError(f"{source}: holds no record")
-    for path in path_by_name.values():
-        out = items_folder(target / path.name)
-        out.mkdir(parents=True, exist_ok=True)
-        columns = read_columns(items_folder(path)) if items_folder(path).is_dir() else {}
-        tasks = {task: numbers.model_dump() for task, numbers in columns.items()}
-        keep_columns(out, tasks)
-        if steps and FIDELITY in tasks:
-            rows = "".join(json.dumps(row) + "\n" for row in _steps(read_raw(path, FIDELITY)))
-            (out / f"{FIDELITY}.jsonl").write_text(rows, encoding="utf-8")
-        _copy_record(path, target / path.name)  # last: a record stands for finished items
-    return len(path_by_name)
-
-
-def _copy_record(source: Path, target: Path) -> None:
-    """Copy a record; the seal of one that has any is put over the items beside its copy."""
-    data = json.loads(source.read_text(encoding="utf-8"))
-    if data.get("seal") is None:
-        shutil.copyfile(source, target)
+    records = [_files(path) if items == "all" else _slim(path, items == "steps") for path in path_by_name.values()]
+    if plain:
+        for one in records:
+            _write_plain(target, one)
     else:
-        write_atomically(target, json.dumps(sealed(data, items_folder(target)), indent=1) + "\n")
+        write_compact(target, records)
+    return len(records)
+
+
+def _files(path: Path) -> RecordFiles:
+    """Return a record with all of its items."""
+    files = read_items_files(items_folder(path))
+    return RecordFiles(path.stem, _text(path), {name: content.decode() for name, content in files.items()})
+
+
+def _text(path: Path) -> str:
+    """Return the file of a record; the compact form keeps what it says, without the layout."""
+    text = read_file(path).decode()
+    return plain_text(json.loads(text)) if is_compact(path) else text
+
+
+def _slim(path: Path, steps: bool) -> RecordFiles:
+    """Return a record with the numbers of its items; the seal of one that has any is put over these."""
+    items: dict[str, str] = {}
+    if read_items_files(items_folder(path)):
+        columns = read_columns(items_folder(path))
+        if steps and FIDELITY in columns:
+            rows = _steps(read_raw(path, FIDELITY))
+            items[f"{FIDELITY}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+        items[FILE] = columns_text({task: numbers.model_dump() for task, numbers in columns.items()})
+    data = json.loads(read_file(path))
+    if data.get("seal") is None:
+        return RecordFiles(path.stem, _text(path), items)
+    data = sealed(data, {name: text.encode() for name, text in items.items()})
+    return RecordFiles(path.stem, plain_text(data), items)
 
 
 def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -74,17 +103,31 @@ def _steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield same | {m: float(f"{row[m]:.6g}") for m in FIDELITY_METRICS if m in row}
 
 
+def _write_plain(target: Path, one: RecordFiles) -> None:
+    path = target / f"{one.name}.json"
+    for name, text in one.items.items():
+        write_atomically(items_folder(path) / name, text)
+    write_atomically(path, one.record)  # last: a record stands for finished items
+
+
 @one_line_errors(OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 2 after bad input."""
-    parser = argparse.ArgumentParser(prog="python -m starquant.reports.publish", description=__doc__)
-    parser.add_argument("source", type=user_path, help="folder of records with their items beside them")
-    parser.add_argument("target", type=user_path, help="folder to copy them to")
-    parser.add_argument("--steps", action="store_true", help="keep fidelity at every denoising step")
+    parser = CommandParser(
+        prog="starquant publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=user_path, help="folder of records, in either form")
+    parser.add_argument("target", type=user_path, help="folder to write them to")
+    kept = "; ".join(f"{name}: {what}" for name, what in ITEMS.items())
+    parser.add_argument("--items", choices=[*ITEMS], default="all", help=f"{kept} (default: all)")
+    parser.add_argument("--plain", action="store_true", help="write folders and files as runs do")
     options = parser.parse_args(arguments)
     if not options.source.is_dir():
         raise ConfigError(f"{options.source}: no such folder of records")
-    print(f"{publish(options.source, options.target, options.steps)} records in {options.target}")
+    count = publish(options.source, options.target, options.items, options.plain)
+    files = [path for path in options.target.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{count} records in {options.target} ({len(files)} files, {size:.1f} MB)")
     return 0
 
 

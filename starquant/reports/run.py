@@ -11,8 +11,8 @@ from typing import Any
 from starquant.config.speed import SpeedSpec
 from starquant.errors import RecordError
 from starquant.reports.choice import GRID
-from starquant.store.columns import TaskColumns, read_columns
-from starquant.store.items import is_fidelity, items_folder
+from starquant.store.columns import TaskColumns
+from starquant.store.items import is_fidelity, items_folder, read_columns
 from starquant.store.record import RecordHead, Score
 
 #: Algorithms whose authors have a grid of their own (conf/method): records without `bits.grid` are on the common one.

@@ -15,7 +15,8 @@ from starquant.reports.choice import TASKS, Rank, conflict, differences, first_o
 from starquant.reports.run import Run
 from starquant.reports.seeds import seeds_of
 from starquant.store.items import is_fidelity
-from starquant.store.records import read_head, record_paths
+from starquant.store.records import read_head
+from starquant.store.source import record_paths
 from starquant.store.verification import validate_items
 
 #: What `--allow` may name, and what it lets through.

@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from starquant.errors import RecordError
 from starquant.store.files import write_atomically
 
 FILE = "columns.json"
@@ -97,61 +96,17 @@ def write_columns(folder: Path, items: Mapping[str, Sequence[Mapping[str, Any]]]
 
 def keep_columns(folder: Path, tasks: Mapping[str, Mapping[str, Any]]) -> None:
     """Write numbers that have been taken from their items already."""
-    write_atomically(folder / FILE, json.dumps({"schema_version": SCHEMA_VERSION, "tasks": tasks}) + "\n")
+    write_atomically(folder / FILE, columns_text(tasks))
 
 
-def read_columns(folder: Path) -> dict[str, TaskColumns]:
-    """Return the numbers of every leaf task, from the `.jsonl` files where they were not kept.
-
-    Args:
-        folder: NAME.items of a record.
-
-    Raises:
-        RecordError: items that are missing or damaged.
-    """
-    path = folder / FILE
-    if not path.exists():
-        tasks = {file.stem: _from_rows(file) for file in sorted(folder.glob("*.jsonl"))}
-        if not tasks:
-            raise RecordError(f"{folder}: the items of the record cannot be read (there are none)")
-        return tasks
-    try:
-        content = _Columns.model_validate_json(path.read_bytes())
-        if content.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {content.schema_version}")
-        return content.tasks
-    except (OSError, ValueError) as error:
-        way = "; delete it, it is made again of the items beside it" if any(folder.glob("*.jsonl")) else ""
-        raise RecordError(f"{path}: not readable ({str(error).splitlines()[0]}){way}") from None
+def columns_text(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the file that holds the numbers of all tasks."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, "tasks": tasks}) + "\n"
 
 
-def _from_rows(path: Path) -> TaskColumns:
-    try:
-        return columns_of(read_rows(path))
-    except ValueError as error:
-        raise RecordError(f"{path}: {error}") from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return one task's rows as they were written.
-
-    Raises:
-        RecordError: they are missing or damaged.
-    """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise RecordError(f"{path}: items cannot be read (no regular file)")
-    try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # answers may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: items cannot be read ({error})") from None
-    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits among them
-        raise RecordError(f"{path}, line {number}: not valid JSON ({error})") from None
-    if not isinstance(row, dict) or not {"doc_id", "prompt"} & row.keys():
-        raise RecordError(f"{path}, line {number}: has neither doc_id nor prompt")
-    return row
+def columns_in(text: bytes) -> dict[str, TaskColumns]:
+    """Return the numbers of all tasks that a file holds; raises ValueError where it is damaged."""
+    content = _Columns.model_validate_json(text)
+    if content.schema_version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {content.schema_version}")
+    return content.tasks

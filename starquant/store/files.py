@@ -32,6 +32,16 @@ class FileEntry(BaseModel):
                 digest.update(chunk)
         return cls(size=path.stat().st_size, sha256=digest.hexdigest())
 
+    @classmethod
+    def of_bytes(cls, content: bytes) -> FileEntry:
+        """Describe what a file holds."""
+        return cls(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    def validate_content(self, path: Path, content: bytes) -> None:
+        """Compare what a file holds with what was written; raises RecordError where it is another one."""
+        if FileEntry.of_bytes(content) != self:
+            raise RecordError(f"{path}: is not what was written")
+
     def validate_file(self, path: Path, whole: bool = True) -> None:
         """Compare a file with what was written; only its size where it is not read as a whole.
 
@@ -47,13 +57,13 @@ class FileEntry(BaseModel):
             raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, flush it to disk, then rename it into place."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, flush it to disk, then rename it into place; text as UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)

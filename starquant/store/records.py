@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from starquant.store.files import set_aside, write_atomically
 from starquant.store.items import items_folder
 from starquant.store.locks import lock_path
 from starquant.store.record import READABLE_VERSIONS, RecordHead, RunRecord
+from starquant.store.source import read_file, read_items_files
 from starquant.store.verification import sealed, validate_content, validate_items
 
 RecordT = TypeVar("RecordT", bound=RecordHead)
@@ -104,7 +104,7 @@ class RecordStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_items(items_folder(path), items or {})
-            data = sealed(record.model_dump(mode="json"), items_folder(path))
+            data = sealed(record.model_dump(mode="json"), read_items_files(items_folder(path)))
             write_atomically(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
         except OSError as error:
             raise RecordError(f"{path}: cannot be written: {error}") from error
@@ -126,18 +126,6 @@ class _Version(BaseModel):
     schema_version: Any = None
 
 
-def record_paths(folder: Path) -> Iterator[Path]:
-    """Yield the records below a folder, in the order of their names; nothing of what lies beside them.
-
-    Of a results folder, those in its `records/`, never those published below it.
-    """
-    folder = folder / "records" if (folder / "records").is_dir() else folder
-    for root, folders, files in os.walk(folder):
-        beside = {"activations", "published" if root == str(folder) else ""}
-        folders[:] = sorted(name for name in folders if ".items" not in name and name not in beside)
-        yield from (Path(root, name) for name in sorted(files) if name.endswith(".json"))
-
-
 def read_record(path: Path) -> RunRecord:
     """Read a record; raises RecordError naming the file when it is not what was written, or of another schema."""
     return _read(path, RunRecord)
@@ -149,10 +137,8 @@ def read_head(path: Path) -> RecordHead:
 
 
 def _read(path: Path, kind: type[RecordT]) -> RecordT:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise RecordError(f"{path}: not readable as a record (no regular file)")
     try:
-        text = path.read_bytes()
+        text = read_file(path)
     except OSError as error:
         raise RecordError(f"{path}: not readable as a record ({error})") from None
     try:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from starquant.errors import RecordError
-from starquant.store.columns import FILE, TaskColumns, read_columns
+from starquant.store.columns import FILE, TaskColumns
 from starquant.store.files import FileEntry
-from starquant.store.items import is_fidelity, items_folder
+from starquant.store.items import is_fidelity, items_folder, read_columns
 from starquant.store.record import FIRST_SEALED, RecordHead, RunRecord, Score, Seal
+from starquant.store.source import is_compact, items_files, read_file
 
 #: Metrics of tasks that are means over items; of fidelity, all of them are.
 MEANS = ("acc", "acc_norm", "exact_match", "pass@1", "solved")
@@ -21,15 +22,14 @@ MEANS = ("acc", "acc_norm", "exact_match", "pass@1", "solved")
 _TOLERANCE = 1e-6
 
 
-def sealed(data: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """Return a record or report, as plain data, with a seal over it and the items in `folder`.
+def sealed(data: dict[str, Any], items: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """Return a record or report, as plain data, with a seal over it and its items files, by name.
 
     Raises:
-        OSError: items that cannot be read.
         ValueError: numbers that are not finite.
     """
-    items = {} if folder is None else {path.name: FileEntry.of(path) for path in _files(folder)}
-    data = data | {"seal": Seal(items=items).model_dump()}
+    entries = {name: FileEntry.of_bytes(content) for name, content in (items or {}).items()}
+    data = data | {"seal": Seal(items=entries).model_dump()}
     data["seal"]["content"] = _digest(data)
     return data
 
@@ -108,7 +108,7 @@ def validate_items(path: Path, record: RecordHead, whole: bool = False) -> dict[
     folder = items_folder(path)
     if record.seal is not None:
         _validate_files(folder, record.seal, whole)
-    if not any(_files(folder)):
+    if not items_files(folder):
         return {}
     columns = read_columns(folder)
     for index, score in enumerate(record.scores):
@@ -118,23 +118,23 @@ def validate_items(path: Path, record: RecordHead, whole: bool = False) -> dict[
     return columns
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return what a folder of items holds, in order; nothing of files in the making."""
-    return [*sorted(folder.glob("[!.]*.jsonl")), *folder.glob(FILE)]
-
-
 def _validate_files(folder: Path, seal: Seal, whole: bool) -> None:
-    if seal.items and not folder.is_dir():
+    names = items_files(folder)
+    if seal.items and names is None:
         raise RecordError(f"{folder}: the items of the record are missing")
-    for extra in _files(folder):
-        if extra.name not in seal.items:
-            raise RecordError(f"{extra}: is not of the record's items")
-    again = not (folder / FILE).exists() and len(seal.items) > 1  # numbers are made again of the items
+    for extra in (name for name in names or () if name not in seal.items):
+        raise RecordError(f"{folder / extra}: is not of the record's items")
+    again = FILE not in (names or ()) and len(seal.items) > 1  # numbers are made again of the items
     for name, entry in seal.items.items():
         if name == FILE and again:
             continue
         try:
-            entry.validate_file(folder / name, whole or again or name == FILE)
+            if is_compact(folder):
+                entry.validate_content(folder / name, read_file(folder / name))
+            else:
+                entry.validate_file(folder / name, whole or again or name == FILE)
+        except FileNotFoundError:
+            raise RecordError(f"{folder / name}: is missing") from None
         except RecordError as error:
             way = "; delete it, it is made again of the items beside it" if name == FILE and len(seal.items) > 1 else ""
             raise RecordError(f"{error}{way}") from None

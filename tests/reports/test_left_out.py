@@ -112,7 +112,7 @@ def test_edited_steps_of_a_figure_are_refused(records: tuple[Path, Path]) -> Non
 
 def test_what_is_published_is_sealed_too(records: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "published"
-    assert publish.main([str(tmp_path / "records"), str(out)]) == 0
+    assert publish.main([str(tmp_path / "records"), str(out), "--items", "numbers", "--plain"]) == 0
     assert not Results(out).faults and Results(out).unsealed == 0 and len(read_runs(out)) == 2
     columns = out / records[0].with_suffix(".items").name / "columns.json"
     columns.write_text(columns.read_text().replace("1.0", "0.0", 1))

@@ -11,7 +11,7 @@ from starquant.errors import DataError, RecordError
 from starquant.reports.publish import publish
 from starquant.runs.execute import execute
 from starquant.session.logs import FILE_ONLY, in_file, on_terminal
-from starquant.store.records import record_paths
+from starquant.store.source import record_paths
 from tests.support.specs import spec
 
 QUICK = ("method=rtn", "tasks.names=[testbed_facts]", "tasks.limit=4", "fidelity=none")

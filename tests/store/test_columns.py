@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from starquant.errors import RecordError
-from starquant.store.columns import FILE, columns_of, read_columns, read_rows, write_columns
+from starquant.store.columns import FILE, columns_of, write_columns
+from starquant.store.items import read_columns, read_rows
 from starquant.store.records import RecordStore
 from tests.support.records import fidelity_rows, items_of, make_record
 from tests.support.specs import spec

@@ -11,7 +11,8 @@ import pytest
 from starquant.errors import RecordError
 from starquant.store.files import write_atomically
 from starquant.store.provenance import CodeDigest, collect, running_code
-from starquant.store.records import RecordStore, read_record, record_paths
+from starquant.store.records import RecordStore, read_record
+from starquant.store.source import record_paths
 from tests.support.records import make_record, of_items
 from tests.support.specs import spec
 

@@ -15,7 +15,8 @@ import pytest
 from starquant.errors import RecordError
 from starquant.store.items import items_folder
 from starquant.store.record import RunRecord
-from starquant.store.records import RecordStore, read_record, record_paths
+from starquant.store.records import RecordStore, read_record
+from starquant.store.source import record_paths
 from starquant.store.verification import validate_items
 from tests.support.records import edit_record, fidelity_rows, items_of, make_record, of_items
 from tests.support.specs import spec

@@ -14,6 +14,7 @@ from starquant.store.manifest import ManifestEntry
 from starquant.store.provenance import collect, running_code
 from starquant.store.record import RunRecord, Score, Timings
 from starquant.store.records import RecordStore
+from starquant.store.source import read_items_files
 from starquant.store.verification import sealed
 from tests.support.specs import spec
 
@@ -75,7 +76,7 @@ def edit_record(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Change a record as if it had been written so."""
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data)
-    path.write_text(json.dumps(sealed(data, path.with_suffix(".items"))), encoding="utf-8")
+    path.write_text(json.dumps(sealed(data, read_items_files(path.with_suffix(".items")))), encoding="utf-8")
     return path
 
 

@@ -8,7 +8,9 @@ from typing import Any
 from starquant.errors import RecordError
 from starquant.reports.page.rows import PageRow
 from starquant.reports.run import Run
+from starquant.store.columns import FILE as COLUMNS
 from starquant.store.items import is_fidelity, items_folder, read_raw
+from starquant.store.source import items_files
 
 #: Items of a row and task that are shown at most, and characters of an answer.
 MOST_ITEMS, LONGEST = 200, 600
@@ -36,8 +38,8 @@ def _goes_with(run: Run, full: Run) -> bool:
 
 
 def _tasks(run: Run, full: Run) -> list[str]:
-    names = [{path.stem for path in items_folder(one.path).glob("*.jsonl")} for one in (run, full)]
-    return sorted(name for name in names[0] & names[1] if not is_fidelity(name))
+    ours, theirs = ({*(items_files(items_folder(one.path)) or ())} - {COLUMNS} for one in (run, full))
+    return sorted(task for name in ours & theirs if not is_fidelity(task := name.removesuffix(".jsonl")))
 
 
 def _of_task(run: Run, full: Run, task: str) -> dict[str, Any] | None:
