@@ -51,15 +51,20 @@ def fitted(name: str, architecture: str) -> tuple[Method, BitsSpec, MaskedDiffus
     return *method_named(name, *FOUR), fresh(architecture), fitted_once(name, architecture)
 
 
-def test_fitting_does_not_mutate(name: str, architecture: str) -> None:
+def test_fitting_is_deterministic_and_changes_nothing(name: str, architecture: str) -> None:
     method, bits = method_named(name, *FOUR)
-    model = fresh(architecture)
+    first, model = fitted_once(name, architecture), fresh(architecture)
     before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
-    method.fit(model, bits, states_of(model))
+    second = method.fit(model, bits, states_of(model))
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert dict(model.named_modules()) == modules
-    hooks = [m._forward_hooks or m._forward_pre_hooks for m in model.modules()]
-    assert not any(hooks)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert first.parts() == second.parts()
+    assert first.notes == second.notes
+    for part in first.parts():
+        ours, theirs = first.get(part), second.get(part)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_exactly_the_declared_linears_are_touched(fitted: Any, name: str) -> None:
@@ -103,18 +108,6 @@ def test_eight_bits_stay_close(name: str, architecture: str) -> None:
     clips = bits.activations.clip_ratio < 1.0
     floor = DROPPING_FLOOR_DB if method.drops else CLIPPING_FLOOR_DB if clips else W8A8_FLOOR_DB
     assert found is None or found > OWN_FLOORS_DB.get(name, floor)
-
-
-def test_fitting_is_deterministic(name: str, architecture: str) -> None:
-    method, bits = method_named(name, *FOUR)
-    first = fitted_once(name, architecture)
-    second = method.fit(fresh(architecture), bits, states_of(fresh(architecture)))
-    assert first.parts() == second.parts()
-    assert first.notes == second.notes
-    for part in first.parts():
-        ours, theirs = first.get(part), second.get(part)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_saved_and_loaded_gives_identical_logits(fitted: Any, architecture: str, tmp_path: Path) -> None:
