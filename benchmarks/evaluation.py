@@ -73,7 +73,8 @@ def model_of(family: str, shape: str = "small", device: str = "cpu", layers: int
         sizes = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4}
         sizes |= {"intermediate_size": 768, "vocab_size": VOCABULARY, "pad_token_id": VOCABULARY - 2}
         fewer = {} if layers is None else {"num_hidden_layers": layers}
-        config, kind = DreamConfig(**(sizes | special if shape == "small" else {}) | fewer), DreamModel
+        whole = {"num_key_value_heads": 4}  # the other published sizes are the configuration's own defaults
+        config, kind = DreamConfig(**(sizes | special if shape == "small" else whole) | fewer), DreamModel
     torch.set_default_dtype(torch.float32 if shape == "small" else torch.bfloat16)
     try:
         with torch.device(device):

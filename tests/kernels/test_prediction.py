@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+CONFIGS = Path(__file__).parents[1] / "golden" / "real_configs"
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "efficiency.py"
 
 
@@ -18,3 +22,15 @@ def test_measured_forwards_are_predicted_within_a_quarter() -> None:
     errors = [int(percent) for percent in re.findall(r"\| ([+-]\d+)% \|", old)]
     assert len(errors) == 8 and max(map(abs, errors)) <= 25
     assert "predicted, not measured" in new and new.count("| llada |") == new.count("| dream |") == 6
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_the_benchmarks_shapes_are_the_published_ones(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    from evaluation import model_of
+
+    published = json.loads((CONFIGS / f"{family}_{'8b' if family == 'llada' else '7b'}_parameters.json").read_text())[
+        "parameters"
+    ]
+    model = model_of(family, "8b", "meta")
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == published
