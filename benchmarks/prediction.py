@@ -99,7 +99,8 @@ def forward(family: str, precision: str, tokens: int, card: Card, code: str) -> 
         code: "old" for the kernels of afb57db, "new" for this code's.
     """
     shape = (MEASURED_SHAPES if code == "old" else SHAPES)[family]
-    block = sum(_linears(shape, precision, tokens, card, code)) + sum(_between(shape, tokens, card))
+    block = sum(_linears(shape, precision, tokens, card, code))
+    block += sum(_between(shape, tokens, card, swiglu=precision == "bf16" or code == "old"))
     if precision != "bf16":
         block += sum(_in_front(shape, precision, tokens, card, code))
     attention = 4.0 * tokens * tokens * shape.hidden / card.bf16
@@ -122,17 +123,19 @@ def _moved(tokens: int, card: Card, numbers: float, codes: float = 0.0) -> float
     return max(tokens * (2 * numbers + codes) / (card.copy * PASS), card.launch)
 
 
-def _between(shape: Shape, tokens: int, card: Card) -> Iterator[float]:
-    """Yield the seconds of the passes of a block that bf16 has as well."""
+def _between(shape: Shape, tokens: int, card: Card, swiglu: bool) -> Iterator[float]:
+    """Yield the seconds of the passes of a block that bf16 has as well; SwiGLU's where it is one."""
     numbers = (4 * shape.hidden,) * 2  # residual and norm
     numbers += (2 * (shape.hidden + shape.keys), 2 * (shape.hidden + shape.keys))  # rotary, attention's own traffic
-    yield from (_moved(tokens, card, each) for each in (*numbers, 3 * shape.inner))  # SwiGLU
+    numbers += (3 * shape.inner,) if swiglu else ()
+    yield from (_moved(tokens, card, each) for each in numbers)
 
 
 def _in_front(shape: Shape, precision: str, tokens: int, card: Card, code: str) -> Iterator[float]:
     """Yield the seconds of the passes in front of a block's quantized products: P with quantization, TAC."""
-    for width in (shape.hidden, shape.hidden, shape.hidden, shape.inner):
-        plain = _moved(tokens, card, width, width)
+    of_down = 2 if code == "new" else 1  # gate and up, of which SwiGLU's product is made in the same pass
+    for width, reads in ((shape.hidden, 1), (shape.hidden, 1), (shape.hidden, 1), (shape.inner, of_down)):
+        plain = _moved(tokens, card, reads * width, width)
         yield plain if precision == "w4a4-plain" else max(plain, _transform(width, tokens, card, code))
     if precision == "w4a4":
         rate, wave = (OLD["tac"], OLD["wave"]) if code == "old" else (card.copy * PASS, NEW_WAVE)

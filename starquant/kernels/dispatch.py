@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from starquant.errors import DeviceError
@@ -57,10 +58,18 @@ def quantize_tokens(
     prologue: Prologue = NO_PROLOGUE,
     symmetric: bool = True,
     sums: bool = False,
+    gate: Tensor | None = None,
 ) -> IntegerTokens:
     """Quantize activations [..., K] per token on a grid of at most 8 bits, behind a prologue.
 
-    `sums`: with the sum of each token's codes, which asymmetric weights need.
+    Args:
+        x: activations.
+        bits: of a code.
+        clip_ratio: of the grid.
+        prologue: what runs in front.
+        symmetric: whether the grid is.
+        sums: with the sum of each token's codes, which asymmetric weights need.
+        gate: SwiGLU's, [..., K]: activations are multiplied by its silu before anything else.
     """
     affine, kronecker, states = prologue.affine, prologue.kronecker, prologue.states
     flat = (
@@ -73,6 +82,7 @@ def quantize_tokens(
         0 if states is None else states.d_m,
         0 if states is None else states.d_u,
         None if states is None else states.clip_S,
+        None if gate is None else gate.reshape(-1, x.shape[-1]),
     )
     run = _quantize_op if torch.compiler.is_compiling() else _quantize
     codes, *per_token = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, symmetric, sums, *flat)
@@ -147,18 +157,21 @@ def _quantize(
     d_m: int,
     d_u: int,
     clip_S: Tensor | None,
+    gate_MK: Tensor | None,
 ) -> list[Tensor]:
     affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
     prologue = Prologue(affine, kronecker, None if state_M is None else TokenStates(state_M, d_m, d_u, clip_S))
     validate_tensor_cores(x_MK.device)
+    if gate_MK is not None and (affine is not None or x_MK.dtype == torch.float32 or not uses_triton(x_MK)):
+        x_MK, gate_MK = F.silu(gate_MK) * x_MK, None
     if not uses_triton(x_MK):
         quantize = row_chunks.quantize_rows if x_MK.device.type == "cpu" else reference.quantize_rows
         return [*quantize(x_MK, bits, clip_ratio, prologue, symmetric, sums)]
     from starquant.kernels.triton.quantize import quantize_rows
 
     with _on(x_MK):
-        return [*quantize_rows(x_MK, bits, clip_ratio, prologue, symmetric, sums)]
+        return [*quantize_rows(x_MK, bits, clip_ratio, prologue, symmetric, sums, gate_MK)]
 
 
 def _linear(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.context import Context
@@ -27,7 +26,7 @@ class Expert(nn.Module):
 
     def forward(self, h_BLD: Tensor, context: Context) -> Tensor:
         """Apply the gated feed-forward to what the shared site gives."""
-        y_BLD: Tensor = self.down_proj(self.down_input(F.silu(self.gate_proj(h_BLD)) * self.up_proj(h_BLD), context))
+        y_BLD: Tensor = self.down_proj(self.down_input(self.up_proj(h_BLD), context, self.gate_proj(h_BLD)))
         return y_BLD
 
 

@@ -17,6 +17,11 @@ from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
 
 
+def gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """Return silu(gate) x, or x without a gate."""
+    return x if gate is None else F.silu(gate) * x
+
+
 class InputSite(Float32Buffers):
     """The shared input of a group of linears (q/k/v, gate/up, ...); the identity in a checkpoint.
 
@@ -33,8 +38,9 @@ class InputSite(Float32Buffers):
         self.state_clip: Tensor | None
         self.register_buffer("state_clip", state_clip)
 
-    def forward(self, x_BLD: Tensor, context: Context | None = None) -> Tensor:
-        """Return what the linears read."""
+    def forward(self, x_BLD: Tensor, context: Context | None = None, gate_BLD: Tensor | None = None) -> Tensor:
+        """Return what the linears read of x, or of silu(gate) x, which a quantizer may compute in its own pass."""
+        x_BLD = gated(x_BLD, gate_BLD)
         return x_BLD if self.transform is None else self.transform(x_BLD, context)
 
 

@@ -82,11 +82,18 @@ def check_finish(capability: int) -> None:
 
 
 def check_quantize(capability: int) -> None:
-    pointers = {"x_ptr": "*bf16", "codes_ptr": "*i8", "scale_ptr": "*fp32", "clip_ptr": "*fp32", "state_ptr": "*i64"}
+    pointers = {
+        "x_ptr": "*bf16",
+        "gate_ptr": "*bf16",
+        "codes_ptr": "*i8",
+        "scale_ptr": "*fp32",
+        "clip_ptr": "*fp32",
+        "state_ptr": "*i64",
+    }
     pointers |= {"zero_ptr": "*i32", "sum_ptr": "*i32"}
     numbers = {"shared": "i32", "d_m": "i32"}
     floats = dict.fromkeys(("qmax", "reach", "tiny"), "fp32")
-    constants = {"HAS_CLIP": True, "HAS_GATE": True, "BLOCK": 4096}
+    constants = {"HAS_CLIP": True, "HAS_GATE": True, "SWIGLU": True, "BLOCK": 4096}
     for symmetric in (True, False):
         grid = {"SYMMETRIC": symmetric, "SUMS": not symmetric}
         types = pointers | {"width": "i32"} | numbers | floats
@@ -107,7 +114,14 @@ def check_transform(capability: int) -> None:
     for (m, n), symmetric in itertools.product(sizes, (True, False)):
         kronecker = Kronecker(torch.empty(m, m), None if n is None else torch.empty(n, n))
         _, right, a, b, stride_a, _ = sides(kronecker, m * (n or 128))
-        types = {"x_ptr": "*bf16", "left_ptr": "*fp32", "right_ptr": "*fp32", "codes_ptr": "*i8", "scale_ptr": "*fp32"}
+        types = {
+            "x_ptr": "*bf16",
+            "gate_ptr": "*bf16",
+            "left_ptr": "*fp32",
+            "right_ptr": "*fp32",
+            "codes_ptr": "*i8",
+            "scale_ptr": "*fp32",
+        }
         types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "shared": "i32", "d_m": "i32"}
         types |= dict.fromkeys(("rows", "width", "a", "b"), "i32")
         types |= dict.fromkeys(("factor", "qmax", "reach", "tiny"), "fp32") | {"zero_ptr": "*i32", "sum_ptr": "*i32"}
@@ -115,7 +129,13 @@ def check_transform(capability: int) -> None:
         types |= {across: "i32"}
         settings = shape_of(a, b)
         warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
-        constants = {"HAS_RIGHT": right is not None, "HAS_CLIP": True, "HAS_GATE": True, along: 1} | settings
+        constants = {
+            "HAS_RIGHT": right is not None,
+            "HAS_CLIP": True,
+            "HAS_GATE": True,
+            "SWIGLU": True,
+            along: 1,
+        } | settings
         constants |= {"SYMMETRIC": symmetric, "SUMS": not symmetric}
         found = compiled(_transform_rows, types, constants, capability, warps, stages)
         assert found.metadata.shared <= SHARED, (capability, a, b, found.metadata.shared)

@@ -233,6 +233,19 @@ def check_map() -> None:
         assert float(((found - expected).abs() / largest).max()) < 2e-3, ("map", rows, width, size)
 
 
+def check_swiglu() -> None:
+    """A gate's silu in the same pass, in front of a Kronecker product or of none, on either grid."""
+    generator = torch.Generator().manual_seed(1)
+    x, gate = (3 * torch.randn(9, 96, generator=generator).to(DEVICE, torch.float16) for _ in range(2))
+    factors = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0].to(DEVICE) for n in (8, 12))
+    kronecker, states = Kronecker(*factors), TokenStates(states_of(9), 8, 4)
+    for prologue, symmetric in itertools.product((Prologue(states=states), Prologue(None, kronecker)), (True, False)):
+        expected = reference.quantize_rows(torch.nn.functional.silu(gate) * x, 4, 0.9, prologue, symmetric)
+        codes, scale, *zero = quantize_rows(x, 4, 0.9, prologue, symmetric, gate_MK=gate)
+        offset = (zero[0], expected[2]) if zero else (0, 0)
+        near(codes - offset[0], scale, (expected[0] - offset[1], expected[1]), 0.03, 4e-3)
+
+
 if __name__ == "__main__":
     if DEVICE != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: {DEVICE}: there is no GPU here")
@@ -243,4 +256,5 @@ if __name__ == "__main__":
     check_affine()
     check_transform()
     check_map()
+    check_swiglu()
     print("all equal")

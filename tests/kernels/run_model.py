@@ -60,7 +60,8 @@ def check(family: str, variant: str, dtype: torch.dtype) -> None:
             expected = made(input_ids=ids).logits.float()
     apart = float((found - expected).norm() / expected.norm())
     print(f"{family} {variant} {dtype}: {sites} sites, {apart:.1e} apart")
-    assert torch.isfinite(found).all() and apart < (1e-4 if dtype == torch.float32 else 0.02), apart
+    limit = 1e-4 if dtype == torch.float32 else 0.02 if VARIANTS[variant].transform == "none" else 0.05
+    assert torch.isfinite(found).all() and apart < limit, apart
     assert sites == (8 if VARIANTS[variant].inputs < 16 else 0)
 
 
@@ -71,6 +72,7 @@ if __name__ == "__main__":
         check("llada", variant, torch.float32)
     check("dream", "w4a4", torch.float32)
     check("dream", "w4a4-plain", torch.float16)
+    check("dream", "w8a8", torch.float16)
     check("dream", "w4a4-asym", torch.float32)
     check("llada", "w4a16", torch.float16)
     print("all near")

@@ -36,7 +36,11 @@ DROPPING_FLOOR_DB = 6.0  # no direction of a random model is idle: a gate of 1/3
 OWN_FLOORS_DB = {"freeact": 4.0}  # gates at the down projections of two random blocks, clips at four epochs: 4.36
 
 
-@pytest.fixture(params=ARCHITECTURES)
+#: GQA is Dream's as well: LLaDA's by itself among the slow ones.
+KINDS = [pytest.param(name, marks=pytest.mark.slow) if name == "llada_gqa" else name for name in ARCHITECTURES]
+
+
+@pytest.fixture(params=KINDS)
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 

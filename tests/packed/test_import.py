@@ -53,8 +53,14 @@ def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     "imports",
     [
         "import starquant.packed; from transformers import AutoModel; load = AutoModel.from_pretrained",
-        "from transformers import AutoModel; import starquant.packed; load = AutoModel.from_pretrained",
-        "import starquant.models; from transformers import AutoModel; load = AutoModel.from_pretrained",
+        pytest.param(
+            "from transformers import AutoModel; import starquant.packed; load = AutoModel.from_pretrained",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "import starquant.models; from transformers import AutoModel; load = AutoModel.from_pretrained",
+            marks=pytest.mark.slow,
+        ),
         "from starquant.models import load_model as load",
     ],
 )

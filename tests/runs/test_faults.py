@@ -147,6 +147,7 @@ def test_two_sweeps_in_one_folder_compute_everything_once(tmp_path: Path) -> Non
     assert any("waiting: another process is at" in text for text in told)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_and_goes_on_ends_in_the_same_table_byte_for_byte(tmp_path: Path) -> None:
     tasks = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=8", "runtime.threads=1")
     options = ("model=tiny", "method=rtn", "fidelity=none", *tasks, "runtime.batch_size=2")

@@ -17,7 +17,9 @@ RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 QUICK = ("tasks.names=[testbed_facts,testbed_programs]", "tasks.limit=9", "fidelity=none", "runtime.threads=1")
 
 
-@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow), "ray"])
+@pytest.mark.parametrize(
+    "launcher", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("joblib", "submitit_local")), "ray"]
+)
 def test_two_jobs(launcher: str, tmp_path: Path) -> None:
     """One good and one that fails: the summary and the exit code do not depend on the launcher."""
     module, extra = LAUNCHER_EXTRAS[launcher]

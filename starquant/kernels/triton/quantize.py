@@ -24,6 +24,7 @@ from starquant.kernels.triton.rows import (
     row_targets,
     scale_of,
     state_arguments,
+    swiglu,
 )
 from starquant.kernels.triton.transform import power_of_two, transform_rows
 
@@ -60,6 +61,7 @@ def _map_rows(
 @triton.jit
 def _quantize_rows(
     x_ptr,
+    gate_ptr,
     codes_ptr,
     scale_ptr,
     zero_ptr,
@@ -76,12 +78,14 @@ def _quantize_rows(
     SUMS: tl.constexpr,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
+    SWIGLU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row, column = tl.program_id(0), tl.arange(0, BLOCK)
     mask = column < width
     start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
-    x = tl.load(x_ptr + start + column, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + start + column, mask=mask, other=0.0)
+    x = swiglu(x, tl.load(gate_ptr + start + column, mask=mask, other=0.0)) if SWIGLU else x.to(tl.float32)
     state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
     if HAS_GATE:
         x = gated(x, column, state, shared, d_m)
@@ -126,6 +130,7 @@ def quantize_rows(
     prologue: Prologue = NO_PROLOGUE,
     symmetric: bool = True,
     sums: bool = False,
+    gate_MK: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return what `reference.quantize_rows` does.
 
@@ -136,12 +141,13 @@ def quantize_rows(
         prologue: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
         symmetric: whether the grid is.
         sums: whether codes are summed.
+        gate_MK: SwiGLU's, for rows of 16 bits without TAC; None for none.
     """
     states, kronecker = prologue.states, prologue.kronecker
     if prologue.affine is not None:
         x_MK = map_rows(x_MK, prologue.affine)
     if kronecker is not None and x_MK.dtype != torch.float32:
-        return transform_rows(x_MK, bits, clip_ratio, kronecker, states, symmetric, sums)
+        return transform_rows(x_MK, bits, clip_ratio, kronecker, states, symmetric, sums, gate_MK)
     if kronecker is not None:
         x_MK = kronecker.apply(x_MK)
     x_MK = x_MK.contiguous()
@@ -150,6 +156,7 @@ def quantize_rows(
     clip, state, gate, flags = state_arguments(states, width, scale)
     _quantize_rows[(rows,)](
         x_MK,
+        x_MK if gate_MK is None else gate_MK.contiguous(),
         codes,
         scale,
         scale if symmetric else offsets[0],
@@ -161,6 +168,7 @@ def quantize_rows(
         *grid_arguments(bits, clip_ratio, symmetric),
         SYMMETRIC=symmetric,
         SUMS=sums,
+        SWIGLU=gate_MK is not None,
         BLOCK=triton.next_power_of_2(width),
         num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
         **flags,

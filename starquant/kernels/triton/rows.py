@@ -23,6 +23,14 @@ def gated(x, channel, state, shared, d_m):
 
 
 @triton.jit
+def swiglu(x, gate):
+    """Multiply by silu(gate), rounded after each step as without kernels; float32."""
+    of_gate = gate.to(tl.float32)
+    of_gate = (of_gate / (1.0 + tl.exp(-of_gate))).to(x.dtype).to(tl.float32)
+    return (x.to(tl.float32) * of_gate).to(x.dtype).to(tl.float32)
+
+
+@triton.jit
 def scale_of(largest, strange, reach, tiny):
     """Return a token's scale; `strange` counts what is no number, which maxima drop."""
     return tl.where(strange > 0, float("nan"), tl.maximum(largest * reach, tiny))

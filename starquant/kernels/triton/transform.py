@@ -26,6 +26,7 @@ from starquant.kernels.triton.rows import (
     row_targets,
     scale_of,
     state_arguments,
+    swiglu,
 )
 
 #: Warps a processor, in programs that each read A once: what its registers hold.
@@ -43,6 +44,7 @@ def power_of_two(largest):
 @triton.jit
 def _transform_rows(
     x_ptr,
+    gate_ptr,
     left_ptr,
     right_ptr,
     codes_ptr,
@@ -68,6 +70,7 @@ def _transform_rows(
     HAS_RIGHT: tl.constexpr,
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
+    SWIGLU: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     TILES: tl.constexpr,
@@ -79,19 +82,19 @@ def _transform_rows(
     for turn in range(0, tl.cdiv(rows - first, programs)):
         row = first + turn * programs
         start = row.to(tl.int64) * width
-        at = x_ptr + start + k[:, None] * stride_a
         largest = 0.0
         xs = ()
         for n in tl.static_range(TILES):
-            x = tl.load(
-                at + (n * B + c)[None, :] * stride_b, mask=(k < a)[:, None] & (n * B + c < b)[None, :], other=0.0
-            )
+            at = start + k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
+            inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+            x = tl.load(x_ptr + at, mask=inside, other=0.0)
+            x = swiglu(x, tl.load(gate_ptr + at, mask=inside, other=0.0)) if SWIGLU else x.to(tl.float32)
             xs += (x,)
-            largest = tl.maximum(largest, tl.max(tl.abs(x.to(tl.float32))))
+            largest = tl.maximum(largest, tl.max(tl.abs(x)))
         times, over = power_of_two(largest)
         ys = ()
         for n in tl.static_range(TILES):
-            u = tl.dot(left, (xs[n].to(tl.float32) * over).to(tl.float16))
+            u = tl.dot(left, (xs[n] * over).to(tl.float16))
             if HAS_RIGHT:
                 u = u.to(tl.float16)
                 new = ()
@@ -145,6 +148,7 @@ def transform_rows(
     states: TokenStates | None,
     symmetric: bool = True,
     sums: bool = False,
+    gate_MK: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return transformed rows of 16 bits as `reference.quantize_rows` does; arguments as `quantize_rows`."""
     x_MK = x_MK.contiguous()
@@ -156,6 +160,7 @@ def transform_rows(
     programs = processors(x_MK.device) * WARPS // shape["num_warps"]
     _transform_rows[(min(rows, programs),)](
         x_MK,
+        x_MK if gate_MK is None else gate_MK.contiguous(),
         left.contiguous(),
         scale if right is None else right.contiguous(),
         codes,
@@ -175,6 +180,7 @@ def transform_rows(
         SYMMETRIC=symmetric,
         SUMS=sums,
         HAS_RIGHT=right is not None,
+        SWIGLU=gate_MK is not None,
         **flags,
         **shape,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.base import MaskedDiffusionModel, Trunk
@@ -55,7 +54,7 @@ class DreamMLP(nn.Module):
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Apply the gated feed-forward."""
         h = self.gate_up_input(x_BLD, context)
-        y_BLD: Tensor = self.down_proj(self.down_input(F.silu(self.gate_proj(h)) * self.up_proj(h), context))
+        y_BLD: Tensor = self.down_proj(self.down_input(self.up_proj(h), context, self.gate_proj(h)))
         return y_BLD
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from starquant.models.base import MaskedDiffusionModel, Trunk
@@ -44,7 +43,7 @@ class LLaDABlock(nn.Module):
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
         x_BLD = x_BLD + self.attn_out(self.out_input(z, context))
         h = self.gate_up_input(self.ff_norm(x_BLD), context)
-        y_BLD: Tensor = self.ff_out(self.down_input(F.silu(self.ff_proj(h)) * self.up_proj(h), context))
+        y_BLD: Tensor = self.ff_out(self.down_input(self.up_proj(h), context, self.ff_proj(h)))
         return x_BLD + y_BLD
 
 
