@@ -39,13 +39,13 @@ def statistics_of_rare_experts(
         if isinstance(site, ExpertSite) and any(n < k for n, k in zip(statistics.tokens, least, strict=True))
     }
     visit.rare |= rare
-    instead = {site: visit.statistics(site, collect) for site in rare}
+    instead: dict[SiteKey, SiteStatistics] = {site: visit.statistics(site, collect) for site in rare}
     if instead and states.rare_experts == "pooled":
         _collect_of_all_tokens(visit, instead)
-    return dict(instead)
+    return instead
 
 
-def _collect_of_all_tokens(visit: BlockVisit, by_site: Mapping[ExpertSite, SiteStatistics]) -> None:
+def _collect_of_all_tokens(visit: BlockVisit, by_site: Mapping[SiteKey, SiteStatistics]) -> None:
     """Add what experts give for every token of their layer, as though each had been routed to them."""
     experts, inputs = visit.sites.experts, visit.sites.inputs
 
@@ -56,6 +56,7 @@ def _collect_of_all_tokens(visit: BlockVisit, by_site: Mapping[ExpertSite, SiteS
             handle = inputs[site].register_forward_hook(
                 lambda _, args, out, s=statistics, b=seen: s.update(out, b, args[1])
             )
+            assert isinstance(site, ExpertSite)
             experts[site.expert](h_BLD.flatten(0, 1)[None], everyone)
             handle.remove()
 

@@ -77,7 +77,7 @@ def make_states(
         prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length), bos=bos)
         states = _from_trajectories(prompts, spec, model, sampler, batch_size, progress)
     batches = _batches(states, batch_size, padding_id(model.config))
-    experts = {"least_tokens": spec.experts.least_tokens, "rare_experts": spec.experts.rare}
+    experts: dict[str, Any] = {"least_tokens": spec.experts.least_tokens, "rare_experts": spec.experts.rare}
     made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs, **experts)
     return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made)})
 

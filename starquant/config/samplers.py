@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from starquant.config.fields import Count, Ratio, Scale, Spec, Steps, Tokens
+from starquant.config.fields import Count, Ratio, Scale, Share, Spec, Steps, Tokens
 from starquant.errors import nearest
 from starquant.registry import Registry
+
+TokenId = Annotated[int, Field(ge=0, le=2**24)]
 
 
 class SamplerSpec(Spec, ABC):
@@ -87,11 +89,61 @@ class DreamSamplerSpec(SamplerSpec):
         return "alg" if self.alg == "origin" else "alg_temp" if self.alg_temp else None
 
 
+class BlockSamplerSpec(SamplerSpec):
+    """What the settings of block diffusion share; the cache changes no token."""
+
+    gen_length: Tokens
+    block_length: Tokens
+    temperature: Scale = 0.0
+    cache: bool = True
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer."""
+        return self.gen_length
+
+
+class SDARSamplerSpec(BlockSamplerSpec):
+    """Settings of `diffusion.SDARSampler`."""
+
+    name: Literal["sdar"]
+    steps_per_block: Steps = 4
+    remasking: Literal["sequential", "low_confidence_static", "low_confidence_dynamic"] = "low_confidence_static"
+    threshold: Ratio = 0.95
+    stop_ids: tuple[TokenId, ...] | None = None
+
+
+class LLaDA2SamplerSpec(BlockSamplerSpec):
+    """Settings of `diffusion.LLaDA2Sampler`."""
+
+    name: Literal["llada2"]
+    steps_per_block: Steps = 32
+    threshold: Ratio = 0.95
+    minimal_topk: Count = 1
+    eos_early_stop: bool = False
+    eos_id: TokenId | None = None
+
+
+class LLaDA21SamplerSpec(BlockSamplerSpec):
+    """Settings of `diffusion.LLaDA21Sampler`."""
+
+    name: Literal["llada2_1"]
+    threshold: Ratio = 0.95
+    editing_threshold: Share = 0.9
+    max_post_steps: Annotated[int, Field(ge=0, le=100_000)] = 16
+    num_to_transfer: Count = 1
+    eos_early_stop: bool = False
+    eos_id: TokenId | None = None
+
+
 SAMPLERS: Registry[type[SamplerSpec]] = Registry(
     "sampler.name",
     {
         "llada": "starquant.config.samplers:LLaDASamplerSpec",
         "dream": "starquant.config.samplers:DreamSamplerSpec",
+        "llada2": "starquant.config.samplers:LLaDA2SamplerSpec",
+        "llada2_1": "starquant.config.samplers:LLaDA21SamplerSpec",
+        "sdar": "starquant.config.samplers:SDARSamplerSpec",
     },
 )
 

@@ -12,17 +12,20 @@ from starquant.diffusion.likelihood import LikelihoodEstimator, ScoreRequest
 from starquant.diffusion.masking import forward_mask
 from starquant.diffusion.noise import DreamNoise, LLaDANoise, MaskPatterns
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DreamSampler, LLaDASampler, Sampler
+from starquant.diffusion.samplers import DreamSampler, LLaDA2Sampler, LLaDA21Sampler, LLaDASampler, Sampler, SDARSampler
 
 __all__ = [
     "BatchSize",
     "DreamNoise",
     "DreamSampler",
+    "LLaDA2Sampler",
+    "LLaDA21Sampler",
     "LLaDANoise",
     "LLaDASampler",
     "LikelihoodEstimator",
     "MaskPatterns",
     "MaskPredictor",
+    "SDARSampler",
     "Sampler",
     "ScoreRequest",
     "forward_mask",

@@ -20,7 +20,7 @@ from starquant.diffusion.batch_size import BatchSize, draws_kept, in_batches
 from starquant.diffusion.continuous_batching import Request, Settled, as_batch
 from starquant.diffusion.generation import validate_room
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DenoisingState, Sampler
+from starquant.diffusion.samplers import BlockSampler, DenoisingState, Sampler
 from starquant.diffusion.sampling import top_ranked
 from starquant.errors import ConfigError
 
@@ -87,6 +87,8 @@ def _validate_speed(sampler: Sampler, speed: SpeedSpec) -> tuple[Sampler, int, i
     length = sampler.own_block_length if speed.block_length is None else speed.block_length
     if whole % length:
         raise ConfigError(f"speed.block_length: got {length}, must divide the answer's {whole} tokens")
+    if isinstance(sampler, BlockSampler):
+        raise ConfigError("speed: got shortcuts of generation; allowed: none with block diffusion, which has its own")
     if sampler.commits_by_chance:
         raise ConfigError("speed: kv_cache and confidence_threshold do not go with a sampler that commits by chance")
     if speed.confidence_threshold is not None:

@@ -9,17 +9,18 @@ Shape suffixes: B active requests, P longest active prompt, G answer tokens, L =
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from starquant.diffusion.batch_size import BatchSize, draws_kept, out_of_memory
+from starquant.diffusion.batch_size import BatchSize, draws_kept, in_batches, out_of_memory
 from starquant.diffusion.generation import left_padded, validate_room
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import DenoisingState, Sampler
+from starquant.diffusion.samplers import BlockSampler, DenoisingState, Sampler
 from starquant.diffusion.special_tokens import padding_id
 
 #: Called with a request's index and the committed tokens in front of its first masked one.
@@ -72,6 +73,9 @@ def generate_many(
     if not prompts:
         return
     validate_room(predict.config, max(map(len, prompts)), sampler.answer_length)
+    if isinstance(sampler, BlockSampler):
+        yield from _generate_blocks(predict, prompts, sampler, batch_size, seed, settled)
+        return
     waiting = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
     waiting.sort(key=lambda request: len(request.prompt))  # taken from the end: the longest first
     active: list[Request] = []
@@ -98,6 +102,41 @@ def generate_many(
                 yield request.index, answer
         if len(left) < len(active):
             active, state = left, None
+
+
+def _generate_blocks(
+    predict: MaskPredictor,
+    prompts: Sequence[Sequence[int]],
+    sampler: BlockSampler,
+    batch_size: BatchSize,
+    seed: int,
+    settled: Settled | None,
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield answers of block diffusion, as `generate_many`; prompts of one length side by side: their blocks align."""
+    requests = [Request.new(i, tuple(prompts[i]), seed, sampler, predict.mask_id) for i in range(len(prompts))]
+
+    def length(request: Request) -> int:
+        return len(request.prompt) + sampler.gen_length
+
+    def fill(batch: Sequence[Request]) -> list[list[int]]:
+        state, ended = as_batch(batch, predict), set[int]()
+        with draws_kept(state.generators):
+            for canvas in sampler.blockwise(predict, state):
+                for row, request in enumerate(batch) if settled is not None else ():
+                    if row not in ended and settled(request.index, _known(state, row, predict.mask_id)):
+                        ended.add(row)
+                        canvas.finished_B[row] = True
+        return [_known(state, row, predict.mask_id) for row in range(len(batch))]
+
+    for _, alike in itertools.groupby(sorted(requests, key=lambda r: -length(r)), key=length):
+        for batch, answers in in_batches([*alike], length, batch_size, fill):
+            yield from ((request.index, answer) for request, answer in zip(batch, answers, strict=True))
+
+
+def _known(state: DenoisingState, row: int, mask_id: int) -> list[int]:
+    """Return a row's answer in front of its first mask."""
+    answer = state.ids_BL[row, state.prompt_length :].tolist()
+    return answer[: answer.index(mask_id)] if mask_id in answer else answer
 
 
 def as_batch(active: Sequence[Request], predict: MaskPredictor) -> DenoisingState:

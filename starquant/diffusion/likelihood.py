@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ class ScoreRequest:
     def length(self) -> int:
         """Tokens of the whole sequence."""
         return len(self.prompt) + len(self.target) + len(self.suffix)
+
+
+def by_blocks(request: ScoreRequest, block_length: int) -> list[ScoreRequest]:
+    """Return a request's blocks, each behind the clean text in front of it; blocks count from the prompt's start."""
+    start, end = len(request.prompt), len(request.prompt) + len(request.target)
+    cuts = [start, *range((start // block_length + 1) * block_length, end, block_length), end]
+    whole = request.prompt + request.target
+    return [
+        replace(request, prompt=whole[:begin], target=whole[begin:stop], suffix=())
+        for begin, stop in itertools.pairwise(cuts)
+    ]
 
 
 @dataclass
@@ -77,8 +89,23 @@ class LikelihoodEstimator:
     def scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:
         """Yield (index of the request, log-likelihood in nats) as they are finished, about the longest first.
 
-        An empty target scores 0.
+        An empty target scores 0. Where attention is block-causal, a score is the sum of its blocks', each masked behind
+        the clean text in front of it, with patterns of its own.
         """
+        length = getattr(predict.model, "block_length", None)
+        if length is None:
+            yield from self._scores(predict, requests)
+            return
+        parts = [(index, part) for index, request in enumerate(requests) for part in by_blocks(request, length)]
+        totals, left = dict.fromkeys(range(len(requests)), 0.0), Counter(index for index, _ in parts)
+        for number, score in self._scores(predict, [part for _, part in parts]):
+            index = parts[number][0]
+            totals[index] += score
+            left[index] -= 1
+            if left[index] == 0:
+                yield index, totals[index]
+
+    def _scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:
         groups = self._groups(requests, predict.mask_id) if requests else iter(())
         for group, rows in ahead(groups):
             yield from self._run(predict, group, rows)

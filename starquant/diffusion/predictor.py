@@ -7,7 +7,7 @@ LM head are only computed where somebody reads them, and that their logits are n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ class MaskPredictor:
         model: one whose forward takes (input_ids, attention_mask, cache, project) and which has `project`, `trunk`,
             `logit_offset` (`models.base.MaskedDiffusionModel`).
     """
+
+    #: Whether samplers may have passes read keys and values of earlier ones.
+    caches: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = cast(Any, model)

@@ -98,7 +98,8 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
         ids_BL = torch.cat((ids_BP, before_BG), 1).to(device)
         state = DenoisingState(ids_BL, width, visible_BL, generators, prompt_BL=prompt_BL.to(device))
         reference.sampler.advance(watched, state, step, (after_BG != before_BG).sum(1).to(device))
-        rows, columns = measured_positions(before_BG, after_BG, watched.mask_id, reference.max_positions)
+        reach_BG = reference.sampler.reach(before_BG, visible_BP.sum(1), watched.mask_id)
+        rows, columns = measured_positions(before_BG, after_BG, watched.mask_id, reference.max_positions, reach_BG)
         if len(rows) == 0:
             continue
         full_ND = torch.cat([parts[b].residual[step] for b in rows.unique().tolist()]).to(device)

@@ -89,6 +89,8 @@ class Reference:
 class WatchedPredictor(MaskPredictor):
     """A mask predictor that keeps the last pass's residual stream (guidance: of its conditional branch)."""
 
+    caches = False
+
     def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
         self._residual, self._visible = super()._encode(ids_BL, visible_BL, cache), visible_BL
         return self._residual
@@ -169,13 +171,14 @@ def _record(
     watched: WatchedPredictor, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], sampler: Sampler, most: int
 ) -> list[PromptReference]:
     ids_BP, visible_BP = left_padded(prompts, padding_id(watched.config))
-    width = ids_BP.shape[1]
+    width, lengths_B = ids_BP.shape[1], visible_BP.sum(1)
     states = [torch.full((len(prompts), sampler.answer_length), watched.mask_id)]
     residual: list[dict[int, Tensor]] = [{} for _ in prompts]
 
     def keep(step: int, ids_BL: Tensor) -> None:
         states.append(ids_BL[:, width:].to("cpu", copy=True))
-        rows, columns = measured_positions(states[-2], states[-1], watched.mask_id, most)
+        reach_BG = sampler.reach(states[-2], lengths_B, watched.mask_id)
+        rows, columns = measured_positions(states[-2], states[-1], watched.mask_id, most, reach_BG)
         if len(rows):
             residual_ND = watched.hidden(rows, columns + width)[0].cpu()
             for row in rows.unique().tolist():

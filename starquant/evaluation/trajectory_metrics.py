@@ -33,15 +33,19 @@ METRICS: dict[str, tuple[bool | None, Unit]] = {
 }
 
 
-def measured_positions(before_BG: Tensor, after_BG: Tensor, mask_id: int, most: int) -> tuple[Tensor, Tensor]:
+def measured_positions(
+    before_BG: Tensor, after_BG: Tensor, mask_id: int, most: int, reach_BG: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (rows [N], answer columns [N]) of the masked positions that a step's metrics are taken at.
 
     Rows in which the step commits nothing are left out: their state comes again as the next step's. Of more than
-    `most` masked positions, `most` evenly spaced ones stand for all.
+    `most` masked positions, `most` evenly spaced ones stand for all. `reach_BG` is where the step predicts, None for
+    everywhere.
     """
     rows, columns = [], []
     for row in (before_BG != after_BG).any(1).nonzero()[:, 0].tolist():
-        masked = (before_BG[row] == mask_id).nonzero()[:, 0]
+        masked_G = before_BG[row] == mask_id
+        masked = (masked_G if reach_BG is None else masked_G & reach_BG[row]).nonzero()[:, 0]
         masked = evenly(masked, most)
         rows.append(torch.full_like(masked, row))
         columns.append(masked)

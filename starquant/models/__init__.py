@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 
 from starquant.models.families import FAMILIES, family_in, family_of, known_families
 from starquant.models.family import Family
+from starquant.models.fused import register_fused
 from starquant.models.loading import load_model, load_tokenizer, resolve_folder
 
 __all__ = ["FAMILIES", "Family", "family_of", "load_model", "load_tokenizer", "register", "resolve_folder"]
@@ -24,6 +25,8 @@ def register(family: Family) -> None:
     )
     AutoModel.register(family.config, family.model, exist_ok=True)
     AutoModelForMaskedLM.register(family.config, family.model, exist_ok=True)
+    if family.model.fused:
+        register_fused(family.model, family.model.fused)
 
 
 def _shared_config(shared_type: str) -> type[PreTrainedConfig]:

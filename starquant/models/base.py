@@ -43,6 +43,9 @@ class MaskedDiffusionModel(PreTrainedModel):
     #: Position whose hidden state predicts position i is i + logit_offset (Dream: -1, LLaDA: 0).
     logit_offset: ClassVar[int] = 0
 
+    #: Parameters that a checkpoint stores as one (`models.fused`).
+    fused: ClassVar[dict[str, tuple[str, ...]]] = {}
+
     #: Where the blocks' parameters are read from while they run; None when they are in memory.
     stored_blocks: Any = None
     #: Maps the residual stream back to the checkpoint's basis; set by methods that rotate it.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError, ConfigError, RecordError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
+from starquant.models.fused import stored_place
 from starquant.models.validation import make_config, validate_numbers
 
 _SAID = "starquant"  # key of a file's metadata
@@ -32,6 +33,7 @@ class StoredBlocks:
 
     Args:
         checkpoint: an inspected checkpoint.
+        kind: of the model.
         dtype: of the parameters in memory.
         device: where they are computed with.
         changed: folder for blocks that are changed; None where none may be.
@@ -43,35 +45,44 @@ class StoredBlocks:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, changed: Path | None = None
+        self,
+        checkpoint: Checkpoint,
+        kind: type[MaskedDiffusionModel],
+        dtype: torch.dtype,
+        device: torch.device,
+        changed: Path | None = None,
     ) -> None:
+        self.kind = kind
         self.dtype, self.device, self.changed = dtype, device, changed
         self.parts: dict[int, ChangedBlock] = {}
         self.describe: Callable[[nn.Module, str], dict[str, Any]] | None = None
         self._judged: set[str] = set()
         self._file: dict[str, Path] = {name: file for file in checkpoint.files for name in read_header(file)}
 
-    def read(self, name: str) -> Tensor:
-        """Return one parameter, its values judged the first time.
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Return one stored parameter, or some rows of it, its values judged the first time.
 
         Raises:
             CheckpointError: its file has gone or changed since it was judged; values that `validate_numbers` refuses.
         """
         try:
             with safe_open(self._file[name], "pt") as stored:
-                tensor: Tensor = stored.get_tensor(name)
+                tensor: Tensor = stored.get_tensor(name) if rows is None else stored.get_slice(name)[rows]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self._file[name]}: {name} cannot be read any more ({error})") from None
-        tensor = tensor.to(device=self.device, dtype=self.dtype)
-        if name not in self._judged:
-            validate_numbers(tensor, f"{self._file[name].parent}: {name}")
-            self._judged.add(name)
+        exact = any(part in name for part in self.kind._keep_in_fp32_modules_strict or ())
+        tensor = tensor.to(device=self.device, dtype=torch.float32 if exact else self.dtype)
+        part = name if rows is None else f"{name} from row {rows.start}"
+        if part not in self._judged:
+            validate_numbers(tensor, f"{self._file[name].parent}: {part}")
+            self._judged.add(part)
         return tensor
 
     def fill(self, module: nn.Module, prefix: str) -> None:
         """Give a module on the meta device its parameters."""
         for name, _ in list(module.named_parameters()):
-            _put(module, name, nn.Parameter(self.read(f"{prefix}.{name}"), requires_grad=False))
+            stored, rows = stored_place(module, name, self.kind.fused)
+            _put(module, name, nn.Parameter(self.read(f"{prefix}.{stored}", rows), requires_grad=False))
 
 
 def hollow_model(
@@ -96,7 +107,7 @@ def hollow_model(
         model = kind(config)
     if isinstance(dtype, str):
         dtype = cast("torch.dtype | None", config.dtype) or torch.float32
-    stored = StoredBlocks(checkpoint, dtype, device, changed)
+    stored = StoredBlocks(checkpoint, kind, dtype, device, changed)
     names = {module: name for name, module in model.named_modules()}
     trunk = model.trunk()
     stored.fill(trunk.embedding, names[trunk.embedding])

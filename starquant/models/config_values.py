@@ -124,6 +124,13 @@ def validate_divides(config: Any, family: str, key: str, divisor: str) -> None:
         )
 
 
+def validate_block(config: Any, family: str, key: str, context: int) -> None:
+    """Raise ValueError for a block length that is no whole number from 1 to the context's length."""
+    value = getattr(config, key)
+    if not is_whole(value) or not 1 <= value <= context:
+        raise ValueError(f"{family} config: {key}={value!r}, allowed: a whole number, 1 to the context's {context}")
+
+
 def rotary_base(family: str, rope_theta: float, parameters: object) -> float:
     """Return the base of the rotary embedding, from either spelling (`rope_parameters` is transformers 5's)."""
     if parameters is None:

@@ -34,6 +34,29 @@ class KeyValueCache:
         return kept_k, kept_v
 
 
+class CommittedCache(KeyValueCache):
+    """Keys and values of a committed prefix, which sees nothing behind it: reading them again is exact.
+
+    A pass computes its window and reads what is kept in front of it; of its own columns it keeps those before `keep`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep = 0
+
+    def ahead(self, start: int, stop: int) -> None:
+        """Let the next pass compute all that is not kept up to column `stop`, and keep what stands before `start`."""
+        self.window, self.keep = slice(self.keep, stop), start
+
+    def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the window's keys and values of a layer, and return those of all columns up to its end."""
+        if (kept := self._kept.get(attention)) is not None:
+            k_BKWE, v_BKWE = (torch.cat(pair, 2) for pair in zip(kept, (k_BKWE, v_BKWE), strict=True))
+        if self.keep > self.window.start:
+            self._kept[attention] = k_BKWE[:, :, : self.keep].clone(), v_BKWE[:, :, : self.keep].clone()
+        return k_BKWE, v_BKWE
+
+
 class Context:
     """What every block of one forward pass shares.
 
@@ -98,6 +121,22 @@ class Context:
 def bidirectional(visible_BL: Tensor | None) -> Tensor | None:
     """Return the mask in which every token sees every real one, [B, 1, 1, L]; None where nothing is padded."""
     return None if visible_BL is None else visible_BL[:, None, None]
+
+
+def block_causal(positions_BL: Tensor, visible_BL: Tensor | None, block_length: int) -> Tensor:
+    """Return the mask in which a token sees its own block and all before it, [B, 1, L, L]; padding sees itself.
+
+    Args:
+        positions_BL: of every token; blocks count from position 0.
+        visible_BL: False on padding; None where nothing is padded.
+        block_length: tokens of a block.
+    """
+    block_BL = positions_BL // block_length
+    sees_BLL = block_BL[:, None, :] <= block_BL[:, :, None]
+    if visible_BL is not None:
+        itself_LL = torch.eye(positions_BL.shape[1], dtype=torch.bool, device=positions_BL.device)
+        sees_BLL = sees_BLL & visible_BL[:, None] | itself_LL
+    return sees_BLL[:, None]
 
 
 def running_positions(ids_BL: Tensor, visible_BL: Tensor | None) -> Tensor:

@@ -16,7 +16,9 @@ FAMILIES: Registry[Family] = Registry(
     {
         "llada": "starquant.models.llada:LLADA",
         "llada_moe": "starquant.models.llada_moe:LLADA_MOE",
+        "llada2": "starquant.models.llada2:LLADA2",
         "dream": "starquant.models.dream:DREAM",
+        "sdar": "starquant.models.sdar:SDAR",
     },
 )
 

@@ -29,6 +29,7 @@ class Family:
         model: class of its models: forward pass, roles of linears, attention mask, tied keys.
         noise: mask noise its likelihood is defined over.
         sampler: class of its samplers; `config.samplers` has their settings under the same name.
+        other_samplers: further ones that it may be sampled with.
         tokenizer: loads a checkpoint folder's tokenizer.
         prepend_bos: whether its evaluation puts a beginning-of-text token in front of every prompt.
         architectures: of config.json, where other families share the `model_type`; None for any.
@@ -44,6 +45,7 @@ class Family:
     prepend_bos: bool = False
     architectures: tuple[str, ...] | None = None
     hallmark: str | None = None
+    other_samplers: tuple[type[Sampler], ...] = ()
 
     @property
     def model_type(self) -> str:
@@ -67,9 +69,10 @@ class Family:
         Raises:
             ConfigError: a sampler of another family.
         """
-        if settings.name != self.sampler.name:
-            raise ConfigError(f"{where}: sampler '{settings.name}' does not fit a model of the family '{self.name}'")
-        return self.sampler(**settings.model_dump(exclude={"name"}))
+        for sampler in (self.sampler, *self.other_samplers):
+            if settings.name == sampler.name:
+                return sampler(**settings.model_dump(exclude={"name"}))
+        raise ConfigError(f"{where}: sampler '{settings.name}' does not fit a model of the family '{self.name}'")
 
     def bos_token_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
         """Return the token that stands in front of every prompt, None for none."""

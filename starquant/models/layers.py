@@ -77,10 +77,11 @@ class Rotary(nn.Module):
 
 
 def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding to queries or keys, keeping their dtype."""
-    x = x_BHLE.float()
+    """Apply the rotary embedding to queries or keys, keeping their dtype; what is beyond its tables passes."""
+    x, rest = x_BHLE[..., : cos.shape[-1]].float(), x_BHLE[..., cos.shape[-1] :]
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHLE.dtype)
+    turned = (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHLE.dtype)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
 class AttentionCore(nn.Module):

@@ -14,6 +14,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from starquant.errors import CheckpointError
 from starquant.models.checkpoint import CONFIG, FLOATS, Checkpoint, validate_shapes
 from starquant.models.config_values import is_whole, validate_values
+from starquant.models.fused import fuse_shapes
 from starquant.numerics.chunks import row_slices
 from starquant.registry import Registry
 
@@ -86,7 +87,10 @@ def validate_parameters(checkpoint: Checkpoint, kind: type[PreTrainedModel]) -> 
     optional = frozenset(kind._tied_weights_keys or ()) if tied else frozenset[str]()
     kinds = {name: FLOATS for name, _ in skeleton.named_parameters()}
     kinds |= {name: ("U8",) if b.dtype == torch.uint8 else ("F32",) for name, b in skeleton.named_buffers()}  # packed
-    validate_shapes(checkpoint, parameter_shapes(skeleton), optional, kinds)
+    shapes = parameter_shapes(skeleton)
+    if "quantization_config" not in checkpoint.config:
+        shapes = fuse_shapes(shapes, getattr(kind, "fused", {}))
+    validate_shapes(checkpoint, shapes, optional, kinds)
     return skeleton
 
 

@@ -55,7 +55,18 @@ def test_models_bring_their_suite_and_the_command_line_wins() -> None:
 
 def test_presets_of_instruct_models_talk_in_their_template() -> None:
     talking = {model for model in OPTIONS["model"] if spec(f"model={model}").model.chat_template == "auto"}
-    assert talking == {"llada_instruct", "llada_1_5", "llada_moe", "dream_instruct"}
+    assert talking == {
+        "llada_instruct",
+        "llada_1_5",
+        "llada_moe",
+        "sdar_8b",
+        "sdar_4b",
+        "llada2_mini",
+        "llada2_1_mini",
+        "dream_instruct",
+        "dream_coder",
+        "diffucoder",
+    }
 
 
 def test_a_template_is_another_experiment_on_the_same_calibration() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, generate
+from starquant.diffusion import BatchSize, DreamSampler, LLaDASampler, SDARSampler, generate
 from starquant.errors import ConfigError, DataError, NonFiniteError
 from starquant.evaluation import testbed_tasks
 from starquant.evaluation.fidelity import Fidelity, Reference, measure, take_reference
@@ -253,6 +253,12 @@ def test_measured_positions_are_spread_evenly() -> None:
     rows, columns = measured_positions(before, after, 9, 3)
     assert rows.tolist() == [0, 0, 0]
     assert columns.tolist() == [2, 5, 8]  # the middles of three equal parts
+    reach_BG = SDARSampler(10, 4).reach(before, torch.tensor([6] * len(before)), 9)  # its blocks end at 2, 6, 10
+    assert measured_positions(before, after, 9, 9, reach_BG)[1].tolist() == [1]
+    short_BG = SDARSampler(10, 4).reach(torch.full((1, 10), 9), torch.tensor([7]), 9)  # 17 tokens: 16 are whole blocks
+    assert short_BG[0].nonzero()[:, 0].tolist() == [0]
+    late = torch.tensor([[1] * 9 + [9]])
+    assert not bool(SDARSampler(10, 4).reach(late, torch.tensor([7]), 9).any())
     assert measured_positions(before, after, 9, 9)[1].tolist() == list(range(1, 10))
 
 

@@ -124,7 +124,7 @@ def test_one_block_is_in_memory_while_it_runs(folder: Path, monkeypatch: pytest.
     hollow = load_model(folder, dtype="bfloat16", blocks_on_disk=True)
     blocks, order, read = hollow.trunk().blocks, [], []
     plain = StoredBlocks.read
-    monkeypatch.setattr(StoredBlocks, "read", lambda self, name: read.append(name) or plain(self, name))
+    monkeypatch.setattr(StoredBlocks, "read", lambda self, name, *rows: read.append(name) or plain(self, name, *rows))
 
     def resident(_: nn.Module, __: object) -> None:
         full = [k for k, block in enumerate(blocks) if not any(p.is_meta for p in block.parameters())]

@@ -21,25 +21,28 @@ from tests.support.records import make_record
 from tests.support.specs import spec
 
 
-@pytest.mark.parametrize("name", ["rtn", "quarot", "star_quant_plus"])
-def test_a_packed_mixture_loads_as_what_was_packed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "name", "sites"),
+    [("mixture", "rtn", 14), ("mixture", "star_quant_plus", 14), ("llada2", "quarot", 12), ("sdar", "rtn", 8)],
+)
+def test_what_is_packed_loads_again(architecture: str, name: str, sites: int, tmp_path: Path) -> None:
     method, bits = method_named(name, "bits=w4a4")
-    learned, source, target = fitted_once(name, "mixture"), tmp_path / "source", tmp_path / "packed"
-    fresh("mixture").save_pretrained(source)
-    fake, model = fresh("mixture"), fresh("mixture")
+    learned, source, target = fitted_once(name, architecture), tmp_path / "source", tmp_path / "packed"
+    fresh(architecture).save_pretrained(source)
+    fake, model = fresh(architecture), fresh(architecture)
     method.apply(fake, learned, bits)
     manifest = method.apply(model, learned, bits, packed=True)
     export(model, make_record(spec("bits=w4a4", f"method={name}")), source, target)
-    loaded, ids = AutoModel.from_pretrained(target), trajectory(fresh("mixture"))
+    loaded, ids = AutoModel.from_pretrained(target), trajectory(fresh(architecture))
     assert torch.equal(logits(loaded, ids), logits(model, ids))
     torch.testing.assert_close(logits(loaded, ids), logits(fake, ids), rtol=1e-4, atol=1e-4)
     packed = {name for name, module in loaded.named_modules() if isinstance(module, PackedLinear)}
-    assert packed == {*fresh("mixture").linears()}
-    down = loaded.model.layers[1].mlp.experts[3].down_proj
+    assert packed == {*fresh(architecture).linears()}
+    down = list(loaded.linears().values())[-1].module
     assert down.codes.numel() * 2 == down.in_features * down.out_features
     read = [(entry.name, entry.weight_bits) for entry in manifest_of(loaded) if entry.kind in ("linear", "router")]
     assert read == [(entry.name, entry.weight_bits) for entry in manifest if entry.kind in ("linear", "router")]
-    assert use_integers(loaded) == 2 * (3 + 4)
+    assert use_integers(loaded) == sites
     torch.testing.assert_close(logits(loaded, ids), logits(model, ids), rtol=1e-3, atol=1e-3)
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.models.sdar import SDARConfig, SDARForCausalLM
 from starquant.runs.execute import execute
 from tests.support.specs import spec
 
@@ -24,6 +25,10 @@ def make_checkpoint(folder: Path, family: str) -> Path:
     if family == "llada":
         sizes = {"d_model": 64, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2, "mlp_hidden_size": 96}
         model = LLaDAModelLM(LLaDAConfig(**sizes, vocab_size=len(vocabulary), **SPECIAL))
+    elif family == "sdar_4b":
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "head_dim": 16}
+        model = SDARForCausalLM(SDARConfig(**sizes, vocab_size=len(vocabulary), **SPECIAL))
     else:
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
         config = DreamConfig(**sizes, num_key_value_heads=2, vocab_size=len(vocabulary), bos_token_id=3, **SPECIAL)
@@ -68,10 +73,11 @@ def make_data(folder: Path) -> Path:
         ("llada", ["gen_length=16", "steps=8", "block_length=8"]),
         ("llada_1_5", ["gen_length=16", "steps=8", "block_length=8"]),
         ("dream", ["max_new_tokens=16", "steps=8"]),
+        ("sdar_4b", ["gen_length=16", "steps_per_block=2"]),
     ],
 )
 def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[str]) -> None:
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", "dream" if family == "dream" else "llada")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llada" if family.startswith("llada") else family)
     overrides = [
         f"model={family}", f"model.path={checkpoint}", "bits=w4a4", "model.dtype=float32", f"paths.results={tmp_path}",
         "tasks.names=[piqa,gsm8k]", f"tasks.data_dir={make_data(tmp_path / 'data')}", "model.protocol.piqa.mc_num=4",
@@ -90,10 +96,12 @@ def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[s
         ("gsm8k", "exact_match", "strict-match"),
         ("gsm8k", "exact_match", "flexible-extract"),
     }
-    assert {s.num_fewshot for s in result.record.scores if s.task == "gsm8k"} == {8 if family == "dream" else 5}
+    assert {s.num_fewshot for s in result.record.scores if s.task == "gsm8k"} == {
+        {"dream": 8, "sdar_4b": 0}.get(family, 5)
+    }
     assert sum(e.kind == "linear" and e.weight_bits == 4 for e in result.record.manifest) == 14
     assert result.record.spec["model"]["fingerprint"]
-    assert result.record.spec["model"]["chat_template"] == ("auto" if family == "llada_1_5" else "none")
+    assert result.record.spec["model"]["chat_template"] == ("auto" if family in ("llada_1_5", "sdar_4b") else "none")
     calibration = result.record.calibration
     assert (calibration["source"], calibration["segments"]) == ("winogrande", 4)
     assert result.record.spec["calibration"]["fingerprint"] == calibration["fingerprint"]

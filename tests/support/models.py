@@ -13,7 +13,9 @@ from starquant.diffusion.trajectories import record_trajectory
 from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from starquant.models.llada_moe import LLaDAMoEConfig, LLaDAMoEModelLM
+from starquant.models.sdar import SDARConfig, SDARForCausalLM
 from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.paths import GOLDEN
 
@@ -43,6 +45,27 @@ def mixture() -> MaskedDiffusionModel:
     return with_uneven_gains(model)
 
 
+def sdar() -> MaskedDiffusionModel:
+    """A random SDAR of two layers, blocks of 4, two value heads for four, with gains that differ."""
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    more = {"head_dim": 16, "intermediate_size": 80, "vocab_size": 120, "mask_token_id": 119, "eos_token_id": 118}
+    return with_uneven_gains(SDARForCausalLM(SDARConfig(**sizes | more, initializer_range=0.15)))
+
+
+def llada2() -> MaskedDiffusionModel:
+    """A random LLaDA2: a dense layer and one of four experts in two groups beside a shared one, blocks of 4."""
+    torch.manual_seed(4)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    more = {"head_dim": 16, "intermediate_size": 80, "moe_intermediate_size": 24, "vocab_size": 120}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "block_length": 4}
+    ids = {"mask_token_id": 119, "eos_token_id": 118, "pad_token_id": 118}
+    model = LLaDA2MoeModelLM(LLaDA2MoeConfig(**sizes | more | experts | ids, initializer_range=0.15))
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate.expert_bias.copy_(0.1 * torch.randn(4))
+    return with_uneven_gains(model)
+
+
 def with_uneven_gains(model: MaskedDiffusionModel) -> MaskedDiffusionModel:
     """The model with norms whose gains differ."""
     with torch.no_grad():
@@ -52,7 +75,7 @@ def with_uneven_gains(model: MaskedDiffusionModel) -> MaskedDiffusionModel:
     return model.eval()
 
 
-MADE = {"llada_gqa": llada_gqa, "mixture": mixture}
+MADE = {"llada_gqa": llada_gqa, "mixture": mixture, "sdar": sdar, "llada2": llada2}
 
 
 def fresh(architecture: str) -> MaskedDiffusionModel:

@@ -90,6 +90,16 @@ class Sampler(ABC):
     def commits_by_chance(self) -> bool:
         """Whether chance, not confidence, decides which positions are committed."""
 
+    def reach(self, answer_BG: Tensor, prompt_B: Tensor, mask_id: int) -> Tensor | None:
+        """Return where the next step from a state predicts tokens, [B, G]; None for wherever it is masked.
+
+        Args:
+            answer_BG: of the state.
+            prompt_B: tokens of each row's prompt.
+            mask_id: id of [MASK].
+        """
+        return None
+
     def by_probability(self) -> Sampler:
         """Return the same sampler with the tokens' probabilities as its confidences."""
         return self
