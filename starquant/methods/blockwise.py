@@ -138,7 +138,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
                 quantize_block(model, visit.block, visit.index, fed, solve)
 
     def _compensate(self, sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
-        linears = sites.linears.items() if self.solves(bits) else ()
+        compensates = type(self).compensate is not BlockwiseMethod.compensate
+        linears = sites.linears.items() if compensates and self.solves(bits) else ()
         before = {role: linear.weight.detach().clone() for role, linear in linears}
         self.compensate(sites, tensors, bits)
         changed = [role.value for role, weight in before.items() if not sites.linears[role].weight.equal(weight)]

@@ -22,25 +22,52 @@ from starquant.numerics.chunks import row_slices
 
 @contextmanager
 def rounded_once(sites: BlockSites) -> Iterator[None]:
-    """Hold a block's linears and norms in float64 while they are rewritten, so that half precision is rounded to once.
+    """Put off what is done to a block's weights, then do it to one weight after the other, rounding each once.
 
     For rewritings that touch a weight more than once; a single one is computed in float64 and rounded once anyway.
+    One weight at a time is held in float64, a block's norms and biases all the while. Nothing inside may read a weight.
     """
-    modules = (*sites.linears.values(), *sites.norms.values(), *sites.routers.values())
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    dtypes = [parameter.dtype for parameter in parameters]
-    for parameter in parameters:
+    linears = [*sites.linears.values(), *sites.routers.values()]
+    weights = [linear.weight for linear in linears]
+    modules = (*linears, *sites.norms.values())
+    small = [p for module in modules for p in module.parameters() if all(p is not weight for weight in weights)]
+    dtypes = [parameter.dtype for parameter in small]
+    for parameter in small:
         parameter.data = parameter.data.double()
+    for weight in weights:
+        setattr(weight, _PUT_OFF, [])
     try:
         yield
     finally:
-        for parameter, dtype in zip(parameters, dtypes, strict=True):
+        for parameter, dtype in zip(small, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
+        for weight in weights:
+            _catch_up(weight)
+
+
+#: Attribute of a weight whose rewriting is put off: (what goes by rows or columns, map) in their order.
+_PUT_OFF = "starquant_put_off"
+
+
+@torch.no_grad()
+def _catch_up(weight_OI: Tensor) -> None:
+    """Do to a weight what was put off, in float64."""
+    waiting = getattr(weight_OI, _PUT_OFF)
+    delattr(weight_OI, _PUT_OFF)
+    if not waiting:
+        return
+    exact_OI = weight_OI.data.double()
+    for go_over, change in waiting:
+        go_over(exact_OI, change)
+    weight_OI.data = exact_OI.to(weight_OI.dtype)
 
 
 @torch.no_grad()
 def map_rows(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     """Put each row through a map of float64 rows [n, I], in place."""
+    if (waiting := getattr(weight_OI, _PUT_OFF, None)) is not None:
+        waiting.append((map_rows, change))
+        return
     for rows in row_slices(weight_OI):
         weight_OI[rows] = change(weight_OI[rows].double()).to(weight_OI.dtype)
 
@@ -48,6 +75,9 @@ def map_rows(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
 @torch.no_grad()
 def map_columns(weight_OI: Tensor, change: Callable[[Tensor], Tensor]) -> None:
     """Put each column through a map of float64 rows [n, O], in place."""
+    if (waiting := getattr(weight_OI, _PUT_OFF, None)) is not None:
+        waiting.append((map_columns, change))
+        return
     for columns in row_slices(weight_OI.T):
         turned_nO = weight_OI[:, columns].T.double().contiguous()
         weight_OI[:, columns] = change(turned_nO).T.to(weight_OI.dtype)
@@ -59,7 +89,7 @@ def fold_gain(norm: nn.Module, linears: Iterable[nn.Linear]) -> None:
     Nothing is subtracted from the embedding: removing its mean preserves a LayerNorm model, not an RMSNorm one.
     """
     gain_D = _gain(norm)
-    scale_input(linears, gain_D)
+    scale_input(linears, gain_D.detach().clone())
     with torch.no_grad():
         gain_D.fill_(1.0)
 
@@ -86,8 +116,7 @@ def divide_gain(norm: nn.Module, scale_D: Tensor) -> None:
 @torch.no_grad()
 def divide_output(linear: nn.Linear, scale_O: Tensor) -> None:
     """Make a linear give y / s."""
-    for rows in row_slices(linear.weight):
-        linear.weight[rows] = (linear.weight[rows].double() / scale_O[rows].double()[:, None]).to(linear.weight.dtype)
+    map_columns(linear.weight, lambda w_nO: w_nO / scale_O.to(w_nO))
     if linear.bias is not None:
         linear.bias.copy_(linear.bias.double() / scale_O.double())
 
