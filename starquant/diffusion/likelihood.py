@@ -50,12 +50,17 @@ def by_blocks(request: ScoreRequest, block_length: int) -> list[ScoreRequest]:
     ]
 
 
+#: Of rows: what is masked, the prompt's length, the clean text behind.
+_Key = tuple[tuple[int, ...], int, tuple[int, ...]]
+
+
 @dataclass
 class _Row:
     """One masked sequence to run, shared by every (request, pattern) that produces exactly these ids."""
 
     ids: tuple[int, ...]
     prompt_length: int
+    clean: tuple[int, ...] = ()  # of block diffusion: the same without masks, behind it in the pass
     wanted: dict[tuple[int, int], int] = field(default_factory=dict)  # (column, token) -> index of its log-prob
     uses: list[tuple[int, float, list[int]]] = field(default_factory=list)  # (request, weight, log-prob indices)
 
@@ -90,23 +95,11 @@ class LikelihoodEstimator:
         """Yield (index of the request, log-likelihood in nats) as they are finished, about the longest first.
 
         An empty target scores 0. Where attention is block-causal, a score is the sum of its blocks', each masked behind
-        the clean text in front of it, with patterns of its own.
+        the clean text in front of it, with patterns of its own; one pass over [noisy ; clean] reads a pattern of every
+        block.
         """
         length = getattr(predict.model, "block_length", None)
-        if length is None:
-            yield from self._scores(predict, requests)
-            return
-        parts = [(index, part) for index, request in enumerate(requests) for part in by_blocks(request, length)]
-        totals, left = dict.fromkeys(range(len(requests)), 0.0), Counter(index for index, _ in parts)
-        for number, score in self._scores(predict, [part for _, part in parts]):
-            index = parts[number][0]
-            totals[index] += score
-            left[index] -= 1
-            if left[index] == 0:
-                yield index, totals[index]
-
-    def _scores(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, float]]:
-        groups = self._groups(requests, predict.mask_id) if requests else iter(())
+        groups = self._groups(requests, predict.mask_id, length) if requests else iter(())
         for group, rows in ahead(groups):
             yield from self._run(predict, group, rows)
 
@@ -115,33 +108,50 @@ class LikelihoodEstimator:
         scores = dict(self.scores(predict, requests))
         return [scores[index] for index in range(len(requests))]
 
-    def _groups(self, requests: Sequence[ScoreRequest], mask_id: int) -> Iterator[tuple[list[int], list[_Row]]]:
+    def _groups(
+        self, requests: Sequence[ScoreRequest], mask_id: int, block_length: int | None
+    ) -> Iterator[tuple[list[int], list[_Row]]]:
         """Yield indices of requests with the rows they need, the longest first."""
         # Requests with one prompt are neighbours, so that the rows their targets share are run once.
         order = sorted(range(len(requests)), key=lambda i: (-requests[i].length, requests[i].prompt, i))
         group: list[int] = []
-        rows: dict[tuple[tuple[int, ...], int], _Row] = {}
+        rows: dict[_Key, _Row] = {}
         for index in order:
-            if requests[index].target:
-                self._add_rows(rows, index, requests[index], mask_id)
+            request = requests[index]
+            if request.target and block_length is not None:
+                self._add_block_rows(rows, index, by_blocks(request, block_length), mask_id)
+            elif request.target:
+                self._add_rows(rows, index, request, mask_id)
             group.append(index)
             if len(rows) >= _GROUP:
                 yield group, sorted(rows.values(), key=lambda row: -len(row.ids))
                 group, rows = [], {}
         yield group, sorted(rows.values(), key=lambda row: -len(row.ids))
 
-    def _add_rows(
-        self, rows: dict[tuple[tuple[int, ...], int], _Row], index: int, request: ScoreRequest, mask_id: int
-    ) -> None:
+    def _add_rows(self, rows: dict[_Key, _Row], index: int, request: ScoreRequest, mask_id: int) -> None:
         patterns = self.patterns(request)
         start = len(request.prompt)
         for masked, weight in zip(patterns.masked_RT.tolist(), patterns.weight_R.tolist(), strict=True):
             noisy = tuple(mask_id if m else t for m, t in zip(masked, request.target, strict=True))
             ids = request.prompt + noisy + request.suffix
-            row = rows.setdefault((ids, start), _Row(ids, start))
+            row = rows.setdefault((ids, start, ()), _Row(ids, start))
             wanted = [(start + i, request.target[i]) for i, m in enumerate(masked) if m]
             uses = [row.wanted.setdefault(pair, len(row.wanted)) for pair in wanted]
             row.uses.append((index, weight, uses))
+
+    def _add_block_rows(self, rows: dict[_Key, _Row], index: int, blocks: Sequence[ScoreRequest], mask_id: int) -> None:
+        """Add rows that mask one pattern of every block, as long as it has some."""
+        drawn = [self.patterns(block) for block in blocks]
+        clean, start = blocks[-1].prompt + blocks[-1].target, len(blocks[0].prompt)
+        for r in range(max(len(patterns.weight_R) for patterns in drawn)):
+            chosen = [(b, p) for b, p in zip(blocks, drawn, strict=True) if r < len(p.weight_R)]
+            columns = [[len(b.prompt) + i for i, m in enumerate(p.masked_RT[r].tolist()) if m] for b, p in chosen]
+            masked = set(itertools.chain(*columns))
+            ids = tuple(mask_id if column in masked else token for column, token in enumerate(clean))
+            row = rows.setdefault((ids, start, clean), _Row(ids, start, clean))
+            for own, (_, patterns) in zip(columns, chosen, strict=True):
+                uses = [row.wanted.setdefault((column, clean[column]), len(row.wanted)) for column in own]
+                row.uses.append((index, float(patterns.weight_R[r]), uses))
 
     def _run(self, predict: MaskPredictor, group: list[int], rows: list[_Row]) -> Iterator[tuple[int, float]]:
         totals = dict.fromkeys(group, 0.0)
@@ -149,7 +159,8 @@ class LikelihoodEstimator:
         yield from ((index, 0.0) for index in group if index not in left)
 
         def length(row: _Row) -> int:
-            return len(row.ids) if self.cfg_scale == 0.0 else 2 * len(row.ids)  # guidance doubles the rows
+            tokens = len(row.ids) + len(row.clean)
+            return tokens if self.cfg_scale == 0.0 else 2 * tokens  # guidance doubles the rows
 
         for batch, scored in in_batches(rows, length, self.batch_size, lambda some: self._log_probs(predict, some)):
             for row, log_probs in zip(batch, scored, strict=True):
@@ -161,17 +172,22 @@ class LikelihoodEstimator:
 
     def _log_probs(self, predict: MaskPredictor, batch: Sequence[_Row]) -> list[list[float]]:
         """Return, for each row, the log-probabilities of its wanted (column, token) pairs."""
-        longest = len(batch[0].ids)
+        longest = len(batch[0].ids) + len(batch[0].clean)
+        position_BL = torch.zeros(len(batch), longest, dtype=torch.long)
         ids_BL = torch.full((len(batch), longest), predict.mask_id)
         visible_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
         prompt_BL = torch.zeros_like(visible_BL)
         for b, row in enumerate(batch):
-            ids_BL[b, : len(row.ids)] = torch.tensor(row.ids)
-            visible_BL[b, : len(row.ids)] = True
+            both = row.ids + row.clean
+            ids_BL[b, : len(both)] = torch.tensor(both)
+            visible_BL[b, : len(both)] = True
+            position_BL[b, : len(both)] = torch.arange(len(both)) % len(row.ids)
             prompt_BL[b, : row.prompt_length] = True
         wanted = [(b, column, token) for b, row in enumerate(batch) for column, token in row.wanted]
         rows_N, columns_N, tokens_N = torch.tensor(wanted).T.to(predict.device)
         settings: dict[str, Any] = {"cfg_scale": self.cfg_scale, "prompt_BL": prompt_BL.to(predict.device)}
+        if batch[0].clean:
+            settings["position_BL"] = position_BL.to(predict.device)
         settings["visible_BL"] = None if bool(visible_BL.all()) else visible_BL.to(predict.device)
         log_probs = [
             log_probability(logits_NV, tokens_N[part]).double()

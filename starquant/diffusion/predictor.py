@@ -62,6 +62,7 @@ class MaskPredictor:
         cfg_scale: float = 0.0,
         prompt_BL: Tensor | None = None,
         cache: Cache | None = None,
+        position_BL: Tensor | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (which of the N positions, their float32 logits [n, V]) for the tokens at (rows [N], columns [N]).
 
@@ -73,6 +74,7 @@ class MaskPredictor:
                 branches run in one batch, none when s = 0.
             prompt_BL: True on prompt tokens; needed for cfg_scale > 0.
             cache: of an earlier pass over these sequences; positions lie in its window.
+            position_BL: of every token; None for the running count of those that are no padding.
 
         Raises:
             ValueError: guidance without a prompt mask.
@@ -87,7 +89,8 @@ class MaskPredictor:
             branches.append((rows + len(ids_BL), source))
             ids_BL = torch.cat((ids_BL, ids_BL.masked_fill(prompt_BL, self.mask_id)))
             visible_BL = None if visible_BL is None else torch.cat((visible_BL, visible_BL))
-        hidden_BLD = self._encode(ids_BL, visible_BL, cache)
+            position_BL = None if position_BL is None else torch.cat((position_BL, position_BL))
+        hidden_BLD = self._encode(ids_BL, visible_BL, cache, position_BL)
         start = 0 if cache is None else cache.window.start
         size = self.positions_at_once()
         for begin in range(0, max(1, len(rows)), size):
@@ -107,8 +110,12 @@ class MaskPredictor:
         least: int = getattr(trunk.head, "inputs_at_once", 1)
         return max(least, _ELEMENTS.get(self.device.type, 2**23) // int(trunk.embedding.num_embeddings))
 
-    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
-        out = self.model(input_ids=ids_BL, attention_mask=visible_BL, cache=cache, project=False)
+    def _encode(
+        self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None, position_BL: Tensor | None = None
+    ) -> Tensor:
+        out = self.model(
+            input_ids=ids_BL, attention_mask=visible_BL, position_ids=position_BL, cache=cache, project=False
+        )
         hidden_BLD: Tensor = out.hidden_states[-1]
         return hidden_BLD
 

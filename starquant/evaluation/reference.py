@@ -91,8 +91,10 @@ class WatchedPredictor(MaskPredictor):
 
     caches = False
 
-    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Tensor:
-        self._residual, self._visible = super()._encode(ids_BL, visible_BL, cache), visible_BL
+    def _encode(
+        self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None, position_BL: Tensor | None = None
+    ) -> Tensor:
+        self._residual, self._visible = super()._encode(ids_BL, visible_BL, cache, position_BL), visible_BL
         return self._residual
 
     def watch(self, ids_BL: Tensor, visible_BL: Tensor | None) -> None:

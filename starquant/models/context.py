@@ -126,13 +126,21 @@ def bidirectional(visible_BL: Tensor | None) -> Tensor | None:
 def block_causal(positions_BL: Tensor, visible_BL: Tensor | None, block_length: int) -> Tensor:
     """Return the mask in which a token sees its own block and all before it, [B, 1, L, L]; padding sees itself.
 
+    Positions that begin again are those of another copy of the text, as in the layout [noisy ; clean] of training: a
+    token then sees its own block in its own copy, and those before it in the last one.
+
     Args:
         positions_BL: of every token; blocks count from position 0.
         visible_BL: False on padding; None where nothing is padded.
         block_length: tokens of a block.
     """
-    block_BL = positions_BL // block_length
-    sees_BLL = block_BL[:, None, :] <= block_BL[:, :, None]
+    block_BL, copy_BL = positions_BL // block_length, torch.zeros_like(positions_BL)
+    copy_BL[:, 1:] = (positions_BL[:, 1:] <= positions_BL[:, :-1]).cumsum(1)
+    seen_BL = copy_BL if visible_BL is None else copy_BL.masked_fill(~visible_BL, -1)
+    last_BL = copy_BL == seen_BL.amax(1, keepdim=True)
+    before_BLL = (block_BL[:, None, :] < block_BL[:, :, None]) & last_BL[:, None]
+    own_BLL = (block_BL[:, None, :] == block_BL[:, :, None]) & (copy_BL[:, None, :] == copy_BL[:, :, None])
+    sees_BLL = before_BLL | own_BLL
     if visible_BL is not None:
         itself_LL = torch.eye(positions_BL.shape[1], dtype=torch.bool, device=positions_BL.device)
         sees_BLL = sees_BLL & visible_BL[:, None] | itself_LL

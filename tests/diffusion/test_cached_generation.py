@@ -145,7 +145,7 @@ class Counting(MaskPredictor):
 
     passes = columns = 0
 
-    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Any) -> Tensor:
+    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Any, *_: Any) -> Tensor:
         hidden = super()._encode(ids_BL, visible_BL, cache)
         self.passes, self.columns = self.passes + 1, self.columns + hidden.shape[1]
         return hidden

@@ -94,6 +94,18 @@ def test_a_noisy_block_behind_a_clean_prefix_with_and_without_kept_keys(
         close(model(torch.cat((prefix, clean, later), 1)).logits[:, -8:], z["nb_next_logits"])
 
 
+@torch.no_grad()
+def test_noisy_and_clean_text_in_one_pass(model: BlockCausalModel, z: dict[str, np.ndarray]) -> None:
+    """The trainer's layout: its mask, its logits."""
+    both = [torch.from_numpy(z[f"tr_{name}_ids"]) for name in ("noisy", "clean")]
+    positions = torch.arange(28).repeat(2)[None]
+    with model.blocks_of(BLOCK):
+        mask = model.attention_mask(positions, None)
+        assert mask is not None
+        assert np.array_equal(mask[0, 0].numpy(), z["tr_mask"])
+        close(model(torch.cat(both, 1), position_ids=positions).logits[:, :28], z["tr_logits"])
+
+
 @pytest.mark.parametrize("real", ["llada2_mini", "llada2_flash"])
 def test_parameters_of_the_published_configs(real: str) -> None:
     config = json.loads((GOLDEN / "real_configs" / f"{real}_dfactory" / "config.json").read_text())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest
 from starquant.diffusion.likelihood import by_blocks
+from starquant.diffusion.noise import DreamNoise, MaskPatterns
 from starquant.errors import CheckpointError
 from starquant.models import family_of, load_model
 from starquant.models.block_causal import BlockCausalModel
@@ -73,20 +74,38 @@ def test_a_noisy_block_behind_a_clean_prefix_with_and_without_kept_keys(
 
 
 @torch.no_grad()
-def test_likelihood_reads_each_noisy_block_behind_its_clean_prefix(
+def test_noisy_and_clean_text_in_one_pass(model: BlockCausalModel, z: dict[str, np.ndarray]) -> None:
+    """The trainer's layout: its mask, its logits, also beside a longer row and in front of padding."""
+    noisy, clean = (torch.from_numpy(z[f"tr_{name}_ids"]) for name in ("noisy", "clean"))
+    positions = torch.arange(18).repeat(2)[None]
+    mask = model.attention_mask(positions, None)
+    assert mask is not None
+    assert np.array_equal(mask[0, 0].numpy(), z["tr_mask"])
+    both = torch.cat((noisy, clean), 1)
+    close(model(both, position_ids=positions).logits[:, :18], z["tr_logits"])
+    padded = torch.cat((both, torch.zeros(2, 5, dtype=torch.long)), 1)
+    visible = torch.arange(41)[None].expand(2, -1) < 36
+    positions = torch.cat((positions, torch.zeros(1, 5, dtype=torch.long)), 1).expand(2, -1)
+    close(model(padded, attention_mask=visible, position_ids=positions).logits[:, :18], z["tr_logits"])
+
+
+def test_a_score_is_weighted_cross_entropy_of_the_trainers_layout(
     model: BlockCausalModel, z: dict[str, np.ndarray]
 ) -> None:
-    """Against the cross entropies of the trainer's own layout, [noisy ; clean] in one pass."""
+    noisy, clean = z["tr_noisy_ids"], z["tr_clean_ids"]
+
+    class Trainers(DreamNoise):
+        def draw(self, length: int, mc_num: int, generator: torch.Generator) -> MaskPatterns:
+            blocks = [b for b in range(0, 18, 4) if len(clean[row, b : b + 4]) == length and b not in taken]
+            taken.append(blocks[0])
+            masked = torch.from_numpy(noisy[row, blocks[0] : blocks[0] + 4] == model.mask_token_id)
+            return MaskPatterns(masked[None], torch.ones(1, dtype=torch.float64))
+
     for row in range(2):
-        noisy, clean = z["tr_noisy_ids"][row], z["tr_clean_ids"][row]
-        total = 0.0
-        for part in by_blocks(ScoreRequest((), tuple(clean.tolist())), 4):
-            begin, stop = len(part.prompt), len(part.prompt) + len(part.target)
-            ids = torch.tensor([[*part.prompt, *noisy[begin:stop]]])
-            log_p = model(ids).logits[0, begin:].log_softmax(-1)
-            masked = torch.from_numpy(noisy[begin:stop] == model.mask_token_id)
-            total += float(log_p[masked, torch.tensor(part.target)[masked]].sum())
-        assert total == pytest.approx(-float(z["tr_ce"][row].sum()), abs=1e-3)
+        taken: list[int] = []
+        estimator = LikelihoodEstimator(Trainers(), 1, most_patterns=0)
+        score = estimator.score(MaskPredictor(model), [ScoreRequest((), tuple(clean[row].tolist()))])[0]
+        assert score == pytest.approx(-float(z["tr_ce"][row].sum()), abs=1e-3)
 
 
 def test_a_score_is_the_sum_of_its_blocks_and_exact_where_patterns_are_few(model: BlockCausalModel) -> None:
