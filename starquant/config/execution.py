@@ -63,9 +63,18 @@ class RuntimeSpec(Spec):
 
 
 class ExportSpec(Spec):
-    """Where the quantized model is written as a packed checkpoint, null for nowhere. Inert as a whole."""
+    """Where the model is written as it was scored, null for nowhere. Inert as a whole.
+
+    Attributes:
+        dir: folder of a packed checkpoint, or the GGUF file.
+        format: "packed" for `from_pretrained`, "gguf" for llama.cpp.
+        dtype: of what a GGUF holds unquantized, but for norms and biases, which are float32.
+        shard_size: of a packed checkpoint's weight file, at most.
+    """
 
     dir: UserPath | None = None
+    format: Literal["packed", "gguf"] = "packed"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_size: str = "1GB"
 
     @field_validator("shard_size", mode="before")

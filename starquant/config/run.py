@@ -55,8 +55,9 @@ class RunSpec(Spec):
     experiment: ExperimentSpec = Field(default=ExperimentSpec(), json_schema_extra=INERT)
 
     BASELINE: ClassVar[MethodOptions] = FullPrecisionOptions(name="none")
-    #: Algorithm for checkpoints that are quantized already.
+    #: Algorithms for checkpoints that are quantized already, and for files of llama.cpp.
     PACKED: ClassVar[str] = "packed"
+    GGUF: ClassVar[str] = "gguf"
 
     @field_validator("method", mode="plain")
     @classmethod
@@ -132,9 +133,19 @@ class RunSpec(Spec):
         return self.method.algorithm == self.PACKED
 
     @property
+    def is_gguf(self) -> bool:
+        """Whether the run scores a file of llama.cpp, which full precision stands beside."""
+        return self.method.algorithm == self.GGUF
+
+    @property
     def quantizes(self) -> bool:
         """Whether the run fits a method and applies it."""
-        return not (self.is_baseline or self.is_packed)
+        return not (self.is_baseline or self.is_packed or self.is_gguf)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether fidelity compares what is scored with full precision."""
+        return self.quantizes or self.is_gguf
 
     def canonical(self) -> RunSpec:
         """Return the same run in its one spelling.
@@ -162,14 +173,23 @@ class RunSpec(Spec):
         """Return the full-precision run on the same model, tasks and seed."""
         nothing = {"calibration": NO_CALIBRATION, "fidelity": FidelitySpec(name="none")}
         speed = self.speed.applied(self.protocols)
-        return self.model_copy(update={"bits": FULL_PRECISION, "method": self.BASELINE, "speed": speed, **nothing})
+        update = {"bits": FULL_PRECISION, "method": self.BASELINE, "speed": speed, **nothing}
+        if self.model.engine != "torch":
+            of_torch = {"engine": "torch", "path": self.model.checkpoint, "checkpoint": None, "file_fingerprint": None}
+            update["model"] = self.model.model_copy(update=of_torch)
+        return self.model_copy(update=update)
 
     def identity(self) -> dict[str, Any]:
         """Return what the digest is taken of: every field that can change a score."""
         identity = without_inert(self)
         identity["evaluation_version"] = EVALUATION_VERSION
         if self.model.fingerprint is not None:
-            identity["model"].update(path=None, revision=None)
+            identity["model"].update(path=None, revision=None, checkpoint=None)
+        if identity["method"].get("transform", {}).get("sites") == "all":
+            del identity["method"]["transform"]["sites"]
+        if self.model.engine == "torch":
+            for name in ("engine", "checkpoint", "file_fingerprint"):
+                del identity["model"][name]
         if self.tasks.data_fingerprint is not None:
             identity["tasks"]["data_dir"] = None
         for part in (identity["calibration"], identity["fidelity"]):

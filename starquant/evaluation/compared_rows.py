@@ -65,6 +65,12 @@ def compare_rows(
     return {metric: value_R.cpu() for metric, value_R in metrics.items()}
 
 
+def compare_predictions(head: Head, full_ND: Tensor, logits_NV: Tensor, rows_N: Tensor, size: int) -> dict[str, Tensor]:
+    """Return the same of logits [N, V] that another engine gave, which has no hidden states to compare."""
+    parts = compare_logits(head.logits(full_ND), logits_NV)
+    return {metric: mean_by_row(value_N, rows_N, size).cpu() for metric, value_N in parts.items()}
+
+
 def finite(value: Tensor, metric: str, row: dict[str, Any]) -> float:
     """Return a number; raises CheckpointError when it is none."""
     if not bool(torch.isfinite(value)):

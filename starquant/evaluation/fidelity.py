@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from starquant.diffusion import BatchSize, generate
+from starquant.diffusion import BatchSize, MaskPredictor, generate
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.samplers import DenoisingState
 from starquant.diffusion.special_tokens import padding_id
-from starquant.evaluation.compared_rows import Fidelity, compare_rows, finite
+from starquant.evaluation.compared_rows import Fidelity, compare_predictions, compare_rows, finite
 from starquant.evaluation.reference import (
     PromptReference,
     Reference,
@@ -50,6 +50,7 @@ def measure(
     seed: int,
     batch_size: BatchSize,
     progress: Progress = SILENT,
+    predict: MaskPredictor | None = None,
 ) -> Fidelity:
     """Compare a model with the reference on every state, then let it generate from the same prompts and seeds.
 
@@ -68,6 +69,7 @@ def measure(
         seed: of the bootstrap.
         batch_size: prompts at a time.
         progress: draws a bar.
+        predict: another engine's predictions in the place of the model's; without hidden states, so without hidden_mse.
 
     Raises:
         NonFiniteError: predictions that are not finite.
@@ -78,7 +80,8 @@ def measure(
     lengths = [len(prompt.prompt) + reference.sampler.answer_length for prompt in reference.prompts]
 
     def compare(batch: Sequence[int]) -> list[dict[str, Any]]:
-        return [*_follow(watched, reference, batch), *_run_freely(model, reference, batch)]
+        free = _run_freely(model if predict is None else predict, model.config, reference, batch)
+        return [*_follow(watched if predict is None else predict, reference, batch), *free]
 
     for _, rows in by_length(lengths, batch_size, compare, "fidelity", progress):
         items += rows
@@ -86,7 +89,7 @@ def measure(
     return Fidelity(summarize(items, bins, resamples, seed), items)
 
 
-def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _follow(watched: MaskPredictor, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the rows of teacher-forced states. Random draws are those of full precision: they depend on the state."""
     parts, device = [reference.prompts[i] for i in batch], watched.device
     ids_BP, visible_BP = left_padded([p.prompt for p in parts], padding_id(watched.config))
@@ -103,8 +106,12 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
         if len(rows) == 0:
             continue
         full_ND = torch.cat([parts[b].residual[step] for b in rows.unique().tolist()]).to(device)
-        at = watched.hidden(rows, columns + width)
-        metrics = compare_rows(reference.head, watched.model, full_ND, *at, rows.to(device), len(batch))
+        if isinstance(watched, WatchedPredictor):
+            at = watched.hidden(rows, columns + width)
+            metrics = compare_rows(reference.head, watched.model, full_ND, *at, rows.to(device), len(batch))
+        else:
+            logits_NV = watched(torch.cat((ids_BP, before_BG), 1), (rows, columns + width), visible_BL=visible_BL)
+            metrics = compare_predictions(reference.head, full_ND, logits_NV, rows, len(batch))
         metrics["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu())
         masked_B = (before_BG == watched.mask_id).sum(1).tolist()
         for b in rows.unique().tolist():
@@ -112,9 +119,11 @@ def _follow(watched: WatchedPredictor, reference: Reference, batch: Sequence[int
             yield row | {metric: finite(value_B[b], metric, row) for metric, value_B in metrics.items()}
 
 
-def _run_freely(model: MaskedDiffusionModel, reference: Reference, batch: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _run_freely(
+    model: MaskedDiffusionModel | MaskPredictor, config: Any, reference: Reference, batch: Sequence[int]
+) -> Iterator[dict[str, Any]]:
     parts = [reference.prompts[i] for i in batch]
-    ids_BP, visible_BP = left_padded([p.prompt for p in parts], padding_id(model.config))
+    ids_BP, visible_BP = left_padded([p.prompt for p in parts], padding_id(config))
     seeds = [p.seed for p in parts]
     out = generate(model, ids_BP, reference.sampler, attention_mask=visible_BP, seeds=seeds)
     differs_BG = out[:, ids_BP.shape[1] :].cpu() != torch.stack([p.answers_SG[-1] for p in parts])

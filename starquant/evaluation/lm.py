@@ -67,6 +67,7 @@ class DiffusionLM(Conversations, LM):
         progress: draws bars.
         together: the processes that share the items.
         speed: shortcuts of evaluation.
+        predict: another engine's predictions; None for the model's own.
 
     `protocol`, `responses`, `templated` and `task` (shown in progress bars) are set for each task before it is run.
     """
@@ -81,20 +82,19 @@ class DiffusionLM(Conversations, LM):
         progress: Progress = SILENT,
         together: Processes = ALONE,
         speed: SpeedSpec = EXACT,
+        predict: MaskPredictor | None = None,
     ) -> None:
         super().__init__()
         self.together, self._rank, self._world_size = together, together.rank, together.world
         self.model, self.tokenizer, self.protocol, self.templated = model, tokenizer, protocol, False
         self.family = family_of(model)
         self.batch_size, self.seed, self.progress = BatchSize.of(batch_size, model), seed, progress
-        self.responses, self.speed = ResponseLog(None), speed
-        self.task = ""
+        self.responses, self.speed, self.task = ResponseLog(None), speed, ""
         #: What shortcuts cost in the task that was run last: metric to value.
         self.costs: dict[str, float] = {}
         #: Items of which the model sees a part, since it was last emptied; those of this process.
         self.cut = CutItems()
-        self.predict = MaskPredictor(model)
-        self._device = model.device
+        self.predict, self._device = MaskPredictor(model) if predict is None else predict, model.device
 
     @property
     def tokenizer_name(self) -> str:

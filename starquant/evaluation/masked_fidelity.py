@@ -20,10 +20,10 @@ from torch import Tensor
 from starquant.calibration.batches import Segment
 from starquant.calibration.masked_states import padded, uniform_states
 from starquant.config.calibration import StatesSpec
-from starquant.diffusion import BatchSize
+from starquant.diffusion import BatchSize, MaskPredictor
 from starquant.diffusion.special_tokens import eos_token_ids, padding_id
 from starquant.errors import CheckpointError, DataError
-from starquant.evaluation.compared_rows import Fidelity, compare_rows, finite
+from starquant.evaluation.compared_rows import Fidelity, compare_predictions, compare_rows, finite
 from starquant.evaluation.reference import Head, WatchedPredictor, by_length
 from starquant.evaluation.trajectory_metrics import evenly, summarize
 from starquant.models.base import MaskedDiffusionModel
@@ -137,6 +137,7 @@ def measure_masked(
     seed: int,
     batch_size: BatchSize,
     progress: Progress = SILENT,
+    predict: MaskPredictor | None = None,
 ) -> Fidelity:
     """Compare a model with the reference on every state; arguments as of `fidelity.measure`.
 
@@ -151,6 +152,8 @@ def measure_masked(
 
     def compare(batch: Sequence[int]) -> list[dict[str, Any]]:
         chosen = [states[i] for i in batch]
+        if predict is not None:
+            return [_compare_predictions(predict, reference, state) for state in chosen]
         return [*_compare(watched, reference, chosen)]
 
     items: list[dict[str, Any]] = []
@@ -189,11 +192,21 @@ def _compare(
         full_ND = state.residual_ND.to(watched.device)
         rows_N = torch.zeros(len(full_ND), dtype=torch.long, device=full_ND.device)
         metrics = compare_rows(reference.head, watched.model, full_ND, residual_ND, normed_ND, rows_N, 1)
-        row: dict[str, Any] = {
-            "prompt": state.segment,
-            "doc_hash": state.doc_hash,
-            "step": state.state,
-            "mask_ratio": state.ratio,
-        }
-        row |= {"group": state.group} if state.group else {}
-        yield row | {metric: finite(value_1[0], metric, row) for metric, value_1 in metrics.items()}
+        yield _row(state, metrics)
+
+
+def _compare_predictions(predict: MaskPredictor, reference: MaskedReference, state: MaskedState) -> dict[str, Any]:
+    rows_N = torch.zeros_like(state.columns_N)
+    logits_NV = predict(state.ids_L[None], (rows_N, state.columns_N))
+    return _row(state, compare_predictions(reference.head, state.residual_ND, logits_NV, rows_N, 1))
+
+
+def _row(state: MaskedState, metrics: dict[str, Tensor]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "prompt": state.segment,
+        "doc_hash": state.doc_hash,
+        "step": state.state,
+        "mask_ratio": state.ratio,
+    }
+    row |= {"group": state.group} if state.group else {}
+    return row | {metric: finite(value_1[0], metric, row) for metric, value_1 in metrics.items()}

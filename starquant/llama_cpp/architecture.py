@@ -50,12 +50,12 @@ ARCHITECTURES = {
 }
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Return what llama.cpp calls a model; raises ConfigError for a family that it does not have, or not so."""
-    architecture = ARCHITECTURES.get(str(config.model_type))
+def architecture_of(model_type: str) -> Architecture:
+    """Return what llama.cpp calls a `model_type`; raises ConfigError for one that it does not have, or not so."""
+    architecture = ARCHITECTURES.get(model_type)
     if architecture is None:
         raise ConfigError(
-            f"export.format: got gguf for a model of type '{config.model_type}', allowed: {', '.join(ARCHITECTURES)}"
+            f"export.format: got gguf for a model of type '{model_type}', allowed: {', '.join(ARCHITECTURES)}"
         )
     return architecture
 
@@ -69,7 +69,7 @@ def hyperparameters(model: MaskedDiffusionModel) -> dict[str, Any]:
         "block_count": len(trunk.blocks),
         "context_length": int(config.context_length),
         "embedding_length": int(trunk.embedding.embedding_dim),
-        "feed_forward_length": int(getattr(config, architecture_of(config).feed_forward)),
+        "feed_forward_length": int(getattr(config, architecture_of(str(config.model_type)).feed_forward)),
         "attention.head_count": attention.n_heads,
         "attention.head_count_kv": attention.n_kv_heads,
         "attention.layer_norm_rms_epsilon": float(norm.eps),
@@ -89,7 +89,7 @@ def linear_tensor(block: int, role: LinearKey) -> str:
 
 def row_order(model: MaskedDiffusionModel, role: LinearKey, rows: int) -> Tensor | None:
     """Return which row of a linear's weight stands where in the file, [O]; None for as they are."""
-    if role not in (Role.Q, Role.K) or not architecture_of(model.config).interleaves:
+    if role not in (Role.Q, Role.K) or not architecture_of(str(model.config.model_type)).interleaves:
         return None
     width = model.block_sites(model.trunk().blocks[0]).attention.head_dim
     return torch.arange(rows).view(-1, 2, width // 2).mT.flatten()

@@ -82,7 +82,7 @@ def write_gguf(
 
     validate_foldable(model)
     planned = list(plan(model, kind))
-    writer = gguf.GGUFWriter(None, architecture_of(model.config).name)
+    writer = gguf.GGUFWriter(None, architecture_of(str(model.config.model_type)).name)
     _add_keys(writer, model, tokenizer, kind, made_by or {})
     for tensor in planned:
         shape = (*tensor.shape[:-1], tensor.row_bytes)
@@ -147,7 +147,7 @@ def _weight(name: str, module: nn.Module, kind: str, order: Tensor | None = None
 def _add_keys(
     writer: Any, model: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, kind: str, made_by: Mapping[str, str]
 ) -> None:
-    architecture = architecture_of(model.config).name
+    architecture = architecture_of(str(model.config.model_type)).name
     block = model.block_sites(model.trunk().blocks[0])
     first: Any = next(iter(block.linears.values()))
     most = first.weight_format.block.upper() if isinstance(first, Packed) and first.weight_format.block else kind

@@ -23,15 +23,22 @@ def table_format(bits: BitsSpec, width: int) -> QuantFormat:
 
 
 def quantize_embedding(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:
-    """Quantize the embedding in place, or, packed, to codes; a tied one stays values. Returns its manifest entry."""
-    return _table(model, model.trunk().embedding, "embedding", bits, packed and not is_tied(model))
+    """Quantize the embedding in place, or, packed, to codes; returns its manifest entry.
+
+    A tied one stays values, but in blocks of llama.cpp: such a model is written, not run.
+    """
+    return _table(
+        model, model.trunk().embedding, "embedding", bits, packed and (bits.tables == "blocks" or not is_tied(model))
+    )
 
 
 def is_tied(model: MaskedDiffusionModel) -> bool:
     """Whether the head is the embedding: left out (LLaDA), or sharing its weight (Dream)."""
     trunk = model.trunk()
-    table = getattr(trunk.embedding, "weight", None)  # a packed one has none, and is never tied
-    return trunk.head is None or (table is not None and getattr(trunk.head, "weight", None) is table)
+    table = getattr(trunk.embedding, "weight", None)
+    if table is None and trunk.head is not None:  # packed: then it is tied where the checkpoint says so
+        return bool(model.config.tie_word_embeddings) and not isinstance(trunk.head, PackedLinear)
+    return trunk.head is None or getattr(trunk.head, "weight", None) is table
 
 
 def quantize_head(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool) -> ManifestEntry:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from starquant.calibration.batches import Segment
 from starquant.calibration.overlap import item_overlap
 from starquant.config.run import RunSpec
+from starquant.diffusion import MaskPredictor
 from starquant.models.cuda_graphs import compiled_blocks
 from starquant.runs.inputs import Loaded
 from starquant.session.session import Session
@@ -66,7 +67,12 @@ def suite_key(spec: RunSpec) -> str:
 
 
 def evaluate_tasks(
-    spec: RunSpec, loaded: Loaded, answers: Path, overlap: OverlapCounter, session: Session
+    spec: RunSpec,
+    loaded: Loaded,
+    answers: Path,
+    overlap: OverlapCounter,
+    session: Session,
+    predict: MaskPredictor | None = None,
 ) -> Evaluation:
     """Return scores and items of a run's tasks.
 
@@ -76,6 +82,7 @@ def evaluate_tasks(
         answers: folder that keeps single answers, so that a killed run goes on.
         overlap: looks at the items of every task.
         session: where it happens.
+        predict: another engine's predictions; None for the model's.
 
     Raises:
         StarquantError: a task that cannot be scored.
@@ -91,6 +98,7 @@ def evaluate_tasks(
         speed=spec.speed,
         progress=session.progress,
         together=session.processes,
+        predict=predict,
     )
     with compiled_blocks(loaded.model, spec.speed.compile):
         return evaluate(lm, spec.model, spec.tasks, answers, spec.debug.verbose, overlap)

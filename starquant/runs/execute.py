@@ -24,6 +24,7 @@ from starquant.runs.calibrate import calibrate, read_fit
 from starquant.runs.evaluate import OverlapCounter, evaluate_tasks, validate_tasks
 from starquant.runs.export import export_model, is_exported
 from starquant.runs.fidelity import fidelity_reference, measure_fidelity
+from starquant.runs.gguf import description_of, predictor_of
 from starquant.runs.inputs import Inputs, pin
 from starquant.runs.inspect import inspect_activations
 from starquant.runs.live import sqnr_by_block, stage
@@ -204,16 +205,17 @@ def _compute(
         fitted, calibration = read_fit(spec, artifact, loaded.texts)
     with stage(seconds, "quantize", session.progress):
         manifest = _apply(spec, loaded.model, fitted, session)
+        predict = predictor_of(spec, loaded.model) if spec.is_gguf else None
     for figures in sqnr_by_block(manifest):
         session.progress.tell(figures)
     overlap = OverlapCounter(loaded.texts.calibration if calibration else None)
     with stage(seconds, "evaluate", session.progress):
-        evaluation = evaluate_tasks(spec, loaded, answers, overlap, session)
+        evaluation = evaluate_tasks(spec, loaded, answers, overlap, session, predict)
     seconds |= {f"evaluate/{task}": spent for task, spent in evaluation.seconds.items()}
     scores, items = evaluation.scores, evaluation.items
     if reference is not None:
         with stage(seconds, "fidelity", session.progress):
-            fidelity = measure_fidelity(spec, loaded.model, reference, session)
+            fidelity = measure_fidelity(spec, loaded.model, reference, session, predict)
         scores, items = [*scores, *fidelity.scores], items | fidelity.by_group
     if calibration is not None or fitted.notes:
         calibration = (calibration or {}) | {"overlap": overlap.counts, "notes": fitted.notes}
@@ -231,6 +233,8 @@ def _compute(
 
 def _apply(spec: RunSpec, model: MaskedDiffusionModel, fitted: Fitted, session: Session) -> list[ManifestEntry]:
     """Quantize the model in place and return what became of every linear and operand."""
+    if spec.is_gguf:
+        return description_of(spec).manifest()
     with cpu_threads(spec.calibration.threads):
         manifest = METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress)
     return measure_operands(model, manifest, spec.seed)

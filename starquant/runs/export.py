@@ -1,4 +1,4 @@
-"""A run's quantized model as a packed checkpoint."""
+"""A run's quantized model as a packed checkpoint, or as a GGUF."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starquant.models.loading import validate_checkpoint
 from starquant.packed.description import describe_part
 from starquant.packed.export import export
 from starquant.runs.calibrate import calibrate
+from starquant.runs.gguf import is_exported_gguf, write_export
 from starquant.runs.inputs import Inputs
 from starquant.runs.record import store_of
 from starquant.session.session import Session
@@ -34,6 +35,8 @@ def is_exported(spec: RunSpec) -> bool:
         CheckpointError: what was exported is damaged.
     """
     target = Path(spec.export.dir or "")
+    if spec.export.format == "gguf":
+        return is_exported_gguf(spec)
     if exported_from(target) == spec.digest():
         validate_checkpoint(target)
         validate_listing(target)
@@ -55,14 +58,14 @@ def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, s
         StarquantError: a target that cannot be written, a calibration that cannot be made.
     """
     began = time.perf_counter()
-    if artifact is None:
+    if artifact is None and inputs.spec.quantizes:
         artifact, _ = calibrate(inputs, session)
     inputs.free()
     session.processes.by_first(_write, inputs, record, artifact, session)
     return time.perf_counter() - began
 
 
-def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Session) -> None:
+def _write(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session: Session) -> None:
     spec, target = inputs.spec, Path(inputs.spec.export.dir or "")
     results = Path(spec.paths.results)
     with exclusive(lock_path(results, "export", spec.digest()), f"the export of {store_of(spec).name(spec)}"):
@@ -77,9 +80,12 @@ def _write(inputs: Inputs, record: RunRecord, artifact: Artifact, session: Sessi
             model.stored_blocks.describe = describe_part
             if parts.exists():
                 log.info("going on from an interrupted export: %s", parts)
-        fitted = Fitted.load(ArtifactStore(results).path(artifact.digest))
+        fitted = Fitted() if artifact is None else Fitted.load(ArtifactStore(results).path(artifact.digest))
         with cpu_threads(spec.calibration.threads):
             METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
-        size = export(model, record, inputs.folder, target, spec.export.shard_size)
+        if spec.export.format == "gguf":
+            size = write_export(spec, model, record, inputs.folder)
+        else:
+            size = export(model, record, inputs.folder, target, spec.export.shard_size)
         shutil.rmtree(parts.parent, ignore_errors=True)
         log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")

@@ -7,7 +7,7 @@ from typing import Any
 from starquant.calibration.segments import prompts_of
 from starquant.config.digest import digest_of
 from starquant.config.run import RunSpec
-from starquant.diffusion import BatchSize
+from starquant.diffusion import BatchSize, MaskPredictor
 from starquant.evaluation.compared_rows import Fidelity
 from starquant.evaluation.fidelity import Reference, measure, take_reference
 from starquant.evaluation.masked_fidelity import MaskedReference, measure_masked, take_masked_reference
@@ -31,7 +31,7 @@ def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> AnyRe
     Raises:
         StarquantError: an answer that does not fit the context.
     """
-    if loaded.texts.fidelity is None or not spec.quantizes or not session.processes.first:
+    if loaded.texts.fidelity is None or not spec.is_compared or not session.processes.first:
         return None
     references, key = session.memory.references, _key(spec, session)
     if key in references:
@@ -66,14 +66,21 @@ def _key(spec: RunSpec, session: Session) -> str:
     return f"{digest}-{spec.tasks.limit}-{spec.runtime.batch_size}-{session.code.scoring}"
 
 
-def measure_fidelity(spec: RunSpec, model: MaskedDiffusionModel, reference: AnyReference, session: Session) -> Fidelity:
-    """Compare the quantized model with the reference."""
+def measure_fidelity(
+    spec: RunSpec,
+    model: MaskedDiffusionModel,
+    reference: AnyReference,
+    session: Session,
+    predict: MaskPredictor | None = None,
+) -> Fidelity:
+    """Compare the quantized model, or another engine's predictions, with the reference."""
     options: dict[str, Any] = {
         "bins": spec.fidelity.bins,
         "resamples": spec.fidelity.resamples,
         "seed": spec.seed,
         "batch_size": BatchSize.of(spec.runtime.batch_size, model),
         "progress": session.progress,
+        "predict": predict,
     }
     if isinstance(reference, MaskedReference):
         return measure_masked(model, reference, **options)

@@ -26,6 +26,7 @@ from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.tokenizer import validate_chat_template
 from starquant.models.validation import DTYPES, skeleton_of
+from starquant.runs.gguf import with_file
 from starquant.runs.packed import choose_products, with_bits_of
 from starquant.runs.placement import on_disk
 from starquant.store.scratch import Scratch
@@ -167,13 +168,13 @@ def pin(spec: RunSpec) -> Inputs:
     from starquant.evaluation import offline
 
     spec = spec.canonical()
-    if spec.model.path is None:
+    if spec.model.source is None:
         assert spec.model.seed is not None
         folder = testbed_folder(spec.model.testbed, spec.model.seed)
     else:
-        folder = resolve_folder(spec.model.path, spec.model.revision)
+        folder = resolve_folder(spec.model.source, spec.model.revision)
     checkpoint, family = validate_checkpoint(folder)
-    spec = with_bits_of(spec, checkpoint)
+    spec = with_file(with_bits_of(spec, checkpoint), checkpoint)
     changes: dict[str, Any] = {"model": spec.model.model_copy(update={"fingerprint": fingerprint(folder)})}
     if spec.tasks.data_dir is not None:
         data = offline.validate_data(Path(spec.tasks.data_dir), spec.tasks.names)

@@ -57,7 +57,7 @@ class Judge:
         folder = _local_folder(spec)
         if folder is None:
             if self._fetches:
-                hub = (str(spec.model.path), spec.model.revision)
+                hub = (str(spec.model.source), spec.model.revision)
                 self._once(("hub", *map(str, hub)), validate_hub, *hub)
             self._validate_data(spec)
             return
@@ -119,10 +119,10 @@ def _validate_device(device: str) -> None:
 def _local_folder(spec: RunSpec) -> Path | None:
     """Return the folder of a run's checkpoint, None of one that lies on the hub."""
     model = spec.model
-    if model.path is None:
+    if model.source is None:
         assert model.seed is not None
         return testbed_folder(model.testbed, model.seed)
-    return Path(model.path) if Path(model.path).is_dir() else None
+    return Path(model.source) if Path(model.source).is_dir() else None
 
 
 def _read_checkpoint(folder: Path) -> tuple[Checkpoint, MaskedDiffusionModel]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+from starquant.config.gguf_bits import validate_gguf
 from starquant.config.messages import LONGEST_SHOWN
 from starquant.config.run import RunSpec
 from starquant.config.tasks import EXECUTES_CODE, TasksSpec, validate_consent, validate_sandbox
@@ -11,6 +13,8 @@ from starquant.errors import CheckpointError, ConfigError, DataError, RecordErro
 from starquant.store.exports import exported_from, validate_target
 from starquant.store.records import RecordStore
 from starquant.testbed.folders import testbed_folder
+
+INSTALL = "pip install 'starquant[llama]' (it compiles llama.cpp: a C++ compiler and cmake are needed)"
 
 
 def validate_paths(spec: RunSpec) -> None:
@@ -23,15 +27,17 @@ def validate_paths(spec: RunSpec) -> None:
     """
     _validate_reachable(spec)
     model, tasks = spec.model, spec.tasks
-    if model.path is None:
+    if spec.is_gguf or model.engine == "llama_cpp":
+        _validate_engine(spec)
+    if model.source is None:
         assert model.seed is not None
         testbed_folder(model.testbed, model.seed)
     else:
-        path = Path(model.path)
+        path, key = Path(model.source), "model.path" if model.engine == "torch" else "model.checkpoint"
         if path.is_file():
-            raise CheckpointError(f"model.path: {path}: is a file; a checkpoint is a folder")
-        if model.path.startswith(("/", ".", "~")) and not path.exists():
-            raise CheckpointError(f"model.path: {path}: no such checkpoint folder")
+            raise CheckpointError(f"{key}: {path}: is a file; a checkpoint is a folder")
+        if model.source.startswith(("/", ".", "~")) and not path.exists():
+            raise CheckpointError(f"{key}: {path}: no such checkpoint folder")
     if tasks.data_dir is not None and not Path(tasks.data_dir).is_dir():
         raise DataError(f"tasks.data_dir: {tasks.data_dir}: no such folder")
     if Path(spec.paths.results).is_file():
@@ -40,6 +46,23 @@ def validate_paths(spec: RunSpec) -> None:
         validate_consent(tasks.consented())
         _validate_sandbox(tasks.consented())
     validate_export(spec)
+
+
+def _validate_engine(spec: RunSpec) -> None:
+    """Raise where llama.cpp does not compute what is wanted, is not installed, or the file is not there."""
+    path, engine, speed = Path(spec.model.path or ""), spec.model.engine, spec.speed
+    if not spec.is_gguf or engine != "llama_cpp":
+        raise ConfigError(
+            f"method: got '{spec.method.name}' with model.engine={engine}, allowed: method=gguf with "
+            "model.engine=llama_cpp, which computes a GGUF as it is; neither without the other"
+        )
+    if speed.compile or speed.kv_cache != "none":
+        raise ConfigError("speed: model.engine=llama_cpp compiles nothing and keeps no cache; allowed: speed=exact")
+    for package in ("gguf", "llama_cpp"):
+        if find_spec(package) is None:
+            raise ConfigError(f"model.engine: got llama_cpp, which needs the package {package}; {INSTALL}")
+    if not path.is_file():
+        raise CheckpointError(f"model.path: {path}: no such file")
 
 
 def _validate_sandbox(tasks: TasksSpec) -> None:
@@ -54,6 +77,7 @@ def _validate_reachable(spec: RunSpec) -> None:
     """Refuse paths that cannot even be looked at: too long, in circles, where the user may not look."""
     paths = {
         "model.path": spec.model.path,
+        "model.checkpoint": spec.model.checkpoint,
         "tasks.data_dir": spec.tasks.data_dir,
         "paths.results": spec.paths.results,
         "export.dir": spec.export.dir,
@@ -77,6 +101,13 @@ def validate_export(spec: RunSpec) -> None:
     """
     if spec.export.dir is None:
         return
+    if spec.export.format == "gguf":
+        _validate_gguf_export(spec)
+        return
+    if spec.bits.in_blocks:
+        raise ConfigError(
+            f"export.format: got packed with bits={spec.bits.name}, whose blocks are llama.cpp's; allowed: gguf"
+        )
     if not spec.quantizes or not spec.is_scored:
         raise ConfigError(
             f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
@@ -86,6 +117,22 @@ def validate_export(spec: RunSpec) -> None:
         not spec.dry_run and exported_from(Path(spec.export.dir)) is None
     ):  # an earlier export may be this run's own: the run will see
         validate_target(Path(spec.export.dir))
+
+
+def _validate_gguf_export(spec: RunSpec) -> None:
+    """Judge what is to be written for llama.cpp; a file that is there already may be this run's own."""
+    target = Path(spec.export.dir or "")
+    if spec.is_packed or spec.is_gguf or not spec.is_scored:
+        raise ConfigError(
+            f"export.dir: got method={spec.method.name} stage={spec.stage} with export.format=gguf, allowed: a method "
+            "that quantizes, or none; stage=all or evaluate"
+        )
+    if target.suffix != ".gguf" or target.is_dir():
+        raise ConfigError(f"export.dir: got {target} with export.format=gguf, allowed: a file FILE.gguf")
+    if find_spec("gguf") is None:
+        raise ConfigError("export.format: got gguf, which needs the package gguf; pip install gguf")
+    canonical = spec.canonical()
+    validate_gguf(canonical.method, canonical.bits)
 
 
 def validate_results(spec: RunSpec) -> None:

@@ -96,6 +96,7 @@ CHANGES = [
     ("model.name", "other", True),
     ("model.path", "some/where", True),
     ("model.testbed", "smol", False),  # the fingerprint tells checkpoints apart
+    ("model.checkpoint", "some/where", True),
     ("model.revision", "abc", True),
     ("model.dtype", "bfloat16", True),
     ("model.protocol.testbed_facts.mc_num", 17, True),
@@ -184,6 +185,8 @@ CHANGES = [
     ("dry_run", True, False),
     ("experiment.name", "x", False),
     ("export.dir", "x", False),
+    ("export.format", "gguf", False),
+    ("export.dtype", "float32", False),
     ("export.shard_size", "1GB", False),
 ]
 

@@ -41,6 +41,7 @@ METHODS = MethodRegistry(
     {
         "none": (f"{_OPTIONS}.none:FullPrecisionOptions", f"{_CODE}.none:FullPrecision"),
         "packed": (f"{_OPTIONS}.packed:PackedOptions", f"{_CODE}.packed:PackedCheckpoint"),
+        "gguf": (f"{_OPTIONS}.gguf:GGUFOptions", f"{_CODE}.gguf:GGUFFile"),
         "rtn": (f"{_OPTIONS}.rtn:RTNOptions", f"{_CODE}.rtn:RTN"),
         "smoothquant": (f"{_OPTIONS}.smoothquant:SmoothQuantOptions", f"{_CODE}.smoothquant:SmoothQuant"),
         "awq": (f"{_OPTIONS}.awq:AWQOptions", f"{_CODE}.awq:AWQ"),

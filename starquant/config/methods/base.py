@@ -47,6 +47,11 @@ class MethodOptions(Spec):
         """Whether `fit` reads calibration states under these options."""
         return False
 
+    @property
+    def online(self) -> tuple[str, ...]:
+        """Options, without "method." in front, that leave something to compute between the linears."""
+        return ()
+
     def calibration(self, requested: CalibrationSpec) -> CalibrationSpec:
         """Return what the method calibrates on; a method that prescribes its states says so here."""
         return requested

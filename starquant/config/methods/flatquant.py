@@ -45,6 +45,11 @@ class FlatQuantOptions(BlockwiseOptions):
     products: Products = "float32"
 
     @property
+    def online(self) -> tuple[str, ...]:
+        """All of it."""
+        return ("algorithm",)
+
+    @property
     def needs_calibration(self) -> bool:
         """Everything is learned from data."""
         return True

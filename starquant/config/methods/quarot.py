@@ -33,3 +33,8 @@ class QuaRotOptions(BlockwiseOptions):
     down_hadamard: bool = True
     qk_hadamard: bool = False
     weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)
+
+    @property
+    def online(self) -> tuple[str, ...]:
+        """Hadamards behind no norm, and of queries and keys."""
+        return tuple(name for name in ("out_hadamard", "down_hadamard", "qk_hadamard") if getattr(self, name))

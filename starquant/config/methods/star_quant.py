@@ -25,8 +25,9 @@ class TransformOptions(Spec):
             gated off to where it has no energy; sites whose matrix is not dense start from the rotation.
         structure: of P, unless it is fixed; "auto" is dense up to `dense_width` channels and Kronecker beyond.
         dense_width: of "auto".
+        sites: "all", or "residual" of structure "shared": what folds into the weights, and no matrix behind no norm.
         channel_scales: scale the native channels in front of P, in closed form, at the sites behind a norm and an up
-            projection, which take the scales; only without a residual rotation, and with a matrix at every site.
+            projection, which take the scales; only without a residual rotation.
         balance: put an invertible map in closed form in front of what is learned, part of P: what it takes from the
             rounding of one side of the product it does not add to the other.
         rows: tokens of each state that it is learned on, and as many it is judged on.
@@ -44,6 +45,7 @@ class TransformOptions(Spec):
     start: Literal["rotation", "closed_form"] = "rotation"
     structure: Literal["auto", "dense", "kronecker", "shared"] = "auto"
     dense_width: Count = 1024
+    sites: Literal["all", "residual"] = "all"
     channel_scales: bool = False
     balance: bool = False
     rows: Rows = 1024
@@ -159,6 +161,19 @@ class STaRQuantOptions(QuaRotOptions):
     tac: TACOptions = TACOptions()
     fisher: FisherOptions = FisherOptions()
     weights: WeightSolverOptions = WeightSolverOptions(mse_clip=True)
+
+    @property
+    def online(self) -> tuple[str, ...]:
+        """Matrices at the sites, gates, clip ratios of token states, a corrected attention output."""
+        transform = self.transform
+        own = transform.fit != "fixed" and transform.sites == "all"
+        left = {
+            "transform.fit": own,
+            "transform.state_clip": transform.state_clip,
+            "sgat.enabled": self.sgat.enabled,
+            "tac.enabled": self.tac.enabled,
+        }
+        return (*(super().online if not own else ()), *(name for name, stays in left.items() if stays))
 
     @property
     def needs_calibration(self) -> bool:

@@ -21,7 +21,8 @@ def start_of(sites: BlockSites, site: SiteKey, options: STaRQuantOptions, fitted
     """
     width = sites.width(site)
     transform = options.transform
-    if transform.fit == "fixed" or (transform.structure == "shared" and site in sites.norms):
+    shared = transform.structure == "shared" and (site in sites.norms or transform.sites == "residual")
+    if transform.fit == "fixed" or shared:
         return [], "fixed"
     structure = transform.structure_of(width)
     sizes = (sites.attention.n_heads, sites.attention.head_dim) if site is Site.OUT else kronecker_sizes(width)

@@ -24,10 +24,14 @@ def validate_transforms(options: STaRQuantOptions) -> None:
             f"'{transform.start}', structure '{transform.structure}'; allowed: true with learned, rotation and another "
             "structure than shared"
         )
-    if transform.channel_scales and (options.residual_rotation != "none" or transform.fit == "fixed"):
+    if transform.channel_scales and options.residual_rotation != "none":
         raise ConfigError(
-            f"method.transform.channel_scales: got true, but method.residual_rotation is '{options.residual_rotation}' "
-            f"and method.transform.fit '{transform.fit}'; allowed: true with none and learned or closed_form"
+            "method.transform.channel_scales: got true, but method.residual_rotation is "
+            f"'{options.residual_rotation}'; allowed: true with none"
+        )
+    if transform.sites == "residual" and transform.fit != "fixed" and transform.structure != "shared":
+        raise ConfigError(
+            f"method.transform.sites: got residual, but structure is '{transform.structure}'; allowed: shared"
         )
     fisher = options.fisher
     if (fisher.outputs or fisher.rows) and not learns:
