@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo smol test test-slow test-gpu checks format clean
+.PHONY: help setup demo smol test test-slow test-gpu test-llama checks format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +31,10 @@ test-slow: $(STAMP) ## run the tests marked slow
 
 test-gpu: $(STAMP) ## run the tests marked gpu (a GPU and the extra 'triton')
 	$(BIN)/python -m pytest -m gpu
+
+test-llama: $(STAMP) ## install llama.cpp (it compiles: a C++ compiler, cmake, minutes) and run the tests of GGUF files
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,llama]'
+	$(BIN)/python -m pytest tests/llama_cpp tests/runs/test_gguf_runs.py
 
 checks: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .

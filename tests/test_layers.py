@@ -58,8 +58,7 @@ ALLOWED = {
         "torch transformers safetensors huggingface_hub",
     ),
     "llama_cpp": Room(
-        "errors config numerics session store diffusion models quantized",
-        "torch numpy transformers gguf llama_cpp",
+        "errors config numerics store diffusion models quantized", "torch numpy transformers gguf llama_cpp"
     ),
     "evaluation": Room(
         "errors config numerics statistics session store diffusion models testbed calibration",
@@ -71,7 +70,8 @@ ALLOWED = {
     ),
     "tracking": Room("errors config session store reports", "wandb"),
     "runs": Room(
-        "errors config session store diffusion models testbed quantized calibration methods packed evaluation tracking",
+        "errors config session store diffusion models testbed quantized calibration methods packed llama_cpp evaluation "
+        "tracking",
         "torch transformers",
     ),
     "forecast": Room(

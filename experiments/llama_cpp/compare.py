@@ -10,7 +10,6 @@ OVERRIDE as of run.py: model=smol model.dtype=float32 tasks=fidelity paths.resul
 from __future__ import annotations
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +26,9 @@ from starquant.llama_cpp.quantizer import quantize_file
 from starquant.llama_cpp.reading import describe_gguf
 from starquant.llama_cpp.writing import write_gguf
 from starquant.models import family_of
+from starquant.runs.execute import execute
 from starquant.runs.inputs import pin
+from starquant.session.session import Session
 from starquant.store.records import RecordStore
 
 OWN = ("q8_0", "q4_0", "q4_k_m")
@@ -85,9 +86,14 @@ def run_of(path: Path, overrides: list[str]) -> list[str]:
 
 
 def score(folder: Path, overrides: list[str]) -> None:
-    """Score every file of the folder; what is recorded is not computed again."""
+    """Score every file of the folder; what is recorded is not computed again, full precision is read once."""
+    session = Session.open()
     for path in sorted(folder.glob("*.gguf")):
-        subprocess.run([sys.executable, RUN, *run_of(path, overrides)], check=True)
+        result = execute(spec_of(run_of(path, overrides)), session)
+        assert result.record is not None
+        print(
+            path.stem, {f"{s.task} {s.metric}": s.value for s in result.record.scores if s.filter == "all"}, flush=True
+        )
 
 
 def table(folder: Path, overrides: list[str]) -> None:

@@ -62,6 +62,8 @@ def take(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference:
 def _key(spec: RunSpec, session: Session) -> str:
     """Return what a reference depends on."""
     whole = spec.identity()
+    for name in ("engine", "checkpoint", "file_fingerprint"):  # full precision is the checkpoint's, whatever computes
+        whole["model"].pop(name, None)
     digest = digest_of({name: whole[name] for name in ("model", "fidelity", "seed")} | {"device": session.device})
     return f"{digest}-{spec.tasks.limit}-{spec.runtime.batch_size}-{session.code.scoring}"
 

@@ -18,6 +18,8 @@ from tests.support.specs import CONF, OPTIONS, compose, spec
 
 VARIANTS = {
     "quarot_rtn": "quarot",
+    "quarot_folded": "quarot",
+    "plus_folded": "quarot",
     "star_quant_no_tac": "star_quant",
     "star_quant_no_sgat": "star_quant",
     "star_quant_closed_form": "star_quant",

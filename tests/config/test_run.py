@@ -96,7 +96,6 @@ CHANGES = [
     ("model.name", "other", True),
     ("model.path", "some/where", True),
     ("model.testbed", "smol", False),  # the fingerprint tells checkpoints apart
-    ("model.checkpoint", "some/where", True),
     ("model.revision", "abc", True),
     ("model.dtype", "bfloat16", True),
     ("model.protocol.testbed_facts.mc_num", 17, True),
@@ -219,8 +218,23 @@ def test_the_table_above_names_every_field() -> None:
     # One example of each protocol and sampler; the tracker as a whole; methods have a test of their own.
     skip = ("model.protocol.", "model.trajectory.", "tracker.", "method.")
     assert {f for f in fields if not f.startswith(skip)} - named == {
-        *("model.seed", "calibration.states.shares", "speed.block_length")
+        *("model.seed", "calibration.states.shares", "speed.block_length"),
+        *("model.engine", "model.checkpoint", "model.file_fingerprint"),  # a test of their own
     }
+
+
+def test_a_file_of_llama_cpp_counts_by_content_and_beside_its_checkpoint() -> None:
+    words = ("method=gguf", "model.engine=llama_cpp", "model.path=m.gguf")
+    run = spec(*words)
+
+    def digest(**changes: Any) -> str:
+        return run.model_copy(update={"model": run.model.model_copy(update=changes)}).digest()
+
+    assert len({spec("method=rtn").digest(), digest(), digest(file_fingerprint="f"), digest(file_fingerprint="g")}) == 4
+    assert digest(seed=None, checkpoint="here") != digest()
+    assert run.baseline().digest() == spec("method=none").baseline().digest()
+    assert not {"engine", "checkpoint", "file_fingerprint"} & spec().identity()["model"].keys()  # as records have it
+    assert "block" not in spec("bits=w4a8").identity()["bits"]["weights"]
 
 
 def test_shortcuts_are_named_and_judged() -> None:
