@@ -70,8 +70,8 @@ ALLOWED = {
     ),
     "tracking": Room("errors config session store reports", "wandb"),
     "runs": Room(
-        "errors config session store diffusion models testbed quantized calibration methods packed llama_cpp evaluation "
-        "tracking",
+        "errors config session store diffusion models testbed quantized calibration methods packed llama_cpp "
+        "evaluation tracking",
         "torch transformers",
     ),
     "forecast": Room(

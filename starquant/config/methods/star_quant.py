@@ -27,7 +27,7 @@ class TransformOptions(Spec):
         dense_width: of "auto".
         sites: "all", or "residual" of structure "shared": what folds into the weights, and no matrix behind no norm.
         channel_scales: scale the native channels in front of P, in closed form, at the sites behind a norm and an up
-            projection, which take the scales; only without a residual rotation.
+            projection, which take the scales; only without a residual rotation, and with a matrix at every site.
         balance: put an invertible map in closed form in front of what is learned, part of P: what it takes from the
             rounding of one side of the product it does not add to the other.
         rows: tokens of each state that it is learned on, and as many it is judged on.

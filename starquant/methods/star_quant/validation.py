@@ -24,10 +24,10 @@ def validate_transforms(options: STaRQuantOptions) -> None:
             f"'{transform.start}', structure '{transform.structure}'; allowed: true with learned, rotation and another "
             "structure than shared"
         )
-    if transform.channel_scales and options.residual_rotation != "none":
+    if transform.channel_scales and (options.residual_rotation != "none" or transform.fit == "fixed"):
         raise ConfigError(
-            "method.transform.channel_scales: got true, but method.residual_rotation is "
-            f"'{options.residual_rotation}'; allowed: true with none"
+            f"method.transform.channel_scales: got true, but method.residual_rotation is '{options.residual_rotation}' "
+            f"and method.transform.fit '{transform.fit}'; allowed: true with none and learned or closed_form"
         )
     if transform.sites == "residual" and transform.fit != "fixed" and transform.structure != "shared":
         raise ConfigError(

@@ -1,16 +1,20 @@
 """What llama.cpp's own quantizer gives of a model, with and without an importance matrix, and the table beside ours.
 
-    python experiments/llama_cpp/compare.py make FOLDER OVERRIDE...   F16, and llama.cpp's own files of it
-    python experiments/llama_cpp/compare.py score FOLDER OVERRIDE...  every GGUF of the folder, by llama.cpp
-    python experiments/llama_cpp/compare.py table FOLDER OVERRIDE...  from the records: FOLDER/table.csv, and in words
+    python benchmarks/llama_cpp_files.py make FOLDER OVERRIDE...   F16, and llama.cpp's own files of it
+    python benchmarks/llama_cpp_files.py score FOLDER OVERRIDE...  every GGUF of the folder, by llama.cpp
+    python benchmarks/llama_cpp_files.py table FOLDER OVERRIDE...  from the records: FOLDER/table.csv, and in words
 
 OVERRIDE as of run.py: model=smol model.dtype=float32 tasks=fidelity paths.results=results ...
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
-import csv
 import sys
+
+del sys.path[0]  # this folder, one of whose files would hide the package llama_cpp
+
+import csv
 from pathlib import Path
 
 import hydra
@@ -32,12 +36,12 @@ from starquant.session.session import Session
 from starquant.store.records import RecordStore
 
 OWN = ("q8_0", "q4_0", "q4_k_m")
-RUN = Path(__file__).resolve().parent.parent.parent / "run.py"
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def spec_of(overrides: list[str]) -> RunSpec:
     """Compose and validate a run, as the command line does."""
-    with hydra.initialize_config_dir(str(RUN.parent / "conf"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra.compose("config", overrides=overrides)
     return RunSpec.from_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
