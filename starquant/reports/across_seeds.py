@@ -14,99 +14,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from starquant.errors import RecordError, one_line_errors, user_path
 from starquant.reports import selection
 from starquant.reports.choice import Rank, Where, conditions, conflict, differences, first_of, taken, unranked
 from starquant.reports.comparison import column_name, markdown
 from starquant.reports.run import Run
+from starquant.reports.samples import Column, Items, Row, Seeds, metric_items
 from starquant.reports.seeds import seeds_of, warning
 from starquant.statistics.bootstrap import crossed_bootstrap
-from starquant.store.items import is_fidelity, items_folder, trajectories_of
+from starquant.store.items import is_fidelity, items_folder
 
 FIDELITY_METRICS = ("kl", "top1_agreement", "hidden_mse")
-Column = tuple[str, str]
-#: (model seed, seed of the method), None where there is none.
-Seeds = tuple[int | None, int | None]
-
-
-@dataclass(frozen=True)
-class Items:
-    """One number an item, and a digest that says which items."""
-
-    digest: str
-    numbers: NDArray[np.float64]
-
-
-@dataclass
-class Row:
-    """All runs of one method at one bit-width: numbers of each (task, metric), one an item."""
-
-    label: tuple[str, ...]
-    runs: dict[Seeds, dict[Column, Items]] = field(default_factory=dict)
-    trajectories: dict[Seeds, dict[str, Any]] = field(default_factory=dict)
-    sources: dict[Seeds, Run] = field(default_factory=dict)
-
-    def columns(self) -> list[Column]:
-        """Return the (task, metric) pairs that every run has."""
-        per_run = [list(columns) for columns in self.runs.values()]
-        return [column for column in per_run[0] if all(column in columns for columns in per_run)]
-
-    def numbers(self, column: Column) -> list[NDArray[np.float64]]:
-        """Return [runs, items] of each model."""
-        runs = sorted_runs(self.runs)
-        return [self._stack([run for run in runs if run[0] == m], column)[1] for m in models(self.runs)]
-
-    def minus(self, other: Row, column: Column) -> list[NDArray[np.float64]]:
-        """Return differences [pairs, items] of each model that both have, paired by seeds and items.
-
-        Raises:
-            RecordError: no common model, items that differ, fidelity of other trajectories.
-        """
-        differences = []
-        for model in models(self.runs):
-            left_seeds, right_seeds = ([r for r in sorted_runs(row.runs) if r[0] == model] for row in (self, other))
-            pairs = [(a, b) for a in left_seeds for b in right_seeds if _match(a, b)]
-            if pairs:
-                left_digest, left = self._stack([a for a, _ in pairs], column)
-                right_digest, right = other._stack([b for _, b in pairs], column)
-                alike = not is_fidelity(column[0]) or all(
-                    self.trajectories[a] == other.trajectories[b] for a, b in pairs
-                )
-                if not alike or left_digest != right_digest:
-                    raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ from {other.label[-1]}'s")
-                differences.append(left - right)
-        if not differences:
-            raise RecordError(f"{' '.join(self.label)} and {' '.join(other.label)}: no runs of the same seeds")
-        return differences
-
-    def _stack(self, runs: Sequence[Seeds], column: Column) -> tuple[str, NDArray[np.float64]]:
-        """Return which items they are, and their numbers [runs, items]."""
-        items = [self.runs[run][column] for run in runs]
-        if any(other.digest != items[0].digest for other in items[1:]):
-            raise RecordError(f"{' '.join(self.label)}: items of {column[0]} differ between its runs")
-        return items[0].digest, np.stack([run.numbers for run in items])
-
-
-def _match(a: Seeds, b: Seeds) -> bool:
-    return None in (a[1], b[1]) or a[1] == b[1]
-
-
-def models(runs: dict[Seeds, Any]) -> list[int | None]:
-    """Return the model seeds, in order."""
-    return sorted({run[0] for run in runs}, key=lambda seed: -1 if seed is None else seed)
-
-
-def sorted_runs(runs: dict[Seeds, Any]) -> list[Seeds]:
-    """Return runs in the order of their seeds."""
-    return sorted(runs, key=lambda run: tuple(-1 if seed is None else seed for seed in run))
 
 
 def read_rows(folder: Path, by: Sequence[str] = (), where: Where | None = None) -> list[Row]:
@@ -145,8 +68,7 @@ def add_run(row: Row, run: Run, rank: Rank = unranked) -> None:
             return
         if first is None:
             raise RecordError(_second(row, seeds, run, other))
-    row.runs[seeds], row.trajectories[seeds] = _numbers(run), trajectories_of(run.record.spec)
-    row.sources[seeds] = run
+    row.add(seeds, run, _numbers(run))
 
 
 def _second(row: Row, seeds: Seeds, run: Run, other: Run) -> str:
@@ -168,9 +90,9 @@ def _numbers(run: Run) -> dict[Column, Items]:
         for metric, _, filter_name in keys:
             if not is_fidelity(task) or metric in FIDELITY_METRICS:
                 several = sum(other == metric for other, _, _ in keys) > 1
-                numbers = np.asarray(columns[task].values[f"{metric},{filter_name}"], dtype=np.float64)
-                name = f"{metric} ({filter_name})" if several else metric
-                items_by_column[task, name] = Items(columns[task].items, numbers)
+                items = metric_items(run, task, metric, filter_name)
+                assert items is not None
+                items_by_column[task, f"{metric} ({filter_name})" if several else metric] = items
     return items_by_column
 
 
@@ -223,7 +145,7 @@ def _count(row: Row, other: Row | None) -> int:
     """Return the number of runs, or of pairs with another method's."""
     if other is None:
         return len(row.runs)
-    return sum(a[0] == b[0] and _match(a, b) for a in row.runs for b in other.runs)
+    return len(row.pairs(other))
 
 
 def _cell(row: Row, other: Row | None, column: Column, difference: bool) -> str:

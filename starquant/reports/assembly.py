@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from starquant.errors import RecordError
 from starquant.reports.choice import of_most_tasks, rank_of
 from starquant.reports.definitions import FULL, NINE, PAPER_MODELS, PAPER_TASKS, PRIMARY, Definition, RowOf
 from starquant.reports.run import Run
+from starquant.reports.samples import Numbers, Row, metric_items, primary, row_of
 from starquant.reports.seeds import method_seed
 from starquant.reports.selection import one_a_seed, validate_together
 from starquant.statistics.bootstrap import average_bootstrap, mean_over_models, resampled_means, standard_error
 from starquant.store.items import trajectories_of
 from starquant.store.record import Score
 
-Numbers = NDArray[np.float64]
+KL = ("fidelity", "kl")
 Runs = dict[tuple[Any, ...], Run]
 PAPER_MARK = " (paper)"
 AVERAGE, WHOLE = "average", "full precision"
@@ -128,7 +128,7 @@ def _section(definition: Definition, model: str, rows: dict[str, Runs], paper: p
     of_paper = None if paper is None or paper_name is None else paper[paper["model"] == paper_name]
     lines = []
     for row in definition.rows:
-        cells = _measured_cells(rows[row.label], tasks, {WHOLE: whole, definition.against or "": reference})
+        cells = _measured_cells(row.label, rows[row.label], tasks, {WHOLE: whole, definition.against or "": reference})
         if of_paper is not None:
             cells |= _paper_cells(row, of_paper)
         lines.append((row.label, len(rows[row.label]), cells))
@@ -151,7 +151,7 @@ def _in_order(tasks: Sequence[str]) -> list[str]:
     return sorted(tasks, key=NINE.index) if {*tasks} <= {*NINE} else list(tasks)
 
 
-def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:
+def _measured_cells(label: str, runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -> dict[str, Estimate]:
     """Return the cells of a row: tasks, their average, its differences to other rows, KL."""
     if not runs:
         return {}
@@ -160,66 +160,32 @@ def _measured_cells(runs: Runs, tasks: Sequence[str], others: dict[str, Runs]) -
     for index, task in enumerate(tasks):
         known = _scores(runs, task, *PRIMARY.get(task, (None, None)))
         if len(known) == len(runs):
-            resampled.append(100 * _means(list(runs.values()), task, index))
+            numbers = row_of(label, runs, [task]).numbers(primary(task))
+            resampled.append(100 * resampled_means(numbers, task=index))
             single = known[0][1].stderr if len(known) == 1 else None
             spread = standard_error(resampled[-1]) if single is None else 100 * single
-            n = len(primary_numbers(known[0][0], task)[1])
-            cells[task] = Estimate(100 * _mean_of_scores(known), spread, n=n)
+            cells[task] = Estimate(100 * _mean_of_scores(known), spread, n=numbers[0].shape[1])
     if tasks and all(task in cells for task in tasks):
         average = float(np.mean([cells[task].value for task in tasks]))
         cells[AVERAGE] = Estimate(average, standard_error(np.mean(resampled, axis=0)))
         for name, other in others.items():
-            pairs = [pair for pair in _pairs(runs, other) if {*tasks} <= {*pair[1].get("tasks.names")}]
-            if pairs and not all(a is b for a, b in pairs):
-                cells[to(name)] = _difference(pairs, tasks)
-    return cells | _kl(runs)
+            if (difference := _difference(label, runs, name, other, tasks)) is not None:
+                cells[to(name)] = difference
+    return cells | _kl(label, runs)
 
 
-def _pairs(runs: Runs, other: Runs) -> list[tuple[Run, Run]]:
-    """Return runs of equal seeds; one without rotation goes with every rotation of the other."""
-    rotations: dict[tuple[Any, Any], list[tuple[Any, ...]]] = {}
-    for model, rotation, seed in other:
-        rotations.setdefault((model, seed), []).append((model, rotation, seed))
-    return [
-        (run, other[partner])
-        for (model, rotation, seed), run in runs.items()
-        for partner in rotations.get((model, seed), ())
-        if rotation == partner[1] or None in (rotation, partner[1])
-    ]
+def _difference(label: str, runs: Runs, name: str, other: Runs, tasks: Sequence[str]) -> Estimate | None:
+    """Return the difference of averages, paired by seeds and items; None to itself, and where nothing can be paired.
 
-
-def primary_numbers(run: Run, task: str) -> tuple[str, Numbers]:
-    """Return which items they are, and a task's primary metric for each; raises RecordError where there are none."""
-    if task not in run.arrays:
-        run.arrays[task] = _read_numbers(run, task)
-    items: tuple[str, Numbers] = run.arrays[task]
-    return items
-
-
-def _read_numbers(run: Run, task: str) -> tuple[str, Numbers]:
-    metric, filter_name = PRIMARY.get(task, (None, None))
-    score = run.score(task, metric, filter_name)
-    if score is None:
-        raise RecordError(f"{run.path}: has no score of {task}")
-    digests, numbers = [], []
-    for leaf in run.leaves(task):
-        columns = run.items[leaf]
-        key = f"{score.metric},{score.filter}"
-        if key not in columns.values:
-            raise RecordError(f"{run.path}: its items of {leaf} have no {score.metric} ({score.filter})")
-        digests.append(columns.items)
-        numbers += columns.values[key]
-    if not numbers:
-        raise RecordError(f"{run.path}: has no items of {task}")
-    return " ".join(digests), np.asarray(numbers, dtype=np.float64)
-
-
-def _by_model(pairs: Sequence[tuple[Any, Numbers]]) -> list[Numbers]:
-    """Return [runs, items] of each model seed."""
-    models: dict[Any, list[Numbers]] = {}
-    for seed, numbers in pairs:
-        models.setdefault(seed, []).append(numbers)
-    return [np.stack(numbers) for numbers in models.values()]
+    Every task has draws of items of its own.
+    """
+    whole = {seeds: run for seeds, run in other.items() if {*tasks} <= {*run.get("tasks.names")}}
+    row, reference = row_of(label, runs, tasks), row_of(name, whole, tasks)
+    pairs = row.pairs(reference)
+    if not pairs or all(runs[a] is whole[b] for a, b in pairs):
+        return None
+    interval = average_bootstrap([[100 * one for one in row.minus(reference, primary(task))] for task in tasks])
+    return Estimate(interval.mean, interval.stderr, interval.low, interval.high)
 
 
 def _scores(runs: Runs, task: str, metric: str | None, filter_name: str | None) -> list[tuple[Run, Score]]:
@@ -230,50 +196,25 @@ def _scores(runs: Runs, task: str, metric: str | None, filter_name: str | None) 
 
 def _mean_of_scores(scores: Sequence[tuple[Run, Score]]) -> float:
     """Return the mean over models, which count alike, of means over their runs."""
-    pairs = [(run.get("model.seed"), np.asarray(score.value)) for run, score in scores]
-    return mean_over_models(_by_model(pairs))
+    values: dict[Any, list[float]] = {}
+    for run, score in scores:
+        values.setdefault(run.get("model.seed"), []).append(score.value)
+    return mean_over_models([np.array(of_model) for of_model in values.values()])
 
 
-def _means(runs: Sequence[Run], task: str, index: int) -> Numbers:
-    """Return resampled means of a task over models, runs and items."""
-    items = [primary_numbers(run, task) for run in runs]
-    for run, (digest, _) in zip(runs, items, strict=True):
-        if digest != items[0][0]:
-            raise RecordError(f"{runs[0].path.name} and {run.path.name}: their items of {task} differ")
-    pairs = [(run.get("model.seed"), numbers) for run, (_, numbers) in zip(runs, items, strict=True)]
-    return resampled_means(_by_model(pairs), task=index)
-
-
-def _difference(pairs: Sequence[tuple[Run, Run]], tasks: Sequence[str]) -> Estimate:
-    """Return the difference of averages, paired by seeds and items; every task has draws of items of its own."""
-    samples: list[list[Numbers]] = []
-    for task in tasks:
-        differences = []
-        for a, b in pairs:
-            (left_digest, left), (right_digest, right) = primary_numbers(a, task), primary_numbers(b, task)
-            if left_digest != right_digest:
-                raise RecordError(f"{a.path.name} and {b.path.name}: their items of {task} differ")
-            differences.append((a.get("model.seed"), 100 * (left - right)))
-        samples.append(_by_model(differences))
-    interval = average_bootstrap(samples)
-    return Estimate(interval.mean, interval.stderr, interval.low, interval.high)
-
-
-def _kl(runs: Runs) -> dict[str, Estimate]:
+def _kl(label: str, runs: Runs) -> dict[str, Estimate]:
     """Return the mean KL of fidelity, where every run has one, of the same trajectories for each model."""
     known = _scores(runs, "fidelity", "kl", "all")
     trajectories = {str((run.get("model.seed"), trajectories_of(run.record.spec))) for run in runs.values()}
     if len(known) < len(runs) or len(trajectories) > len({run.get("model.seed") for run in runs.values()}):
         return {}
-    pairs = []
-    for run in runs.values():
-        columns = run.items.get("fidelity")
-        if columns is None or "kl,none" not in columns.values:
+    row = Row((label,))
+    for seeds, run in runs.items():
+        if (items := metric_items(run, *KL)) is None:
             raise RecordError(f"{run.path}: its items of fidelity have no kl")
-        pairs.append((run.get("model.seed"), np.asarray(columns.values["kl,none"], dtype=np.float64)))
-    return {
-        "KL": Estimate(_mean_of_scores(known), standard_error(resampled_means(_by_model(pairs))), n=len(pairs[0][1]))
-    }
+        row.add(seeds, run, {KL: items})
+    numbers = row.numbers(KL)
+    return {"KL": Estimate(_mean_of_scores(known), standard_error(resampled_means(numbers)), n=numbers[0].shape[1])}
 
 
 def _paper_cells(row: RowOf, paper: pd.DataFrame) -> dict[str, Estimate]:

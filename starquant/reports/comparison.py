@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from starquant.errors import RecordError, one_line_errors, user_path
-from starquant.reports.choice import conditions, conflict, differences
+from starquant.reports.choice import conditions, conflict, differences, taken
 from starquant.reports.frame import scores_frame
 from starquant.reports.run import Run
 from starquant.reports.selection import read_runs
@@ -83,27 +83,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = options.folder
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder of records")
-    frame = scores_frame(folder, conditions(options.where))
-    if frame.empty:
+    runs = taken(folder, read_runs(folder), conditions(options.where))
+    if not runs:
         raise RecordError(f"{folder}: holds no record")
-    validate_rows(frame, folder)
+    frame = scores_frame(runs)
+    validate_rows(runs)
     print(markdown(comparison(frame)))
     return 0
 
 
-def validate_rows(frame: pd.DataFrame, folder: Path) -> None:
+def validate_rows(runs: Sequence[Run]) -> None:
     """Raise RecordError for two records of one row, with what chooses one of them."""
-    names = {*frame["record"]}
-    runs: dict[tuple[Any, ...], Run] = {}
-    for run in read_runs(folder):
-        if run.path.name in names:
-            row = tuple(run.get(key) for key in ("model.name", "bits.name", "method.name", "seed"))
-            other = runs.setdefault(row, run)
-            if differ := differences(other, run):
-                raise RecordError(
-                    f"{', '.join(map(str, row))}: several records share this row: {other.path.name} and "
-                    f"{run.path.name}; {conflict(other, run, differ)} (reports.across_seeds compares seeds)"
-                )
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        row = tuple(run.get(key) for key in ("model.name", "bits.name", "method.name", "seed"))
+        other = first.setdefault(row, run)
+        if differ := differences(other, run):
+            raise RecordError(
+                f"{', '.join(map(str, row))}: several records share this row: {other.path.name} and "
+                f"{run.path.name}; {conflict(other, run, differ)} (reports.across_seeds compares seeds)"
+            )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
-from starquant.reports.across_seeds import Row
+from starquant.reports.samples import Row
 from starquant.reports.style import GROUPS, bits_term, look, panels, styled, term
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.items import read_raw

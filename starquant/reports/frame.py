@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from starquant.errors import RecordError
 from starquant.reports.choice import Where, taken
 from starquant.reports.run import Run
-from starquant.reports.selection import validate_speed
-from starquant.store.records import read_record
-from starquant.store.source import record_paths
-from starquant.store.verification import validate_items
+from starquant.reports.selection import read_runs, validate_speed
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
@@ -21,11 +20,11 @@ COLUMNS = (
 )
 
 
-def scores_frame(folder: Path, where: Where | None = None) -> pd.DataFrame:
-    """Return every score of every record below `folder`, in the order of the file names.
+def scores_frame(records: Path | Sequence[Run], where: Where | None = None) -> pd.DataFrame:
+    """Return every score of every record, in the order of the file names.
 
     Args:
-        folder: of records.
+        records: a folder of them, or runs that were read of one.
         where: dotted configuration keys and values that records must have; without `tasks.limit` among them those of
             some items only are left out. None takes every record.
 
@@ -34,33 +33,29 @@ def scores_frame(folder: Path, where: Where | None = None) -> pd.DataFrame:
         RecordError: a record is not what was written, or not the means of its items; approximate evaluations among
             exact ones; the message names them.
     """
-    rows, specs = [], {}
-    runs = [Run(path, read_record(path)) for path in record_paths(folder)]
-    for run in runs:
-        validate_items(run.path, run.record)
-    for run in runs if where is None else taken(folder, runs, where):
-        path, record = run.path, run.record
-        specs[path] = record.spec
-        spec, source = record.spec, record.provenance
-        common = {
-            "model": spec["model"]["name"],
-            "bits": spec["bits"]["name"],
-            "method": spec["method"]["name"],
-            "seed": spec["seed"],
-            "limit": spec["tasks"]["limit"],
-            "digest": record.digest,
-            "git_sha": source.get("git_sha"),
-            "git_dirty": source.get("git_dirty"),
-            "device": source.get("device_name"),
-            "record": path.name,
-        }
-        names = spec["tasks"]["names"]
-        rows += [
-            common | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
-            for score in record.scores
-        ]
-    validate_speed(specs)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    runs = read_runs(records) if isinstance(records, Path) else records
+    runs = runs if where is None else taken(records, runs, where)
+    validate_speed({run.path: run.record.spec for run in runs})
+    return pd.DataFrame([row for run in runs for row in _rows(run)], columns=list(COLUMNS))
+
+
+def _rows(run: Run) -> Iterator[dict[str, Any]]:
+    source = run.record.provenance
+    common = {
+        "model": run.get("model.name"),
+        "bits": run.get("bits.name"),
+        "method": run.get("method.name"),
+        "seed": run.get("seed"),
+        "limit": run.get("tasks.limit"),
+        "digest": run.record.digest,
+        "git_sha": source.get("git_sha"),
+        "git_dirty": source.get("git_dirty"),
+        "device": source.get("device_name"),
+        "record": run.path.name,
+    }
+    names = run.get("tasks.names")
+    for score in run.record.scores:
+        yield common | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
 
 
 def pivot(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,79 +11,76 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starquant.errors import CommandParser, RecordError, one_line_errors, user_path
+from starquant.reports.run import Run
 from starquant.reports.run_table import aligned
 from starquant.reports.selection import validate_speed
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
-from starquant.store.columns import TaskColumns
-from starquant.store.items import items_folder, read_columns, trajectories_of
-from starquant.store.records import read_record
+from starquant.store.items import items_folder, trajectories_of
 from starquant.store.source import record_paths
-from starquant.store.verification import validate_items
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 
 
-def shared(a: Path, b: Path) -> list[tuple[str, str, str, PairedInterval]]:
+def shared(a: Path | Run, b: Path | Run) -> list[tuple[str, str, str, PairedInterval]]:
     """Return (task, metric, filter, interval) for all that both records have items of.
 
     Raises:
         RecordError: records or items that are damaged, items that are fewer than two or not the same in both; records
             that share no task or no metric.
     """
-    left_tasks, right_tasks = (_items(path) for path in (a, b))
-    tasks = [task for task in sorted(left_tasks) if task in right_tasks]
+    left, right = (run if isinstance(run, Run) else Run.read(run) for run in (a, b))
+    tasks = [task for task in sorted(left.items) if task in right.items]
     if not tasks:
-        raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold items of no common task")
+        raise RecordError(f"{_named(left, right, items_folder)}: hold items of no common task")
     rows = []
-    _validate_documents(a, b)
+    _validate_documents(left, right)
     if "fidelity" in tasks:
-        _validate_trajectories(a, b)
+        _validate_trajectories(left, right)
     for task in tasks:
-        left, right = left_tasks[task], right_tasks[task]
-        for key in (key for key in left.values if key in right.values):
+        for key in (key for key in left.items[task].values if key in right.items[task].values):
             metric, _, name = key.rpartition(",")
-            rows.append((task, metric, name, _difference((a, b), (left, right), key)))
+            rows.append((task, metric, name, _difference(left, right, task, key)))
     if not rows:
-        raise RecordError(f"{items_folder(a)} and {items_folder(b)}: hold no common metric of {', '.join(tasks)}")
+        raise RecordError(f"{_named(left, right, items_folder)}: hold no common metric of {', '.join(tasks)}")
     return rows
 
 
-def _items(path: Path) -> dict[str, TaskColumns]:
-    return validate_items(path, read_record(path)) or read_columns(items_folder(path))
+def _named(a: Run, b: Run, of: Callable[[Path], Path] = lambda path: path) -> str:
+    return f"{of(a.path)} and {of(b.path)}"
 
 
-def _validate_documents(a: Path, b: Path) -> None:
+def _validate_documents(a: Run, b: Run) -> None:
     """Refuse records whose items, or examples in front of them, were read of the hub as others."""
-    left, right = (read_record(path).provenance.get("documents") or {} for path in (a, b))
+    left, right = (run.record.provenance.get("documents") or {} for run in (a, b))
     other = [leaf for leaf in left if leaf in right and left[leaf] != right[leaf]]
     if other:
-        raise RecordError(f"{a} and {b}: their items of {', '.join(other)} differ, or the examples in front of them")
+        raise RecordError(f"{_named(a, b)}: their items of {', '.join(other)} differ, or the examples in front of them")
 
 
-def _validate_trajectories(a: Path, b: Path) -> None:
+def _validate_trajectories(a: Run, b: Run) -> None:
     """Refuse fidelity of other models, precisions or trajectories."""
-    left, right = (trajectories_of(read_record(path).spec) for path in (a, b))
+    left, right = (trajectories_of(run.record.spec) for run in (a, b))
     for name, setting in left.items():
         if setting != right[name]:
             raise RecordError(
-                f"{a} and {b}: {name} differs ({setting} and {right[name]}); their fidelity is of other states"
+                f"{_named(a, b)}: {name} differs ({setting} and {right[name]}); their fidelity is of other states"
             )
 
 
-def _difference(records: tuple[Path, Path], columns: tuple[TaskColumns, TaskColumns], key: str) -> PairedInterval:
+def _difference(a: Run, b: Run, task: str, key: str) -> PairedInterval:
+    columns, metric = (a.items[task], b.items[task]), key.rpartition(",")[0]
     left, right = (side.values[key] for side in columns)
-    metric = key.rpartition(",")[0]
     if columns[0].items != columns[1].items:
         raise RecordError(
-            f"{records[0]} and {records[1]}: their items of {metric} differ ({len(left)} and {len(right)}; one has "
+            f"{_named(a, b)}: their items of {metric} differ ({len(left)} and {len(right)}; one has "
             "others, or another document under the same number)"
         )
     if len(left) < 2:
-        raise RecordError(f"{records[0]}: {len(left)} item of {metric}; an interval needs two or more")
+        raise RecordError(f"{a.path}: {len(left)} item of {metric}; an interval needs two or more")
     return paired_bootstrap(left, right)
 
 
@@ -97,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("b", help="the record it is compared with")
     parser.add_argument("--records", type=user_path, default=Path("results"), help="where names are looked up")
     options = parser.parse_args(arguments)
-    a, b = (record_named(word, options.records) for word in (options.a, options.b))
-    validate_speed({path: read_record(path).spec for path in (a, b)})
+    a, b = (Run.read(record_named(word, options.records)) for word in (options.a, options.b))
+    validate_speed({run.path: run.record.spec for run in (a, b)})
     rows = shared(a, b)
     print("\n".join(aligned([HEADER, *(_cells(*row) for row in rows)])))
     return 0

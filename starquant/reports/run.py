@@ -14,6 +14,8 @@ from starquant.reports.choice import GRID
 from starquant.store.columns import TaskColumns
 from starquant.store.items import is_fidelity, items_folder, read_columns
 from starquant.store.record import RecordHead, Score
+from starquant.store.records import read_head
+from starquant.store.verification import validate_items
 
 #: Algorithms whose authors have a grid of their own (conf/method): records without `bits.grid` are on the common one.
 OWN_GRID = ("smoothquant", "awq", "quarot", "dllmquant_plus", "dllmquant_plus_plus")
@@ -25,6 +27,22 @@ class Run:
 
     path: Path
     record: RecordHead
+
+    @classmethod
+    def read(cls, path: Path, whole: bool = False) -> Run:
+        """Read a record and what tables read of its items, in either form.
+
+        Args:
+            path: of the record.
+            whole: judge its other items as well; else these by their size, where they are files of their own.
+
+        Raises:
+            RecordError: it is not what was written, or not the means of its items.
+        """
+        run = cls(path, read_head(path))
+        if items := validate_items(path, run.record, whole):
+            run.__dict__["items"] = items
+        return run
 
     @cached_property
     def items(self) -> dict[str, TaskColumns]:

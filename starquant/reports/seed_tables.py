@@ -12,11 +12,12 @@ import pandas as pd
 
 from starquant.errors import RecordError
 from starquant.reports import figures
-from starquant.reports.across_seeds import Column, Row, add_run, table, warning_of
+from starquant.reports.across_seeds import add_run, table, warning_of
 from starquant.reports.choice import rank_of
 from starquant.reports.comparison import markdown
 from starquant.reports.definitions import Definition
 from starquant.reports.run import Run
+from starquant.reports.samples import Column, Row
 from starquant.reports.selection import validate_together
 from starquant.store.files import write_atomically
 

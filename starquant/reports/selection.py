@@ -15,9 +15,7 @@ from starquant.reports.choice import TASKS, Rank, conflict, differences, first_o
 from starquant.reports.run import Run
 from starquant.reports.seeds import seeds_of
 from starquant.store.items import is_fidelity
-from starquant.store.records import read_head
 from starquant.store.source import record_paths
-from starquant.store.verification import validate_items
 
 #: What `--allow` may name, and what it lets through.
 ALLOWED = {
@@ -48,14 +46,9 @@ def _read(folder: Path) -> tuple[list[Run], list[str]]:
     with without_collection():
         for path in record_paths(folder):
             try:
-                run = Run(path, read_head(path))
-                items = validate_items(path, run.record)
+                runs.append(Run.read(path))
             except RecordError as error:
                 faults.append(str(error))
-                continue
-            if items:
-                run.__dict__["items"] = items
-            runs.append(run)
     return runs, faults
 
 

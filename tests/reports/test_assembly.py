@@ -157,7 +157,7 @@ def test_items_that_differ_are_refused(tmp_path: Path, other: list[float]) -> No
     put(tmp_path, {FACTS: [1.0, 0.0, 1.0]}, "rtn")
     put(tmp_path, {FACTS: other}, "star_quant")
     with pytest.raises(
-        RecordError, match=r"rtn-.*\.json and .*star_quant-.*\.json: their items of testbed_facts differ"
+        RecordError, match=r"items of testbed_facts differ from .*: .*rtn-.*\.json and .*star_quant-.*\.json"
     ):
         section(tmp_path, allow=["items"])
     with pytest.raises(RecordError, match=r"^items of testbed_facts: .*--allow items mixes them$"):
@@ -167,7 +167,7 @@ def test_items_that_differ_are_refused(tmp_path: Path, other: list[float]) -> No
 def test_items_that_differ_within_a_row_are_refused(tmp_path: Path) -> None:
     put(tmp_path, {FACTS: [1.0, 0.0, 1.0]}, "quarot", rotation=0)
     put(tmp_path, {FACTS: [1.0, 0.0]}, "quarot", rotation=1)
-    with pytest.raises(RecordError, match="their items of testbed_facts differ"):
+    with pytest.raises(RecordError, match="items of testbed_facts differ"):
         section(tmp_path, allow=["items"])
 
 

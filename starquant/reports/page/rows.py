@@ -7,17 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from starquant.errors import RecordError
-from starquant.reports.across_seeds import FIDELITY_METRICS, Column, Items, Row
-from starquant.reports.assembly import primary_numbers
+from starquant.reports.across_seeds import FIDELITY_METRICS
 from starquant.reports.choice import TASKS, differences, rank_of
 from starquant.reports.definitions import FULL, PRIMARY, Definition
 from starquant.reports.run import Run
+from starquant.reports.samples import Column, Items, Row, metric_items, primary_items
 from starquant.reports.seeds import METHOD_SEEDS, seeds_of
 from starquant.reports.selection import one_a_seed
-from starquant.store.items import is_fidelity, trajectories_of
+from starquant.store.items import is_fidelity
 
 #: What tells runs of one row apart: seeds, the files that follow from them, and which tasks were scored.
 WITHIN = {"model.seed", "model.fingerprint", *METHOD_SEEDS, *TASKS}
@@ -144,8 +142,7 @@ def _row(label: str, runs: Sequence[Run], experiment: str, refused: list[str]) -
     for run in kept:
         numbers = numbers_of(run, refused)
         if numbers:
-            seeds = seeds_of(run)[:2]
-            row.runs[seeds], row.trajectories[seeds] = numbers, trajectories_of(run.record.spec)
+            row.add(seeds_of(run)[:2], run, numbers)
     if len(row.runs) < len(kept):
         row.runs.clear()  # a mean over some of them would not be the row's
     return PageRow(str(first.get("model.name")), row.label[0], str(first.get("method.name")), label, kept, row)
@@ -160,7 +157,7 @@ def numbers_of(run: Run, refused: list[str]) -> dict[Column, Items]:
     """
     columns: dict[Column, Items] = {}
     try:
-        of_fidelity = {task: one for task, one in run.items.items() if is_fidelity(task)}
+        of_fidelity = [task for task in run.items if is_fidelity(task)]
     except RecordError as error:
         if run.record.scores:
             refused.append(f"{error}; its scores stand without paired differences")
@@ -168,16 +165,15 @@ def numbers_of(run: Run, refused: list[str]) -> dict[Column, Items]:
     for task in run.get("tasks.names") or ():
         score = run.score(task, *PRIMARY.get(task, (None, None)))
         try:
-            digest, numbers = primary_numbers(run, task)
+            items = primary_items(run, task)
         except RecordError as error:
             refused.append(f"{error}; its score stands without paired differences")
             continue
         if score is not None:
-            columns[task, score.metric] = Items(digest, numbers)
-    for task, one in of_fidelity.items():
-        for metric in FIDELITY_METRICS:
-            if f"{metric},none" in one.values:
-                columns[task, metric] = Items(one.items, np.asarray(one.values[f"{metric},none"], dtype=np.float64))
+            columns[task, score.metric] = items
+    for column in ((task, metric) for task in of_fidelity for metric in FIDELITY_METRICS):
+        if (numbers := metric_items(run, *column)) is not None:
+            columns[column] = numbers
     return columns
 
 

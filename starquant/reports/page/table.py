@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from starquant.errors import RecordError
-from starquant.reports.across_seeds import Column
 from starquant.reports.assembly import AVERAGE
 from starquant.reports.comparison import column_name
 from starquant.reports.definitions import PRIMARY
 from starquant.reports.page.rows import PageRow
+from starquant.reports.samples import Column
 from starquant.statistics.bootstrap import Interval, average_bootstrap, crossed_bootstrap
 from starquant.store.items import is_fidelity
 
