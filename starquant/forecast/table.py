@@ -7,7 +7,7 @@ from dataclasses import replace
 from starquant.forecast.costs import Stage
 from starquant.forecast.forecast import Forecast
 from starquant.reports.durations import in_time
-from starquant.reports.run_table import aligned
+from starquant.reports.text import aligned
 
 HEADER = ("stage", "", "passes", "tokens", "operations", "time")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starquant.reports.figures import read_report
-from starquant.reports.run_table import aligned
+from starquant.reports.text import aligned
 
 STATES = ("masked", "unmasked")
 #: Column -> (key of a token state's report, number format).

@@ -18,6 +18,7 @@ from starquant.reports.choice import conditions, conflict, differences, taken
 from starquant.reports.frame import scores_frame
 from starquant.reports.run import Run
 from starquant.reports.selection import read_runs
+from starquant.reports.text import markdown_table
 from starquant.store.items import FIDELITY, is_fidelity
 
 ROW = ["model", "bits", "method", "seed"]
@@ -68,9 +69,7 @@ def _cell(row: object) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """Return a GitHub table; columns that say the same in every row are left out."""
     constant = [name for name in ("model", "seed") if name in table and table[name].nunique() == 1]
-    table = table.drop(columns=constant)
-    lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(table.drop(columns=constant))
 
 
 @one_line_errors()

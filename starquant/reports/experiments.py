@@ -15,7 +15,7 @@ from starquant.reports.choice import GRID, Where, conflict, differences, grid_of
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
 from starquant.reports.run import Run
 from starquant.reports.selection import Results, one_a_seed, validate_together
-from starquant.reports.writing import grid, write
+from starquant.reports.writing import text_frame, write
 from starquant.store.items import trajectories_of
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ def table(
 
 def frames(name: str, records: Path, allow: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     """Return a table as text, one data frame for each model; raises as `table`."""
-    frame_by_model = {}
-    for section in table(name, records, allow):
-        header, *lines = grid(section)
-        frame_by_model[section.model] = pd.DataFrame(lines, columns=header).set_index("")
-    return frame_by_model
+    return {section.model: text_frame(section).set_index("") for section in table(name, records, allow)}
 
 
 def trajectory_figure(

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from starquant.errors import ConfigError, RecordError, one_line_errors, user_path
+from starquant.reports.frame import by_step, steps_frame
+from starquant.reports.run import Run
 from starquant.reports.samples import Row
 from starquant.reports.style import GROUPS, bits_term, look, panels, styled, term
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
-from starquant.store.items import read_raw
-from starquant.store.records import read_record
-from starquant.store.verification import is_intact, validate_items
+from starquant.store.verification import is_intact
 
 STATES = {"masked": "[MASK] tokens", "unmasked": "unmasked tokens"}
 
@@ -45,7 +45,7 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     labels = list(dict.fromkeys(label for label, _ in records))
     for index, label in enumerate(labels):
         own = [path for name, path in records if name == label]
-        numbers = by_step(own, metric)
+        numbers = steps_of(own, metric)
         steps = sorted(numbers)
         try:
             intervals = [bootstrap(numbers[step]) for step in steps]
@@ -61,17 +61,12 @@ def trajectory(records: Sequence[tuple[str, Path]], metric: str = "hidden_mse") 
     return figure
 
 
-def by_step(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
+def steps_of(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
     """Return, for every step, one value a prompt: the mean over the records; raises RecordError where there is none."""
-    cells: dict[int, dict[int, list[float]]] = {}
-    for path in paths:
-        validate_items(path, read_record(path), whole=True)
-        for row in read_raw(path, "fidelity"):
-            if row.get("step") is not None and isinstance(row.get(metric), int | float):
-                cells.setdefault(row["step"], {}).setdefault(row["prompt"], []).append(float(row[metric]))
-    if not cells:
+    numbers = by_step(steps_frame([Run.read(path, whole=True) for path in paths]), metric)
+    if not numbers:
         raise RecordError(f"{paths[0]}: its fidelity items have no {metric} at denoising steps")
-    return {step: [sum(v) / len(v) for v in prompts.values()] for step, prompts in cells.items()}
+    return numbers
 
 
 @styled

@@ -1,8 +1,8 @@
-"""Records as a pandas DataFrame: one row a score."""
+"""Records as pandas DataFrames: a row a score, a row a denoising step; what tables, pages and figures are views of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from starquant.errors import RecordError
 from starquant.reports.choice import Where, taken
 from starquant.reports.run import Run
 from starquant.reports.selection import read_runs, validate_speed
+from starquant.store.items import FIDELITY, is_fidelity, read_raw
+from starquant.store.record import RecordHead
 
 COLUMNS = (
     *("model", "bits", "method", "seed", "limit", "digest", "git_sha", "git_dirty", "device", "record"),
     *("task", "requested", "metric", "filter", "value", "stderr", "ci_low", "ci_high", "unit", "n"),
     *("task_version", "num_fewshot"),
 )
+#: Metrics of fidelity that items have at every denoising step.
+AT_STEPS = ("kl", "top1_agreement", "hidden_mse", "commit_flips")
 
 
 def scores_frame(records: Path | Sequence[Run], where: Where | None = None) -> pd.DataFrame:
@@ -56,6 +60,46 @@ def _rows(run: Run) -> Iterator[dict[str, Any]]:
     names = run.get("tasks.names")
     for score in run.record.scores:
         yield common | score.model_dump(exclude={"higher_is_better"}) | {"requested": score.task in names}
+
+
+def beside(record: RecordHead, baseline: RecordHead | None) -> pd.DataFrame:
+    """Return the scores of a run with those of its full-precision twin.
+
+    Beside the columns of `scores_frame` there are `full` and, of fractions, `difference`: to full precision, NaN where
+    it has no such score. Fidelity is measured against full precision, which has none.
+    """
+    key = ["task", "metric", "filter"]
+    own, full = (scores_frame([Run(Path(), one)] if one is not None else []) for one in (record, baseline))
+    full = full[~full["task"].map(is_fidelity).astype(bool)]
+    frame = own.merge(full[[*key, "value"]].rename(columns={"value": "full"}), "left", on=key)
+    return frame.assign(difference=(frame["value"] - frame["full"]).where(frame["unit"] == "fraction"))
+
+
+def steps_frame(runs: Iterable[Run]) -> pd.DataFrame:
+    """Return fidelity along trajectories of full precision: record, prompt, step and a column a metric.
+
+    There are columns of `AT_STEPS` whatever was measured, NaN where nothing was. Rows are in the order of runs, and in
+    that of their items.
+
+    Raises:
+        RecordError: items that are missing or damaged.
+    """
+    rows = [
+        {"record": run.path.name} | row
+        for run in runs
+        for row in read_raw(run.path, FIDELITY)
+        if row.get("step") is not None
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.reindex(columns=[*dict.fromkeys(["record", "prompt", "step", *AT_STEPS, *frame.columns])])
+
+
+def by_step(steps: pd.DataFrame, metric: str) -> dict[int, list[float]]:
+    """Return, for every step of a `steps_frame`, one value a prompt, in their order: the mean over its records."""
+    if metric not in steps:
+        return {}
+    means = steps.dropna(subset=metric).groupby(["step", "prompt"], sort=False)[metric].mean()
+    return {int(step): of_step.tolist() for step, of_step in means.groupby("step")}
 
 
 def pivot(frame: pd.DataFrame) -> pd.DataFrame:

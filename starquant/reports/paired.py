@@ -16,8 +16,8 @@ from pathlib import Path
 
 from starquant.errors import CommandParser, RecordError, one_line_errors, user_path
 from starquant.reports.run import Run
-from starquant.reports.run_table import aligned
 from starquant.reports.selection import validate_speed
+from starquant.reports.text import aligned
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
 from starquant.store.items import items_folder, trajectories_of
 from starquant.store.source import record_paths

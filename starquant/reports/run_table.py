@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
+from typing import Any
 
 from starquant.config.bits import in_words
 from starquant.config.speed import SpeedSpec
 from starquant.reports.durations import took
+from starquant.reports.frame import beside
+from starquant.reports.text import aligned
 from starquant.store.items import is_fidelity
-from starquant.store.record import RunRecord, Score
+from starquant.store.record import RunRecord
 
 HEADER = ("task", "metric", "n", "full precision", "quantized", "difference", "stderr")
 
@@ -20,53 +23,35 @@ def rows(record: RunRecord, baseline: RunRecord | None) -> list[tuple[str, ...]]
     Fractions are in percent. Fidelity is measured against full precision, so that its column there is empty; so is the
     whole column of a packed checkpoint, which has no baseline, and all of a task that was left out.
     """
-    scores = () if baseline is None else baseline.scores
-    references = {(s.task, s.metric, s.filter): s for s in scores if not is_fidelity(s.task)}
-    tasks = record.spec["tasks"]
-    scored = [score for name in tasks["names"] for score in record.scores if score.task == name]
-    fidelity = [score for score in record.scores if is_fidelity(score.task) and score.filter == "all"]
-    lines = [[_row(s, references.get((s.task, s.metric, s.filter))) for s in part] for part in (scored, fidelity)]
-    return [*lines[0], *((name, "left out", *[""] * 5) for name in tasks.get("left_out") or ()), *lines[1]]
+    frame, tasks = beside(record, baseline), record.spec["tasks"]
+    scored = [row for name in tasks["names"] for row in frame[frame["task"] == name].itertuples()]
+    fidelity = [row for row in frame[frame["filter"] == "all"].itertuples() if is_fidelity(str(row.task))]
+    left_out = ((name, "left out", *[""] * 5) for name in tasks.get("left_out") or ())
+    return [*map(_row, scored), *left_out, *map(_row, fidelity)]
 
 
-def _row(score: Score, reference: Score | None) -> tuple[str, ...]:
+def _row(score: Any) -> tuple[str, ...]:
     return (
         score.task,
         _metric(score),
         str(score.n),
-        "" if reference is None else _number(reference.value, reference.unit),
+        _number(score.full, score.unit),
         _number(score.value, score.unit),
-        "" if reference is None or score.unit != "fraction" else f"{100 * (score.value - reference.value):+.2f}",
-        "" if score.stderr is None else _number(score.stderr, score.unit),
+        "" if isnan(score.difference) else f"{100 * score.difference:+.2f}",
+        _number(score.stderr, score.unit),
     )
 
 
-def _metric(score: Score) -> str:
+def _metric(score: Any) -> str:
     if not is_fidelity(score.task):
         return score.metric if score.filter == "none" else f"{score.metric} ({score.filter})"
     return score.metric if score.unit == "fraction" else f"{score.metric} ({score.unit})"
 
 
-def _number(value: float, unit: str) -> str:
+def _number(value: float | None, unit: str) -> str:
+    if value is None or isnan(value):
+        return ""
     return f"{100 * value:.2f}" if unit == "fraction" else f"{value:.4g}"
-
-
-def aligned(rows: Sequence[Sequence[str]], ruled: bool = False, left: int = 2) -> list[str]:
-    """Return rows of cells as lines of columns, the first ones flush left and the others right.
-
-    Args:
-        rows: the header first.
-        ruled: whether a line of dashes stands below the header.
-        left: how many columns are flush left.
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    header, *lines = (
-        "  ".join(
-            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return [header, *(["  ".join("-" * w for w in widths)] if ruled else []), *lines]
 
 
 def render(record: RunRecord, baseline: RunRecord | None, path: Path, export_s: float | None = None) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from starquant.reports.assembly import PAPER_MARK, Estimate, Section
 from starquant.reports.definitions import Definition
 from starquant.reports.seeds import warning
+from starquant.reports.text import markdown_table
 from starquant.store.files import write_atomically
 
 EMPTY = ""
@@ -29,14 +30,36 @@ def cell_text(column: str, estimate: Estimate | None) -> str:
     return f"{estimate.value:.2f}" + ("" if estimate.stderr is None else f" ({estimate.stderr:.2f})")
 
 
-def grid(section: Section) -> list[list[str]]:
-    """Return a section as text, the header first, then the number of items behind each column."""
+def cells_frame(sections: Sequence[Section]) -> pd.DataFrame:
+    """Return a row a cell: model, row, runs, column, source, value, stderr, low, high, n."""
+    rows = []
+    for section in sections:
+        for label, runs, cells in section.rows:
+            for column in (column for column in section.columns if column in cells):
+                measured, cell = not column.endswith(PAPER_MARK), cells[column]
+                rows.append(
+                    {
+                        "model": section.model,
+                        "row": label,
+                        "runs": runs if measured else None,
+                        "column": column.removesuffix(PAPER_MARK),
+                        "source": "starquant" if measured else "paper",
+                        **{name: getattr(cell, name) for name in ("value", "stderr", "low", "high", "n")},
+                    }
+                )
+    names = ["model", "row", "runs", "column", "source", "value", "stderr", "low", "high", "n"]
+    numbers = dict.fromkeys(("value", "stderr", "low", "high"), "float64") | {"runs": "Int64", "n": "Int64"}
+    return pd.DataFrame(rows, columns=names).astype(numbers)
+
+
+def text_frame(section: Section) -> pd.DataFrame:
+    """Return a section as text, a line a row below the number of items behind each column."""
     header = ["", "runs", *(column.removeprefix("testbed_") for column in section.columns)]
     lines = [
         [label, str(runs) if runs else EMPTY, *(cell_text(column, cells.get(column)) for column in section.columns)]
         for label, runs, cells in section.rows
     ]
-    return [header, *_items(section), *lines]
+    return pd.DataFrame([*_items(section), *lines], columns=header)
 
 
 def _items(section: Section) -> list[list[str]]:
@@ -89,9 +112,7 @@ def markdown(definition: Definition, sections: Sequence[Section]) -> str:
     """Return a heading, a GitHub table for each model, and the notes."""
     parts = [f"# {title(definition, sections)}"]
     for section in sections:
-        header, *lines = grid(section)
-        table = [header, ["---"] * len(header), *lines]
-        parts += [f"## {section.model}", "\n".join("| " + " | ".join(line) + " |" for line in table)]
+        parts += [f"## {section.model}", markdown_table(text_frame(section))]
     return "\n\n".join([*parts, " ".join(notes(sections))]) + "\n"
 
 
@@ -99,48 +120,15 @@ def latex(definition: Definition, sections: Sequence[Section]) -> str:
     """Return a tabular environment for each model (booktabs)."""
     parts = [f"% {title(definition, sections)}"]
     for section in sections:
-        header, *lines = [[_escaped(cell) for cell in line] for line in grid(section)]
-        parts.append(
-            "\n".join(
-                [
-                    f"% {section.model}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
-                    r"\toprule",
-                    " & ".join(header) + r" \\",
-                    r"\midrule",
-                    *(" & ".join(line) + r" \\" for line in lines),
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
+        frame = text_frame(section)
+        columns = "l" + "r" * (len(frame.columns) - 1)
+        parts.append(f"% {section.model}\n{frame.to_latex(index=False, escape=True, column_format=columns).rstrip()}")
     return "\n\n".join([*parts, "% " + " ".join(notes(sections))]) + "\n"
 
 
-def _escaped(text: str) -> str:
-    escaped = {character: f"\\{character}" for character in "&%_#${}"}
-    escaped |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(escaped.get(character, character) for character in text)
-
-
 def comma_separated(sections: Sequence[Section]) -> str:
-    """Return one row a cell: model, row, runs, column, source, value, stderr, low, high, n."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", "row", "runs", "column", "source", "value", "stderr", "low", "high", "n"])
-    for section in sections:
-        for label, runs, cells in section.rows:
-            for column in section.columns:
-                cell, measured = cells.get(column), not column.endswith(PAPER_MARK)
-                if cell is None:
-                    continue
-                numbers = (cell.value, cell.stderr, cell.low, cell.high)
-                texts = ["" if x is None else f"{x:.10g}" for x in numbers]
-                source = ["starquant" if measured else "paper", *texts, EMPTY if cell.n is None else cell.n]
-                writer.writerow(
-                    [section.model, label, runs if measured else "", column.removesuffix(PAPER_MARK), *source]
-                )
-    return stream.getvalue()
+    """Return the frame of all cells, numbers with ten digits."""
+    return str(cells_frame(sections).to_csv(index=False, lineterminator="\n", float_format="%.10g"))
 
 
 def write(definition: Definition, sections: Sequence[Section], folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from starquant.config.run import RunSpec
 from starquant.errors import RecordError, StarquantError
+from starquant.reports.frame import beside
 from starquant.store.files import write_atomically
 from starquant.store.items import items_folder
 from starquant.store.record import RunRecord
@@ -99,10 +100,9 @@ def _log_record(run: Any, record: RunRecord, path: Path) -> None:
 
     run.summary["error"] = None  # of an earlier attempt
     run.summary.update(summary(record) | differences(record, path))
-    table = wandb.Table(columns=["task", "metric", "filter", "value", "stderr", "n"])
-    for s in record.scores:
-        table.add_data(s.task, s.metric, s.filter, s.value, s.stderr, s.n)
-    run.log({"scores": table})
+    scores = beside(record, None)[["task", "metric", "filter", "value", "stderr", "n"]].astype(object)
+    lines = scores.where(scores.notna(), None).values.tolist()
+    run.log({"scores": wandb.Table(columns=[*scores.columns], data=lines)})
     _log_fidelity(run, path)
     artifact = wandb.Artifact(f"record-{record.digest}", type="record")
     artifact.add_file(str(path))
@@ -123,12 +123,12 @@ def _log_fidelity(run: Any, path: Path) -> None:
     """Log fidelity along the denoising steps, as numbers and as a figure; nothing where it was not measured."""
     import wandb
 
-    from starquant.reports.figures import by_step, save, trajectory
+    from starquant.reports.figures import save, steps_of, trajectory
 
     if not (items_folder(path) / "fidelity.jsonl").exists():
         return
     run.define_metric("fidelity/*", step_metric="denoising_step")
-    curves = {metric: by_step([path], metric) for metric in CURVES}
+    curves = {metric: steps_of([path], metric) for metric in CURVES}
     for step in sorted(curves["hidden_mse"]):
         means = {f"fidelity/{m}": sum(c[step]) / len(c[step]) for m, c in curves.items() if step in c}
         run.log({"denoising_step": step + 1} | means)
@@ -157,12 +157,9 @@ def differences(record: RunRecord, path: Path) -> dict[str, float]:
         return {}
     if full.digest == record.digest:
         return {}
-    values = {(s.task, s.metric, s.filter): s.value for s in full.scores}
-    return {
-        f"difference/{s.task}/{s.metric},{s.filter}": s.value - values[s.task, s.metric, s.filter]
-        for s in record.scores
-        if s.unit == "fraction" and (s.task, s.metric, s.filter) in values
-    }
+    frame = beside(record, full).dropna(subset="difference")
+    names = "difference/" + frame["task"] + "/" + frame["metric"] + "," + frame["filter"]
+    return dict(zip(names.tolist(), frame["difference"].tolist(), strict=True))
 
 
 def main() -> None:

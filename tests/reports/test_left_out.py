@@ -13,7 +13,7 @@ from starquant.errors import RecordError
 from starquant.reports import comparison, paired, publish
 from starquant.reports.__main__ import main
 from starquant.reports.after_sweep import after_sweep
-from starquant.reports.figures import by_step
+from starquant.reports.figures import steps_of
 from starquant.reports.frame import scores_frame
 from starquant.reports.selection import Results, read_runs
 from tests.support.tables import FACTS, answers, put
@@ -94,7 +94,7 @@ def test_every_other_reader_refuses(
     records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edited(records[0])
-    for read in (scores_frame, read_runs, lambda folder: by_step([records[0]], "kl")):
+    for read in (scores_frame, read_runs, lambda folder: steps_of([records[0]], "kl")):
         with pytest.raises(RecordError, match=f"^{records[0]}: not what was written"):
             read(tmp_path)
     out = tmp_path / "out"
@@ -107,7 +107,7 @@ def test_edited_steps_of_a_figure_are_refused(records: tuple[Path, Path]) -> Non
     rows = records[0].with_suffix(".items") / "fidelity.jsonl"
     rows.write_text(rows.read_text().replace("0.11", "0.99"))
     with pytest.raises(RecordError, match=r"fidelity\.jsonl: is not what was written"):
-        by_step([records[0]], "kl")
+        steps_of([records[0]], "kl")
 
 
 def test_what_is_published_is_sealed_too(records: tuple[Path, Path], tmp_path: Path) -> None:

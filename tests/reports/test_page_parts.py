@@ -9,7 +9,7 @@ import pytest
 
 from starquant.errors import RecordError
 from starquant.reports.page.activations import MOST_BLOCKS, densities
-from starquant.reports.page.fidelity import by_mask_ratio, by_step
+from starquant.reports.page.fidelity import along_steps, by_mask_ratio
 from starquant.reports.page.flips import MOST_ITEMS, answer_of, flips
 from starquant.reports.page.provenance import HEADER, provenance, sqnr
 from starquant.reports.page.rows import PageRow, rows_of
@@ -76,7 +76,7 @@ def test_curves_by_step_and_by_mask_ratio(tmp_path: Path) -> None:
         score_of_bin("top1_agreement", "mask_ratio_0.75_1.00", 0.5),
     ]
     put(tmp_path, [1.0, 0.0], "method=rtn", "bits=w4a4", "fidelity=testbed", items={"fidelity": lines}, scores=scores)
-    steps, parted = by_step(rows(tmp_path))
+    steps, parted = along_steps(rows(tmp_path))
     assert [(point["x"], point["mean"]) for point in steps if point["metric"] == "kl"] == [(1, 1.5), (2, 4.0)]
     assert all(point["low"] <= point["mean"] <= point["high"] for point in steps)
     assert [(point["x"], point["mean"]) for point in parted] == [(1, 0.0), (2, 50.0)]
@@ -90,7 +90,7 @@ def test_curves_by_step_and_by_mask_ratio(tmp_path: Path) -> None:
 def test_an_answer_that_has_parted_stays_parted(tmp_path: Path) -> None:
     lines = fidelity([(1.0, 1.0), (1.0, 0.0)], [(1.0, 0.0), (1.0, 0.0)])
     put(tmp_path, [1.0, 0.0], "method=rtn", "bits=w4a4", "fidelity=testbed", items={"fidelity": lines})
-    assert [point["mean"] for point in by_step(rows(tmp_path))[1]] == [50.0, 50.0]
+    assert [point["mean"] for point in along_steps(rows(tmp_path))[1]] == [50.0, 50.0]
 
 
 def test_what_operands_lose_and_where_a_record_is_from(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from starquant.reports.choice import Where, taken
 from starquant.reports.definitions import FIGURES, SEED_TABLES, TABLES, Definition
 from starquant.reports.page.activations import densities
 from starquant.reports.page.charts import charts
-from starquant.reports.page.fidelity import by_mask_ratio, by_step
+from starquant.reports.page.fidelity import along_steps, by_mask_ratio
 from starquant.reports.page.flips import flips
 from starquant.reports.page.provenance import HEADER, provenance, sqnr
 from starquant.reports.page.rows import missing, rows_of
@@ -80,7 +80,7 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
     notes += _known(runs) + [f"no paired difference: {why}" for why in table.pop("unpaired")]
     try:
         shapes = _activations(results, notes) if experiment is None else []
-        drawn = charts(rows, table, shown, by_mask_ratio(rows), by_step(rows), sqnr(rows), shapes)
+        drawn = charts(rows, table, shown, by_mask_ratio(rows), along_steps(rows), sqnr(rows), shapes)
     except ConfigError as error:
         drawn = {}
         notes.append(str(error))

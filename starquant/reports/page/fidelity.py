@@ -6,12 +6,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from starquant.errors import RecordError
+from starquant.reports.frame import by_step, steps_frame
 from starquant.reports.page.rows import PageRow
 from starquant.reports.page.table import TERMS, rounded
 from starquant.reports.run import Run
 from starquant.statistics.bootstrap import bootstrap
-from starquant.store.items import FIDELITY, read_raw
+from starquant.store.items import FIDELITY
 
 BIN = re.compile(r"mask_ratio_([\d.]+)_([\d.]+)")
 Point = dict[str, Any]
@@ -40,7 +43,7 @@ def by_mask_ratio(rows: Sequence[PageRow]) -> list[Point]:
     return points
 
 
-def by_step(rows: Sequence[PageRow]) -> tuple[list[Point], list[Point]]:
+def along_steps(rows: Sequence[PageRow]) -> tuple[list[Point], list[Point]]:
     """Return a point a row, metric and denoising step, and one a row and step of how many answers have parted.
 
     Values are means over prompts, each prompt's over runs, with 95 % bootstrap intervals over prompts. An answer has
@@ -49,42 +52,31 @@ def by_step(rows: Sequence[PageRow]) -> tuple[list[Point], list[Point]]:
     metrics: list[Point] = []
     parted: list[Point] = []
     for row in rows:
-        cells: dict[tuple[str, int], dict[Any, list[float]]] = {}
-        for run in row.runs:
-            for line in _lines(run):
-                for metric in (*TERMS, "commit_flips"):
-                    if line.get("step") is not None and isinstance(line.get(metric), int | float):
-                        at = cells.setdefault((metric, int(line["step"])), {})
-                        at.setdefault(line["prompt"], []).append(float(line[metric]))
-        for (metric, step), prompts in sorted(cells.items()):
-            if metric in TERMS and len(prompts) > 1:
-                metrics.append({"row": row.name, "metric": metric, "x": step + 1} | _interval(metric, prompts))
-        parted += _parted(row.name, {step: at for (metric, step), at in cells.items() if metric == "commit_flips"})
+        steps = pd.concat([_steps(run) for run in row.runs])
+        for metric in sorted(TERMS):
+            for step, numbers in by_step(steps, metric).items():
+                if len(numbers) > 1:
+                    metrics.append({"row": row.name, "metric": metric, "x": step + 1} | _interval(metric, numbers))
+        parted += _parted(row.name, steps.dropna(subset="commit_flips"))
     return metrics, parted
 
 
-def _lines(run: Run) -> list[dict[str, Any]]:
-    """Return a run's rows of fidelity along trajectories; none where it follows none or the rows were not kept."""
-    if run.get("fidelity.states") is not None:
-        return []
+def _steps(run: Run) -> pd.DataFrame:
+    """Return a run's fidelity along trajectories; nothing where it follows none or the rows were not kept."""
     try:
-        return read_raw(run.path, FIDELITY)
+        return steps_frame([run] if run.get("fidelity.states") is None else [])
     except RecordError:
-        return []
+        return steps_frame([])
 
 
-def _interval(metric: str, prompts: dict[Any, list[float]]) -> dict[str, float]:
+def _interval(metric: str, numbers: Sequence[float]) -> dict[str, float]:
     scale = 100.0 if metric == "top1_agreement" else 1.0
-    interval = bootstrap([scale * sum(numbers) / len(numbers) for numbers in prompts.values()], resamples=500)
+    interval = bootstrap([scale * number for number in numbers], resamples=500)
     return {"mean": rounded(interval.mean), "low": rounded(interval.low), "high": rounded(interval.high)}
 
 
-def _parted(name: str, steps: dict[int, dict[Any, list[float]]]) -> list[Point]:
-    """Return, for each step, the share of prompts of which a token was committed otherwise by then, in percent."""
-    points, apart = [], dict[tuple[Any, int], bool]()
-    for step in sorted(steps):
-        for prompt, flips in steps[step].items():
-            for run, flipped in enumerate(flips):
-                apart[prompt, run] = apart.get((prompt, run), False) or flipped > 0
-        points.append({"row": name, "x": step + 1, "mean": rounded(100 * sum(apart.values()) / len(apart))})
-    return points
+def _parted(name: str, steps: pd.DataFrame) -> list[Point]:
+    """Return, for each step, the share of answers of which a token was committed otherwise by then, in percent."""
+    flips = steps.pivot_table(index=["record", "prompt"], columns="step", values="commit_flips")
+    apart = (flips > 0).cummax(axis=1).where(flips.notna().cummax(axis=1))
+    return [{"row": name, "x": int(step) + 1, "mean": rounded(100 * apart[step].mean())} for step in apart]

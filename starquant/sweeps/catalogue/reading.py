@@ -12,7 +12,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from starquant.errors import CommandParser
-from starquant.reports.run_table import aligned
+from starquant.reports.text import aligned
 from starquant.sweeps.overrides import CONF
 
 #: "(arXiv 2404.00456)", and what stands behind it in the brackets.
