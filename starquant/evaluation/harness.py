@@ -27,6 +27,8 @@ from starquant.store.record import Score
 
 log = logging.getLogger(__name__)
 
+#: Characters of a prompt, its last ones, that an item keeps: the question, not the examples in front of it.
+QUESTION = 400
 _UNITS = {"mc_stderr": "nats", "compile_difference": "nats", "compile_flips": "fraction"} | dict.fromkeys(
     CUT, "fraction"
 )
@@ -218,6 +220,8 @@ def _document(doc: Any) -> str:
 
 
 def _item(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep what later tables need of one item: identity, target, answers and metrics, not the document."""
+    """Keep what later tables need of one item: identity, the end of its prompt, target, answers and metrics."""
     dropped = {"doc", "arguments", "prompt_hash", "target_hash"}
-    return {key: value for key, value in row.items() if key not in dropped}
+    kept = {key: value for key, value in row.items() if key not in dropped}
+    prompt = next((request[0] for request in row.get("arguments") or ()), None)
+    return kept | ({"question": prompt[-QUESTION:]} if isinstance(prompt, str) else {})

@@ -11,7 +11,8 @@ from typing import Any
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.choice import GRID, LIMIT, in_words
 from starquant.reports.definitions import FIGURES, SEED_TABLES, TABLES
-from starquant.reports.experiments import GRID_TABLES, NAMES, PAGES, build, stem_of
+from starquant.reports.experiments import GRID_TABLES, NAMES, build, stem_of
+from starquant.reports.page.experiment import PAGES, show_page
 from starquant.reports.selection import Results
 
 
@@ -38,8 +39,6 @@ def after_sweep(name: str, results: Path, limit: int | None = None, made: Collec
     """
     if name not in NAMES:
         return True
-    from starquant.reports.page.experiment import show_page
-
     read = Results(results)
     where: dict[str, Any] = {}
     try:

@@ -13,6 +13,7 @@ from starquant.errors import ConfigError, RecordError, nearest
 from starquant.reports.assembly import Section, assemble
 from starquant.reports.choice import GRID, Where, conflict, differences, grid_of, rank_of, taken
 from starquant.reports.definitions import ACTIVATIONS, FIGURES, SEED_TABLES, TABLES, TRAJECTORIES, Definition
+from starquant.reports.page.experiment import PAGES
 from starquant.reports.run import Run
 from starquant.reports.selection import Results, one_a_seed, validate_together
 from starquant.reports.writing import text_frame, write
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GRID_TABLES, COMMON_GRID = {d.name for d in (*TABLES.values(), *SEED_TABLES.values()) if not d.grids}, "_common_grid"
-#: Where experiments' pages lie, below their results.
-PAGES = "pages"
 NAMES = (*TABLES, *SEED_TABLES, *FIGURES, ACTIVATIONS)
 
 

@@ -99,7 +99,8 @@ def by_step(steps: pd.DataFrame, metric: str) -> dict[int, list[float]]:
     if metric not in steps:
         return {}
     means = steps.dropna(subset=metric).groupby(["step", "prompt"], sort=False)[metric].mean()
-    return {int(step): of_step.tolist() for step, of_step in means.groupby("step")}
+    of_steps: Any = means.groupby("step")  # a key of it may be anything, says its stub
+    return {int(step): of_step.tolist() for step, of_step in of_steps}
 
 
 def pivot(frame: pd.DataFrame) -> pd.DataFrame:

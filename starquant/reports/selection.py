@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -38,13 +38,13 @@ def read_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def _read(folder: Path) -> tuple[list[Run], list[str]]:
-    """Return the runs below a folder that are what was written, and what is wrong with the others."""
+def _read(folder: Path, names: Collection[str] | None = None) -> tuple[list[Run], list[str]]:
+    """Return the runs below a folder (or of files of these names) that are sound, and what is wrong with others."""
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder of records")
     runs, faults = [], []
     with without_collection():
-        for path in record_paths(folder):
+        for path in (path for path in record_paths(folder) if names is None or path.name in names):
             try:
                 runs.append(Run.read(path))
             except RecordError as error:
@@ -59,11 +59,12 @@ class Results:
 
     Attributes:
         folder: of results.
+        names: of the records' files that are read; None for all.
         faults: of the records that were left out, once `runs` has been read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, names: Collection[str] | None = None) -> None:
+        self.folder, self.names = folder, names
         self.faults: list[str] = []
 
     @classmethod
@@ -74,7 +75,7 @@ class Results:
     @cached_property
     def runs(self) -> list[Run]:
         """All runs that are what was written, in the order of their names; raises RecordError without a folder."""
-        runs, self.faults = _read(self.folder)
+        runs, self.faults = _read(self.folder, self.names)
         for fault in self.faults:
             show_error(RecordError(f"{fault}; the record is left out"))
         return runs

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from starquant.config.run import RunSpec
-from starquant.errors import NewerRecordError, RecordError
+from starquant.errors import ConfigError, NewerRecordError, RecordError
 from starquant.store.columns import FILE as COLUMNS
 from starquant.store.columns import write_columns
 from starquant.store.files import set_aside, write_atomically
@@ -129,6 +129,20 @@ class _Version(BaseModel):
 def read_record(path: Path) -> RunRecord:
     """Read a record; raises RecordError naming the file when it is not what was written, or of another schema."""
     return _read(path, RunRecord)
+
+
+def twin_of(path: Path) -> Path | None:
+    """Return the full-precision record beside a run's; None where there is none, or it is the run's own.
+
+    Raises:
+        RecordError: the run's record is not what was written.
+    """
+    try:
+        name = RecordStore.name(RunSpec.from_config(read_head(path).spec).baseline())
+    except ConfigError:  # of another version of this code
+        return None
+    twin = path.with_name(f"{name}.json")
+    return twin if twin != path and twin.exists() else None
 
 
 def read_head(path: Path) -> RecordHead:

@@ -128,7 +128,12 @@ def _set_aside(plan: Plan) -> None:
 
 
 def _is_shown(plan: Plan, entries: Sequence[CellEntry]) -> bool:
-    """Build what an experiment shows; returns whether that is there, or there is nothing to build."""
+    """Build what an experiment shows, or the page of a single run; returns whether an experiment's is there."""
+    (first, *others), (cell, *_) = entries, plan.cells
+    if plan.experiment is None and not others and cell.spec.is_scored and first.record is not None:
+        from starquant.reports.page.experiment import show_run
+
+        show_run(plan.results / first.record, plan.results)
     if plan.experiment is None or all(cell.spec.stage == "calibrate" for cell in plan.cells):
         return True
     from starquant.reports.after_sweep import after_sweep

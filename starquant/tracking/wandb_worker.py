@@ -13,13 +13,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from starquant.config.run import RunSpec
 from starquant.errors import RecordError, StarquantError
 from starquant.reports.frame import beside
 from starquant.store.files import write_atomically
 from starquant.store.items import items_folder
 from starquant.store.record import RunRecord
-from starquant.store.records import RecordStore, read_record
+from starquant.store.records import read_record, twin_of
 from starquant.tracking.description import run_name, settings_used
 from starquant.tracking.live import follow
 from starquant.tracking.tracker import marker_of
@@ -101,7 +100,7 @@ def _log_record(run: Any, record: RunRecord, path: Path) -> None:
     run.summary["error"] = None  # of an earlier attempt
     run.summary.update(summary(record) | differences(record, path))
     scores = beside(record, None)[["task", "metric", "filter", "value", "stderr", "n"]].astype(object)
-    lines = scores.where(scores.notna(), None).values.tolist()
+    lines: list[Any] = scores.where(scores.notna(), None).values.tolist()
     run.log({"scores": wandb.Table(columns=[*scores.columns], data=lines)})
     _log_fidelity(run, path)
     artifact = wandb.Artifact(f"record-{record.digest}", type="record")
@@ -151,11 +150,9 @@ def summary(record: RunRecord) -> dict[str, float]:
 def differences(record: RunRecord, path: Path) -> dict[str, float]:
     """Return scores less those of the full-precision record beside it; nothing where there is none."""
     try:
-        twin = RecordStore.name(RunSpec.from_config(record.spec).baseline())
-        full = read_record(path.with_name(f"{twin}.json"))
+        twin = twin_of(path)
+        full = None if twin is None else read_record(twin)
     except StarquantError:
-        return {}
-    if full.digest == record.digest:
         return {}
     frame = beside(record, full).dropna(subset="difference")
     names = "difference/" + frame["task"] + "/" + frame["metric"] + "," + frame["filter"]

@@ -30,6 +30,7 @@ def test_flipped_answers_item_by_item(tmp_path: Path) -> None:
     assert rtn["items"][0] == {
         "item": 0,
         "filter": "none",
+        "question": "",
         "target": "t0",
         "full": "a",
         "quantized": "b",

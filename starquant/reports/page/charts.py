@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 from starquant.errors import ConfigError
 from starquant.reports.page.fidelity import Point
 from starquant.reports.page.rows import PageRow
 from starquant.reports.page.table import MEAN, TERMS, Shown
+from starquant.store.cache import cache_folder
+from starquant.store.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 4])
@@ -91,32 +95,35 @@ def _scales(altair: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _scores(altair: Any, names: Sequence[str], table: dict[str, Any], shown: Sequence[Shown]) -> Any:
-    points = [
-        {"row": name, "bits": row["bits"], "what": f"{one.name}, {one.unit}", **cell}
-        for name, row in zip(names, table["rows"], strict=True)
-        for one, cell in zip(shown, row["cells"], strict=True)
-        if cell is not None
-    ]
-    if not points:
-        return None
     bits = sorted({row["bits"] for row in table["rows"]})
     shapes = [SHAPES[index % len(SHAPES)] for index in range(len(bits))]
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(bits))]
-    base = altair.Chart().encode(y=altair.Y("row:N", sort=[*names], title=None))
-    ends = base.mark_rule(strokeWidth=1.5).encode(x=altair.X("low:Q", title=None), x2="high:Q")
-    dots = base.mark_point(filled=True, size=60).encode(
-        x=altair.X("mean:Q", title=None, scale=altair.Scale(zero=False)),
-        shape=altair.Shape("bits:N", scale=altair.Scale(domain=bits, range=shapes)),
-        tooltip=["row:N", "what:N", "mean:Q", "low:Q", "high:Q", "n:Q"],
-    )
     colour = altair.Color("bits:N", scale=altair.Scale(domain=bits, range=colours))
-    layers = [layer.encode(color=colour).properties(width=300) for layer in (ends, dots)]
-    wanted = [f"{one.name}, {one.unit}" for one in shown]
-    return (
-        altair.layer(*layers, data=_data(altair, points))
-        .facet(facet=altair.Facet("what:N", title=None, sort=wanted), columns=2)
-        .resolve_scale(x="independent")
-    )
+    panels = []
+    for place, one in enumerate(shown):
+        points = [
+            {"row": name, "bits": row["bits"], **cell}
+            for name, row in zip(names, table["rows"], strict=True)
+            if (cell := row["cells"][place]) is not None
+        ]
+        if points:
+            x = altair.X("mean:Q", title=f"{one.name}, {one.unit}", scale=_scale(altair, points, one.column[1] == "kl"))
+            base = altair.Chart(_data(altair, points)).encode(y=altair.Y("row:N", sort=[*names], title=None))
+            ends = base.mark_rule(strokeWidth=1.5).encode(x=altair.X("low:Q"), x2="high:Q", color=colour)
+            dots = base.mark_point(filled=True, size=60).encode(
+                x=x,
+                color=colour,
+                shape=altair.Shape("bits:N", scale=altair.Scale(domain=bits, range=shapes)),
+                tooltip=["row:N", "mean:Q", "low:Q", "high:Q", "n:Q"],
+            )
+            panels.append((ends + dots).properties(width=300))
+    return altair.concat(*panels, columns=2) if panels else None
+
+
+def _scale(altair: Any, points: Sequence[Point], logarithmic: bool) -> Any:
+    """Return the scale of figures with their intervals: a logarithmic one where that is wanted and all are positive."""
+    numbers = [point[end] for point in points for end in ("mean", "low", "high") if point[end] is not None]
+    return altair.Scale(type="log") if logarithmic and min(numbers) > 0 else altair.Scale(zero=False)
 
 
 def _bits(altair: Any, rows: Sequence[PageRow], table: dict[str, Any], shown: Sequence[Shown]) -> Any:
@@ -142,7 +149,7 @@ def _bits(altair: Any, rows: Sequence[PageRow], table: dict[str, Any], shown: Se
             )
             ends = base.mark_rule(opacity=0.5).encode(y=altair.Y("low:Q", title=title), y2="high:Q")
             lines = base.mark_line(point=True).encode(
-                y=altair.Y("mean:Q", title=title, scale=altair.Scale(zero=False)),
+                y=altair.Y("mean:Q", title=title, scale=_scale(altair, points, shown[place].column[1] == "kl")),
                 tooltip=["row:N", "x:O", "mean:Q", "low:Q", "high:Q"],
             )
             panels.append((ends + lines).properties(width=300, height=220))
@@ -191,7 +198,7 @@ def _curves(altair: Any, names: Sequence[str], points: Sequence[Point], title: s
         if values:
             base = altair.Chart(_data(altair, values)).encode(x=x, **_scales(altair, own))
             has_ends = any(point["low"] is not None for point in values)
-            y = altair.Y("mean:Q", title=f"{term}, {unit}", scale=altair.Scale(zero=False))
+            y = altair.Y("mean:Q", title=f"{term}, {unit}", scale=_scale(altair, values, metric == "kl"))
             bars = base.mark_rule(opacity=0.5).encode(y=altair.Y("low:Q", title=f"{term}, {unit}"), y2="high:Q")
             lines = base.mark_line(point=True).encode(
                 y=y,
@@ -240,10 +247,19 @@ def _heat_map(altair: Any, points: Sequence[dict[str, Any]]) -> Any:
 
 @functools.cache
 def vega() -> str:
-    """Return the scripts that draw charts, 0.9 MB; raises ConfigError where they are not installed."""
+    """Return the scripts that draw charts, 0.9 MB; raises ConfigError where they are not installed.
+
+    They are put together once, in seconds, and kept in the user's cache where that can be written.
+    """
     try:
         import vl_convert
     except ModuleNotFoundError:
         raise ConfigError(INSTALL) from None
+    name = f"vega-{version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError, ValueError, ConfigError):
+        return (cache_folder() / name).read_text(encoding="utf-8")
     bundle: Any = vl_convert.javascript_bundle  # its stub wants a script of ours beside those that draw
-    return str(bundle())
+    scripts = str(bundle())
+    with contextlib.suppress(OSError, ConfigError):
+        write_atomically(cache_folder() / name, scripts)
+    return scripts

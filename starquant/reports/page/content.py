@@ -79,7 +79,7 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
     table["reference"] = _reference(table["rows"], definition)
     notes += _known(runs) + [f"no paired difference: {why}" for why in table.pop("unpaired")]
     try:
-        shapes = _activations(results, notes) if experiment is None else []
+        shapes = _activations(results, notes) if experiment is None and results.names is None else []
         drawn = charts(rows, table, shown, by_mask_ratio(rows), along_steps(rows), sqnr(rows), shapes)
     except ConfigError as error:
         drawn = {}
@@ -90,7 +90,7 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
         "To be known": notes,
     }
     return Content(
-        title=definition.title if definition is not None else f"Records in {results.folder.name or results}",
+        title=_title(results, definition),
         table=table,
         flips=flips(rows),
         charts=drawn,
@@ -98,6 +98,14 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
         paper=_paper(definition),
         notes={heading: lines for heading, lines in lines_by_heading.items() if lines},
     )
+
+
+def _title(results: Results, definition: Definition | None) -> str:
+    if definition is not None:
+        return definition.title
+    if results.names is not None:
+        return Path(next(iter(results.names))).stem
+    return f"Records in {results.folder.name or results}"
 
 
 def _reference(rows: Sequence[dict[str, Any]], definition: Definition | None) -> int:

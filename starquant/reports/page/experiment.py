@@ -1,4 +1,4 @@
-"""An experiment's page, beside its table."""
+"""The page of an experiment, beside its table, and that of a single run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,30 @@ from starquant.errors import ConfigError, RecordError
 from starquant.reports.choice import Where
 from starquant.reports.page.content import EXPERIMENTS, content_of
 from starquant.reports.page.render import write
-from starquant.reports.selection import Results
+from starquant.reports.selection import Results, without_collection
+from starquant.store.records import twin_of
+
+#: Where pages lie, below their results.
+PAGES = "pages"
 
 
 def show_page(name: str, results: Results, where: Where, path: Path) -> None:
     """Write an experiment's page and print where it lies; one that cannot be made is a note."""
-    if name not in EXPERIMENTS:
-        return
+    if name in EXPERIMENTS:
+        _show(results, path, name, where)
+
+
+def show_run(record: Path, results: Path) -> None:
+    """Write the page of one run beside full precision and print where it lies; one that cannot be made is a note."""
+    twin = twin_of(record)
+    names = [record.name, *([] if twin is None else [twin.name])]
+    _show(Results(record.parent, names), results / PAGES / f"{record.stem}.html")
+
+
+def _show(results: Results, path: Path, name: str | None = None, where: Where | None = None) -> None:
     try:
-        write(content_of(results, name, where), path)
+        with without_collection():
+            write(content_of(results, name, where), path)
         print(f"wrote {path}", flush=True)
     except (ConfigError, RecordError, OSError) as error:
         print(f"note: {path} was not written: {error}", file=sys.stderr)

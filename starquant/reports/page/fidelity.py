@@ -78,5 +78,6 @@ def _interval(metric: str, numbers: Sequence[float]) -> dict[str, float]:
 def _parted(name: str, steps: pd.DataFrame) -> list[Point]:
     """Return, for each step, the share of answers of which a token was committed otherwise by then, in percent."""
     flips = steps.pivot_table(index=["record", "prompt"], columns="step", values="commit_flips")
-    apart = (flips > 0).cummax(axis=1).where(flips.notna().cummax(axis=1))
-    return [{"row": name, "x": int(step) + 1, "mean": rounded(100 * apart[step].mean())} for step in apart]
+    apart = (flips > 0).astype(float).cummax(axis=1).where(flips.notna().cummax(axis=1))
+    shares: dict[Any, float] = apart.mean().to_dict()
+    return [{"row": name, "x": int(step) + 1, "mean": rounded(100 * share)} for step, share in shares.items()]

@@ -82,6 +82,7 @@ def _item(full: Line, quantized: Line) -> dict[str, Any] | None:
     return {
         "item": full.get("doc_id"),
         "filter": str(full.get("filter", "none")),
+        "question": _shown(full.get("question")),
         "target": _shown(full.get("target")),
         "full": answers[0][1],
         "quantized": answers[1][1],

@@ -160,8 +160,16 @@
       document.getElementById("flip-count").textContent =
         `${part.task}, ${part.n} items: ${part.lost} lost, ${part.won} won, ${part.other} answered otherwise at the same score${cut}. ` +
         `${part.record} beside ${part.reference}.`;
-      const words = ["item", "target", "full precision", "quantized", "score"];
-      const cells = (item) => [item.item, item.target, item.full, item.quantized, item.scores.join(" \u2192 ")];
+      const asked = items.some((item) => item.question);
+      const words = ["item", ...(asked ? ["end of the prompt"] : []), "target", "full precision", "quantized", "score"];
+      const cells = (item) => [
+        item.item,
+        ...(asked ? [item.question] : []),
+        item.target,
+        item.full,
+        item.quantized,
+        item.scores.join(" \u2192 "),
+      ];
       document.getElementById("flip-table").replaceChildren(
         element("thead", {}, element("tr", {}, ...words.map((text) => element("th", { scope: "col", text })))),
         element(
