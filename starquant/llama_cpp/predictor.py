@@ -52,16 +52,19 @@ class LlamaCppPredictor(MaskPredictor):
         cfg_scale: float = 0.0,
         prompt_BL: Tensor | None = None,
         cache: Cache | None = None,
+        position_BL: Tensor | None = None,
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield as `MaskPredictor.chunks`, a sequence at a time.
 
         Raises:
             ValueError: guidance without a prompt mask.
-            ConfigError: a cache, which llama.cpp's masked-diffusion models have none of.
+            ConfigError: a cache, or positions of its own, which llama.cpp's masked-diffusion models have none of.
             NonFiniteError: logits that are not finite.
         """
         if cache is not None:
             raise ConfigError("speed.kv_cache: model.engine=llama_cpp keeps no keys and values; allowed: none")
+        if position_BL is not None:
+            raise ConfigError("model.engine: llama_cpp counts positions by itself; allowed: torch")
         if cfg_scale != 0.0 and prompt_BL is None:
             raise ValueError("classifier-free guidance needs to know which tokens are the prompt")
         rows, columns = positions
@@ -84,7 +87,9 @@ class LlamaCppPredictor(MaskPredictor):
             raise NonFiniteError(f"{self.engine.path}: llama.cpp's logits are not finite")
         return logits_nV
 
-    def _encode(self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None) -> Any:
+    def _encode(
+        self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None, position_BL: Tensor | None = None
+    ) -> Any:
         raise NotImplementedError("llama.cpp gives logits, no hidden states")
 
 
