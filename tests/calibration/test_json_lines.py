@@ -42,7 +42,7 @@ BAD_LINES = [
     (b'{"a": "\x00"}', "not valid JSON"),
     (b"", "not valid JSON .it is empty."),
     (b" \r\n", "not valid JSON .it is empty."),
-    (gzip.compress(b'{"a": 1}'), "not UTF-8 .gzip."),
+    (gzip.compress(b'{"a": 1}', mtime=0), "not UTF-8 .gzip."),
     (b'{"a": 1\n', "not valid JSON .*, character 9"),
     (b'{"k0": 0, ' + b", ".join(b'"k%d": 0' % i for i in range(50_000)) + b"}", "field 'k0' stands twice"),
     (b"{" + b", ".join(b'"k%d": 0' % i for i in range(50_000)) + b', "k49999": 0}', "field 'k49999' stands twice"),
