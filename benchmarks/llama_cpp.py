@@ -53,14 +53,14 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def serve(path: Path, threads: int, repack: bool) -> None:
+def serve(path: Path, lengths: list[int], threads: int, repack: bool) -> None:
     """Load a file, say what that took, then time a step of every length that is read."""
     torch.set_num_threads(threads)
     before, began = resident(), time.perf_counter()
-    engine = Engine(path, max(LENGTHS), threads, repack=repack)
+    engine = Engine(path, max(lengths), threads, repack=repack)
     load_s = time.perf_counter() - began
-    ids = torch.randint(0, engine.vocabulary, (max(LENGTHS),), generator=torch.Generator().manual_seed(0))
-    for length in LENGTHS:
+    ids = torch.randint(0, engine.vocabulary, (max(lengths),), generator=torch.Generator().manual_seed(0))
+    for length in lengths:
         engine.logits(ids[:length])
     print(json.dumps({"load_s": load_s}), flush=True)
     for line in sys.stdin:
@@ -71,19 +71,19 @@ def serve(path: Path, threads: int, repack: bool) -> None:
         print(json.dumps({"seconds": time.perf_counter() - began, "peak": grown}), flush=True)
 
 
-def measure(files: dict[str, Path], rounds: int, threads: int, repack: bool) -> None:
+def measure(files: dict[str, Path], lengths: list[int], rounds: int, threads: int, repack: bool) -> None:
     """Print the table."""
     served, loads = {}, {}
     for kind, path in files.items():
         words = [sys.executable, __file__, "--serve", str(path), "--threads", str(threads)]
-        words += ["--repack"] if repack else []
+        words += ["--lengths", *map(str, lengths), *(["--repack"] if repack else [])]
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         loads[kind], served[kind] = json.loads(process.stdout.readline())["load_s"], process
     seconds: dict[tuple[str, int], list[float]] = {}
     peaks: dict[str, int] = {}
     for _ in range(rounds):
-        for length in LENGTHS:
+        for length in lengths:
             for kind, process in served.items():
                 assert process.stdin is not None and process.stdout is not None
                 process.stdin.write(f"{length}\n")
@@ -94,10 +94,10 @@ def measure(files: dict[str, Path], rounds: int, threads: int, repack: bool) -> 
     for process in served.values():
         process.communicate()
     print(f"{threads} threads, {rounds} rounds, weights {'laid out anew' if repack else 'as in the file'}")
-    print("| file | MB | load, s | peak, MB | " + " | ".join(f"tokens/s at {n}" for n in LENGTHS) + " |")
-    print("|---" * (4 + len(LENGTHS)) + "|")
+    print("| file | MB | load, s | peak, MB | " + " | ".join(f"tokens/s at {n}" for n in lengths) + " |")
+    print("|---" * (4 + len(lengths)) + "|")
     for kind, path in files.items():
-        speeds = [length / statistics.median(seconds[kind, length]) for length in LENGTHS]
+        speeds = [length / statistics.median(seconds[kind, length]) for length in lengths]
         columns = " | ".join(f"{speed:.0f}" if speed >= 20 else f"{speed:.2f}" for speed in speeds)
         size, peak = path.stat().st_size / 1e6, peaks[kind] / 1e6
         print(f"| {kind} | {size:,.0f} | {loads[kind]:.2f} | {peak:,.0f} | {columns} |")
@@ -110,12 +110,13 @@ def main() -> None:
     parser.add_argument("--llada", type=int, metavar="LAYERS")
     parser.add_argument("--serve", type=Path)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repack", action="store_true", help="as llama.cpp's own programs do")
     parser.add_argument("--work", type=Path, help="where files are made; a temporary folder by default")
     options = parser.parse_args()
     if options.serve is not None:
-        serve(options.serve, options.threads, options.repack)
+        serve(options.serve, options.lengths, options.threads, options.repack)
         return
     if (options.file is None) == (options.llada is None):
         parser.error("give a file, or --llada")
@@ -127,7 +128,7 @@ def main() -> None:
         for kind in ("q8_0", "q4_0"):
             files[kind.upper()] = Path(work) / f"{kind}.gguf"
             quantize_file(source, files[kind.upper()], kind, threads=options.threads)
-        measure(files, options.rounds, options.threads, options.repack)
+        measure(files, options.lengths, options.rounds, options.threads, options.repack)
 
 
 if __name__ == "__main__":
