@@ -16,7 +16,6 @@ del sys.path[0]  # this folder, whose file of that name would hide the package
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -47,16 +46,16 @@ def random_llada(path: Path, layers: int) -> None:
     write_gguf(model, load_tokenizer(weights_folder(0)), path, "F16")
 
 
-def resident() -> int:
-    """Return the bytes of this process that lie in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def resident(what: str) -> int:
+    """Return the bytes of this process that lie in memory (VmRSS), or did at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
 
 
 def serve(path: Path, lengths: list[int], threads: int, repack: bool) -> None:
     """Load a file, say what that took, then time a step of every length that is read."""
     torch.set_num_threads(threads)
-    before, began = resident(), time.perf_counter()
+    before, began = resident("VmRSS"), time.perf_counter()
     engine = Engine(path, max(lengths), threads, repack=repack)
     load_s = time.perf_counter() - began
     ids = torch.randint(0, engine.vocabulary, (max(lengths),), generator=torch.Generator().manual_seed(0))
@@ -67,7 +66,7 @@ def serve(path: Path, lengths: list[int], threads: int, repack: bool) -> None:
         length = int(line)
         began = time.perf_counter()
         engine.logits(ids[:length])
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        grown = resident("VmHWM") - before
         print(json.dumps({"seconds": time.perf_counter() - began, "peak": grown}), flush=True)
 
 

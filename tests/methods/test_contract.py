@@ -45,7 +45,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=[name for name in OPTIONS["method"] if name != "packed"])  # which takes no full precision
+@pytest.fixture(params=[name for name in OPTIONS["method"] if name not in ("packed", "gguf")])  # files as they are
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

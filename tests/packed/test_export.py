@@ -45,7 +45,7 @@ from tests.support.records import make_record
 from tests.support.specs import OPTIONS, spec
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5, 6, 7, 8, 9, 10]])
-QUANTIZING = [name for name in OPTIONS["method"] if name not in ("none", "packed")]
+QUANTIZING = [name for name in OPTIONS["method"] if name not in ("none", "packed", "gguf")]
 
 
 def ids_of(model: MaskedDiffusionModel) -> torch.Tensor:
