@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from starquant.calibration.json_lines import lines, opened, parse_object
+from starquant.calibration.json_lines import items_lines, opened, parse_object
 from starquant.calibration.shipped_text import KINDS as SHIPPED
 from starquant.config.calibration import SourceSpec
 from starquant.errors import ConfigError, DataError
@@ -119,17 +119,11 @@ def shuffled(
 
 
 def _local(path: Path, where: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield offset, place and fields of every line; empty ones may stand at the end only."""
-    blank, number, file = 0, 0, f"{where}.path: {path}"
-    for number, (offset, line) in enumerate(lines(path, file), 1):
-        if not line.strip():
-            blank = blank or number
-            continue
-        place = f"{file}, line {blank or number}"
-        if blank:
-            raise DataError(f"{place}: not valid JSON (it is empty)")
+    """Yield offset, place and fields of every line that holds an item."""
+    file, place = f"{where}.path: {path}", None
+    for offset, place, line in items_lines(path, file):
         yield offset, place, parse_object(line, place)
-    if number == 0 or blank == 1:
+    if place is None:
         raise DataError(f"{file}: holds no text")
 
 

@@ -120,6 +120,22 @@ def lines(path: Path, place: str) -> Iterator[tuple[int, bytes]]:
             offset += len(line)
 
 
+def items_lines(path: Path, place: str) -> Iterator[tuple[int, str, bytes]]:
+    """Yield offset, place and content of every line that holds an item; empty ones may stand at the end only.
+
+    Raises:
+        DataError: as `lines`, and an empty line before another one.
+    """
+    blank = 0
+    for number, (offset, line) in enumerate(lines(path, place), 1):
+        if not line.strip():
+            blank = blank or number
+        elif blank:
+            raise DataError(f"{place}, line {blank}: not valid JSON (it is empty)")
+        else:
+            yield offset, f"{place}, line {number}", line
+
+
 def parse_object(line: bytes, place: str) -> dict[str, Any]:
     """Return the JSON object that a line holds.
 

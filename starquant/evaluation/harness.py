@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from starquant.config.model import ModelSpec
 from starquant.config.tasks import TasksSpec, validate_consent
 from starquant.evaluation.code_execution import agreed_to
-from starquant.evaluation.library_bars import labelled
+from starquant.evaluation.library_output import labelled
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.prompts import CUT, CutItems
 from starquant.evaluation.responses import ResponseLog

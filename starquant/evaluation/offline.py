@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from starquant.calibration.json_lines import lines, parse_object
+from starquant.calibration.json_lines import items_lines, parse_object
 from starquant.errors import DataError
 from starquant.evaluation.item_fields import (
     Kinds,
@@ -146,7 +146,7 @@ def _digest(data_dir: Path, names: Iterable[str], lines_of: Callable[[Path, Loca
 
 
 def _lines(path: Path, _: LocalTask) -> Iterator[bytes]:
-    return (line for _, line in lines(path, str(path)))
+    return (line for _, _, line in items_lines(path, str(path)))
 
 
 def _subjects(data_dir: Path, task: LocalTask) -> list[str]:
@@ -165,8 +165,7 @@ def _files(data_dir: Path, task: LocalTask) -> list[Path]:
 
 def _validated_lines(path: Path, task: LocalTask) -> Iterator[bytes]:
     kinds, line = Kinds(), b""
-    for number, (_, line) in enumerate(lines(path, str(path)), 1):
-        place = f"{path}, line {number}"
+    for _, place, line in items_lines(path, str(path)):
         item = parse_object(line, place)
         missing = [name for name in task.fields if name not in item]
         if missing:

@@ -296,6 +296,17 @@ def test_the_digest_is_of_content_not_of_location(data: Path, tmp_path: Path) ->
     assert validate_data(moved, reversed(NINE)) == digest
 
 
+def test_empty_lines_at_the_end_are_no_items(data: Path) -> None:
+    digest = validate_data(data, ["piqa"])
+    path = data / "piqa/validation.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content + b"\n  \n")
+    assert validate_data(data, ["piqa"]) == digest
+    path.write_bytes(b"\n" + content)
+    with pytest.raises(DataError, match=r"line 1: not valid JSON \(it is empty\)"):
+        validate_data(data, ["piqa"])
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_the_digest_changes_with_every_file(data: Path, name: str) -> None:
     digest = validate_data(data, NINE)
