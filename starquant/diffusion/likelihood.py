@@ -16,6 +16,7 @@ from starquant.diffusion.noise import MaskPatterns, Noise, mask_patterns
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.prefetch import ahead
 from starquant.diffusion.sampling import log_probability
+from starquant.errors import ConfigError
 
 #: Masked rows that are made before they are run.
 _GROUP = 512
@@ -97,8 +98,13 @@ class LikelihoodEstimator:
         An empty target scores 0. Where attention is block-causal, a score is the sum of its blocks', each masked behind
         the clean text in front of it, with patterns of its own; one pass over [noisy ; clean] reads a pattern of every
         block.
+
+        Raises:
+            ConfigError: guidance of block diffusion, for which none is defined.
         """
         length = getattr(predict.model, "block_length", None)
+        if length is not None and self.cfg_scale:
+            raise ConfigError(f"cfg_scale: got {self.cfg_scale:g}, allowed: 0 with block diffusion")
         groups = self._groups(requests, predict.mask_id, length) if requests else iter(())
         for group, rows in ahead(groups):
             yield from self._run(predict, group, rows)

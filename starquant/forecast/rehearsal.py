@@ -46,6 +46,8 @@ def block_of_noise(
     """
     config = copy.deepcopy(skeleton.config)
     config.num_hidden_layers = 1
+    if getattr(config, "first_k_dense_replace", 0):
+        config.first_k_dense_replace = 0  # of a mixture with some dense layers: most blocks are not
     if words is not None:
         config.vocab_size, config.mask_token_id = words, words - 1
         if getattr(config, "embedding_size", None) is not None:

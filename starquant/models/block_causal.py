@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.context import CommittedCache, block_causal
+from starquant.models.context import CommittedCache, Context, KeyValueCache, block_causal, running_positions
 
 
 class BlockCausalModel(MaskedDiffusionModel):
@@ -28,6 +28,24 @@ class BlockCausalModel(MaskedDiffusionModel):
     def attention_mask(self, positions_BL: Tensor, visible_BL: Tensor | None) -> Tensor | None:
         """Return who sees whom: every token its own block and those before it."""
         return block_causal(positions_BL, visible_BL, self.block_length)
+
+    def context(
+        self,
+        input_ids: Tensor,
+        visible_BL: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Context:
+        """Return what the blocks of one pass share, as any model's; a pass over one block sees all that it reads."""
+        alone = isinstance(cache, CommittedCache) and visible_BL is None and position_ids is None
+        if not alone or cache is None or cache.window.start // self.block_length != self._last_block(cache):
+            return super().context(input_ids, visible_BL, position_ids, cache)
+        positions_BL = running_positions(input_ids, None)
+        return Context(self.trunk().rotary(positions_BL), None, input_ids == self.mask_token_id, None, cache)
+
+    def _last_block(self, cache: KeyValueCache) -> int:
+        last: int = (cache.window.stop - 1) // self.block_length
+        return last
 
     def committed_cache(self) -> CommittedCache:
         """Return an empty cache of committed blocks."""

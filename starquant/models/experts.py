@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from starquant.models.context import Context
 from starquant.models.feed_forward import Expert, dense_linears
 from starquant.models.layers import InputSite
-from starquant.models.roles import ExpertRole, ExpertSite, LinearKey, Role, Site, SiteKey
+from starquant.models.roles import ExpertRole, ExpertSite, LinearKey, Site, SiteKey
+
+#: Linears of a block's attention, and of an expert or a dense layer: what families count.
+OF_ATTENTION, OF_EXPERT = 4, 3
 
 
 class Router(nn.Linear):
@@ -120,9 +123,3 @@ def routers_of(layer: nn.Module) -> dict[SiteKey, nn.Linear]:
 def experts_of(layer: nn.Module) -> dict[int, nn.Module]:
     """Return the experts of a feed-forward layer, none of a dense one, as `BlockSites` has them."""
     return dict(enumerate(layer.experts)) if isinstance(layer, Mixture) else {}
-
-
-#: Linears of a block beside those of its feed-forward layer: q, k, v and the output projection.
-OF_ATTENTION = 4
-#: Linears of an expert, or of a dense layer.
-OF_EXPERT = len((Role.GATE, Role.UP, Role.DOWN))

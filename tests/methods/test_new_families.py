@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from starquant.config.methods import METHODS
 from tests.support.methods import FOUR, fitted_once, method_named
 from tests.support.models import fresh, logits, trajectory
-from tests.support.specs import OPTIONS, spec
+from tests.support.specs import spec
 
-#: Every method on the model that has everything, the others on methods of each kind.
-FEW = ("dllmquant_plus_plus", "flatquant", "smoothquant")
-CASES = [("llada2", name) for name in OPTIONS["method"] if name != "packed"]
-CASES += [(architecture, name) for architecture in ("mixture", "sdar") for name in FEW]
+#: Every algorithm and our variant on the model that has everything, the others on one each.
+CASES = [("llada2", name) for name in (*METHODS, "star_quant_plus") if name != "packed"]
+CASES += [("mixture", "quarot"), ("mixture", "awq"), ("sdar", "flatquant"), ("sdar", "dllmquant_plus_plus")]
 #: Blocks that are mixtures.
 MIXTURES = {"llada2": [1], "mixture": [0, 1], "sdar": []}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from starquant.diffusion import LikelihoodEstimator, MaskPredictor, ScoreRequest
 from starquant.diffusion.likelihood import by_blocks
 from starquant.diffusion.noise import DreamNoise, MaskPatterns
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.models import family_of, load_model
 from starquant.models.block_causal import BlockCausalModel
 from starquant.models.sdar import SDAR, SDARConfig, SDARForCausalLM
@@ -127,6 +127,8 @@ def test_a_score_is_the_sum_of_its_blocks_and_exact_where_patterns_are_few(model
                 log_p = model(ids).logits[0, len(part.prompt) :].log_softmax(-1)
             total += weight * float(log_p[masked, torch.tensor(part.target)[masked]].sum())
     assert score == pytest.approx(total, rel=1e-4)
+    with pytest.raises(ConfigError, match=r"cfg_scale: got 0\.5, allowed: 0 with block diffusion"):
+        LikelihoodEstimator(SDAR.noise, 7, cfg_scale=0.5).score(MaskPredictor(model), [ScoreRequest(prompt, target)])
     assert LikelihoodEstimator(SDAR.noise, 7).score(MaskPredictor(model), [ScoreRequest(prompt, ())]) == [0.0]
 
 

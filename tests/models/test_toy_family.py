@@ -304,7 +304,7 @@ class AlwaysFirst(nn.Linear):
         return x_BLD.new_tensor([1.0, 0.0]).expand(*x_BLD.shape[:-1], EXPERTS)
 
 
-@pytest.mark.parametrize("name", ["gptq", "dllmquant_plus", "star_quant_plus"])
+@pytest.mark.parametrize("name", ["gptq", "dllmquant_plus"])
 @pytest.mark.parametrize("rare", ["pooled", "round"])
 def test_an_expert_that_no_token_reaches_is_noted_and_named(folder: Path, name: str, rare: str) -> None:
     model, (method, _) = load_model(folder), method_named(name)
