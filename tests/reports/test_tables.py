@@ -50,6 +50,11 @@ def test_published_records_are_clean_and_whole() -> None:
     assert frame["limit"].isna().all()
 
 
+def test_published_results_are_small() -> None:
+    files = [path for path in (REPOSITORY / "results" / "published").rglob("*") if path.is_file()]
+    assert len(files) < 200 and sum(path.stat().st_size for path in files) < 8e6
+
+
 def test_paper_figures_are_readable() -> None:
     files = sorted((REPOSITORY / "results" / "paper").glob("*.csv"))
     assert len(files) == 5
