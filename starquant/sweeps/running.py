@@ -128,12 +128,14 @@ def _set_aside(plan: Plan) -> None:
 
 
 def _is_shown(plan: Plan, entries: Sequence[CellEntry]) -> bool:
-    """Build what an experiment shows, or the page of a single run; returns whether an experiment's is there."""
-    (first, *others), (cell, *_) = entries, plan.cells
-    if plan.experiment is None and not others and cell.spec.is_scored and first.record is not None:
-        from starquant.reports.page.experiment import show_run
+    """Build what an experiment shows, or the page of other runs; returns whether an experiment's is there."""
+    if plan.experiment is None:
+        pairs = zip(plan.cells, entries, strict=True)
+        scored = [plan.results / one.record for cell, one in pairs if cell.spec.is_scored and one.record is not None]
+        if scored:
+            from starquant.reports.page.experiment import show_runs
 
-        show_run(plan.results / first.record, plan.results)
+            show_runs(scored, plan.results, plan.name if len(scored) > 1 else scored[0].stem)
     if plan.experiment is None or all(cell.spec.stage == "calibrate" for cell in plan.cells):
         return True
     from starquant.reports.after_sweep import after_sweep

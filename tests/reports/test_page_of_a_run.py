@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from starquant.config.run import RunSpec
-from starquant.reports.page.experiment import show_run
+from starquant.reports.page.experiment import show_runs
 from starquant.store.items import items_folder
 from starquant.store.records import RecordStore, read_record, twin_of
 from tests.support.command_line import run_in_process
@@ -22,7 +22,7 @@ def test_a_run_stands_beside_full_precision_alone(tmp_path: Path, capsys: pytest
     items_folder(full).rename(full.with_name(f"{twin}.items"))
     full = full.rename(full.with_name(f"{twin}.json"))
     assert (twin_of(run), twin_of(full)) == (full, None)
-    show_run(run, tmp_path)
+    show_runs([run], tmp_path, run.stem)
     page = tmp_path / "pages" / f"{run.stem}.html"
     assert capsys.readouterr().out == f"wrote {page}\n"
     rows = data_of(page.read_text(encoding="utf-8"))["table"]["rows"]

@@ -1,8 +1,9 @@
-"""The page of an experiment, beside its table, and that of a single run."""
+"""The page of an experiment, beside its table, and that of a run or of a sweep that is none."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from starquant.errors import ConfigError, RecordError
@@ -22,11 +23,17 @@ def show_page(name: str, results: Results, where: Where, path: Path) -> None:
         _show(results, path, name, where)
 
 
-def show_run(record: Path, results: Path) -> None:
-    """Write the page of one run beside full precision and print where it lies; one that cannot be made is a note."""
-    twin = twin_of(record)
-    names = [record.name, *([] if twin is None else [twin.name])]
-    _show(Results(record.parent, names), results / PAGES / f"{record.stem}.html")
+def show_runs(records: Sequence[Path], results: Path, name: str) -> None:
+    """Write the page of some runs beside full precision and print where it lies; one that cannot be made is a note.
+
+    Args:
+        records: of the runs, in one folder.
+        results: their folder.
+        name: of the page.
+    """
+    twins = [twin for record in records if (twin := twin_of(record)) is not None]
+    names = list(dict.fromkeys(path.name for path in (*records, *twins)))
+    _show(Results(records[0].parent, names), results / PAGES / f"{name}.html")
 
 
 def _show(results: Results, path: Path, name: str | None = None, where: Where | None = None) -> None:
