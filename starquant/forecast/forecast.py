@@ -62,8 +62,8 @@ def forecast(spec: RunSpec, first: bool = True) -> Forecast:
     began, spec = time.perf_counter(), spec.model_copy(update={"dry_run": True})
     validate_paths(spec)
     validate_device(spec.runtime.device)
-    if spec.is_packed or spec.stage == "inspect":
-        got = "method=packed" if spec.is_packed else "stage=inspect"
+    if spec.is_packed or spec.is_gguf or spec.stage == "inspect":
+        got = "stage=inspect" if spec.stage == "inspect" else f"method={spec.method.name}"
         raise ConfigError(f"dry_run: got {got}, of which no forecast is made; allowed: a run that calibrates or scores")
     if spec.runtime.threads is not None:
         torch.set_num_threads(spec.runtime.threads)
