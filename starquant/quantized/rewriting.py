@@ -59,7 +59,7 @@ def _catch_up(weight_OI: Tensor) -> None:
     exact_OI = weight_OI.data.double()
     for go_over, change in waiting:
         go_over(exact_OI, change)
-    weight_OI.data = exact_OI.to(weight_OI.dtype)
+    weight_OI.copy_(exact_OI)  # in place: weights that are new memory, one beside every freed copy, would double it
 
 
 @torch.no_grad()
