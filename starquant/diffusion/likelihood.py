@@ -102,11 +102,12 @@ class LikelihoodEstimator:
         Raises:
             ConfigError: guidance of block diffusion, for which none is defined.
         """
+        if not requests:  # a finished task scores nothing, without a model
+            return
         length = getattr(predict.model, "block_length", None)
         if length is not None and self.cfg_scale:
             raise ConfigError(f"cfg_scale: got {self.cfg_scale:g}, allowed: 0 with block diffusion")
-        groups = self._groups(requests, predict.mask_id, length) if requests else iter(())
-        for group, rows in ahead(groups):
+        for group, rows in ahead(self._groups(requests, predict.mask_id, length)):
             yield from self._run(predict, group, rows)
 
     def score(self, predict: MaskPredictor, requests: Sequence[ScoreRequest]) -> list[float]:
