@@ -24,6 +24,7 @@ from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import resident_block
 from starquant.models.context import Context
+from starquant.models.layers import site_input
 from starquant.models.roles import BlockSites, ExpertSite, LinearInfo, SiteKey
 from starquant.session.progress import SILENT, Progress
 
@@ -112,7 +113,7 @@ class BlockVisit:
         handles = [
             self.model.block_sites(block)
             .inputs[site]
-            .register_forward_pre_hook(lambda _, inputs, side=side: caught.__setitem__(side, inputs[0]))
+            .register_forward_pre_hook(lambda _, inputs, side=side: caught.__setitem__(side, site_input(inputs)))
             for side, block in enumerate(sides)
         ]
         try:

@@ -9,6 +9,9 @@ Two kinds of parameter-free modules are seams for quantization, exchanged by `qu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +23,12 @@ from starquant.models.context import Context
 def gated(x: Tensor, gate: Tensor | None) -> Tensor:
     """Return silu(gate) x, or x without a gate."""
     return x if gate is None else F.silu(gate) * x
+
+
+def site_input(arguments: Sequence[Any]) -> Tensor:
+    """Return what stands in front of an input site, from the arguments that it was called with (for hooks)."""
+    x, _, gate = (*arguments, None, None)[:3]
+    return gated(x, gate)
 
 
 class InputSite(Float32Buffers):

@@ -39,7 +39,7 @@ FITTING = (
     *("calibration", "config", "diffusion", "kernels", "methods", "models", "numerics", "quantized", "registry.py"),
     *("runs", "testbed"),
 )
-SCORING = (*FITTING, "evaluation", "packed", "session", "statistics")
+SCORING = (*FITTING, "evaluation", "llama_cpp", "packed", "session", "statistics")
 #: Rooms that can change no score, and why.
 INERT = {
     "commands.py": "names of commands",

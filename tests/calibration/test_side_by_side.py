@@ -14,6 +14,7 @@ from torch import Tensor
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.walk import BlockVisit, Pair, walk
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import site_input
 from starquant.models.roles import Role, Site
 from starquant.quantized.install import install, quantize_block, round_to_nearest
 from tests.support.models import ARCHITECTURES, fresh, hooks_of
@@ -34,7 +35,9 @@ def given(model: MaskedDiffusionModel, states: CalibrationStates, site: Site) ->
         seen: list[Tensor] = []
         found.append(seen)
         module = model.block_sites(block).inputs[site]
-        handles.append(module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].clone())))
+        handles.append(
+            module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(site_input(args).clone()))
+        )
     with torch.no_grad():
         for batch in states.batches:
             model(batch.ids_BL, batch.visible_BL)
@@ -151,7 +154,9 @@ def test_comparing_changes_neither_the_walk_nor_the_model(inputs: str) -> None:
             if compare:
                 visit.keep_exact()
                 pairs_of(visit, Site.OUT)
-            handle = visit.block.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].clone()))
+            handle = visit.block.register_forward_pre_hook(
+                lambda _, args, seen=seen: seen.append(site_input(args).clone())
+            )
             visit.observe()
             handle.remove()
             quantize_block(model, visit.block, visit.index, FOUR_BITS, round_to_nearest)

@@ -23,7 +23,7 @@ from starquant.methods.flatquant.simulated import simulated_block
 from starquant.methods.flatquant.training import mean_over_tokens, train
 from starquant.methods.freeact import sum_of_states
 from starquant.methods.solvers import solver_of
-from starquant.models.layers import gated
+from starquant.models.layers import site_input
 from starquant.models.roles import Role, Site
 from starquant.numerics import TokenState, fermat_sizes
 from starquant.quantized import InvertibleKronecker, SiteTransform, StateGate
@@ -151,7 +151,7 @@ def test_one_layer_by_the_recipe() -> None:
     simulated = simulated_block(visit, learned, bits, {})
     caught: dict[str, Tensor] = {}
     down = visit.model.block_sites(simulated).inputs[Site.DOWN]
-    down.register_forward_hook(lambda _, inputs, out: caught.update(x=gated(inputs[0], inputs[2]), y=out))
+    down.register_forward_hook(lambda _, inputs, out: caught.update(x=site_input(inputs), y=out))
     example = next(iter(visit.examples(2)))
     with torch.no_grad():
         output_BLD = simulated(example.hidden_BLD, example.context)

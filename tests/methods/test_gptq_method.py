@@ -20,6 +20,7 @@ from starquant.errors import ConfigError
 from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import site_input
 from starquant.models.roles import ROLES, BlockSites, Role, Site
 from starquant.numerics import gptq, mse_clip
 from starquant.quantized import ActivationQuantizer, FakeQuantLinear
@@ -142,7 +143,7 @@ def quantized_inputs(model: MaskedDiffusionModel, states: CalibrationStates) -> 
     for batch in states.batches:
         handles = [
             model.get_submodule(site).register_forward_pre_hook(
-                lambda _, args, s=site, b=batch: found[s].append(args[0][b.visible_BL].double())
+                lambda _, args, s=site, b=batch: found[s].append(site_input(args)[b.visible_BL].double())
             )
             for site in found
         ]

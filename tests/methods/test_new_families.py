@@ -11,7 +11,7 @@ from tests.support.models import fresh, logits, trajectory
 from tests.support.specs import spec
 
 #: Every algorithm and our variant on the model that has everything, the others on one each.
-CASES = [("llada2", name) for name in (*METHODS, "star_quant_plus") if name != "packed"]
+CASES = [("llada2", name) for name in (*METHODS, "star_quant_plus") if name not in ("packed", "gguf")]
 CASES += [("mixture", "quarot"), ("mixture", "awq"), ("sdar", "flatquant"), ("sdar", "dllmquant_plus_plus")]
 #: Blocks that are mixtures.
 MIXTURES = {"llada2": [1], "mixture": [0, 1], "sdar": []}

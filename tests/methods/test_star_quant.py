@@ -22,6 +22,7 @@ from starquant.methods.star_quant import site_transforms
 from starquant.methods.star_quant.base_transform import Group, Transform, output_errors
 from starquant.methods.star_quant.learned_transform import learn
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.layers import site_input
 from starquant.models.roles import Site
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, mse_clip, random_rotation
 from tests.support.methods import by_hand, method_named
@@ -265,7 +266,7 @@ def test_what_a_site_gives_is_corrected_transformed_gated_and_clipped_by_state(f
     tensors, ids = fed.get(block_part(1)), states_ids(model)
     for site, module in model.block_sites(model.trunk().blocks[1]).inputs.items():
         seen: list[tuple[Tensor, Tensor]] = []
-        handle = module.register_forward_hook(lambda _, args, out, seen=seen: seen.append((args[0], out)))
+        handle = module.register_forward_hook(lambda _, args, out, seen=seen: seen.append((site_input(args), out)))
         logits(model, ids)
         handle.remove()
         expect_site(tensors, site, *seen[0], ids == model.mask_token_id)
