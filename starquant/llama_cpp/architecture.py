@@ -60,6 +60,14 @@ def architecture_of(model_type: str) -> Architecture:
     return architecture
 
 
+def validate_architecture(model: MaskedDiffusionModel) -> None:
+    """Refuse a model that llama.cpp has no such architecture of; raises ConfigError. May be on the meta device."""
+    architecture_of(str(model.config.model_type))
+    for block in model.trunk().blocks:
+        for role in model.block_sites(block).linears:
+            linear_tensor(0, role)
+
+
 def hyperparameters(model: MaskedDiffusionModel) -> dict[str, Any]:
     """Return the keys of the architecture, without its name in front: whole numbers, floats, booleans."""
     config, trunk = model.config, model.trunk()

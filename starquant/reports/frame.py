@@ -70,7 +70,7 @@ def beside(record: RecordHead, baseline: RecordHead | None) -> pd.DataFrame:
     """
     key = ["task", "metric", "filter"]
     own, full = (scores_frame([Run(Path(), one)] if one is not None else []) for one in (record, baseline))
-    full = full[[not is_fidelity(task) for task in full["task"]]]
+    full = full.loc[[not is_fidelity(task) for task in full["task"]]]
     frame = own.merge(full[[*key, "value"]].rename(columns={"value": "full"}), "left", on=key)
     return frame.assign(difference=(frame["value"] - frame["full"]).where(frame["unit"] == "fraction"))
 

@@ -48,6 +48,8 @@ def publish(source: Path, target: Path, items: str = "all", plain: bool = False)
         RecordError: no record, a damaged one, records in `target`, or two records of one name.
         OSError: a file cannot be written.
     """
+    if target.exists() and not target.is_dir():
+        raise RecordError(f"{target}: is a file; give a new folder")
     if next(iter(record_paths(target)), None) is not None:
         raise RecordError(f"{target}: holds records already; give a new folder")
     path_by_name: dict[str, Path] = {}

@@ -100,6 +100,8 @@ def validate_export(spec: RunSpec) -> None:
         ConfigError: nothing that could be exported; a target that holds something else, or cannot be written.
     """
     if spec.export.dir is None:
+        if spec.export.format == "gguf":
+            raise ConfigError("export.format: got gguf without export.dir; allowed: export.dir=FILE.gguf")
         return
     if spec.export.format == "gguf":
         _validate_gguf_export(spec)
@@ -133,6 +135,8 @@ def _validate_gguf_export(spec: RunSpec) -> None:
         raise ConfigError("export.format: got gguf, which needs the package gguf; pip install gguf")
     canonical = spec.canonical()
     validate_gguf(canonical.method, canonical.bits)
+    if not spec.dry_run and not target.exists():
+        validate_target(target)
 
 
 def validate_results(spec: RunSpec) -> None:

@@ -45,6 +45,8 @@ def read_file(path: Path) -> bytes:
         RecordError: it is of a compact form that is damaged.
     """
     if (compact := _compact_of(path)) is None:
+        if path.name == RECORDS:  # none of its records can be named
+            opened(path)
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise OSError("no regular file")
         return path.read_bytes()

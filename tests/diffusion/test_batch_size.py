@@ -23,6 +23,8 @@ from starquant.diffusion.noise import DreamNoise, LLaDANoise
 from starquant.diffusion.prefetch import ahead
 from starquant.errors import ConfigError, DeviceError
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.families import known_families
+from starquant.models.family import Family
 from starquant.models.loading import load_model
 from tests.support.paths import GOLDEN
 
@@ -137,3 +139,9 @@ def test_items_are_made_ahead_in_order() -> None:
         for item in ahead(items()):
             found.append(item)
     assert found == made == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("family", known_families(), ids=lambda family: family.name)
+def test_every_familys_tokens_have_a_size(family: Family) -> None:
+    config = family.config()
+    assert bytes_per_token(config) > 4 * 8 * config.hidden_size

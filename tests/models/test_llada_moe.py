@@ -117,6 +117,7 @@ def test_missing_and_unexpected_parameters_are_named(tmp_path: Path) -> None:
         ({"num_experts": 6}, r"unexpected: model\.layers\.0\.mlp\.experts\.6\.down_proj\.weight"),
         ({"num_experts": 0}, r"num_experts=0, allowed: a whole number, 1 or more"),
         ({"num_experts_per_tok": 9}, r"num_experts_per_tok=9, allowed: 1 to num_experts=8"),
+        ({"moe_layer_freq": 1}, r"moe_layer_freq=1, allowed: 0 or 1 for each of the 3 layers"),
         ({"moe_layer_freq": [1, 1]}, r"moe_layer_freq=\[1, 1\], allowed: 0 or 1 for each of the 3 layers"),
         (
             {"moe_router_enable_expert_bias": True},

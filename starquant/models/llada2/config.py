@@ -97,6 +97,9 @@ class LLaDA2MoeConfig(PreTrainedConfig):
                 f"LLaDA2 config: num_experts_per_tok={self.num_experts_per_tok}, allowed: 1 to {reachable}, "
                 f"the experts of topk_group={self.topk_group} groups"
             )
+        factor = self.routed_scaling_factor
+        if not isinstance(factor, int | float) or isinstance(factor, bool) or not 0 < factor < 1e6:
+            raise ValueError(f"LLaDA2 config: routed_scaling_factor={factor!r}, allowed: a number above 0")
         rotated = self.rotated
         if not 0 < rotated <= self.head_dim or rotated % 2:
             raise ValueError(

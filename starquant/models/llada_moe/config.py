@@ -78,11 +78,20 @@ class LLaDAMoEConfig(PreTrainedConfig):
                 f"allowed: 1 to num_experts={self.num_experts}"
             )
         layers = self.moe_layer_freq
-        if len(layers) != self.num_hidden_layers or any(flag not in (0, 1) for flag in layers):
+        if (
+            not isinstance(layers, list)
+            or len(layers) != self.num_hidden_layers
+            or any(flag not in (0, 1) for flag in layers)
+        ):
             raise ValueError(
                 f"LLaDA-MoE config: moe_layer_freq={layers}, allowed: 0 or 1 for each of the "
                 f"{self.num_hidden_layers} layers"
             )
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Widest feed-forward that a token goes through: a dense layer's, or that of its experts together."""
+        return max(self.dense_intermediate_size, self.num_experts_per_tok * self.expert_intermediate_size)
 
     @property
     def context_length(self) -> int:

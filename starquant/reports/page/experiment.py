@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.choice import Where
-from starquant.reports.page.content import EXPERIMENTS, content_of
+from starquant.reports.page.content import EXPERIMENTS, Content, content_of
 from starquant.reports.page.render import write
 from starquant.reports.selection import Results, without_collection
 from starquant.store.records import twin_of
@@ -20,7 +20,7 @@ PAGES = "pages"
 def show_page(name: str, results: Results, where: Where, path: Path) -> None:
     """Write an experiment's page and print where it lies; one that cannot be made is a note."""
     if name in EXPERIMENTS:
-        _show(results, path, name, where)
+        _show(lambda: content_of(results, name, where), path)
 
 
 def show_runs(records: Sequence[Path], results: Path, name: str) -> None:
@@ -31,15 +31,18 @@ def show_runs(records: Sequence[Path], results: Path, name: str) -> None:
         results: their folder.
         name: of the page.
     """
-    twins = [twin for record in records if (twin := twin_of(record)) is not None]
-    names = list(dict.fromkeys(path.name for path in (*records, *twins)))
-    _show(Results(records[0].parent, names), results / PAGES / f"{name}.html")
+
+    def content() -> Content:
+        twins = [twin for record in records if (twin := twin_of(record)) is not None]
+        return content_of(Results(records[0].parent, list(dict.fromkeys(path.name for path in (*records, *twins)))))
+
+    _show(content, results / PAGES / f"{name}.html")
 
 
-def _show(results: Results, path: Path, name: str | None = None, where: Where | None = None) -> None:
+def _show(content: Callable[[], Content], path: Path) -> None:
     try:
         with without_collection():
-            write(content_of(results, name, where), path)
+            write(content(), path)
         print(f"wrote {path}", flush=True)
     except (ConfigError, RecordError, OSError) as error:
         print(f"note: {path} was not written: {error}", file=sys.stderr)
