@@ -28,6 +28,7 @@ PAGES = [
 #: What a command needs -> words that say so. The first that fits is the reason.
 NEEDS = {
     "an environment of its own": r"^(make|pip) |-m pytest",
+    "llama.cpp's own programs": r"^llama-",
     "a GPU": r"device[= ]cuda|--multi_gpu",
     "a cluster or several processes": r"launcher=slurm|torch\.distributed",
     "something of the reader's own": r"\b[A-Z]\.json|[=/ ](DATA|DIR|NAME)\b|corpus\.txt|/checkpoints/|limit=64|--watch",
