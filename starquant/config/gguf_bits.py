@@ -9,6 +9,8 @@ from starquant.errors import ConfigError
 #: Presets of bits and methods that a GGUF holds.
 ALLOWED_BITS = "bits=q4_0, bits=q8_0, or method=none"
 ALLOWED_METHODS = "method=rtn, gptq, awq, quarot_folded, plus_folded"
+#: What to do where llama.cpp is missing.
+INSTALL = "pip install 'starquant[llama]' (it compiles llama.cpp: a C++ compiler and cmake are needed)"
 
 
 def validate_gguf(method: MethodOptions, bits: BitsSpec) -> None:

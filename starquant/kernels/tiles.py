@@ -92,6 +92,11 @@ def padded(a: int, b: int) -> int:
     return math.prod(row_tiles(a, b))
 
 
+def is_turned(a: int, b: int) -> bool:
+    """Return whether a row [a, b] is multiplied as [b, a], whose tiles pad it less."""
+    return padded(b, a) < padded(a, b)
+
+
 def processors(device: torch.device) -> int:
     """Return how many processors a GPU has; 1 of what is none."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starquant.config.gguf_bits import INSTALL
 from starquant.errors import CheckpointError, ConfigError
-
-EXTRA = "pip install 'starquant[llama]' (it compiles llama.cpp: a C++ compiler and cmake are needed)"
 
 
 @cache
@@ -31,7 +30,7 @@ def library() -> ModuleType:
     try:
         import llama_cpp
     except (ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(f"model.engine: got llama_cpp, which cannot be loaded ({error}); {EXTRA}") from None
+        raise ConfigError(f"model.engine: got llama_cpp, which cannot be loaded ({error}); {INSTALL}") from None
     _quiet(llama_cpp)
     llama_cpp.llama_backend_init()
     module: ModuleType = llama_cpp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starquant.config.gguf_bits import ALLOWED_METHODS
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import InputSite
@@ -9,8 +10,6 @@ from starquant.numerics.formats import QuantFormat
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import QuantizedAttentionCore
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
-
-FOLDED = "method=rtn, gptq, awq, quarot_folded, plus_folded"
 
 
 def validate_foldable(model: MaskedDiffusionModel) -> None:
@@ -29,13 +28,13 @@ def validate_foldable(model: MaskedDiffusionModel) -> None:
         if isinstance(module, InputSite) and module.transform is not None:
             raise ConfigError(
                 f"export.format: got gguf, which holds no online transform, but {name} has one ({module.transform}); "
-                f"allowed: {FOLDED}"
+                f"allowed: {ALLOWED_METHODS}"
             )
         if isinstance(module, ActivationQuantizer) and (why := _odd_grid(module.format, module.state_clip is not None)):
             raise ConfigError(f"export.format: got gguf, but {name} {why}; allowed: bits=q4_0, bits=q8_0")
         if isinstance(module, QuantizedAttentionCore):
             what = "quantized operands" if any(f.quantizes for f in module.formats.values()) else "an online transform"
-            raise ConfigError(f"export.format: got gguf, but {name} has {what}; allowed: {FOLDED}")
+            raise ConfigError(f"export.format: got gguf, but {name} has {what}; allowed: {ALLOWED_METHODS}")
 
 
 def _odd_grid(grid: QuantFormat, clips: bool) -> str | None:

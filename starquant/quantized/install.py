@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from starquant.config.bits import BLOCK_SIZE, ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
+from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import changing, taken_up
@@ -28,6 +28,7 @@ from starquant.numerics import (
     quantize,
 )
 from starquant.numerics.chunks import row_slices
+from starquant.numerics.formats import BLOCK_SIZE
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import (
     OPERANDS,

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import nn
 
-from starquant.config.bits import BLOCK_SIZE, BitsSpec
+from starquant.config.bits import BitsSpec
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import PerChannel, PerGroup, QuantFormat, SqnrMeter, dequantize, mse_clip, quantize
 from starquant.numerics.chunks import row_slices
+from starquant.numerics.formats import BLOCK_SIZE
 from starquant.quantized.fake_quant_linear import BlockInputLinear
 from starquant.quantized.packed_linear import PackedEmbedding, PackedLinear
 from starquant.store.manifest import ManifestEntry

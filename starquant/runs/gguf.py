@@ -17,9 +17,12 @@ from starquant.llama_cpp.writing import write_gguf
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint
 from starquant.models.loading import load_tokenizer
+from starquant.store.exports import validate_target
 from starquant.store.files import FileEntry
 from starquant.store.record import RunRecord
 
+#: Tokens that llama.cpp takes memory for at most (our choice): LLaDA's whole context, a part of Dream's 131,072.
+LONGEST = 4096
 #: Types of numbers of `export.dtype`.
 KINDS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -58,7 +61,7 @@ def predictor_of(spec: RunSpec, model: MaskedDiffusionModel) -> LlamaCppPredicto
         ConfigError: llama.cpp is not installed.
         CheckpointError: a file that it does not load.
     """
-    context = min(int(model.config.context_length), 4096)
+    context = min(int(model.config.context_length), LONGEST)
     engine = Engine(Path(spec.model.path or ""), context, spec.runtime.threads or torch.get_num_threads())
     return LlamaCppPredictor(engine, model)
 
@@ -74,10 +77,7 @@ def is_exported_gguf(spec: RunSpec) -> bool:
         return True
     if target.exists():
         raise ConfigError(f"export.dir: {target}: is there already; allowed: a new file")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"export.dir: {target}: cannot be written: {error.strerror or error}") from error
+    validate_target(target)
     return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from starquant.config.gguf_bits import validate_gguf
+from starquant.config.gguf_bits import INSTALL, validate_gguf
 from starquant.config.messages import LONGEST_SHOWN
 from starquant.config.run import RunSpec
 from starquant.config.tasks import EXECUTES_CODE, TasksSpec, validate_consent, validate_sandbox
@@ -13,8 +13,6 @@ from starquant.errors import CheckpointError, ConfigError, DataError, RecordErro
 from starquant.store.exports import exported_from, validate_target
 from starquant.store.records import RecordStore
 from starquant.testbed.folders import testbed_folder
-
-INSTALL = "pip install 'starquant[llama]' (it compiles llama.cpp: a C++ compiler and cmake are needed)"
 
 
 def validate_paths(spec: RunSpec) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from starquant.config import bits as bits_config
 from starquant.errors import ConfigError
 from starquant.numerics import (
     PerChannel,
@@ -13,6 +14,7 @@ from starquant.numerics import (
     QuantFormat,
     dequantize,
     fake_quantize,
+    formats,
     gptq,
     mse_clip,
     quantize,
@@ -94,3 +96,8 @@ def test_a_block_of_other_bits_or_groups_is_refused() -> None:
     for bits, granularity, block in ((8, PerGroup(32), "q4_0"), (4, PerChannel(), "q4_0"), (8, PerGroup(64), "q8_0")):
         with pytest.raises(ConfigError, match=f"block: got {block}, allowed:"):
             QuantFormat(bits, True, granularity, block=block)  # type: ignore[arg-type]
+
+
+def test_configuration_and_numbers_mean_the_same_blocks() -> None:
+    """Configuration is read without torch, so that it has a size of its own."""
+    assert bits_config.BLOCK_SIZE == formats.BLOCK_SIZE

@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion.samplers.base import validate_not_negative, validate_positive
-from starquant.diffusion.samplers.blocks import BlockSampler, Canvas, Look, even_shares, surest, validate_threshold
+from starquant.diffusion.samplers.blocks import (
+    BlockSampler,
+    Canvas,
+    Look,
+    even_shares,
+    surest,
+    validate_threshold,
+)
+from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
 from starquant.diffusion.special_tokens import eos_token_id
 
 
 @dataclass(frozen=True)
-class LLaDA2Sampler(BlockSampler):
+class LLaDA2Sampler(ScheduledBlockSampler):
     """LLaDA2.0's sampler.
 
     Attributes:
@@ -30,35 +38,18 @@ class LLaDA2Sampler(BlockSampler):
         eos_id: None for the model's end-of-text.
 
     Raises:
-        ConfigError: as `BlockSampler`; numbers below 1, a threshold outside (0, 1].
+        ConfigError: as `ScheduledBlockSampler`; numbers below 1.
     """
 
-    steps_per_block: int = 32
-    threshold: float = 0.95
     minimal_topk: int = 1
     eos_early_stop: bool = False
     eos_id: int | None = None
     name: ClassVar[str] = "llada2"
+    OWN_BLOCK: ClassVar[int] = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_positive(self, "steps_per_block", "minimal_topk")
-        validate_threshold(self, "threshold")
-
-    @classmethod
-    def of_length(
-        cls, length: int, steps: int | None = None, block_length: int | None = None, temperature: float = 0.0
-    ) -> LLaDA2Sampler:
-        """Return a sampler of answers of `length` tokens; see `Sampler.of_length`."""
-        block_length = 32 if block_length is None else block_length
-        blocks = -(-length // block_length)
-        own = block_length if steps is None else max(1, steps // blocks)
-        return cls(length, block_length, temperature, steps_per_block=own)
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """Denoising steps of the answer, at most."""
-        return (-(-self.gen_length // self.block_length) + 1) * min(self.steps_per_block, self.block_length)
+        validate_positive(self, "minimal_topk")
 
     def fill(self, look: Look, canvas: Canvas, inside_BC: Tensor) -> Iterator[None]:
         """Commit what is sure, and a scheduled number of places a step at least."""
@@ -72,21 +63,18 @@ class LLaDA2Sampler(BlockSampler):
             chosen = surest((rows, columns), probability, ids_BC.shape, self.threshold, fewest_B)
             ids_BC[rows[chosen], columns[chosen]] = token[chosen]
             if self.eos_early_stop:
-                ended = chosen & (token == self._eos(look))
+                ended = chosen & (token == _eos(self.eos_id, look))
                 ended_B = torch.bincount(rows[ended], minlength=len(ids_BC)) > 0
                 canvas.finished_B |= ended_B & ~self._masked_before_eos(look, canvas)
             yield
 
     def finished(self, look: Look, canvas: Canvas) -> Tensor:
         """Return which rows have generated an end-of-text."""
-        return ((canvas.ids_BC == self._eos(look)) & canvas.answer()).any(1)
-
-    def _eos(self, look: Look) -> int:
-        return eos_token_id(look.predict.config) if self.eos_id is None else self.eos_id
+        return _ends(self.eos_id, look, canvas).any(1)
 
     def _masked_before_eos(self, look: Look, canvas: Canvas) -> Tensor:
         """Return which rows have a mask in front of their first end-of-text, [B]."""
-        behind_BC = ((canvas.ids_BC == self._eos(look)) & canvas.answer()).cumsum(1) > 0
+        behind_BC = _ends(self.eos_id, look, canvas).cumsum(1) > 0
         return ((canvas.ids_BC == look.predict.mask_id) & ~behind_BC).any(1)
 
 
@@ -163,5 +151,13 @@ class LLaDA21Sampler(BlockSampler):
         """Return which rows end early: they hold an end-of-text, and no mask in the blocks so far."""
         if not self.eos_early_stop:
             return torch.zeros_like(canvas.finished_B)
-        eos = eos_token_id(look.predict.config) if self.eos_id is None else self.eos_id
-        return ((canvas.ids_BC == eos) & canvas.answer()).any(1)
+        return _ends(self.eos_id, look, canvas).any(1)
+
+
+def _eos(eos_id: int | None, look: Look) -> int:
+    return eos_token_id(look.predict.config) if eos_id is None else eos_id
+
+
+def _ends(eos_id: int | None, look: Look, canvas: Canvas) -> Tensor:
+    """Return where end-of-texts stand behind the prompts, [B, C]."""
+    return (canvas.ids_BC == _eos(eos_id, look)) & canvas.answer()

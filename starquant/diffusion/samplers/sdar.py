@@ -13,14 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from starquant.diffusion.samplers.base import validate_positive
-from starquant.diffusion.samplers.blocks import BlockSampler, Canvas, Look, even_shares, surest, validate_threshold
+from starquant.diffusion.samplers.blocks import Canvas, Look, even_shares, surest
+from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
 from starquant.diffusion.special_tokens import end_token_ids
 from starquant.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
-class SDARSampler(BlockSampler):
+class SDARSampler(ScheduledBlockSampler):
     """SDAR's sampler.
 
     Attributes:
@@ -31,40 +31,23 @@ class SDARSampler(BlockSampler):
         stop_ids: the answer ends with the block that holds one of them; None for the model's ends, () for none.
 
     Raises:
-        ConfigError: as `BlockSampler`; unknown remasking, a threshold outside (0, 1].
+        ConfigError: as `ScheduledBlockSampler`; unknown remasking.
     """
 
     steps_per_block: int = 4
     remasking: str = "low_confidence_static"
-    threshold: float = 0.95
     stop_ids: tuple[int, ...] | None = None
     name: ClassVar[str] = "sdar"
+    OWN_BLOCK: ClassVar[int] = 4
     REMASKING: ClassVar[tuple[str, ...]] = ("low_confidence_dynamic", "low_confidence_static", "sequential")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validate_positive(self, "steps_per_block")
-        validate_threshold(self, "threshold")
         if self.remasking not in self.REMASKING:
             raise ConfigError(
                 f"remasking: got '{self.remasking}', allowed: {', '.join(self.REMASKING)}."
                 + nearest(self.remasking, self.REMASKING)
             )
-
-    @classmethod
-    def of_length(
-        cls, length: int, steps: int | None = None, block_length: int | None = None, temperature: float = 0.0
-    ) -> SDARSampler:
-        """Return a sampler of answers of `length` tokens; see `Sampler.of_length`."""
-        block_length = 4 if block_length is None else block_length
-        blocks = -(-length // block_length)
-        own = block_length if steps is None else max(1, steps // blocks)
-        return cls(length, block_length, temperature, steps_per_block=own)
-
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """Denoising steps of the answer, at most."""
-        return (-(-self.gen_length // self.block_length) + 1) * min(self.steps_per_block, self.block_length)
 
     def fill(self, look: Look, canvas: Canvas, inside_BC: Tensor) -> Iterator[None]:
         """Commit a scheduled number of places a step."""

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tiles import padded, processors, row_tiles
+from starquant.kernels.tiles import is_turned, padded, processors, row_tiles
 from starquant.kernels.tokens import Kronecker, TokenStates
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
@@ -195,7 +195,7 @@ def sides(kronecker: Kronecker, width: int) -> tuple[Tensor, Tensor | None, int,
     left, right = kronecker.a_MM, kronecker.b_NN
     a = len(left)
     b = width // a
-    if right is not None and padded(b, a) < padded(a, b):
+    if right is not None and is_turned(a, b):
         return right, left, b, a, 1, b
     return left, right, a, b, b, 1
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from starquant.models.attention import NormedAttention
 from starquant.models.base import MaskedDiffusionModel, Trunk
-from starquant.models.context import Context
-from starquant.models.experts import OF_ATTENTION, OF_EXPERT, Mixture, Router, experts_of, routers_of
+from starquant.models.experts import OF_ATTENTION, OF_EXPERT, Mixture, Router
 from starquant.models.feed_forward import FeedForward
 from starquant.models.layers import RMSNorm, Rotary
 from starquant.models.llada_moe.config import LLaDAMoEConfig
-from starquant.models.roles import BlockSites, Site
+from starquant.models.pre_norm import PreNormBlock
+from starquant.models.roles import BlockSites
 
 
 class SoftmaxRouter(Router):
@@ -29,27 +29,20 @@ class SoftmaxRouter(Router):
         return weight_BLK, chosen_BLK
 
 
-class LLaDAMoEBlock(nn.Module):
+class LLaDAMoEBlock(PreNormBlock):
     """Pre-norm attention, and experts or SwiGLU."""
 
     def __init__(self, config: LLaDAMoEConfig, experts: bool) -> None:
-        super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
         heads = (config.num_attention_heads, config.num_key_value_heads)
-        self.self_attn = NormedAttention(d, heads, d // heads[0], eps)
-        self.mlp: Mixture | FeedForward
+        attention = NormedAttention(d, heads, d // heads[0], eps)
+        mlp: Mixture | FeedForward
         if experts:
             router = SoftmaxRouter(d, config.num_experts, config.num_experts_per_tok)
-            self.mlp = Mixture(router, d, config.expert_intermediate_size)
+            mlp = Mixture(router, d, config.expert_intermediate_size)
         else:
-            self.mlp = FeedForward(d, config.dense_intermediate_size)
-        self.input_layernorm, self.post_attention_layernorm = RMSNorm(d, eps), RMSNorm(d, eps)
-
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Add attention and feed-forward to the residual stream."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
-        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
-        return x_BLD + y_BLD
+            mlp = FeedForward(d, config.dense_intermediate_size)
+        super().__init__(attention, mlp, d, eps)
 
 
 class LLaDAMoEBaseModel(nn.Module):
@@ -92,12 +85,4 @@ class LLaDAMoEModelLM(MaskedDiffusionModel):
 
     def block_sites(self, block: LLaDAMoEBlock) -> BlockSites:
         """LLaDA-MoE's linears by role and expert."""
-        attn, mlp = block.self_attn, block.mlp
-        return BlockSites(
-            linears={**attn.linears(), **mlp.linears()},
-            inputs={**attn.inputs(), **mlp.inputs()},
-            attention=attn.attention,
-            norms={Site.QKV: block.input_layernorm, Site.GATE_UP: block.post_attention_layernorm},
-            routers=routers_of(mlp),
-            experts=experts_of(mlp),
-        )
+        return block.sites()

@@ -7,34 +7,26 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from starquant.models.attention import NormedAttention
 from starquant.models.base import Trunk
 from starquant.models.block_causal import BlockCausalModel
-from starquant.models.context import Context
 from starquant.models.feed_forward import FeedForward
 from starquant.models.layers import RMSNorm, Rotary
-from starquant.models.roles import BlockSites, Site
+from starquant.models.pre_norm import PreNormBlock
+from starquant.models.roles import BlockSites
 from starquant.models.sdar.config import SDARConfig
 
 
-class SDARBlock(nn.Module):
+class SDARBlock(PreNormBlock):
     """Pre-norm attention and SwiGLU."""
 
     def __init__(self, config: SDARConfig) -> None:
-        super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
         heads = (config.num_attention_heads, config.num_key_value_heads)
-        self.self_attn = NormedAttention(d, heads, config.head_dim, eps)
-        self.mlp = FeedForward(d, config.intermediate_size)
-        self.input_layernorm, self.post_attention_layernorm = RMSNorm(d, eps), RMSNorm(d, eps)
-
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Add attention and feed-forward to the residual stream."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
-        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
-        return x_BLD + y_BLD
+        attention = NormedAttention(d, heads, config.head_dim, eps)
+        super().__init__(attention, FeedForward(d, config.intermediate_size), d, eps)
 
 
 class SDARBaseModel(nn.Module):
@@ -69,10 +61,4 @@ class SDARForCausalLM(BlockCausalModel):
 
     def block_sites(self, block: SDARBlock) -> BlockSites:
         """SDAR's linears by role."""
-        attn, mlp = block.self_attn, block.mlp
-        return BlockSites(
-            linears={**attn.linears(), **mlp.linears()},
-            inputs={**attn.inputs(), **mlp.inputs()},
-            attention=attn.attention,
-            norms={Site.QKV: block.input_layernorm, Site.GATE_UP: block.post_attention_layernorm},
-        )
+        return block.sites()

@@ -48,13 +48,16 @@ class Content:
     notes: dict[str, list[str]] = field(default_factory=dict)
 
 
-def content_of(results: Results, experiment: str | None = None, where: Where | None = None) -> Content:
+def content_of(
+    results: Results, experiment: str | None = None, where: Where | None = None, title: str | None = None
+) -> Content:
     """Return what a page shows of the records below a folder.
 
     Args:
         results: the folder; damaged records are left out, and named on the page.
         experiment: of `EXPERIMENTS`: its rows by their labels; None for every record.
         where: dotted configuration keys and values that records must have; None takes runs of some items as well.
+        title: of the page; None for the experiment's, or the folder's name.
 
     Raises:
         ConfigError: a value that no record has.
@@ -90,7 +93,7 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
         "To be known": notes,
     }
     return Content(
-        title=_title(results, definition),
+        title=title or (f"Records in {results.folder.name or results}" if definition is None else definition.title),
         table=table,
         flips=flips(rows),
         charts=drawn,
@@ -98,14 +101,6 @@ def content_of(results: Results, experiment: str | None = None, where: Where | N
         paper=_paper(definition),
         notes={heading: lines for heading, lines in lines_by_heading.items() if lines},
     )
-
-
-def _title(results: Results, definition: Definition | None) -> str:
-    if definition is not None:
-        return definition.title
-    if results.names is not None:
-        return Path(next(iter(results.names))).stem
-    return f"Records in {results.folder.name or results}"
 
 
 def _reference(rows: Sequence[dict[str, Any]], definition: Definition | None) -> int:

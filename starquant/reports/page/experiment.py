@@ -29,12 +29,13 @@ def show_runs(records: Sequence[Path], results: Path, name: str) -> None:
     Args:
         records: of the runs, in one folder.
         results: their folder.
-        name: of the page.
+        name: of the page, and its title.
     """
 
     def content() -> Content:
         twins = [twin for record in records if (twin := twin_of(record)) is not None]
-        return content_of(Results(records[0].parent, list(dict.fromkeys(path.name for path in (*records, *twins)))))
+        names = list(dict.fromkeys(path.name for path in (*records, *twins)))
+        return content_of(Results(records[0].parent, names), title=name)
 
     _show(content, results / PAGES / f"{name}.html")
 

@@ -1,0 +1,46 @@
+"""A block of pre-norm attention and feed-forward under the names that most published checkpoints use."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from starquant.models.attention import NormedAttention
+from starquant.models.context import Context
+from starquant.models.experts import Mixture, experts_of, routers_of
+from starquant.models.feed_forward import FeedForward
+from starquant.models.layers import RMSNorm
+from starquant.models.roles import BlockSites, Site
+
+
+class PreNormBlock(nn.Module):
+    """Attention, and experts or SwiGLU, each behind a norm: self_attn, mlp, input_layernorm, post_attention_layernorm.
+
+    Args:
+        attention: queries and keys normalised per head.
+        mlp: the feed-forward layer.
+        width: of the model.
+        eps: of the norms.
+    """
+
+    def __init__(self, attention: NormedAttention, mlp: Mixture | FeedForward, width: int, eps: float) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = attention, mlp
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(width, eps), RMSNorm(width, eps)
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
+        """Add attention and feed-forward to the residual stream."""
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
+        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
+        return x_BLD + y_BLD
+
+    def sites(self) -> BlockSites:
+        """Return the linears by role and expert."""
+        attn, mlp = self.self_attn, self.mlp
+        return BlockSites(
+            linears={**attn.linears(), **mlp.linears()},
+            inputs={**attn.inputs(), **mlp.inputs()},
+            attention=attn.attention,
+            norms={Site.QKV: self.input_layernorm, Site.GATE_UP: self.post_attention_layernorm},
+            routers=routers_of(mlp),
+            experts=experts_of(mlp),
+        )
