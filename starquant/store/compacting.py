@@ -155,7 +155,7 @@ def _table(rows: Rows, orders: Iterable[tuple[str, ...]] = ()) -> Any:
                 place += 1
     fields, arrays = [], []
     for name in names:
-        values, kind = [row.get(name, ...) for row in rows], _kind({type(row[name]) for row in rows if name in row})
+        values, kind = [row.get(name, ...) for row in rows], _kind([row[name] for row in rows if name in row])
         coded = kind is None
         values = [None if value is ... else json.dumps(value) if coded else value for value in values]
         kind = "float32" if kind == "float64" and _are_short(values) else kind
@@ -175,8 +175,11 @@ def _are_short(values: Iterable[float | None]) -> bool:
     return all(short(half) == number for half, number in zip(halves, numbers, strict=True))
 
 
-def _kind(kinds: set[type]) -> str | None:
-    return KINDS.get(kinds.pop()) if len(kinds) == 1 else None
+def _kind(values: Sequence[Any]) -> str | None:
+    """Return the type of a column that holds such values; None where none does, and they are kept as JSON."""
+    kinds = {type(value) for value in values}
+    kind = KINDS.get(kinds.pop()) if len(kinds) == 1 else None
+    return None if kind == "int64" and not all(-(2**63) <= value < 2**63 for value in values) else kind
 
 
 def _parquet(table: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -33,6 +33,7 @@ VALUES = st.one_of(
 LINES = st.lists(st.dictionaries(st.sampled_from(["prompt", "kl", "group", "line", "x"]), VALUES), max_size=5)
 
 
+@example(tasks=[[{"prompt": 2**63}]], torn=False)
 @settings(max_examples=40, deadline=None)
 @given(tasks=st.lists(LINES, min_size=1, max_size=4), torn=st.booleans())
 def test_any_items_come_back_byte_for_byte(
