@@ -19,8 +19,9 @@ from starquant.reports.run import Run
 from starquant.reports.selection import validate_speed
 from starquant.reports.text import aligned
 from starquant.statistics.bootstrap import PairedInterval, paired_bootstrap
+from starquant.store.compact import RECORDS
 from starquant.store.items import items_folder, trajectories_of
-from starquant.store.source import record_paths
+from starquant.store.source import read_file, record_paths
 
 HEADER = ("task", "metric", "n", "difference", "low", "high", "across zero")
 
@@ -109,7 +110,7 @@ def record_named(word: str, records: Path) -> Path:
         records: folder of results, where it is looked up unless it is a file.
 
     Raises:
-        RecordError: a name that no record has, or several have.
+        RecordError: a name that no record has, or several have; compact records that cannot be read.
     """
     path = user_path(word)
     if path.is_file() or path.suffix == ".json":
@@ -121,6 +122,9 @@ def record_named(word: str, records: Path) -> Path:
     if named:
         shown = ", ".join(record.stem for record in named[:4]) + (", ..." if len(named) > 4 else "")
         raise RecordError(f"{word}: {len(named)} records in {records} have that in their names: {shown}")
+    for path in known:
+        if path.name == RECORDS:  # a compact form whose records cannot be named: say why
+            read_file(path)
     allowed = ", ".join(record.stem for record in known[:4]) + (", ..." if len(known) > 4 else "")
     raise RecordError(f"{word}: no record in {records} has that in its name; allowed: a file, a part of {allowed}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -34,7 +35,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     runs, faults = _read(folder)
     if faults:
-        raise RecordError("\n".join(faults))
+        raise RecordError("\n".join(dict.fromkeys(faults)))
     return runs
 
 
@@ -76,8 +77,9 @@ class Results:
     def runs(self) -> list[Run]:
         """All runs that are what was written, in the order of their names; raises RecordError without a folder."""
         runs, self.faults = _read(self.folder, self.names)
-        for fault in self.faults:
-            show_error(RecordError(f"{fault}; the record is left out"))
+        for fault, records in Counter(self.faults).items():  # that of a compact form is every record's
+            left_out = "the record is" if records == 1 else f"{records} records are"
+            show_error(RecordError(f"{fault}; {left_out} left out"))
         return runs
 
     @property

@@ -103,6 +103,21 @@ def test_every_other_reader_refuses(
     assert capsys.readouterr().err.count(f"error: {records[0]}: not what was written") == 3
 
 
+def test_damaged_compact_records_are_said_once(
+    records: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "published"
+    assert publish.main([str(tmp_path / "records"), str(out)]) == 0
+    capsys.readouterr()
+    (out / "items.parquet").write_bytes(b"PAR1")
+    assert not Results(out).runs
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "items.parquet: not readable" in line and line.endswith("; 2 records are left out")
+    (out / "records.parquet").write_bytes(b"PAR1")
+    assert paired.main(["rtn", "star", "--records", str(out)]) == 2
+    assert "records.parquet: not readable as compact records" in capsys.readouterr().err
+
+
 def test_edited_steps_of_a_figure_are_refused(records: tuple[Path, Path]) -> None:
     rows = records[0].with_suffix(".items") / "fidelity.jsonl"
     rows.write_text(rows.read_text().replace("0.11", "0.99"))
