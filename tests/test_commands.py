@@ -33,7 +33,7 @@ NEEDS = {
     "a cluster or several processes": r"launcher=slurm|torch\.distributed",
     "something of the reader's own": r"\b[A-Z]\.json|[=/ ](DATA|DIR|NAME)\b|corpus\.txt|/checkpoints/|limit=64|--watch",
     "weights of 8B": r"\b(model=|true_size\.py |generate )(llada|dream)(?!.*--cfg)",
-    "`make smol`": r"model=smol|experiment=(smol_main|plus_ablation)",
+    "`make smol`": r"model=smol|experiment=(smol_\w+|plus_ablation)",
     "hours": r"experiment=|-m .*(model|rotation)_?\.?seed=",
     "records of an experiment": r"starquant tables (?!.*--records)|reports\.efficiency",
 }

@@ -235,5 +235,35 @@ PLUS_ABLATION = Definition(
     against="star_quant_plus",
     grids=True,
 )
+#: What QuaRot (GPTQ) is calibrated on, then what each row changes.
+_SEEN = {
+    "model.name": "smol",
+    "model.dtype": "bfloat16",
+    "tasks.names": [],
+    "bits.name": "w4a4",
+    "method.name": "quarot",
+    "calibration.source.kind": "smol",
+    "calibration.source.segments": 128,
+    "calibration.states.sampler": "uniform",
+    "calibration.inputs": "full_precision",
+}
+SMOL_CALIBRATION = Definition(
+    "smol_calibration",
+    "QuaRot on smol, W4A4, by what it is calibrated on",
+    tuple(
+        RowOf(label, {**_SEEN, **changed})
+        for label, changed in (
+            ("128 segments of text and tasks", {}),
+            ("natural text alone", {"calibration.source.kind": "smol_text"}),
+            ("tasks alone", {"calibration.source.kind": "smol_tasks"}),
+            ("32 segments", {"calibration.source.segments": 32}),
+            ("512 segments", {"calibration.source.segments": 512}),
+            ("unmasked text", {"calibration.states.sampler": "clean"}),
+            ("fed quantized weights", {"calibration.inputs": "quantized_weights"}),
+            ("fed the quantized model", {"calibration.inputs": "quantized"}),
+        )
+    ),
+    against="128 segments of text and tasks",
+)
 #: Tables over rotation seeds, with a figure beside them.
-SEED_TABLES = {definition.name: definition for definition in (SMOL_MAIN, PLUS_ABLATION)}
+SEED_TABLES = {definition.name: definition for definition in (SMOL_MAIN, PLUS_ABLATION, SMOL_CALIBRATION)}
