@@ -39,7 +39,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("starquant run bits=w4a4 method.tac.bl", ["method.tac.block_size="]),
         ("starquant method=rtn bits=w3", ["w3a3"]),
         ("starquant tables table3", ["table3_tac_block_size"]),
-        ("starquant status smol", ["smol_main"]),
+        ("starquant status smol", ["smol_calibration", "smol_main"]),
         ("starquant generate ti", ["tiny"]),
         ("starquant completion z", ["zsh"]),
         ("starquant run nothing_begins_so", [""]),
