@@ -17,13 +17,11 @@ def validate_foldable(model: MaskedDiffusionModel) -> None:
 
     Raises:
         ConfigError: an online transform, a gate or a correction, a grid of activations or of attention operands that is
-            not llama.cpp's; blocks that lie on disk.
+            not llama.cpp's.
         ValueError: weights that are rounded values, not codes.
     """
     if any(isinstance(module, FakeQuantLinear) for module in model.modules()):
         raise ValueError("the model's weights are values; apply the method with packed=True")
-    if model.stored_blocks is not None:
-        raise ConfigError("runtime.blocks: got disk with export.format=gguf, allowed: memory")
     for name, module in model.named_modules():
         if isinstance(module, InputSite) and module.transform is not None:
             raise ConfigError(

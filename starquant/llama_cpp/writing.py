@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from starquant.llama_cpp.foldable import validate_foldable
 from starquant.llama_cpp.tokenizer import Vocabulary, vocabulary_of
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.blocks_on_disk import resident_block
 from starquant.numerics.formats import BLOCK_SIZE
 from starquant.quantized.packed_linear import Packed
 from starquant.quantized.tables import is_tied
@@ -66,7 +68,7 @@ def write_gguf(
     """Write a model, at full precision or with packed weights; the file appears last and whole.
 
     Args:
-        model: whose weights lie in memory.
+        model: whose blocks lie in memory, or on disk.
         tokenizer: of its checkpoint.
         target: the file.
         kind: type of weights that are not quantized: "F16", "BF16", "F32". Norms and biases are F32.
@@ -105,43 +107,77 @@ def write_gguf(
 
 def plan(model: MaskedDiffusionModel, kind: str) -> Iterator[Planned]:
     """Yield every tensor of the file; each parameter of the model is one, or part of one."""
-    trunk = model.trunk()
+    trunk, resident = model.trunk(), _Resident(model)
     yield _weight("token_embd.weight", trunk.embedding, kind)
     for index, block in enumerate(trunk.blocks):
+        names = {module: name for name, module in block.named_modules()}
         sites = model.block_sites(block)
         for site, norm in sites.norms.items():
             assert site in NORMS
-            yield _vector(f"blk.{index}.{NORMS[site.kind]}.weight", norm.weight)
+            read = partial(resident.module, index, names[norm])
+            yield _vector(f"blk.{index}.{NORMS[site.kind]}.weight", norm, "weight", read)
         for role, linear in sites.linears.items():
-            name = linear_tensor(index, role)
+            name, read = linear_tensor(index, role), partial(resident.module, index, names[linear])
             order = row_order(model, role, linear.out_features)
-            yield _weight(f"{name}.weight", linear, kind, order)
+            yield _weight(f"{name}.weight", linear, kind, order, read)
             if linear.bias is not None:
-                yield _vector(f"{name}.bias", linear.bias if order is None else linear.bias[order])
-    yield _vector("output_norm.weight", trunk.norm.weight)
+                yield _vector(f"{name}.bias", linear, "bias", read, order)
+    yield _vector("output_norm.weight", trunk.norm, "weight")
     if trunk.head is not None and not is_tied(model):
         yield _weight("output.weight", trunk.head, kind)
 
 
-def _vector(name: str, values: Any) -> Planned:
-    return Planned(name, tuple(values.shape), "F32", lambda: float_bytes(values.cpu(), torch.float32))
+class _Resident:
+    """Modules of blocks with what they hold: of blocks on disk, those of one block at a time are in memory."""
+
+    def __init__(self, model: MaskedDiffusionModel) -> None:
+        self.model, self.index = model, -1
+        self.block: nn.Module | None = None
+
+    def module(self, index: int, name: str) -> nn.Module:
+        """Return a module of a block by its name in it."""
+        if self.model.stored_blocks is None:
+            return self.model.trunk().blocks[index].get_submodule(name)
+        if self.block is None or self.index != index:
+            self.block = None  # before the next one takes memory
+            self.block, self.index = resident_block(self.model, index), index
+        return self.block.get_submodule(name)
 
 
-def _weight(name: str, module: nn.Module, kind: str, order: Tensor | None = None) -> Planned:
-    """Return a weight's codes, or its numbers in the type of what is not quantized."""
+Read = Callable[[], nn.Module]
+
+
+def _vector(name: str, module: nn.Module, leaf: str, read: Read | None = None, order: Tensor | None = None) -> Planned:
+    """Return a norm's weight or a bias; `module` tells the shape, what `read` returns the numbers."""
+
+    def numbers() -> Bytes:
+        values: Any = getattr(read() if read else module, leaf)
+        return float_bytes((values if order is None else values[order]).cpu(), torch.float32)
+
+    return Planned(name, tuple(getattr(module, leaf).shape), "F32", numbers)
+
+
+def _weight(name: str, module: nn.Module, kind: str, order: Tensor | None = None, read: Read | None = None) -> Planned:
+    """Return a weight's codes, or its numbers in the type of what is not quantized; `module` and `read` as above."""
     rows = slice(None) if order is None else order
     if isinstance(module, Packed):
-        block, packed = module.weight_format.block, module
+        block = module.weight_format.block
         if block is None:
             raise ConfigError(f"export.format: got gguf, which has no type for {name}'s grid; allowed: bits=q4_0, q8_0")
 
         def codes() -> Bytes:
+            packed: Any = read() if read else module
             data: Bytes = block_bytes(packed.quantized(), block)[rows]
             return data
 
         return Planned(name, (module.rows, module.columns), block.upper(), codes)
-    weight: Any = module.weight
-    return Planned(name, tuple(weight.shape), kind, lambda: float_bytes(weight[rows].cpu(), DTYPES[kind]))
+
+    def numbers() -> Bytes:
+        weight: Any = (read() if read else module).weight
+        return float_bytes(weight[rows].cpu(), DTYPES[kind])
+
+    shaped: Any = module.weight
+    return Planned(name, tuple(shaped.shape), kind, numbers)
 
 
 def _add_keys(

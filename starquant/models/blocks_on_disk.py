@@ -124,13 +124,16 @@ def hollow_model(
 
 
 def resident_block(model: MaskedDiffusionModel, index: int) -> nn.Module:
-    """Return a copy of one block, in memory on the model's device, that shares nothing with the model."""
-    block = model.trunk().blocks[index]
+    """Return a copy of one block as it stands, in memory on the model's device, that shares nothing with the model."""
+    block, stored = model.trunk().blocks[index], model.stored_blocks
     twin = copy.deepcopy(block).requires_grad_(False)
-    if model.stored_blocks is not None:
+    if stored is not None:
         twin._forward_pre_hooks.clear()
         twin._forward_hooks.clear()
-        model.stored_blocks.fill(twin, model.block_name(index))
+        if index in stored.parts:
+            stored.parts[index].fill(twin)
+        else:
+            stored.fill(twin, model.block_name(index))
     return twin.to(model.device).eval()
 
 

@@ -76,7 +76,7 @@ def _write(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session
         if spec.reuse == "never":
             shutil.rmtree(parts, ignore_errors=True)
         model = inputs.load(session.device, changed=parts).model
-        if model.stored_blocks is not None:
+        if model.stored_blocks is not None and spec.export.format == "packed":  # a GGUF is planned from whole modules
             model.stored_blocks.describe = describe_part
             if parts.exists():
                 log.info("going on from an interrupted export: %s", parts)

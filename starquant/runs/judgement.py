@@ -64,7 +64,7 @@ class Judge:
         checkpoint, skeleton = self._once(("checkpoint", str(folder)), _read_checkpoint, folder)
         self._validate_data(spec)
         spec = with_bits_of(spec, checkpoint)
-        if to_gguf := spec.export.dir is not None and spec.export.format == "gguf":
+        if spec.export.dir is not None and spec.export.format == "gguf":
             from starquant.llama_cpp.architecture import validate_architecture
 
             self._once(("gguf", str(folder)), validate_architecture, skeleton)
@@ -74,7 +74,7 @@ class Judge:
         if sources and all(self._has(source, spec.tasks.data_dir) for source in sources):
             self._once(("texts", str(folder), *_texts_of(spec)), _validate_texts, spec, folder, skeleton)
         if self._here and spec.runtime.device != FREE:
-            blocks = (spec.runtime.blocks, spec.runtime.device, spec.model.dtype, str(spec.quantizes), str(to_gguf))
+            blocks = (spec.runtime.blocks, spec.runtime.device, spec.model.dtype, str(spec.quantizes))
             self._once(("blocks", str(folder), *blocks), on_disk, spec, checkpoint, spec.runtime.device)
 
     def _validate_data(self, spec: RunSpec) -> None:

@@ -26,8 +26,7 @@ def on_disk(spec: RunSpec, checkpoint: Checkpoint, device: str) -> bool:
     """Return whether the blocks of a run stay on disk (`runtime.blocks`).
 
     Raises:
-        ConfigError: more memory or disk than there is; blocks on disk of a packed checkpoint, or of a model that is
-            written as a GGUF.
+        ConfigError: more memory or disk than there is; blocks on disk of a packed checkpoint.
     """
     wanted, needed = spec.runtime.blocks, weight_bytes(spec, checkpoint) + work_bytes(checkpoint)
     if spec.is_packed:
@@ -44,9 +43,6 @@ def on_disk(spec: RunSpec, checkpoint: Checkpoint, device: str) -> bool:
         )
     if wanted == "memory" or (wanted == "auto" and needed <= free):
         return False
-    if spec.export.dir is not None and spec.export.format == "gguf":
-        why = "" if wanted == "disk" else f", which is disk here: {_gb(needed)} are needed, {_gb(free)} are free"
-        raise ConfigError(f"runtime.blocks: got {wanted} with export.format=gguf{why}; allowed: memory")
     if spec.quantizes:
         _validate_disk(spec, weight_bytes(spec, checkpoint), wanted)
     if wanted == "auto":

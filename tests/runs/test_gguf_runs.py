@@ -39,6 +39,22 @@ def test_a_run_writes_the_file_once_and_knows_it_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("bits=q4_0", "method=quarot_folded", "tasks=fidelity"),
+        ("method=none", "tasks=testbed", "tasks.names=[testbed_facts]", "tasks.limit=2"),
+    ],
+    ids=["q4_0", "f16"],
+)
+def test_blocks_on_disk_make_the_same_file(words: tuple[str, ...], tmp_path: Path) -> None:
+    files = [tmp_path / f"{blocks}.gguf" for blocks in ("memory", "disk")]
+    for path in files:
+        results = f"paths.results={tmp_path / path.stem}"  # each calibrates for itself
+        execute(spec(*SMALL, *words, f"runtime.blocks={path.stem}", results, *_export(path)))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(
     ("words", "error"),
     [
         (("method=quarot", "bits=q4_0"), r"method.out_hadamard: .*computes between the linears.*allowed: method=rtn"),
