@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.context import Context
 from starquant.numerics.token_states import ratio_bins
 
 
@@ -37,12 +40,26 @@ class StateBatch:
         visible_BL: False on padding.
         ratio_B: mask ratio of each row in float64: masked share of its maskable tokens.
         weight_BL: weight of each token in second moments (CGQ), None for one.
+        position_BL: of every token, None for the running count: in block diffusion's layout [noisy ; clean] the clean
+            half counts anew.
     """
 
     ids_BL: Tensor
     visible_BL: Tensor
     ratio_B: Tensor
     weight_BL: Tensor | None = None
+    position_BL: Tensor | None = None
+
+    def of_rows(self, rows: slice) -> StateBatch:
+        """Return some rows."""
+        weight_BL, position_BL = (None if x is None else x[rows] for x in (self.weight_BL, self.position_BL))
+        return StateBatch(self.ids_BL[rows], self.visible_BL[rows], self.ratio_B[rows], weight_BL, position_BL)
+
+    def context(self, model: MaskedDiffusionModel) -> Context:
+        """Return what a model's blocks share in a pass over the batch, on its device."""
+        visible_BL = None if bool(self.visible_BL.all()) else self.visible_BL.to(model.device)
+        position_BL = None if self.position_BL is None else self.position_BL.to(model.device)
+        return model.context(self.ids_BL.to(model.device), visible_BL, position_BL)
 
 
 @dataclass(frozen=True)
@@ -68,10 +85,14 @@ class CalibrationStates:
     least_tokens: int = 16
     rare_experts: str = "pooled"
 
-    def tokens(self) -> list[int]:
-        """Return the number of visible tokens of each token state, on the axis of `numerics.TokenState`."""
-        masked = sum(int(((b.ids_BL == self.mask_id) & b.visible_BL).sum()) for b in self.batches)
-        return [masked, sum(int(b.visible_BL.sum()) for b in self.batches) - masked]
+    def tokens(self, model: MaskedDiffusionModel) -> list[int]:
+        """Return the number of visible tokens of each token state, on the model's axis of states."""
+        counts_S = torch.zeros(len(model.states), dtype=torch.long)
+        for batch in self.batches:
+            state_BL = model.token_states(batch.ids_BL, batch.visible_BL, batch.position_BL)
+            counts_S += torch.bincount(state_BL[batch.visible_BL], minlength=len(counts_S))
+        counted: list[int] = counts_S.tolist()
+        return counted
 
 
 def bin_of(ratio_B: Tensor, bins: int) -> Tensor:

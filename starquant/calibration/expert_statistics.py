@@ -16,6 +16,7 @@ from starquant.calibration.batches import StateBatch
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.models.context import Context
 from starquant.models.roles import ExpertSite, Site, SiteKey
+from starquant.numerics import TokenState
 
 if TYPE_CHECKING:
     from starquant.calibration.walk import BlockVisit
@@ -32,7 +33,8 @@ def statistics_of_rare_experts(
         collect: what was accumulated.
     """
     states = visit.states
-    least = [min(states.least_tokens, count) for count in states.tokens()]
+    counts = zip(visit.model.states, states.tokens(visit.model), strict=True)
+    least = [0 if state is TokenState.EDITED else min(states.least_tokens, count) for state, count in counts]
     rare = {
         site: statistics.tokens
         for site, statistics in by_site.items()

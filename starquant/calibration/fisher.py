@@ -73,7 +73,7 @@ def _add_batch(
     """Run one batch forward without and backward with gradients, block by block."""
     blocks, ids_BL = model.trunk().blocks, batch.ids_BL.to(model.device)
     visible_BL = None if bool(batch.visible_BL.all()) else batch.visible_BL.to(model.device)
-    context = model.context(ids_BL, visible_BL)
+    context = batch.context(model)
     read: list[Tensor] = []
     with torch.no_grad():
         hidden_BLD = model.trunk().embedding(ids_BL)

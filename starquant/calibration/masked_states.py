@@ -1,4 +1,4 @@
-"""Segments -> partly masked states, as a masked-diffusion model meets them.
+"""Segments -> partly masked states, as a masked-diffusion model meets them; `block_states` has those of blocks.
 
 Shape suffixes: B rows of a batch, L sequence, S states of a trajectory, N selected positions, V vocabulary.
 """
@@ -8,32 +8,27 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
+from starquant.calibration.block_states import State, behind_clean_text, rows_of_blocks
 from starquant.calibration.segments import prompts_of
 from starquant.config.calibration import CalibrationSpec, StatesSpec
 from starquant.diffusion import MaskPredictor, Sampler
 from starquant.diffusion.generation import left_padded
 from starquant.diffusion.masking import seeded_generator
+from starquant.diffusion.samplers import BlockSampler, LLaDA21Sampler
 from starquant.diffusion.sampling import log_probability
 from starquant.diffusion.special_tokens import padding_id
 from starquant.diffusion.trajectories import Trajectory, record_trajectory
 from starquant.errors import ConfigError, DataError
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.block_causal import BlockCausalModel
 from starquant.session.progress import SILENT, Progress
-
-
-@dataclass(frozen=True)
-class State:
-    """One row [L] without padding."""
-
-    ids: Tensor
-    ratio: float
 
 
 def make_states(
@@ -51,6 +46,9 @@ def make_states(
 
     "clean" gives every segment once, unmasked. "uniform" and "trajectory" give `per_segment` states a segment,
     drawn from `spec.seed` and the segment's own tokens, so that they do not depend on the batch size.
+
+    Of block diffusion a state of "uniform" is the layout [noisy ; clean] of training, in which every block is masked
+    behind clean ones, and one of "trajectory" ends with the block that is denoised.
 
     Args:
         segments: what `read_segments` returns.
@@ -73,13 +71,16 @@ def make_states(
         states = [State(torch.tensor(segment.ids), 0.0) for segment in segments]
     elif spec.states.sampler == "uniform":
         states = uniform_states(segments, spec.states, mask_id, spec.seed)
+        if isinstance(model, BlockCausalModel):
+            clean = [segment for segment in segments for _ in range(spec.states.per_segment)]
+            states = [behind_clean_text(*pair, model.block_length) for pair in zip(states, clean, strict=True)]
     else:
         prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length), bos=bos)
         states = _from_trajectories(prompts, spec, model, sampler, batch_size, progress)
     batches = _batches(states, batch_size, padding_id(model.config))
     experts: dict[str, Any] = {"least_tokens": spec.experts.least_tokens, "rare_experts": spec.experts.rare}
     made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs, **experts)
-    return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made)})
+    return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made, model)})
 
 
 def _strata(segments: int, per_segment: int, seed: int) -> list[list[int]]:
@@ -139,14 +140,18 @@ def _from_trajectories(
     for chunk in progress.bar(chunks, "calibration trajectories", "batch"):
         ids_BP, visible_BP = left_padded([prompts[i] for i in chunk], pad)
         trajectory = record_trajectory(model, ids_BP, sampler, attention_mask=visible_BP, seed=spec.seed)
-        recorded |= zip(chunk, _rows(trajectory), strict=True)
+        recorded |= zip(chunk, _rows(trajectory, model, sampler), strict=True)
     trajectories = [recorded[i] for i in range(len(prompts))]
     chosen = _evenly(trajectories, spec) if spec.states.shares is None else _by_shares(trajectories, spec)
     return [trajectories[i][step] for i, step in chosen]
 
 
-def _rows(trajectory: Trajectory) -> Iterator[list[State]]:
+def _rows(trajectory: Trajectory, model: MaskedDiffusionModel, sampler: Sampler) -> Iterator[list[State]]:
     """Yield each row's states, from fully masked to the final one."""
+    if isinstance(model, BlockCausalModel):
+        length = sampler.block_length if isinstance(sampler, BlockSampler) else model.block_length
+        yield from rows_of_blocks(trajectory, length, isinstance(sampler, LLaDA21Sampler))
+        return
     answer_SBG = trajectory.ids_SBL[:, :, trajectory.prompt_length :]
     masked_SB = (answer_SBG == trajectory.mask_id).sum(2)
     for row, masked_S in enumerate(masked_SB.T.tolist()):
@@ -222,23 +227,26 @@ def _batches(states: Sequence[State], batch_size: int, pad: int) -> list[StateBa
         rows = by_length[begin : begin + batch_size]
         ids_BL, visible_BL = padded([state.ids for state in rows], pad)
         ratio_B = torch.tensor([state.ratio for state in rows], dtype=torch.float64)  # bins are told apart to 1e-9
-        batches.append(StateBatch(ids_BL, visible_BL, ratio_B))
+        position_BL = None
+        if any(state.positions is not None for state in rows):
+            counting = [torch.arange(len(s.ids)) if s.positions is None else s.positions for s in rows]
+            position_BL, _ = padded(counting, 0)
+        batches.append(StateBatch(ids_BL, visible_BL, ratio_B, position_BL=position_BL))
     return batches
 
 
-def _counts(states: CalibrationStates) -> dict[str, Any]:
-    total = torch.zeros(3, states.bins, dtype=torch.long)  # states, masked tokens, unmasked tokens
+def _counts(states: CalibrationStates, model: MaskedDiffusionModel) -> dict[str, Any]:
+    total = torch.zeros(1 + len(model.states), states.bins, dtype=torch.long)  # states, tokens of each token state
     for batch in states.batches:
-        masked_BL = (batch.ids_BL == states.mask_id) & batch.visible_BL
-        unmasked_BL = (batch.ids_BL != states.mask_id) & batch.visible_BL
-        counts_3B = torch.stack((torch.ones(len(batch.ids_BL)), masked_BL.sum(1), unmasked_BL.sum(1))).long()
-        total.index_add_(1, bin_of(batch.ratio_B, states.bins), counts_3B)
-    rows, masked, unmasked = total.tolist()
+        state_BL = model.token_states(batch.ids_BL, batch.visible_BL, batch.position_BL)
+        of_states = [((state_BL == axis) & batch.visible_BL).sum(1) for axis in range(len(model.states))]
+        counts = torch.stack((torch.ones(len(batch.ids_BL), dtype=torch.long), *of_states))
+        total.index_add_(1, bin_of(batch.ratio_B, states.bins), counts)
+    rows, *tokens = total.tolist()
     return {
         "states": sum(rows),
         "states_per_bin": rows,
-        "masked_tokens": masked,
-        "unmasked_tokens": unmasked,
+        **{f"{state.value}_tokens": counts for state, counts in zip(model.states, tokens, strict=True)},
         "empty_bins": [k for k, count in enumerate(rows) if count == 0],
     }
 
@@ -262,18 +270,20 @@ def add_certainty(
     batches = []
     for batch in states.batches:
         kind_BL = torch.where(batch.ids_BL == states.mask_id, masked, unmasked)
-        certainty_BL = _certainty(predict, batch.ids_BL, batch.visible_BL)
+        certainty_BL = _certainty(predict, batch)
         weight_BL = torch.where(batch.visible_BL, kind_BL + certainty_BL.sqrt(), 0.0)
         batches.append(replace(batch, weight_BL=weight_BL))
     return replace(states, batches=batches)
 
 
-def _certainty(predict: MaskPredictor, ids_BL: Tensor, visible_BL: Tensor) -> Tensor:
+def _certainty(predict: MaskPredictor, batch: StateBatch) -> Tensor:
     """Return the largest probability at every visible position; 0 on padding."""
-    certainty_BL = torch.zeros(ids_BL.shape)
-    rows, columns = visible_BL.nonzero(as_tuple=True)
-    ids_BL, visible_BL = ids_BL.to(predict.device), visible_BL.to(predict.device)
+    certainty_BL = torch.zeros(batch.ids_BL.shape)
+    rows, columns = batch.visible_BL.nonzero(as_tuple=True)
+    ids_BL, visible_BL = batch.ids_BL.to(predict.device), batch.visible_BL.to(predict.device)
+    position_BL = None if batch.position_BL is None else batch.position_BL.to(predict.device)
     at = rows.to(predict.device), columns.to(predict.device)
-    top = [log_probability(l_NV, l_NV.argmax(1)) for _, l_NV in predict.chunks(ids_BL, at, visible_BL=visible_BL)]
+    passes = predict.chunks(ids_BL, at, visible_BL=visible_BL, position_BL=position_BL)
+    top = [log_probability(l_NV, l_NV.argmax(1)) for _, l_NV in passes]
     certainty_BL[rows, columns] = torch.cat(top).exp().cpu()
     return certainty_BL

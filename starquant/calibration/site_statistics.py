@@ -16,7 +16,7 @@ from torch import Tensor
 from starquant.calibration.batches import StateBatch, bin_of
 from starquant.errors import DataError
 from starquant.models.context import Context
-from starquant.numerics import ChannelMoments, RowSample, SecondMoment, TokenState
+from starquant.numerics import BIDIRECTIONAL, ChannelMoments, RowSample, SecondMoment, States, TokenState
 
 Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment)
 
@@ -41,7 +41,12 @@ class Collect:
     weighted_rows: bool = False
 
 
+#: Edited tokens that are learned from at least, our choice; of fewer a transform would be overfit to them.
+LEAST_EDITED = 64
+
 Cell = tuple[TokenState, int]
+#: A state, several together, or all.
+Which = TokenState | States | None
 POOLED: Cell = (TokenState.UNMASKED, 0)  # where second moments of all tokens are kept
 
 
@@ -53,14 +58,15 @@ class SiteStatistics:
         collect: what to accumulate.
         bins: mask-ratio bins.
         seed: of the row sample.
+        states: that the model declares.
 
     Attributes:
         tokens: that have come by, of each token state, on its axis.
     """
 
-    def __init__(self, where: str, collect: Collect, bins: int, seed: int = 0) -> None:
-        self.where, self.collect, self.bins, self.seed = where, collect, bins, seed
-        self.tokens = [0] * len(TokenState)
+    def __init__(self, where: str, collect: Collect, bins: int, seed: int = 0, states: States = BIDIRECTIONAL) -> None:
+        self.where, self.collect, self.bins, self.seed, self.states = where, collect, bins, seed, states
+        self.tokens = [0] * len(states)
         self._moments: dict[Cell, ChannelMoments] = {}
         self._second: dict[Cell, SecondMoment] = {}
         self._rows: dict[TokenState, RowSample] = {}
@@ -87,11 +93,11 @@ class SiteStatistics:
         grain = self.collect.second_moment
         if grain == "pooled":
             self._add_second(POOLED, x_BLD, visible_BL, weight_BL)
-        for state in TokenState:
-            here_BL = visible_BL & (context.state_BL == state.axis)
+        for axis, state in enumerate(self.states):
+            here_BL = visible_BL & (context.state_BL == axis)
             if not bool(here_BL.any()):
                 continue
-            self.tokens[state.axis] += int(here_BL.sum())
+            self.tokens[axis] += int(here_BL.sum())
             if grain == "state":
                 self._add_second((state, 0), x_BLD, here_BL, weight_BL)
             if self.collect.rows:  # over all bins at once: the sample depends on the order in which rows come
@@ -111,13 +117,21 @@ class SiteStatistics:
         """Whether no token has come by."""
         return not (self._moments or self._second or self._rows)
 
+    def learned_states(self) -> States:
+        """Return the states that are learned from: all that are declared, whether they came by or not.
+
+        Those that are edited are an exception, for only one sampler has them: fewer than `LEAST_EDITED` are left out.
+        """
+        counts = zip(self.states, self.tokens, strict=True)
+        return tuple(state for state, n in counts if state is not TokenState.EDITED or n >= LEAST_EDITED)
+
     def _add_second(self, cell: Cell, x_BLD: Tensor, chosen_BL: Tensor, weight_BL: Tensor | None) -> None:
         if bool(chosen_BL.any()):
             weight_N = None if weight_BL is None or not self.collect.weighted else weight_BL[chosen_BL]
             self._second.setdefault(cell, SecondMoment()).update(x_BLD[chosen_BL], weight_N)
 
     def moments(self, state: TokenState | None = None, k: int | None = None) -> ChannelMoments:
-        """Return per-channel moments of a token state (None: both) and mask-ratio bin (None: all).
+        """Return per-channel moments of a token state (None: all) and mask-ratio bin (None: all).
 
         Raises:
             DataError: no such token was seen.
@@ -127,8 +141,8 @@ class SiteStatistics:
             raise ValueError(f"{self.where}: moments were not collected")
         return self._merged(self._moments, ChannelMoments, state, k)
 
-    def second_moment(self, state: TokenState | None = None, k: int | None = None) -> SecondMoment:
-        """Return the second moment of a token state and bin, as `moments`.
+    def second_moment(self, state: Which = None, k: int | None = None) -> SecondMoment:
+        """Return the second moment of a token state, or of several together, and bin, as `moments`.
 
         Raises:
             DataError: no such token was seen.
@@ -140,7 +154,7 @@ class SiteStatistics:
         return self._merged(self._second, SecondMoment, state, k)
 
     def rows(self, state: TokenState | None = None) -> Tensor:
-        """Return sampled rows [N, D] of a token state; of both, as many of each as there are.
+        """Return sampled rows [N, D] of a token state; of all (None), as many of each as there are.
 
         Raises:
             DataError: no such token was seen.
@@ -148,15 +162,16 @@ class SiteStatistics:
         """
         if not self.collect.rows:
             raise ValueError(f"{self.where}: no rows were sampled")
-        samples = [self._rows[s].rows for s in TokenState if s in self._rows and state in (None, s)]
+        samples = [self._rows[s].rows for s in self.states if s in self._rows and state in (None, s)]
         if not samples:
             raise DataError(self._absent(state, None))
         return torch.cat(samples)
 
     def _merged(
-        self, cells: dict[Cell, Accumulator], make: Callable[[], Accumulator], state: TokenState | None, k: int | None
+        self, cells: dict[Cell, Accumulator], make: Callable[[], Accumulator], state: Which, k: int | None
     ) -> Accumulator:
-        parts = [part for (s, b), part in cells.items() if state in (None, s) and k in (None, b)]
+        wanted = state if isinstance(state, tuple) else (state,)
+        parts = [part for (s, b), part in cells.items() if (state is None or s in wanted) and k in (None, b)]
         if not parts:
             raise DataError(self._absent(state, k))
         if len(parts) == 1:
@@ -166,8 +181,9 @@ class SiteStatistics:
             total.merge(part)
         return total
 
-    def _absent(self, state: TokenState | None, k: int | None) -> str:
-        which = "" if state is None else f"{state.value} "
+    def _absent(self, state: Which, k: int | None) -> str:
+        names = [s.value for s in (state if isinstance(state, tuple) else (state,)) if s is not None]
+        which = f"{' or '.join(names)} " if names else ""
         where = "" if k is None else f" at mask ratios of {k / self.bins:g} to {(k + 1) / self.bins:g}"
         return (
             f"{self.where}: the calibration states have no {which}token{where}; "

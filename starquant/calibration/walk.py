@@ -183,7 +183,8 @@ class BlockVisit:
 
     def statistics(self, site: SiteKey, collect: Collect) -> SiteStatistics:
         """Return statistics of a site that nothing has been added to."""
-        return SiteStatistics(f"{self.name} {site.value}", collect, self.states.bins, seed=self.index)
+        where, declared = f"{self.name} {site.value}", self.model.states
+        return SiteStatistics(where, collect, self.states.bins, seed=self.index, states=declared)
 
     def weighted(self, site: SiteKey, number: int, batch: StateBatch) -> StateBatch:
         """Return a batch with the weights that its tokens have at a site."""
@@ -203,8 +204,8 @@ class BlockVisit:
         for number, item in enumerate(self._items):
             for begin in range(0, len(item.batch.ids_BL), most):
                 rows = slice(begin, begin + most)
-                ids_BL, visible_BL = (x[rows].to(self.model.device) for x in (item.batch.ids_BL, item.batch.visible_BL))
-                context, hidden_BLD = self.model.context(ids_BL, visible_BL), item.hidden_BLD[rows]
+                part, hidden_BLD = item.batch.of_rows(rows), item.hidden_BLD[rows]
+                context, visible_BL = part.context(self.model), part.visible_BL.to(self.model.device)
                 if self._outputs is not None:
                     output_BLD = self._outputs[number][rows]
                 else:
@@ -266,8 +267,5 @@ def walk(
 
 
 def _start(model: MaskedDiffusionModel, batch: StateBatch, embed: Callable[[Tensor], Tensor] | None) -> _Item:
-    ids_BL, trunk = batch.ids_BL.to(model.device), model.trunk()
-    padded = not bool(batch.visible_BL.all())
-    visible = batch.visible_BL.to(model.device) if padded else None
-    hidden_BLD = nn.functional.embedding(ids_BL, trunk.embedding.weight)
-    return _Item(batch, model.context(ids_BL, visible), hidden_BLD if embed is None else embed(hidden_BLD))
+    hidden_BLD = nn.functional.embedding(batch.ids_BL.to(model.device), model.trunk().embedding.weight)
+    return _Item(batch, batch.context(model), hidden_BLD if embed is None else embed(hidden_BLD))

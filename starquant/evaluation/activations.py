@@ -4,9 +4,10 @@
     python run.py stage=inspect model=llada                        the report alone
 
 For each block, site and token state: a histogram, the outlier channels and tokens, how few directions hold the state's
-energy and whether they are the other state's, and how much of it lies in the directions of least energy of either
-state: what a gate of that many channels would cost. Of both: how many directions lie below the noise of rounding
-(`idle_directions`), which says whether gates can pay.
+energy, and how much of it lies in the directions of least energy of its own and of the other group: what a gate of that
+many channels would cost. Groups are SGAT's, masked tokens and all others; of both: whether the same directions hold
+their energy, and how many lie below the noise of rounding (`idle_directions`), which says whether gates can pay. Block
+diffusion has several states of other tokens, each reported by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import walk
-from starquant.evaluation.idle_directions import Spectra, Spectrum, idle_directions
+from starquant.evaluation.idle_directions import Spectra, Spectrum, groups, idle_directions
 from starquant.models.base import MaskedDiffusionModel
 from starquant.numerics import TokenState
 from starquant.session.progress import SILENT, Progress
@@ -81,14 +82,15 @@ def measure(
             width = next(iter(linears.values())).in_features
             plan = Collect(rows=ROWS, second_moment="state" if width <= WIDEST else None)
             statistics = visit.collect(plan, (site,))[site]
-            spectra = None if width > WIDEST else {state: Spectrum.of(statistics, state) for state in TokenState}
+            seen = statistics.learned_states()
+            spectra = None if width > WIDEST else {name: Spectrum.of(statistics, g) for name, g in groups(seen).items()}
             shared = {
                 "overlap": None if spectra is None else _overlap(spectra),
                 "idle_directions": None if spectra is None else idle_directions(statistics, spectra),
             }
             rows.append(
                 {"block": visit.index, "site": site.value, "width": width, **shared}
-                | {state.value: asdict(_report(statistics, state, spectra)) for state in TokenState}
+                | {state.value: asdict(_report(statistics, state, spectra)) for state in seen}
             )
     return rows
 
@@ -104,6 +106,7 @@ def _report(statistics: SiteStatistics, state: TokenState, spectra: Spectra | No
     scaled = (rows_ND / max(rms, 1e-30)).clamp(-HALF_RANGE, HALF_RANGE).cpu()
     energy_N = rows_ND.square().sum(1)
     energy_D = moments.rms.square()
+    own = None if spectra is None else _own_spectrum(statistics, state, spectra)
     counts = torch.histc(scaled, BINS, -HALF_RANGE, HALF_RANGE)
     return StateReport(
         tokens=moments.count,
@@ -113,27 +116,35 @@ def _report(statistics: SiteStatistics, state: TokenState, spectra: Spectra | No
         crest=float((rows_ND.abs().amax(1) / (energy_N / rows_ND.shape[1]).sqrt().clamp_min(1e-30)).mean()),
         channel_share=float(energy_D.max() / energy_D.sum().clamp_min(1e-60)),
         token_ratio=float(energy_N.max() / energy_N.mean().clamp_min(1e-60)),
-        top_energy=None if spectra is None else spectra[state].share_of_top(TOP),
+        top_energy=None if own is None else own.share_of_top(TOP),
         outliers=[{"channel": c, "ratio": float(v / typical)} for v, c in zip(*map(Tensor.tolist, top), strict=True)],
         channel_absmax=[float(f"{x:.4g}") for x in absmax_D.tolist()],
         density=[float(f"{x:.4g}") for x in (counts / counts.sum() * BINS / (2 * HALF_RANGE)).tolist()],
-        idle_energy=None if spectra is None else _idle_energy(statistics, state, spectra),
+        idle_energy=None if own is None or spectra is None else _idle_energy(statistics, state, own, spectra),
     )
 
 
+def _own_spectrum(statistics: SiteStatistics, state: TokenState, spectra: Spectra) -> Spectrum:
+    """Return a state's spectrum: its group's, where it is the only one there."""
+    of_group = {states: spectra[name] for name, states in groups(statistics.learned_states()).items()}
+    return of_group[(state,)] if (state,) in of_group else Spectrum.of(statistics, state)
+
+
 def _overlap(spectra: Spectra) -> float:
-    """Return the mean squared cosine between the states' `TOP` directions: 1 the same, TOP / D of unrelated ones."""
-    masked, unmasked = (spectra[state].vectors_DD[:, -TOP:] for state in TokenState)
+    """Return the mean squared cosine between the groups' `TOP` directions: 1 the same, TOP / D of unrelated ones."""
+    masked, unmasked = (spectrum.vectors_DD[:, -TOP:] for spectrum in spectra.values())
     return float((masked.T @ unmasked).square().sum() / masked.shape[1])
 
 
-def _idle_energy(statistics: SiteStatistics, state: TokenState, spectra: Spectra) -> list[dict[str, float]]:
-    """Return shares of a state's energy in the bottom eigenvectors of its own and of the other state's moment."""
+def _idle_energy(
+    statistics: SiteStatistics, state: TokenState, own: Spectrum, spectra: Spectra
+) -> list[dict[str, float]]:
+    """Return shares of a state's energy in the bottom eigenvectors of its own and of the other group's moment."""
     own_DD = statistics.second_moment(state).mean
-    other = next(s for s in TokenState if s is not state)
+    other = spectra["unmasked" if state is TokenState.MASKED else "masked"]
     energies = {}
-    for name, basis in (("own", state), ("other", other)):
-        vectors = spectra[basis].vectors_DD
+    for name, basis in (("own", own), ("other", other)):
+        vectors = basis.vectors_DD
         energies[name] = ((vectors.T @ own_DD) * vectors.T).sum(1).cumsum(0) / own_DD.trace()
     width = len(own_DD)
     return [

@@ -232,8 +232,7 @@ def first_tokens(states: CalibrationStates, most: int) -> CalibrationStates:
         rows = max(0 if batches else 1, min(len(batch.ids_BL), left // batch.ids_BL.shape[1]))
         if not rows:
             break
-        weight_BL = None if batch.weight_BL is None else batch.weight_BL[:rows]
-        batches.append(StateBatch(batch.ids_BL[:rows], batch.visible_BL[:rows], batch.ratio_B[:rows], weight_BL))
+        batches.append(batch.of_rows(slice(rows)))
         left -= rows * batch.ids_BL.shape[1]
     return replace(states, batches=batches)
 

@@ -9,6 +9,7 @@ from starquant.kernels.packing import unpack
 from starquant.kernels.tokens import NO_PROLOGUE, Prologue
 from starquant.numerics import PerToken, QuantFormat, gate_channels
 from starquant.numerics.rounding import grid_of, round_to_grid
+from starquant.numerics.token_states import group_indices
 
 
 def weight_codes(codes: Tensor, bits: int) -> Tensor:
@@ -62,8 +63,9 @@ def quantize_rows(
             x_MK = step.apply(x_MK).to(x_MK.dtype)
     x_MK = x_MK.float()
     if states is not None and states.d_m + states.d_u:
-        keep_SK = gate_channels(width, states.d_m, states.d_u, x_MK.device)
-        x_MK = x_MK.masked_fill(keep_SK[states.state] == 0, 0.0)  # not a product: what is no number is dropped too
+        keep_GK = gate_channels(width, states.d_m, states.d_u, x_MK.device)
+        closed_MK = keep_GK[group_indices(states.state)] == 0
+        x_MK = x_MK.masked_fill(closed_MK, 0.0)  # not a product: what is no number is dropped too
     clip_ME = None
     if states is not None and states.clip_S is not None:
         clip_ME = states.clip_S[states.state].view(len(x_MK), -1)

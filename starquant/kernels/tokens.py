@@ -16,10 +16,10 @@ class TokenStates:
     """What depends on the state of a token: clip ratios, and SGAT's gate (`numerics.gate_channels`).
 
     Attributes:
-        state: of every token, an index on the axis of `numerics.TokenState`, integers [...].
+        state: of every token, an index on the model's axis of states, integers [...]; 0 is masked.
         d_m: channels of masked tokens only.
-        d_u: channels of unmasked tokens only.
-        clip_S: ratios of each state, on top of the format's: [2], or [2, 2] with one of the largest number and one of
+        d_u: channels of unmasked tokens only: of every other state.
+        clip_S: ratios of each state, on top of the format's: [S], or [S, 2] with one of the largest number and one of
             the smallest; None for none.
     """
 

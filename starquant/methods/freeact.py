@@ -17,15 +17,14 @@ from starquant.config.methods.freeact import FreeActOptions
 from starquant.methods.flatquant.method import FlatQuant
 from starquant.methods.flatquant.training import Loss
 from starquant.models.roles import BlockSites, Role, Site, SiteKey
-from starquant.numerics import TokenState
 from starquant.quantized import StateGate
 
 
 def sum_of_states(error_BL: Tensor, example: Example) -> Tensor:
-    """Return the sum of the mean squared errors of masked and of other tokens, of those states that are there."""
+    """Return the sum of the mean squared errors of the tokens of each state, of those states that are there."""
     total = error_BL.new_zeros(())
-    for state in TokenState:
-        here_BL = example.visible_BL & (example.context.state_BL == state.axis)
+    for axis in range(len(example.context.states)):
+        here_BL = example.visible_BL & (example.context.state_BL == axis)
         if bool(here_BL.any()):
             total = total + error_BL[here_BL].mean()
     return total

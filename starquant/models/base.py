@@ -17,6 +17,7 @@ from starquant.models.context import Context, KeyValueCache, bidirectional, runn
 from starquant.models.layers import Rotary, select
 from starquant.models.roles import ROLES, BlockSites, LinearInfo, require_count
 from starquant.models.validation import load_quantizations, validate_parameters
+from starquant.numerics import BIDIRECTIONAL, States, state_indices
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class MaskedDiffusionModel(PreTrainedModel):
     """A transformer that predicts the token behind every [MASK].
 
     Subclasses name their parts (`trunk`) and the linears of one block (`block_sites`); one that is not bidirectional
-    says who sees whom (`attention_mask`), a mixture how many linears its blocks have (`linear_count`).
+    says who sees whom (`attention_mask`) and which token states it has (`states`, `context`), a mixture how many
+    linears its blocks have (`linear_count`).
     """
 
     supports_gradient_checkpointing = False
@@ -42,6 +44,9 @@ class MaskedDiffusionModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = []
     #: Position whose hidden state predicts position i is i + logit_offset (Dream: -1, LLaDA: 0).
     logit_offset: ClassVar[int] = 0
+
+    #: Token states, in the order of every axis of states; `BlockSites.states` are the same.
+    states: ClassVar[States] = BIDIRECTIONAL
 
     #: Parameters that a checkpoint stores as one (`models.fused`).
     fused: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -94,16 +99,26 @@ class MaskedDiffusionModel(PreTrainedModel):
         Raises:
             ValueError: a visibility of another shape than the ids.
         """
-        if visible_BL is not None:
-            if visible_BL.shape != input_ids.shape:
-                want, got = tuple(input_ids.shape), tuple(visible_BL.shape)
-                raise ValueError(f"attention_mask must have the shape of input_ids, {want}; got {got}")
-            visible_BL = None if bool(visible_BL.bool().all()) else visible_BL.bool()
+        visible_BL = self.real_tokens(input_ids, visible_BL)
         if position_ids is None:
             position_ids = running_positions(input_ids, visible_BL)
         mask = self.attention_mask(position_ids, visible_BL)
         masked_BL = input_ids == self.mask_token_id
         return Context(self.trunk().rotary(position_ids), mask, masked_BL, visible_BL, cache)
+
+    def token_states(self, input_ids: Tensor, visible_BL: Tensor, position_BL: Tensor | None) -> Tensor:
+        """Return the states of tokens, as indices on the axis of `states`, [B, L]; arguments as `context`."""
+        return state_indices(input_ids == self.mask_token_id)
+
+    @staticmethod
+    def real_tokens(input_ids: Tensor, visible_BL: Tensor | None) -> Tensor | None:
+        """Return where tokens are no padding, None where none is; raises ValueError for another shape than the ids."""
+        if visible_BL is None:
+            return None
+        if visible_BL.shape != input_ids.shape:
+            want, got = tuple(input_ids.shape), tuple(visible_BL.shape)
+            raise ValueError(f"attention_mask must have the shape of input_ids, {want}; got {got}")
+        return None if bool(visible_BL.bool().all()) else visible_BL.bool()
 
     def _init_weights(self, module: nn.Module) -> None:
         std = getattr(self.config, "initializer_range", 0.02)

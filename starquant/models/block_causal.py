@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.context import CommittedCache, Context, KeyValueCache, block_causal, running_positions
+from starquant.models.context import (
+    CommittedCache,
+    Context,
+    KeyValueCache,
+    block_causal,
+    own_block,
+    running_positions,
+)
+from starquant.numerics import States
+from starquant.numerics.token_states import BLOCK_DIFFUSION, block_state_indices
 
 
 class BlockCausalModel(MaskedDiffusionModel):
@@ -19,6 +29,7 @@ class BlockCausalModel(MaskedDiffusionModel):
         block_length: tokens of a block, the configuration's; `blocks_of` has a sampler's own in its place.
     """
 
+    states: ClassVar[States] = BLOCK_DIFFUSION
     block_length: int
 
     def __init__(self, config: Any) -> None:
@@ -37,15 +48,33 @@ class BlockCausalModel(MaskedDiffusionModel):
         cache: KeyValueCache | None = None,
     ) -> Context:
         """Return what the blocks of one pass share, as any model's; a pass over one block sees all that it reads."""
-        alone = isinstance(cache, CommittedCache) and visible_BL is None and position_ids is None
-        if not alone or cache is None or cache.window.start // self.block_length != self._last_block(cache):
-            return super().context(input_ids, visible_BL, position_ids, cache)
-        positions_BL = running_positions(input_ids, None)
-        return Context(self.trunk().rotary(positions_BL), None, input_ids == self.mask_token_id, None, cache)
+        alone = visible_BL is None and position_ids is None and self._is_one_block(cache)
+        visible_BL = self.real_tokens(input_ids, visible_BL)
+        positions_BL = running_positions(input_ids, visible_BL) if position_ids is None else position_ids
+        masked_BL, length = input_ids == self.mask_token_id, self.block_length
+        return Context(
+            self.trunk().rotary(positions_BL[:, cache.window] if alone and cache is not None else positions_BL),
+            None if alone else self.attention_mask(positions_BL, visible_BL),
+            masked_BL,
+            visible_BL,
+            cache,
+            self.states,
+            functools.partial(block_state_indices, masked_BL, positions_BL, visible_BL, length, self.states),
+            None if alone else functools.partial(own_block, positions_BL, length),
+        )
 
-    def _last_block(self, cache: KeyValueCache) -> int:
-        last: int = (cache.window.stop - 1) // self.block_length
-        return last
+    def _is_one_block(self, cache: KeyValueCache | None) -> bool:
+        """Whether a pass over what is not kept computes tokens of one block only."""
+        if not isinstance(cache, CommittedCache):
+            return False
+        first, last = (column // self.block_length for column in (cache.window.start, cache.window.stop - 1))
+        return bool(first == last)
+
+    def token_states(self, input_ids: Tensor, visible_BL: Tensor, position_BL: Tensor | None) -> Tensor:
+        """Return the states of tokens, as indices on the axis of `states`, [B, L]; arguments as `context`."""
+        positions_BL = running_positions(input_ids, visible_BL) if position_BL is None else position_BL
+        masked_BL = input_ids == self.mask_token_id
+        return block_state_indices(masked_BL, positions_BL, visible_BL, self.block_length, self.states)
 
     def committed_cache(self) -> CommittedCache:
         """Return an empty cache of committed blocks."""

@@ -6,10 +6,15 @@ an expert is given.
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from starquant.numerics import state_indices
+from starquant.numerics import BIDIRECTIONAL, States, TokenState, state_indices
+from starquant.numerics.token_states import copy_indices
 
 
 class KeyValueCache:
@@ -50,11 +55,21 @@ class CommittedCache(KeyValueCache):
 
     def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
         """Take the window's keys and values of a layer, and return those of all columns up to its end."""
-        if (kept := self._kept.get(attention)) is not None:
-            k_BKWE, v_BKWE = (torch.cat(pair, 2) for pair in zip(kept, (k_BKWE, v_BKWE), strict=True))
-        if self.keep > self.window.start:
-            self._kept[attention] = k_BKWE[:, :, : self.keep].clone(), v_BKWE[:, :, : self.keep].clone()
-        return k_BKWE, v_BKWE
+        k_BKLE, v_BKLE = self.behind(attention, k_BKWE, v_BKWE)
+        if self.commits:
+            self._kept[attention] = k_BKLE[:, :, : self.keep].clone(), v_BKLE[:, :, : self.keep].clone()
+        return k_BKLE, v_BKLE
+
+    @property
+    def commits(self) -> bool:
+        """Whether the pass finishes blocks: some of its columns will be kept."""
+        return self.keep > self.window.start
+
+    def behind(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the window's keys and values behind those that are kept of a layer."""
+        if (kept := self._kept.get(attention)) is None:
+            return k_BKWE, v_BKWE
+        return torch.cat((kept[0], k_BKWE), 2), torch.cat((kept[1], v_BKWE), 2)
 
 
 class Context:
@@ -63,11 +78,20 @@ class Context:
     Token states are read off the ids of the pass itself, so that they are those of the current denoising step in
     every batched, padded, guided or likelihood forward, and follow a token that is masked again.
 
+    Args:
+        rotary: (cos, sin) of the columns that the pass computes, or of all of them.
+        mask: who sees whom, over all columns.
+        masked_BL: True where a token is [MASK], of all columns.
+        visible_BL: False on padding; None where nothing is padded.
+        cache: of a pass over some columns.
+        states: that the model declares.
+        of_state: makes the states of all columns, [B, L], when somebody asks; None for masked and not.
+        of_own: makes the mask of keys in a query's own block, over all columns, likewise; None where there are none.
+
     Attributes:
         rotary: (cos, sin).
         mask: boolean, broadcasts to [B, H, W, L]: True where a query (row) may see a key (column); None for everywhere.
-        masked_BL: True where a token is [MASK].
-        state_BL: the same as indices on the axis of `numerics.TokenState`.
+        states: that the model declares, the order of `state_BL`.
         cache: of a pass over some columns; rotary tables, the mask's rows and token states are then theirs, the mask
             ratio is that of the whole sequence.
         tokens_N: in what an expert is given (`routed`), the places of its tokens among all B * L; None for all.
@@ -80,17 +104,22 @@ class Context:
         masked_BL: Tensor,
         visible_BL: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        states: States = BIDIRECTIONAL,
+        of_state: Callable[[], Tensor] | None = None,
+        of_own: Callable[[], Tensor] | None = None,
     ) -> None:
-        self.rotary, self.mask, self.masked_BL, self.cache = rotary, mask, masked_BL, cache
+        self.rotary, self.mask, self.cache, self.states = rotary, mask, cache, states
         self.tokens_N: Tensor | None = None
-        self._whole_BL, self._visible_BL = masked_BL, visible_BL
+        self._whole: Context | None = None  # of the pass that an expert's tokens are of
+        self._all_BL, self._visible_BL, self._of_state, self._of_own = masked_BL, visible_BL, of_state, of_own
+        self._all_state_BL: Tensor | None = None
+        self._masked_BL: Tensor | None = masked_BL
         if cache is not None:
-            cos, sin = rotary
-            self.rotary = cos[:, :, cache.window], sin[:, :, cache.window]
-            self.masked_BL = masked_BL[:, cache.window]
+            self.rotary = _of_window(rotary, masked_BL.shape[1], cache.window)
+            self._masked_BL = masked_BL[:, cache.window]
             if mask is not None and mask.shape[-2] > 1:
                 self.mask = mask[:, :, cache.window]
-        self.state_BL = state_indices(self.masked_BL)
+        self._state_BL = state_indices(self._masked_BL) if of_state is None else None
 
     def routed(self, tokens_N: Tensor) -> Context:
         """Return the context of the tokens that an expert is given, as one row [1, N].
@@ -98,8 +127,9 @@ class Context:
         Args:
             tokens_N: their places among all B * L tokens of the pass, row by row.
         """
-        part = Context(self.rotary, self.mask, self.masked_BL.flatten()[tokens_N][None])
-        part.tokens_N = tokens_N
+        part = copy.copy(self)
+        part.tokens_N, part._whole = tokens_N, self
+        part._masked_BL = part._state_BL = None
         return part
 
     def of_tokens(self, x_BL: Tensor) -> Tensor:
@@ -107,15 +137,58 @@ class Context:
         return x_BL if self.tokens_N is None else x_BL.flatten()[self.tokens_N][None]
 
     @property
+    def masked_BL(self) -> Tensor:
+        """True where a token is [MASK]."""
+        if self._masked_BL is None:
+            assert self._whole is not None
+            self._masked_BL = self.of_tokens(self._whole.masked_BL)
+        return self._masked_BL
+
+    @property
+    def state_BL(self) -> Tensor:
+        """States of the tokens, as indices on the axis of `states`."""
+        if self._state_BL is None:
+            if self._whole is not None:
+                self._state_BL = self.of_tokens(self._whole.state_BL)
+            else:
+                state_BL = self._states_of_all()
+                self._state_BL = state_BL if self.cache is None else state_BL[:, self.cache.window]
+        return self._state_BL
+
+    def _states_of_all(self) -> Tensor:
+        if self._all_state_BL is None:
+            self._all_state_BL = state_indices(self._all_BL) if self._of_state is None else self._of_state()
+        return self._all_state_BL
+
+    @functools.cached_property
+    def own_mask(self) -> Tensor | None:
+        """True where a key is of a query's own block, as `mask`; None where each key that is computed is of it."""
+        if self._of_own is None:
+            return None
+        own = self._of_own()
+        return own if self.cache is None else own[:, :, self.cache.window]
+
+    @property
     def mask_ratio_B(self) -> Tensor:
         """Masked share of each row's visible tokens, float32: what a forward pass knows of its denoising step.
 
-        An expert's tokens are of several rows: its context has no ratio; read it off the whole pass.
+        In block diffusion finished blocks do not count. An expert's tokens are of several rows: its context has no
+        ratio; read it off the whole pass.
         """
         assert self.tokens_N is None, "the tokens of an expert are of several rows"
-        if self._visible_BL is None:
-            return self._whole_BL.float().mean(1)
-        return (self._whole_BL & self._visible_BL).sum(1) / self._visible_BL.sum(1).clamp_min(1)
+        counted_BL = self._visible_BL
+        if TokenState.CONTEXT in self.states:
+            denoised_BL = self._states_of_all() != self.states.index(TokenState.CONTEXT)
+            counted_BL = denoised_BL if counted_BL is None else denoised_BL & counted_BL
+        if counted_BL is None:
+            return self._all_BL.float().mean(1)
+        return (self._all_BL & counted_BL).sum(1) / counted_BL.sum(1).clamp_min(1)
+
+
+def _of_window(rotary: tuple[Tensor, Tensor], columns: int, window: slice) -> tuple[Tensor, Tensor]:
+    """Return the tables of a window's columns, which may be all that there is of them."""
+    cos, sin = rotary
+    return rotary if cos.shape[2] < columns else (cos[:, :, window], sin[:, :, window])
 
 
 def bidirectional(visible_BL: Tensor | None) -> Tensor | None:
@@ -134,17 +207,24 @@ def block_causal(positions_BL: Tensor, visible_BL: Tensor | None, block_length: 
         visible_BL: False on padding; None where nothing is padded.
         block_length: tokens of a block.
     """
-    block_BL, copy_BL = positions_BL // block_length, torch.zeros_like(positions_BL)
-    copy_BL[:, 1:] = (positions_BL[:, 1:] <= positions_BL[:, :-1]).cumsum(1)
+    block_BL, copy_BL = positions_BL // block_length, copy_indices(positions_BL)
     seen_BL = copy_BL if visible_BL is None else copy_BL.masked_fill(~visible_BL, -1)
     last_BL = copy_BL == seen_BL.amax(1, keepdim=True)
     before_BLL = (block_BL[:, None, :] < block_BL[:, :, None]) & last_BL[:, None]
-    own_BLL = (block_BL[:, None, :] == block_BL[:, :, None]) & (copy_BL[:, None, :] == copy_BL[:, :, None])
-    sees_BLL = before_BLL | own_BLL
+    sees_BLL = before_BLL | _same_block(block_BL, copy_BL)
     if visible_BL is not None:
         itself_LL = torch.eye(positions_BL.shape[1], dtype=torch.bool, device=positions_BL.device)
         sees_BLL = sees_BLL & visible_BL[:, None] | itself_LL
     return sees_BLL[:, None]
+
+
+def own_block(positions_BL: Tensor, block_length: int) -> Tensor:
+    """Return where a key is of the query's own block and copy, [B, 1, L, L]; arguments as `block_causal`."""
+    return _same_block(positions_BL // block_length, copy_indices(positions_BL))[:, None]
+
+
+def _same_block(block_BL: Tensor, copy_BL: Tensor) -> Tensor:
+    return (block_BL[:, None, :] == block_BL[:, :, None]) & (copy_BL[:, None, :] == copy_BL[:, :, None])
 
 
 def running_positions(ids_BL: Tensor, visible_BL: Tensor | None) -> Tensor:

@@ -37,8 +37,8 @@ class InputSite(Float32Buffers):
     Attributes:
         transform: what a method puts here, its inverse being folded into the linears; called with the input and the
             context, which tells masked tokens from the others. None for nothing.
-        state_clip: clip ratios of the quantizer that will stand here, of masked and of other tokens: [2], or [2, 2]
-            with one of the largest number and one of the smallest; None for one.
+        state_clip: clip ratios of the quantizer that will stand here, of each token state: [S], or [S, 2] with one of
+            the largest number and one of the smallest; None for one.
     """
 
     def __init__(self, transform: nn.Module | None = None, state_clip: Tensor | None = None) -> None:

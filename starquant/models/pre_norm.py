@@ -10,6 +10,7 @@ from starquant.models.experts import Mixture, experts_of, routers_of
 from starquant.models.feed_forward import FeedForward
 from starquant.models.layers import RMSNorm
 from starquant.models.roles import BlockSites, Site
+from starquant.numerics import BIDIRECTIONAL, States
 
 
 class PreNormBlock(nn.Module):
@@ -33,8 +34,8 @@ class PreNormBlock(nn.Module):
         y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
         return x_BLD + y_BLD
 
-    def sites(self) -> BlockSites:
-        """Return the linears by role and expert."""
+    def sites(self, states: States = BIDIRECTIONAL) -> BlockSites:
+        """Return the linears by role and expert; `states` are the model's."""
         attn, mlp = self.self_attn, self.mlp
         return BlockSites(
             linears={**attn.linears(), **mlp.linears()},
@@ -43,4 +44,5 @@ class PreNormBlock(nn.Module):
             norms={Site.QKV: self.input_layernorm, Site.GATE_UP: self.post_attention_layernorm},
             routers=routers_of(mlp),
             experts=experts_of(mlp),
+            states=states,
         )

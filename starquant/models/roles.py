@@ -16,6 +16,7 @@ from enum import Enum
 from torch import nn
 
 from starquant.models.layers import InputSite, RotaryAttention
+from starquant.numerics import BIDIRECTIONAL, States
 
 
 class Site(str, Enum):
@@ -120,6 +121,7 @@ class BlockSites:
         routers: linears at 16 bits that read what a norm gives, in front of its site's transform: they follow whatever
             is folded into the norm.
         experts: modules that compute one expert each from what `Site.GATE_UP` gives, (h, context).
+        states: token states of the model, as it declares them.
     """
 
     linears: Mapping[LinearKey, nn.Linear]
@@ -128,6 +130,7 @@ class BlockSites:
     norms: Mapping[SiteKey, nn.Module]
     routers: Mapping[SiteKey, nn.Linear] = field(default_factory=dict)
     experts: Mapping[int, nn.Module] = field(default_factory=dict)
+    states: States = BIDIRECTIONAL
 
     def readers(self, site: SiteKey) -> dict[LinearKey, nn.Linear]:
         """Return the linears that read a site."""

@@ -21,9 +21,10 @@ from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, qu
 from starquant.numerics.row_cut import cut_rows
 from starquant.numerics.row_pieces import by_rows, rows_at_once
 from starquant.numerics.straight_through import straight_through
-from starquant.numerics.token_states import TokenState, gate_channels, state_indices
+from starquant.numerics.token_states import BIDIRECTIONAL, States, TokenState, gate_channels, state_indices
 
 __all__ = [
+    "BIDIRECTIONAL",
     "ChannelMoments",
     "GPTQResult",
     "Granularity",
@@ -37,6 +38,7 @@ __all__ = [
     "RowSample",
     "SecondMoment",
     "SqnrMeter",
+    "States",
     "TokenState",
     "apply_hadamard",
     "apply_kronecker",

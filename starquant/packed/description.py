@@ -20,6 +20,7 @@ from starquant.models.roles import ExpertRole, Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
 from starquant.packed.transform_data import (
     Data,
+    Place,
     fields,
     flag,
     make_transform,
@@ -108,18 +109,17 @@ def rebuild(model: MaskedDiffusionModel, described: Data) -> None:
     model.quantized = True
 
 
-def _inputs(model: MaskedDiffusionModel) -> dict[str, tuple[int, int | None]]:
-    """Return the channels of every input site, and the head width of those behind an attention."""
-    inputs: dict[str, tuple[int, int | None]] = {}
+def _inputs(model: MaskedDiffusionModel) -> dict[str, Place]:
+    """Return where every input site stands: its channels, and the head width of those behind an attention."""
+    inputs: dict[str, Place] = {}
     for info in model.linears().values():
         attention = model.block_sites(model.trunk().blocks[info.block]).attention
-        inputs[info.site] = info.module.in_features, attention.head_dim if info.role.site is Site.OUT else None
+        head_dim = attention.head_dim if info.role.site is Site.OUT else None
+        inputs[info.site] = Place(info.module.in_features, head_dim, len(model.states))
     return inputs
 
 
-def _module(
-    data: Data, name: str, modules: dict[str, nn.Module], inputs: dict[str, tuple[int, int | None]]
-) -> nn.Module:
+def _module(data: Data, name: str, modules: dict[str, nn.Module], inputs: dict[str, Place]) -> nn.Module:
     original = modules[name]
     if data["kind"] == "packed_linear" and isinstance(original, nn.Linear):
         validate_keys(data, ("bits", "symmetric", "group_size", "bias"))
@@ -132,7 +132,7 @@ def _module(
         fmt = _weight_format(data, original.embedding_dim)
         return PackedEmbedding(original.num_embeddings, original.embedding_dim, fmt, original.weight.dtype)
     if data["kind"] == "site" and isinstance(original, InputSite):
-        return _site(data, *inputs[name])
+        return _site(data, inputs[name])
     if data["kind"] == "attention" and isinstance(original, AttentionCore):
         attention = modules[name.rpartition(".")[0]]
         assert isinstance(attention, RotaryAttention)
@@ -147,12 +147,13 @@ def _weight_format(data: Data, columns: int) -> QuantFormat:
     return QuantFormat(bits, flag(data, "symmetric"), PerChannel() if size is None else PerGroup(size))
 
 
-def _site(data: Data, width: int, head_dim: int | None) -> InputSite:
+def _site(data: Data, place: Place) -> InputSite:
     validate_keys(data, ("grid", "state_clip", "transform"))
     clip = None
     if data["state_clip"] == BOTH_ENDS or flag(data, "state_clip"):
-        clip = torch.empty((2, 2) if data["state_clip"] == BOTH_ENDS else (2,), dtype=torch.float32)
-    transform = make_transform(data["transform"], width, head_dim)
+        shape = (place.states, 2) if data["state_clip"] == BOTH_ENDS else (place.states,)
+        clip = torch.empty(shape, dtype=torch.float32)
+    transform = make_transform(data["transform"], place)
     grid = data["grid"]
     if grid is None:
         return InputSite(transform, clip)
@@ -195,8 +196,8 @@ def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore
     if scale is not None and scale != shape:
         raise ValueError(f"v_scale: got {str(scale)[:40]}, allowed: {shape}, null")
     v_scale: Tensor | None = None if scale is None else torch.empty(shape, dtype=torch.float32)
-    qk = make_transform(data["qk_transform"], attention.head_dim)
-    v = make_transform(data["v_transform"], attention.n_kv_heads * attention.head_dim, attention.head_dim)
+    qk = make_transform(data["qk_transform"], Place(attention.head_dim))
+    v = make_transform(data["v_transform"], Place(attention.n_kv_heads * attention.head_dim, attention.head_dim))
     clips = torch.empty(len(CLIPPED), 2, dtype=torch.float32) if "clips" in data and flag(data, "clips") else None
     return QuantizedAttentionCore(bits, qk, v_scale, v, clips, kv)
 

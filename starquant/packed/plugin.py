@@ -21,7 +21,7 @@ from starquant.quantized.packed_linear import Packed
 from starquant.quantized.state_transforms import BlockAffine, StateGate
 from starquant.quantized.transforms import KeyTransform, KroneckerTransform, OrthogonalTransform
 
-#: Version 2: the rows of a gate in the order of `numerics.TokenState`, its widths d_m and d_u.
+#: Version 2: the rows of a gate are masked tokens, then all others; its widths d_m and d_u.
 METHOD, VERSION = "starquant", 2
 
 

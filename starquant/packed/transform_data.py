@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from starquant.numerics import TokenState, has_hadamard
+from starquant.numerics import BIDIRECTIONAL, has_hadamard
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import (
     HadamardTransform,
@@ -48,13 +49,27 @@ def transform_data(transform: nn.Module | None) -> Data | None:
     return None if transform is None else _DESCRIBE[type(transform)](transform)
 
 
-def make_transform(data: object, width: int, head_dim: int | None = None) -> nn.Module | None:
+@dataclass(frozen=True)
+class Place:
+    """Where a transform will stand.
+
+    Attributes:
+        width: channels that it will transform.
+        head_dim: that blocks of an affine map must divide; None for none.
+        states: token states of the model.
+    """
+
+    width: int
+    head_dim: int | None = None
+    states: int = len(BIDIRECTIONAL)
+
+
+def make_transform(data: object, place: Place) -> nn.Module | None:
     """Return the transform of plain data, its buffers unset.
 
     Args:
         data: None for no transform.
-        width: channels that it will transform.
-        head_dim: that blocks of an affine map must divide; None for none.
+        place: where it will stand.
 
     Raises:
         ValueError: data that is not what `transform_data` writes, or does not fit.
@@ -66,31 +81,35 @@ def make_transform(data: object, width: int, head_dim: int | None = None) -> nn.
         raise ValueError(f"transform kind: got {described['kind']!r}, allowed: {', '.join(_MAKE)}")
     keys, make = _MAKE[str(described["kind"])]
     validate_keys(described, keys)
-    return make(described, width, head_dim)
+    return make(described, place)
 
 
-def _hadamard(data: Data, width: int, _: int | None) -> nn.Module:
+def _hadamard(data: Data, place: Place) -> nn.Module:
+    width = place.width
     order = whole(data, "width", width, width)
     if not has_hadamard(order):
         raise ValueError(f"width: got {order}, for which no Hadamard matrix is known here")
     return HadamardTransform(order)
 
 
-def _heads(data: Data, width: int, _: int | None) -> nn.Module:
+def _heads(data: Data, place: Place) -> nn.Module:
+    width = place.width
     heads = whole(data, "heads", 1, width)
     if width % heads or not has_hadamard(heads):
         raise ValueError(f"heads: got {heads}, allowed: orders of Hadamard matrices that divide {width}")
     return HeadsHadamard(heads)
 
 
-def _kronecker(data: Data, width: int, _: int | None) -> nn.Module:
+def _kronecker(data: Data, place: Place) -> nn.Module:
+    width = place.width
     a, b = whole(data, "a", 1, width), whole(data, "b", 1, width)
     if a * b != width:
         raise ValueError(f"a, b: got {a} x {b}, allowed: a product of {width}")
     return KroneckerTransform(torch.empty(a, a), torch.empty(b, b))
 
 
-def _invertible(data: Data, width: int, _: int | None) -> nn.Module:
+def _invertible(data: Data, place: Place) -> nn.Module:
+    width = place.width
     a = whole(data, "a", 1, width)
     if width % a:
         raise ValueError(f"a: got {a}, allowed: a divisor of {width}")
@@ -98,39 +117,42 @@ def _invertible(data: Data, width: int, _: int | None) -> nn.Module:
     return InvertibleKronecker(torch.empty(a, a), None if b is None else torch.empty(b, b))
 
 
-def _keys(data: Data, width: int, _: int | None) -> nn.Module:
+def _keys(data: Data, place: Place) -> nn.Module:
+    width = place.width
     size = whole(data, "width", width, width)
     return KeyTransform(torch.empty(size, size), torch.empty(size, size))
 
 
-def _dense(data: Data, width: int, _: int | None) -> nn.Module:
+def _dense(data: Data, place: Place) -> nn.Module:
+    width = place.width
     size = whole(data, "width", width, width)
     return (InvertibleTransform if data["kind"] == "invertible" else OrthogonalTransform)(torch.empty(size, size))
 
 
-def _gate(data: Data, width: int, _: int | None) -> nn.Module:
+def _gate(data: Data, place: Place) -> nn.Module:
+    width = place.width
     channels, d_m = whole(data, "width", width, width), whole(data, "d_m", 0, width)
     return StateGate(channels, d_m, whole(data, "d_u", 0, width - d_m))
 
 
-def _affine(data: Data, width: int, head_dim: int | None) -> nn.Module:
-    shape = data["shape"]
+def _affine(data: Data, place: Place) -> nn.Module:
+    width, head_dim, shape = place.width, place.head_dim, data["shape"]
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or n < 1 for n in shape):
         raise ValueError(f"shape: got {shape!r}, allowed: conditions, blocks, g")
     conditions, blocks, size = shape
-    if conditions != 1 and conditions % len(TokenState):
-        raise ValueError(f"shape: got {conditions} conditions, allowed: 1, or a map a token state and bin")
+    if conditions != 1 and conditions % place.states:
+        raise ValueError(f"shape: got {conditions} conditions, allowed: 1, or {place.states} token states a bin")
     if blocks * size != width or (head_dim is not None and head_dim % size):
         within = "" if head_dim is None else f", g a divisor of head_dim {head_dim}"
         raise ValueError(f"shape: got {blocks} blocks of g = {size}, allowed: {width} channels in all{within}")
     return BlockAffine(torch.empty(conditions, blocks, size, size), torch.empty(conditions, blocks, size))
 
 
-def _site(data: Data, width: int, head_dim: int | None) -> nn.Module:
-    return SiteTransform(*(make_transform(data[part], width, head_dim) for part in ("exact", "correction", "gate")))
+def _site(data: Data, place: Place) -> nn.Module:
+    return SiteTransform(*(make_transform(data[part], place) for part in ("exact", "correction", "gate")))
 
 
-_MAKE: dict[str, tuple[tuple[str, ...], Callable[[Data, int, int | None], nn.Module]]] = {
+_MAKE: dict[str, tuple[tuple[str, ...], Callable[[Data, Place], nn.Module]]] = {
     "hadamard": (("width",), _hadamard),
     "heads_hadamard": (("heads",), _heads),
     "orthogonal": (("width",), _dense),

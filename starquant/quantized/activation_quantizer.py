@@ -30,7 +30,7 @@ class ActivationQuantizer(InputSite):
     Args:
         activation_format: the grid; 16 bits leave the values alone.
         transform: applied first; its inverse is folded into the weights that read the site.
-        state_clip: clip ratios of each token state, on top of the format's: [2], or [2, 2] with one of the largest
+        state_clip: clip ratios of each token state, on top of the format's: [S], or [S, 2] with one of the largest
             number and one of the smallest.
 
     Attributes:

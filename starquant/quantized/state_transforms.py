@@ -13,7 +13,7 @@ from starquant.errors import CheckpointError
 from starquant.kernels import Affine
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
-from starquant.numerics import TokenState, gate_channels
+from starquant.numerics import gate_channels, state_indices
 from starquant.numerics.token_states import ratio_bins
 
 
@@ -49,7 +49,7 @@ class StateGate(Float32Buffers):
     Args:
         width: of the site.
         d_m: channels that only masked tokens use.
-        d_u: channels that only unmasked tokens use.
+        d_u: channels that only unmasked tokens use: all that are not masked, however many states these are.
     """
 
     keep_SD: Tensor
@@ -66,7 +66,7 @@ class StateGate(Float32Buffers):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Return the gated channels."""
-        return F.embedding(context.state_BL, self.keep_SD.to(x_BLD)).mul_(x_BLD)
+        return F.embedding(state_indices(context.masked_BL), self.keep_SD.to(x_BLD)).mul_(x_BLD)
 
     def __str__(self) -> str:
         return f"gates {self.d_m} masked, {self.d_u} unmasked"
@@ -79,8 +79,7 @@ class BlockAffine(Float32Buffers):
         matrix_CNGG: M of each condition and channel block.
         shift_CNG: d likewise.
 
-    Conditions are bins x states, the states in the order of `TokenState`: C = 1 (one map), 2 (one a token state), or
-    2 x bins.
+    Conditions are bins x states, the states in the model's order: C = 1 (one map), S (one a token state), or S x bins.
     """
 
     matrix_CNGG: Tensor
@@ -110,12 +109,12 @@ class BlockAffine(Float32Buffers):
         else:
             z = z_BLD.float().unflatten(-1, (blocks, size))
             assert context is not None
-            first_B = len(TokenState) * bin_of_context(context, conditions // len(TokenState))
-            masked, unmasked = (
-                _map(z, self.matrix_CNGG[first_B + state.axis], self.shift_CNG[first_B + state.axis])
-                for state in (TokenState.MASKED, TokenState.UNMASKED)
-            )
-            mapped = torch.where(context.masked_BL[..., None, None], masked, unmasked)
+            states, state_BL11 = len(context.states), context.state_BL[..., None, None]
+            first_B = states * bin_of_context(context, conditions // states)
+            mapped = _map(z, self.matrix_CNGG[first_B], self.shift_CNG[first_B])
+            for axis in range(1, states):
+                of_state = _map(z, self.matrix_CNGG[first_B + axis], self.shift_CNG[first_B + axis])
+                mapped = torch.where(state_BL11 == axis, of_state, mapped)
         return mapped.flatten(-2).to(z_BLD.dtype)
 
     def __str__(self) -> str:

@@ -1,15 +1,18 @@
-"""What `stage=inspect` found, as a table: masked (m) and unmasked (u) tokens at every block and site."""
+"""What `stage=inspect` found, as a table: the token states of a model at every block and site."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starquant.reports.figures import read_report
+from starquant.reports.figures import read_report, states_of
 from starquant.reports.text import aligned
 
-STATES = ("masked", "unmasked")
+#: Signs of token states in a header.
+SIGNS = {"masked": "m", "unmasked": "u", "committed": "c", "edited": "e", "context": "x"}
+#: SGAT's groups.
+GROUPS = ("masked", "unmasked")
 #: Column -> (key of a token state's report, number format).
 COLUMNS = {
     "absmax": ("absmax", ".1f"),
@@ -27,21 +30,24 @@ def render(path: Path) -> str:
         RecordError: it is damaged.
     """
     report = read_report(path)
-    header = ["block", "site", *(f"{name} {state[0]}" for name in COLUMNS for state in STATES), "overlap"]
+    states = states_of(report)
+    header = ["block", "site", *(f"{name} {SIGNS[state]}" for name in COLUMNS for state in states), "overlap"]
     header += ["below noise: m only", "u only", "both"]
-    lines = [header, *(_line(row) for row in report["rows"])]
+    lines = [header, *(_line(row, states) for row in report["rows"])]
+    named = ", ".join(f"{SIGNS[state]} {state}" for state in states)
+    others = "" if "unmasked" in states else "; u all that are not masked"
     legend = [
-        "m masked, u unmasked tokens; overlap: 1 where both states' 16 directions are the same",
+        f"{named} tokens{others}; overlap: 1 where both groups' 16 directions are the same",
         "below noise: directions in which a state has less energy than rounding to 4 bits adds. A gate costs nothing",
         "in those of one state only; those of both need none.",
     ]
     return "\n".join(["", f"{report['name']}: activations", *aligned(lines, ruled=True), *legend])
 
 
-def _line(row: Mapping[str, Any]) -> list[str]:
-    cells = [_number(row[state].get(key), shape) for key, shape in COLUMNS.values() for state in STATES]
+def _line(row: Mapping[str, Any], states: Sequence[str]) -> list[str]:
+    cells = [_number(row.get(state, {}).get(key), shape) for key, shape in COLUMNS.values() for state in states]
     idle = row.get("idle_directions") or {}  # early reports have none
-    counts = [_number(idle.get(name), ".0f") for name in (*STATES, "both")]
+    counts = [_number(idle.get(name), ".0f") for name in (*GROUPS, "both")]
     return [str(row["block"]), row["site"], *cells, _number(row.get("overlap"), ".2f"), *counts]
 
 

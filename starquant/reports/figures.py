@@ -27,7 +27,14 @@ from starquant.reports.style import GROUPS, bits_term, look, panels, styled, ter
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.verification import is_intact
 
-STATES = {"masked": "[MASK] tokens", "unmasked": "unmasked tokens"}
+#: Token states of any model; a report has some of them.
+STATES = {
+    "masked": "[MASK] tokens",
+    "unmasked": "unmasked tokens",
+    "committed": "committed tokens",
+    "edited": "edited tokens",
+    "context": "tokens of finished blocks",
+}
 
 
 @styled
@@ -71,7 +78,7 @@ def steps_of(paths: Sequence[Path], metric: str) -> dict[int, list[float]]:
 
 @styled
 def activations(report: dict[str, Any], site: str) -> Figure:
-    """Draw, a block a row: histograms of both token states, and the largest magnitude of every channel (figure 1).
+    """Draw, a block a row: histograms of the token states, and the largest magnitude of every channel (figure 1).
 
     Bars of a histogram are the report's bins, the outermost of which hold what lies beyond. Channels are points, not a
     line: they have no order.
@@ -83,10 +90,11 @@ def activations(report: dict[str, Any], site: str) -> Figure:
     if not rows:
         known = ", ".join(dict.fromkeys(row["site"] for row in report["rows"]))
         raise RecordError(f"--site: got '{site}', allowed: {known}")
+    states = states_of(report)
     figure, grid = panels(7.0, 0.9 + 1.5 * len(rows), len(rows), 2, sharex="col")
     for (left, right), row in zip(grid, rows, strict=True):
-        for index, (state, label) in enumerate(STATES.items()):
-            one = look(index, len(STATES))
+        for index, state in enumerate(name for name in states if name in row):
+            one, label = look(index, len(states)), STATES[state]
             _histogram(left, row[state], report["half_range"], label, one)
             points = {"marker": one["marker"], "linestyle": "none", "color": one["color"], "rasterized": True}
             hollow: dict[str, Any] = {"markerfacecolor": "none"} if index else {}
@@ -97,7 +105,7 @@ def activations(report: dict[str, Any], site: str) -> Figure:
     half = report["half_range"]
     grid[-1][0].set_xlabel(f"x / RMS of its state (outermost bins: beyond {half:g})")
     grid[-1][1].set_xlabel("channel (in no order)")
-    figure.legend(*grid[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=len(STATES))
+    figure.legend(*grid[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=len(states))
     return figure
 
 
@@ -167,6 +175,11 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("kind") != "activations" or report.get("schema_version") != 1:
         raise RecordError(f"{path}: not a report of activations, version 1")
     return report
+
+
+def states_of(report: dict[str, Any]) -> list[str]:
+    """Return the token states that a report has, in the order in which they are shown."""
+    return [state for state in STATES if any(state in row for row in report["rows"])]
 
 
 @one_line_errors(OSError)

@@ -17,12 +17,12 @@ from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.roles import Site
-from starquant.numerics import TokenState
+from starquant.numerics import BIDIRECTIONAL, TokenState
 from tests.support.models import ARCHITECTURES, fresh
 from tests.support.states import partly_masked
 
 BINS = 4
-CELLS = [(state, k) for state in (None, *TokenState) for k in (None, *range(BINS))]
+CELLS = [(state, k) for state in (None, *BIDIRECTIONAL) for k in (None, *range(BINS))]
 
 
 def of_states(masked_BL: Tensor) -> Context:
@@ -117,7 +117,7 @@ def test_second_moments(model: MaskedDiffusionModel, kept: str, weighted: bool) 
     """Sum of (w x)(w x)^T over tokens, divided by their number; w is CGQ's, or one."""
     states = partly_masked(model, BINS)
     naive = capture(model, states)
-    cells = {"pooled": [(None, None)], "state": [(s, None) for s in (None, *TokenState)], "bin": CELLS}[kept]
+    cells = {"pooled": [(None, None)], "state": [(s, None) for s in (None, *BIDIRECTIONAL)], "bin": CELLS}[kept]
     plan = Collect(moments=False, second_moment=kept, weighted=weighted)
     for visit in walk(model, states):
         for site, found in visit.collect(plan, (Site.QKV, Site.OUT)).items():
@@ -176,11 +176,11 @@ def test_sampled_rows_are_rows_of_their_token_state(model: MaskedDiffusionModel,
     for visit in walk(model, states):
         for site, found in visit.collect(Collect(moments=False, rows=capacity)).items():
             everything = naive[visit.index, site]
-            for state in TokenState:
+            for state in BIDIRECTIONAL:
                 chosen, rows = everything.chosen(state, None), found.rows(state)
                 assert len(rows) == min(capacity, len(chosen))
                 assert tally(rows) <= tally(everything.x_ND[chosen])
-            assert len(found.rows()) == sum(len(found.rows(state)) for state in TokenState)
+            assert len(found.rows()) == sum(len(found.rows(state)) for state in BIDIRECTIONAL)
 
 
 def test_a_token_state_that_is_missing_is_told(model: MaskedDiffusionModel) -> None:

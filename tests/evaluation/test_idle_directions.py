@@ -11,7 +11,7 @@ from starquant.evaluation import activations
 from starquant.evaluation.activations import measure
 from starquant.evaluation.idle_directions import Spectrum, idle_directions, rounding_noise
 from starquant.models.context import Context
-from starquant.numerics import TokenState, random_rotation
+from starquant.numerics import BIDIRECTIONAL, random_rotation
 from tests.support.models import fresh
 from tests.support.states import states_of
 
@@ -44,7 +44,7 @@ def statistics_of(masked: range, unmasked: range) -> SiteStatistics:
 )
 def test_counts(masked: range, unmasked: range, expected: tuple[int, int, int]) -> None:
     statistics = statistics_of(masked, unmasked)
-    counts = idle_directions(statistics, {state: Spectrum.of(statistics, state) for state in TokenState})
+    counts = idle_directions(statistics, {state.value: Spectrum.of(statistics, state) for state in BIDIRECTIONAL})
     assert [counts[name] for name in ("masked", "unmasked", "both")] == pytest.approx(expected, abs=0.01)
 
 

@@ -25,7 +25,7 @@ from starquant.methods.freeact import sum_of_states
 from starquant.methods.solvers import solver_of
 from starquant.models.layers import site_input
 from starquant.models.roles import Role, Site
-from starquant.numerics import TokenState, fermat_sizes
+from starquant.numerics import BIDIRECTIONAL, fermat_sizes
 from starquant.quantized import InvertibleKronecker, SiteTransform, StateGate
 from starquant.quantized.install import quantize_block
 from tests.support.methods import FOUR, fitted_once, method_named
@@ -251,11 +251,11 @@ def test_freeact_gates_both_states_and_sums_their_errors() -> None:
     example = next(iter(visit_of("llada_gqa").examples(4)))
     error_BL = torch.rand(example.visible_BL.shape)
     expected = 0.0
-    for state in TokenState:
+    for state in BIDIRECTIONAL:
         here = [
             float(error_BL[i, j])
             for i, j in example.visible_BL.nonzero().tolist()
-            if int(example.context.state_BL[i, j]) == state.axis
+            if int(example.context.state_BL[i, j]) == BIDIRECTIONAL.index(state)
         ]
         expected += sum(here) / len(here)
     assert float(sum_of_states(error_BL, example)) == pytest.approx(expected, rel=1e-5)

@@ -21,7 +21,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.roles import Site
-from starquant.numerics import PerChannel, PerToken, QuantFormat, TokenState, random_orthogonal
+from starquant.numerics import BIDIRECTIONAL, PerChannel, PerToken, QuantFormat, TokenState, random_orthogonal
 from starquant.quantized import StateGate
 from tests.support.methods import by_hand, method_named
 from tests.support.models import fresh, logits
@@ -304,7 +304,7 @@ def test_the_gate_takes_part_in_learning() -> None:
         p: Transform = learn(
             group, Transform([random_orthogonal(16, torch.Generator().manual_seed(1))]), options
         ).transform
-        rows_of = zip(TokenState, group.rows_SND, strict=True)
+        rows_of = zip(BIDIRECTIONAL, group.rows_SND, strict=True)
         lost = [x - gated(p(x), state, (4, 4)) @ p.factors[0].T for state, x in rows_of]
         found[gate] = sum(float((x @ weights[0].T).square().sum()) for x in lost)
     assert found[4, 4] < 0.5 * found[0, 0], found

@@ -25,7 +25,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import StoredBlocks
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
-from starquant.numerics import TokenState
+from starquant.numerics import BIDIRECTIONAL
 from starquant.quantized.install import quantize_block, round_to_nearest
 from starquant.quantized.tables import is_tied
 from tests.support.models import hooks_of, llada_gqa
@@ -151,7 +151,7 @@ def test_a_walk_gives_the_same_statistics(folder: Path) -> None:
         assert set(ours.linears) == set(theirs.linears)
         mine, other = ours.collect(plan), theirs.collect(plan)
         for site in mine:
-            for state in (None, *TokenState):
+            for state in (None, *BIDIRECTIONAL):
                 first, second = mine[site].moments(state), other[site].moments(state)
                 for name in ("count", "mean", "variance", "mean_abs", "absmax"):
                     assert torch.equal(torch.as_tensor(getattr(first, name)), torch.as_tensor(getattr(second, name)))

@@ -337,7 +337,7 @@ def test_pooled_statistics_are_those_of_all_tokens_of_the_layer(folder: Path) ->
         h_ND = inputs[0][batch.visible_BL]
         rows.append(F.silu(expert.gate(h_ND)) * expert.up(h_ND))
     rows_ND = torch.cat(rows).double()
-    assert seen.moments().count == len(rows_ND) == sum(made.tokens())
+    assert seen.moments().count == len(rows_ND) == sum(made.tokens(model))
     torch.testing.assert_close(seen.second_moment().mean, rows_ND.T @ rows_ND / len(rows_ND), rtol=1e-4, atol=1e-6)
     assert not visit.sites.inputs[ExpertSite(Site.DOWN, 1)]._forward_hooks
 

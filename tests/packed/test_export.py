@@ -430,7 +430,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "maps of one and a half bins": (
         _changed("site", "out_input", transform={"kind": "block_affine", "shape": [3, 6, 16]}),
-        r"modules: .*out_input: shape: got 3 conditions, allowed: 1, or a map a token state and bin",
+        r"modules: .*out_input: shape: got 3 conditions, allowed: 1, or 2 token states a bin",
     ),
     "attention bits": (
         _changed("attention", bits={"q": 16, "k": 16, "p": 16, "v": 4.0}),

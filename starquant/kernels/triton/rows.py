@@ -8,10 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tokens import TokenStates
-from starquant.numerics import PerToken, QuantFormat, TokenState
+from starquant.numerics import PerToken, QuantFormat
 
 ROUND = tl.constexpr(1.5 * 2**23)
-MASKED = tl.constexpr(TokenState.MASKED.axis)
+MASKED = tl.constexpr(0)  # on every axis of states
 
 
 @triton.jit

@@ -134,7 +134,7 @@ def clip_block(sites: BlockSites, tensors: Tensors, bits: BitsSpec) -> None:
     for site, module in sites.inputs.items():
         if (clip_E := tensors.get(f"{site.value}.clip")) is not None:
             device = next(iter(sites.readers(site).values())).weight.device
-            module.state_clip = clip_E.to(device).expand(2, 2).contiguous()
+            module.state_clip = clip_E.to(device).expand(len(sites.states), 2).contiguous()
     if OPERANDS in tensors:
         set_operand_clips(sites.attention, tensors[OPERANDS].to(sites.linears[Role.OUT].weight.device))
     if bits.weights.bits < 16:

@@ -97,7 +97,7 @@ def balanced_start(group: Group, start: Sequence[Tensor], moments: Sequence[Seco
     """Return A Q in float64, Q what P starts from.
 
     Args:
-        group: linears, and rows of both token states.
+        group: linears, and rows of the token states.
         start: factors of Q, orthogonal in float64.
         moments: of each state, for a dense A; a Kronecker one takes the rows for them.
     """

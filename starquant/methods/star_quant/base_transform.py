@@ -24,7 +24,9 @@ from torch import Tensor
 
 from starquant.errors import DataError
 from starquant.numerics import (
+    BIDIRECTIONAL,
     QuantFormat,
+    States,
     TokenState,
     apply_kronecker,
     fake_quantize,
@@ -51,19 +53,21 @@ class Group:
 
     Attributes:
         weights: of each linear, [O, D].
-        rows_SND: rows of each state, [N_s, D], in the order of `TokenState`.
+        rows_SND: rows of each state, [N_s, D], in the order of `states`.
         weight_format: grid of the weights.
         activation_format: grid of the rows.
         gate: (d_m, d_u).
         mse_clip: whether weights are clipped.
+        states: token states that it is learned on, masked first.
     """
 
     weights: Sequence[Tensor]
-    rows_SND: tuple[Tensor, Tensor]
+    rows_SND: tuple[Tensor, ...]
     weight_format: QuantFormat
     activation_format: QuantFormat
     gate: tuple[int, int]
     mse_clip: bool
+    states: States = BIDIRECTIONAL
 
     @property
     def rounds(self) -> bool:
@@ -112,7 +116,7 @@ def _applied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Learned:
-    """A transform in float32 and the clip ratios [2] of each token state."""
+    """A transform in float32 and the clip ratios [S] of each token state that it was learned on."""
 
     transform: Transform
     state_clip: Tensor | None
@@ -120,21 +124,22 @@ class Learned:
 
 def gated(x_ND: Tensor, state: TokenState, gate: tuple[int, int]) -> Tensor:
     """Return rows of one state with the channels that it does not use at zero (`numerics.gate_channels`)."""
-    return x_ND * gate_channels(x_ND.shape[1], *gate, x_ND.device)[state.axis].to(x_ND.dtype)
+    keep_GD = gate_channels(x_ND.shape[1], *gate, x_ND.device)
+    return x_ND * keep_GD[int(state is not TokenState.MASKED)].to(x_ND.dtype)
 
 
-def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, float]:
-    """Return the relative squared error of the group's output, of masked and of other tokens, with real rounding."""
+def output_errors(group: Group, transform: Transform, state_clip: Tensor | None) -> tuple[float, ...]:
+    """Return the relative squared error of the group's output, of the tokens of each state, with real rounding."""
     weight_OD = torch.cat([weight.float() for weight in group.weights])
     mapped_OD = transform.of_weight(weight_OD)
     searched = group.mse_clip and group.weight_format.quantizes
     clip = mse_clip(mapped_OD, group.weight_format, **COARSE) if searched else None
     mapped_OD = fake_quantize(mapped_OD, group.weight_format, clip=clip)
     errors = []
-    for state, rows_ND in zip(TokenState, group.rows_SND, strict=True):
+    for axis, (state, rows_ND) in enumerate(zip(group.states, group.rows_SND, strict=True)):
         target = rows_ND.float() @ weight_OD.T
         x_ND = gated(transform(rows_ND.float()), state, group.gate)
-        ratio = None if state_clip is None else state_clip[state.axis].to(x_ND.device)
+        ratio = None if state_clip is None else state_clip[axis].to(x_ND.device)
         x_ND = fake_quantize(x_ND, group.activation_format, clip=ratio)
         errors.append(float((x_ND @ mapped_OD.T - target).square().sum() / target.square().sum().clamp_min(1e-30)))
-    return errors[0], errors[1]
+    return tuple(errors)

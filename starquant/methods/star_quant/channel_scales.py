@@ -17,7 +17,6 @@ from starquant.calibration.walk import BlockVisit
 from starquant.methods.blockwise import Tensors
 from starquant.methods.scaling import apply_scales, scale_names
 from starquant.models.roles import BlockSites, Site, SiteKey
-from starquant.numerics import TokenState
 
 DAMPING = 1e-3  # of both second moments, as a share of their mean; our choice
 ROWS = 1024  # of each state, for the energy of its outputs
@@ -38,7 +37,7 @@ def fit_channel_scales(visit: BlockVisit) -> Tensors:
 def _scale(sites: BlockSites, site: SiteKey, statistics: SiteStatistics) -> Tensor:
     weight_OD = torch.cat([linear.weight.data.double() for linear in sites.readers(site).values()])
     second_D = torch.zeros(weight_OD.shape[1], dtype=torch.float64, device=weight_OD.device)
-    for state in TokenState:
+    for state in statistics.learned_states():
         output_NO = statistics.rows(state).double() @ weight_OD.T
         moments = statistics.moments(state)
         energy = output_NO.square().sum(1).mean().clamp_min(torch.finfo(torch.float32).tiny)

@@ -8,6 +8,7 @@ Shapes: as in `base_transform`; n rows of a step.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from starquant.errors import DataError
 from starquant.methods.products import products_as
 from starquant.methods.star_quant.base_transform import COARSE, Group, Learned, Transform
 from starquant.numerics import cayley, gate_channels, mse_clip, straight_through
+from starquant.numerics.token_states import group_indices
 from starquant.session.progress import SILENT, Progress
 
 CLIP_LOGIT = 4.0  # clip ratios start at its sigmoid, 0.98
@@ -53,14 +55,14 @@ UNWATCHED = Watch()
 
 
 class _Free:
-    """What is learned: Cayley parameters of each factor, clip ratios of both token states."""
+    """What is learned: Cayley parameters of each factor, clip ratios of the token states."""
 
     def __init__(self, start: Transform, group: Group, options: TransformOptions, rotate: bool) -> None:
         device = group.weights[0].device
         self.start, self.rotate = start.to(torch.empty(0, dtype=torch.float64, device=device)), rotate
         self.free = [torch.zeros_like(f, dtype=torch.float32, requires_grad=rotate) for f in self.start.factors]
         clips = options.state_clip and group.activation_format.quantizes
-        self.logits_S = torch.full((2,), CLIP_LOGIT, device=device, requires_grad=clips)
+        self.logits_S = torch.full((len(group.states),), CLIP_LOGIT, device=device, requires_grad=clips)
 
     def groups(self, options: TransformOptions) -> list[dict[str, Any]]:
         """Return the tensors that learn, with their learning rates."""
@@ -142,7 +144,8 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, watch: Watc
     width, device = weight_OD.shape[1], weight_OD.device
     with torch.enable_grad(), products_as(options.products, _fewest_bits(groups[0])):
         free_DD = torch.zeros(width, width, dtype=torch.float32, device=device, requires_grad=True)
-        logits_GS = torch.full((len(groups), 2), CLIP_LOGIT, device=device, requires_grad=options.state_clip)
+        shape = (len(groups), len(groups[0].states))
+        logits_GS = torch.full(shape, CLIP_LOGIT, device=device, requires_grad=options.state_clip)
         learning: list[dict[str, Any]] = [{"params": [free_DD]}]
         if options.state_clip:
             learning.append({"params": [logits_GS], "lr": options.clip_learning_rate})
@@ -173,7 +176,7 @@ class _Batches:
 
     def __init__(self, counts: Sequence[int], batch: int, device: torch.device) -> None:
         self.sizes, self.device = [min(count, batch) for count in counts], device
-        self.counts, self.firsts = counts, [0, counts[0]]
+        self.counts, self.firsts = counts, [0, *itertools.accumulate(counts[:-1])]
         self.waiting = [torch.empty(0, dtype=torch.long) for _ in counts]
         self.generator = torch.Generator().manual_seed(0)
 
@@ -199,8 +202,8 @@ class _Loss:
         self.rows_ND = torch.cat([rows.float() for rows in group.rows_SND])
         self.target_NO = self.rows_ND @ self.weight_OD.T
         device, counts = self.rows_ND.device, [len(rows) for rows in group.rows_SND]
-        self.state_N = torch.arange(2, device=device).repeat_interleave(torch.tensor(counts, device=device))
-        self.keep_SD = gate_channels(self.rows_ND.shape[1], *group.gate, device)
+        self.state_N = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        self.keep_GD = gate_channels(self.rows_ND.shape[1], *group.gate, device)
         self.batches = _Batches(counts, batch, device)
         sizes = torch.stack([part.square().sum().clamp_min(1e-12) for part in self.target_NO.split(counts)])
         steps_S = torch.tensor(counts, device=device) / torch.tensor(self.batches.sizes, device=device).clamp_min(1)
@@ -226,7 +229,7 @@ class _Loss:
         else:
             x_nD, weight_OD = self.kept[0][rows_n], self.kept[1]
         if self.group.gate != (0, 0):
-            x_nD = x_nD * self.keep_SD[state_n]
+            x_nD = x_nD * self.keep_GD[group_indices(state_n)]
         if self.group.activation_format.quantizes:
             clip_n1 = None if state_clip_S is None else state_clip_S[state_n][:, None]
             x_nD = straight_through(x_nD, self.group.activation_format, clip_n1)

@@ -19,7 +19,8 @@ from starquant.methods.star_quant.learned_transform import Watch, learn_shared
 from starquant.methods.star_quant.sgat import closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, planned_gate
 from starquant.models.base import MaskedDiffusionModel
-from starquant.numerics import Rotation, TokenState
+from starquant.numerics import Rotation
+from starquant.numerics.token_states import of_groups
 from starquant.quantized.rewriting import rounded_once
 from starquant.session.progress import SILENT, Progress
 
@@ -50,7 +51,7 @@ def fit_shared(
             gate = planned_gate(options, site, visit.index, width, bits)
             gates.append(gate)
             groups.append(groups_of(visit, site, statistics, bits, options, gate)[0])
-            for total, state in zip(moments, TokenState, strict=True) if closed else ():
+            for total, state in zip(moments, of_groups(statistics.learned_states()), strict=True) if closed else ():
                 total += statistics.second_moment(state).mean.cpu()
     if closed:
         masked_DD, unmasked_DD = moments

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_
 from starquant.methods.star_quant.start import start_of
 from starquant.methods.star_quant.tac import MATRIX, SHIFT
 from starquant.models.roles import BlockSites, LinearKey, Role, Site, SiteKey
-from starquant.numerics import TokenState, apply_kronecker, dual
+from starquant.numerics import States, apply_kronecker, dual
+from starquant.numerics.token_states import of_groups
 from starquant.quantized import (
     BlockAffine,
     InvertibleKronecker,
@@ -93,8 +94,8 @@ def fit_site(
         if structure != "fixed":
             tensors |= {f"{site.value}.factor_{i}": factor for i, factor in enumerate(learned.transform.factors)}
         if learned.state_clip is not None:
-            tensors[f"{site.value}.state_clip"] = learned.state_clip.float()
-            row |= dict(zip(("clip_masked", "clip_unmasked"), map(float, learned.state_clip), strict=True))
+            tensors[f"{site.value}.state_clip"] = _of_all_states(learned.state_clip.float(), trained, statistics.states)
+            row |= _by_state("clip", trained, map(float, learned.state_clip))
         row |= {"structure": structure} | errors
     if gate.acts:
         tensors[f"{site.value}.gate"] = torch.tensor(gate.widths)
@@ -118,7 +119,21 @@ def _fallback(
 def _training_errors(group: Group, learned: Learned) -> dict[str, float]:
     """Return the output errors on the rows that P was learned on: below those on other rows where P is overfit."""
     errors = output_errors(group, learned.transform, learned.state_clip)
-    return dict(zip(("training_error_masked", "training_error_unmasked"), errors, strict=True))
+    return _by_state("training_error", group, errors)
+
+
+def _by_state(name: str, group: Group, numbers: Iterable[float]) -> dict[str, float]:
+    """Return the numbers of each token state under names for the report."""
+    return {f"{name}_{state.value}": number for state, number in zip(group.states, numbers, strict=True)}
+
+
+def _of_all_states(clip_S: Tensor, group: Group, states: States) -> Tensor:
+    """Return clip ratios of all states that the model declares: what was not learned from has the one in front's."""
+    learned = dict(zip(group.states, clip_S, strict=True))
+    ratios: list[Tensor] = []
+    for state in states:
+        ratios.append(learned.get(state, ratios[-1] if ratios else clip_S[0]))
+    return torch.stack(ratios)
 
 
 def _chosen_gate(
@@ -143,8 +158,7 @@ def _chosen_gate(
             after = without
     if sum(after) > sum(at_start):
         fitted.note("output error above that of the start", where)
-    names = ("start_error_masked", "start_error_unmasked", "error_masked", "error_unmasked")
-    return gate, dict(zip(names, (*at_start, *after), strict=True))
+    return gate, _by_state("start_error", group, at_start) | _by_state("error", group, after)
 
 
 def planned_gate(options: STaRQuantOptions, site: SiteKey, block: int, width: int, bits: BitsSpec) -> Gate:
@@ -172,9 +186,12 @@ def groups_of(
     if outputs:
         of_readers = [outputs.get(role) for role in readers]
         weights = [w if v_O is None else w * v_O.to(w)[:, None] for w, v_O in zip(weights, of_readers, strict=True)]
-    rows = [statistics.rows(state).to(weights[0]) for state in TokenState]
-    common = (weight_format(bits.weights), activation_format(bits.activations), gate.widths, options.weights.mse_clip)
-    trained, judged = (Group(weights, (rows[0][i::2], rows[1][i::2]), *common) for i in (0, 1))
+    states = statistics.learned_states()
+    rows = [statistics.rows(state).to(weights[0]) for state in states]
+    grids, clips = (weight_format(bits.weights), activation_format(bits.activations)), options.weights.mse_clip
+    trained, judged = (
+        Group(weights, tuple([x[i::2] for x in rows]), *grids, gate.widths, clips, states) for i in (0, 1)
+    )
     return trained, judged
 
 
@@ -183,15 +200,15 @@ def _start(
 ) -> Transform:
     """Return what P starts from, in float64: the rotation, a closed form, or a rotation behind a balancing map."""
     if transform.balance and group.rounds and structure != "fixed":
-        seen = [statistics.second_moment(state) for state in TokenState] if structure == "dense" else None
+        seen = [statistics.second_moment(state) for state in group.states] if structure == "dense" else None
         return balanced_start(group, start, seen)
     if structure == "dense" and transform.reads_moments(len(start[0])):
-        moments = [statistics.second_moment(state).mean.cpu() for state in TokenState]
+        moments = [statistics.second_moment(states).mean.cpu() for states in of_groups(group.states)]
         masked, unmasked = (start[0].T @ moment @ start[0] for moment in moments)
         start = [start[0] @ closed_form(masked, unmasked, group.gate)]
     if structure == "kronecker" and transform.fit == "closed_form" and any(group.gate):
         rows = [apply_kronecker(x.double().cpu(), *start).unflatten(1, (len(start[0]), -1)) for x in group.rows_SND]
-        start = [start[0] @ closed_form_of_rows(rows[0], rows[1], group.gate), start[1]]
+        start = [start[0] @ closed_form_of_rows(rows[0], torch.cat(rows[1:]), group.gate), start[1]]
     return Transform(start)
 
 

@@ -15,7 +15,7 @@ from starquant.config.methods.star_quant import TACOptions
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
-from starquant.numerics import PairMoments, TokenState, moment_matching, ridge_least_squares
+from starquant.numerics import PairMoments, States, TokenState, moment_matching, ridge_least_squares
 from starquant.quantized.state_transforms import bin_of_context
 
 MATRIX, SHIFT = "tac.matrix", "tac.shift"
@@ -62,7 +62,7 @@ def fit_tac(visit: BlockVisit, quantized: nn.Module, options: TACOptions) -> dic
         DataError: a condition that (almost) no calibration token meets.
     """
     bins = visit.states.bins if options.condition == "bin" else 1
-    cells = _Cells(options, bins)
+    cells = _Cells(options, bins, visit.model.states)
     visit.side_by_side(quantized, Site.OUT, cells.add)
     attention = visit.sites.attention
     maps = []
@@ -75,11 +75,12 @@ def fit_tac(visit: BlockVisit, quantized: nn.Module, options: TACOptions) -> dic
 
 
 class _Cells:
-    """Moments by condition: all tokens, by state, or by bin and state (bin k, state s at 2 k + s)."""
+    """Moments by condition: all tokens, by state, or by bin and state (bin k, state s of S at S k + s)."""
 
-    def __init__(self, options: TACOptions, bins: int) -> None:
-        count = 1 if options.condition == "all" else 2 * bins
-        self.bins, self.parts = bins, [PairMoments(options.block_size) for _ in range(count)]
+    def __init__(self, options: TACOptions, bins: int, states: States) -> None:
+        count = 1 if options.condition == "all" else len(states) * bins
+        self.bins, self.states = bins, states
+        self.parts = [PairMoments(options.block_size) for _ in range(count)]
 
     def add(self, pair: Pair) -> None:
         if len(self.parts) == 1:
@@ -87,21 +88,26 @@ class _Cells:
             return
         bin_B = bin_of_context(pair.context, self.bins)
         for index, moments in enumerate(self.parts):
-            bin_k, state = divmod(index, len(TokenState))
+            bin_k, state = divmod(index, len(self.states))
             here_BL = pair.visible_BL & (pair.context.state_BL == state) & (bin_B == bin_k)[:, None]
             if bool(here_BL.any()):
                 moments.update(pair.exact_BLD[here_BL], pair.quantized_BLD[here_BL])
 
     def filled(self) -> list[PairMoments]:
-        """Return the moments; a bin with too few tokens takes those of its state in all bins."""
-        block = self.parts[0].block_size
-        parts = []
+        """Return the moments; a bin with too few tokens takes those of its state in all bins.
+
+        Tokens that are edited, which only one sampler has, take those of the state in front of theirs: committed ones.
+        """
+        block, count = self.parts[0].block_size, len(self.states)
+        parts: list[PairMoments] = []
         for index, moments in enumerate(self.parts):
-            if len(self.parts) > 2 and moments.count < 4 * block:
+            if len(self.parts) > count and moments.count < 4 * block:
                 pooled = PairMoments(block)
-                for other in self.parts[index % 2 :: 2]:
+                for other in self.parts[index % count :: count]:
                     pooled.merge(other)
                 moments = pooled
+            if self.states[index % count] is TokenState.EDITED and moments.count < 4 * block:
+                moments = parts[-1]
             parts.append(moments)
         return parts
 

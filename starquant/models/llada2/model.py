@@ -20,6 +20,8 @@ from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention
 from starquant.models.llada2.config import LLaDA2MoeConfig
 from starquant.models.llada2.router import GroupedSigmoidRouter
 from starquant.models.roles import BlockSites, LinearKey, Role, Site
+from starquant.numerics import States
+from starquant.numerics.token_states import EDITING
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -98,6 +100,7 @@ class LLaDA2MoeModelLM(BlockCausalModel):
     base_model_prefix = "model"
     _no_split_modules: ClassVar[list[str]] = ["LLaDA2Block"]
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.word_embeddings.weight"}
+    states: ClassVar[States] = EDITING  # 2.0's and 2.1's checkpoints are alike; only 2.1's sampler edits
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["expert_bias"]
     fused: ClassVar[dict[str, tuple[str, ...]]] = {
         "attention.query_key_value.weight": tuple([f"attention.{name}.weight" for name in _PROJECTIONS])
@@ -134,4 +137,5 @@ class LLaDA2MoeModelLM(BlockCausalModel):
             norms={Site.QKV: block.input_layernorm, Site.GATE_UP: block.post_attention_layernorm},
             routers=routers_of(mlp),
             experts=experts_of(mlp),
+            states=self.states,
         )

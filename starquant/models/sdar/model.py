@@ -61,4 +61,4 @@ class SDARForCausalLM(BlockCausalModel):
 
     def block_sites(self, block: SDARBlock) -> BlockSites:
         """SDAR's linears by role."""
-        return block.sites()
+        return block.sites(self.states)

@@ -1,11 +1,11 @@
-"""Activations of masked and unmasked tokens (the paper's figure 1), of the reports that lie beside records."""
+"""Activations of the token states (the paper's figure 1), of the reports that lie beside records."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from starquant.reports.figures import read_report
+from starquant.reports.figures import read_report, states_of
 
 #: Blocks of a report that are shown at most, evenly spread.
 MOST_BLOCKS = 8
@@ -28,7 +28,7 @@ def densities(folder: Path) -> list[dict[str, Any]]:
         half, blocks = float(report["half_range"]), sorted({row["block"] for row in report["rows"]})
         shown = {blocks[round(i * (len(blocks) - 1) / (MOST_BLOCKS - 1))] for i in range(MOST_BLOCKS)}
         for row in report["rows"]:
-            for state in ("masked", "unmasked") if row["block"] in shown else ():
+            for state in (name for name in states_of(report) if name in row and row["block"] in shown):
                 density = row[state]["density"]
                 points += [
                     {

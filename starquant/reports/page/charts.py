@@ -157,7 +157,7 @@ def _bits(altair: Any, rows: Sequence[PageRow], table: dict[str, Any], shown: Se
 
 
 def _densities(altair: Any, points: Sequence[dict[str, Any]]) -> Any:
-    """Return histograms of both token states, block by block, of the report and site that are chosen."""
+    """Return histograms of the token states, block by block, of the report and site that are chosen."""
     if not points:
         return None
     chosen = []
@@ -165,15 +165,16 @@ def _densities(altair: Any, points: Sequence[dict[str, Any]]) -> Any:
         values = list(dict.fromkeys(point[name] for point in points))
         bind = altair.binding_select(options=values, name=f"{name} ")
         chosen.append(altair.param(name=f"shown_{name}", value=values[0], bind=bind))
-    states = ["masked", "unmasked"]
+    states = list(dict.fromkeys(point["state"] for point in points))
+    tones, dashes = list(COLOURS[: len(states)]), list(DASHES[: len(states)])
     chart = (
         altair.Chart(_data(altair, points))
         .mark_line()
         .encode(
             x=altair.X("x:Q", title="value / RMS of its token state"),
             y=altair.Y("density:Q", title="density", scale=altair.Scale(type="log")),
-            color=altair.Color("state:N", scale=altair.Scale(domain=states, range=list(COLOURS[:2])), title="tokens"),
-            strokeDash=altair.StrokeDash("state:N", scale=altair.Scale(domain=states, range=list(DASHES[:2]))),
+            color=altair.Color("state:N", scale=altair.Scale(domain=states, range=tones), title="tokens"),
+            strokeDash=altair.StrokeDash("state:N", scale=altair.Scale(domain=states, range=dashes)),
         )
     )
     chart = chart.transform_filter("datum.report === shown_report && datum.site === shown_site")
