@@ -164,10 +164,9 @@ def _rows(trajectory: Trajectory, model: MaskedDiffusionModel, sampler: Sampler)
 def _evenly(trajectories: Sequence[Sequence[State]], spec: CalibrationSpec) -> list[tuple[int, int]]:
     """Spread the states over the steps, all trajectories together running from the first state to the final one."""
     per_segment = spec.states.per_segment
-    last = len(trajectories[0]) - 1
-    scale = last / max(1, len(trajectories) * per_segment - 1)
-    strata = _strata(len(trajectories), per_segment, spec.seed)
-    return [(i, math.floor(stratum * scale + 0.5)) for i, own in enumerate(strata) for stratum in own]
+    strata, most = _strata(len(trajectories), per_segment, spec.seed), max(1, len(trajectories) * per_segment - 1)
+    scales = [(len(states) - 1) / most for states in trajectories]  # of block diffusion not all have as many
+    return [(i, math.floor(stratum * scales[i] + 0.5)) for i, own in enumerate(strata) for stratum in own]
 
 
 def _by_shares(trajectories: Sequence[Sequence[State]], spec: CalibrationSpec) -> list[tuple[int, int]]:

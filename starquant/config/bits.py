@@ -67,7 +67,12 @@ class ActivationSpec(Spec):
 
 
 class AttentionSpec(Spec):
-    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values; the grid of K and V."""
+    """Bits of the attention operands: queries, keys, probabilities (softmax output) and values; the grid of K and V.
+
+    Attributes:
+        kv_at: of block diffusion, when keys and values are rounded: at every "read", or at "commit": those of the block
+            that is denoised are used as they are, and rounded once, when it is finished and they are kept.
+    """
 
     q: Bits = 16
     k: Bits = 16
@@ -75,11 +80,19 @@ class AttentionSpec(Spec):
     v: Bits = 16
     kv_symmetric: bool = True
     kv_clip_ratio: Ratio = 1.0
+    kv_at: Literal["read", "commit"] = "read"
+
+    @model_validator(mode="after")
+    def _validate_commit(self) -> AttentionSpec:
+        if self.kv_at == "commit" and min(self.k, self.v) == 16:
+            raise ValueError("kv_at: got commit with k=16, v=16, allowed: read, or k or v below 16")
+        return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what can change a score: the grid of K and V only where it is not the common one."""
+        """Return what can change a score: the grid of K and V, and when they are rounded, only where it is unusual."""
         common = min(self.k, self.v) == 16 or (self.kv_symmetric and self.kv_clip_ratio == 1.0)
-        return self.model_dump(exclude={"kv_symmetric", "kv_clip_ratio"} if common else None)
+        left_out = {"kv_symmetric", "kv_clip_ratio"} if common else set[str]()
+        return self.model_dump(exclude=left_out | ({"kv_at"} if self.kv_at == "read" else set()))
 
 
 class AuthorsGrid(Spec):
@@ -203,6 +216,7 @@ def in_words(bits: dict[str, Any]) -> str:
         clip = bits["attention"].get("kv_clip_ratio", 1.0)  # older records have none
         details |= {f"kv clip={clip:g}"} if clip < 1 else set()
         details |= set() if bits["attention"].get("kv_symmetric", True) else {"kv asymmetric"}
+        details |= {"kv at commit"} if bits["attention"].get("kv_at", "read") == "commit" else set()
     widths = f"w{bits['weights']['bits']}a{bits['activations']['bits']}"
     name = bits["name"] if bits["name"] == widths else f"{bits['name']} ({widths})"
     return name + (f" [{', '.join(sorted(details))}]" if details else "")

@@ -18,8 +18,10 @@ RARE = {
 def note_rare_experts(visit: BlockVisit, fitted: Fitted) -> None:
     """Note a visit's experts that few tokens reached, under the name of their input site."""
     names = {info.role.site: info.site for info in visit.linears.values()}
-    for site, (masked, unmasked) in visit.rare.items():
-        fitted.note(RARE[visit.states.rare_experts], names[site], masked_tokens=masked, unmasked_tokens=unmasked)
+    states = visit.model.states
+    for site, tokens in visit.rare.items():
+        counts = {f"{state.value}_tokens": count for state, count in zip(states, tokens, strict=True)}
+        fitted.note(RARE[visit.states.rare_experts], names[site], **counts)
 
 
 def with_rare_experts(entries: Sequence[ManifestEntry], fitted: Fitted) -> list[ManifestEntry]:

@@ -57,8 +57,12 @@ class CommittedCache(KeyValueCache):
         """Take the window's keys and values of a layer, and return those of all columns up to its end."""
         k_BKLE, v_BKLE = self.behind(attention, k_BKWE, v_BKWE)
         if self.commits:
-            self._kept[attention] = k_BKLE[:, :, : self.keep].clone(), v_BKLE[:, :, : self.keep].clone()
+            self.commit(attention, k_BKLE, v_BKLE)
         return k_BKLE, v_BKLE
+
+    def commit(self, attention: nn.Module, k_BKLE: Tensor, v_BKLE: Tensor) -> None:
+        """Keep a layer's keys and values of the columns before `keep`, of those of all columns so far."""
+        self._kept[attention] = k_BKLE[:, :, : self.keep].clone(), v_BKLE[:, :, : self.keep].clone()
 
     @property
     def commits(self) -> bool:

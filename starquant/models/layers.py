@@ -101,6 +101,13 @@ class AttentionCore(nn.Module):
         grouped = q_BHLE.shape[1] != k_BKLE.shape[1]
         return F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, attn_mask=mask, enable_gqa=grouped)
 
+    def attend(self, q_BHWE: Tensor, k_BKWE: Tensor, v_BKWE: Tensor, context: Context, layer: nn.Module) -> Tensor:
+        """Attend in a pass, which may read keys and values of other columns from its cache, kept under `layer`."""
+        if context.cache is not None:
+            k_BKWE, v_BKWE = context.cache.renew(layer, k_BKWE, v_BKWE)
+        z_BHWE: Tensor = self(q_BHWE, k_BKWE, v_BKWE, context.mask)
+        return z_BHWE
+
 
 class RotaryAttention(nn.Module):
     """Multi-head, grouped-query or multi-query attention between the projections: [B, L, .] in and out."""
@@ -114,9 +121,7 @@ class RotaryAttention(nn.Module):
         """Split heads, rotate, attend, and return the concatenated heads [B, L, H*E]."""
         q_BHLE = rotate(self._heads(q, self.n_heads), *context.rotary)
         k_BKLE, v_BKLE = rotate(self._heads(k, self.n_kv_heads), *context.rotary), self._heads(v, self.n_kv_heads)
-        if context.cache is not None:
-            k_BKLE, v_BKLE = context.cache.renew(self, k_BKLE, v_BKLE)
-        z_BHLE: Tensor = self.core(q_BHLE, k_BKLE, v_BKLE, context.mask)
+        z_BHLE: Tensor = self.core.attend(q_BHLE, k_BKLE, v_BKLE, context, self)
         return z_BHLE.transpose(1, 2).flatten(2)
 
     def _heads(self, x: Tensor, n: int) -> Tensor:

@@ -17,7 +17,7 @@ from starquant.kernels import sums_fit
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
 from starquant.models.roles import ExpertRole, Site
-from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat
+from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat, States, TokenState
 from starquant.packed.transform_data import (
     Data,
     Place,
@@ -70,6 +70,8 @@ def describe_part(part: nn.Module, prefix: str) -> Data:
             }
             if module.kv != COMMON:
                 described[name]["kv"] = asdict(module.kv)
+            if module.kv_at != "read":
+                described[name]["kv_at"] = module.kv_at
     return described
 
 
@@ -136,7 +138,9 @@ def _module(data: Data, name: str, modules: dict[str, nn.Module], inputs: dict[s
     if data["kind"] == "attention" and isinstance(original, AttentionCore):
         attention = modules[name.rpartition(".")[0]]
         assert isinstance(attention, RotaryAttention)
-        return _attention(data, attention)
+        model = modules[""]
+        assert isinstance(model, MaskedDiffusionModel)
+        return _attention(data, attention, model.states)
     raise ValueError(f"got kind {data['kind'][:40]!r} for {type(original).__name__}")
 
 
@@ -182,9 +186,17 @@ def _key_value_grid(data: Data) -> KeyValueGrid:
     return KeyValueGrid(flag(grid, "symmetric"), _ratio(grid))
 
 
-def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore:
-    keys = ("bits", "qk_transform", "v_transform", "v_scale", "kv", "clips")
-    validate_keys({"kv": None, "clips": False, **data}, keys)
+def _kv_at(data: Data, states: States) -> str:
+    """Return when keys and values are rounded; at commit only where the model has finished blocks."""
+    when, allowed = data.get("kv_at", "read"), ("read", "commit") if TokenState.CONTEXT in states else ("read",)
+    if when not in allowed:
+        raise ValueError(f"kv_at: got {str(when)[:20]}, allowed: {', '.join(allowed)}")
+    return str(when)
+
+
+def _attention(data: Data, attention: RotaryAttention, states: States) -> QuantizedAttentionCore:
+    keys = ("bits", "qk_transform", "v_transform", "v_scale", "kv", "clips", "kv_at")
+    validate_keys({"kv": None, "clips": False, "kv_at": "read", **data}, keys)
     kv = _key_value_grid(data)
     bits, scale = data["bits"], data["v_scale"]
     if not isinstance(bits, dict) or sorted(bits) != sorted(OPERANDS):
@@ -199,7 +211,7 @@ def _attention(data: Data, attention: RotaryAttention) -> QuantizedAttentionCore
     qk = make_transform(data["qk_transform"], Place(attention.head_dim))
     v = make_transform(data["v_transform"], Place(attention.n_kv_heads * attention.head_dim, attention.head_dim))
     clips = torch.empty(len(CLIPPED), 2, dtype=torch.float32) if "clips" in data and flag(data, "clips") else None
-    return QuantizedAttentionCore(bits, qk, v_scale, v, clips, kv)
+    return QuantizedAttentionCore(bits, qk, v_scale, v, clips, kv, _kv_at(data, states))
 
 
 def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Where = "on_gpu") -> int:

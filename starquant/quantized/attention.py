@@ -4,11 +4,15 @@ Q, K and V have one scale a token and head; P has one a query and head, on an un
 Q's grid is symmetric and unclipped, that of K and V is theirs to choose (QuaRot's authors: asymmetric, clipped).
 V may have static scales instead, one a head and channel, shared by all tokens. Methods hand transforms, clip ratios and
 static scales to an attention first; the quantizers that come later take them over.
+
+In block diffusion K and V may be rounded at commit: a query reads those of its own block as they are, and those of
+finished blocks as they were rounded once, whether they are kept or computed anew.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 
 from starquant.errors import CheckpointError
 from starquant.models.buffers import Float32Buffers
+from starquant.models.context import CommittedCache, Context
 from starquant.models.layers import AttentionCore, RotaryAttention
 from starquant.numerics import PerToken, QuantFormat, SqnrMeter, fake_quantize
 
@@ -69,6 +74,7 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         v_transform: maps the concatenated value heads [B, L, K*E] in front of everything else; None for nothing.
         clip_OE: clip ratios [3, 2] of q, k and v, of the largest and of the smallest number; None for one.
         kv: grid of keys and values; static scales of V are of symmetric, unclipped ones.
+        kv_at: when keys and values are rounded: at every "read", or at "commit" of their block.
     """
 
     def __init__(
@@ -79,9 +85,10 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         v_transform: nn.Module | None = None,
         clip_OE: Tensor | None = None,
         kv: KeyValueGrid = COMMON,
+        kv_at: str = "read",
     ) -> None:
         super().__init__()
-        self.kv = kv
+        self.kv, self.kv_at = kv, kv_at
         self.formats = {name: operand_format(name, bits[name], kv) for name in OPERANDS}
         self.qk_transform, self.v_transform = qk_transform, v_transform
         self.v_scale_KE: Tensor | None
@@ -92,13 +99,27 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, H, L, E], as `AttentionCore`."""
+        q, k, v = self._transformed(q_BHLE, k_BKLE, v_BKLE)
+        return self._product(q, self._quantize("k", k), self._quantize("v", v), mask)
+
+    def attend(self, q_BHWE: Tensor, k_BKWE: Tensor, v_BKWE: Tensor, context: Context, layer: nn.Module) -> Tensor:
+        """Attend in a pass, as `AttentionCore`; at commit what is kept is transformed and rounded already."""
+        if self.kv_at == "read":
+            return super().attend(q_BHWE, k_BKWE, v_BKWE, context, layer)
+        q, k, v = self._transformed(q_BHWE, k_BKWE, v_BKWE)
+        return self._product(q, *at_commit(self._quantize, k, v, context, layer))
+
+    def _transformed(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.qk_transform is not None:
             of_queries = getattr(self.qk_transform, "queries", self.qk_transform)
             q_BHLE, k_BKLE = of_queries(q_BHLE), self.qk_transform(k_BKLE)
         if self.v_transform is not None:
             heads = v_BKLE.shape[1]
             v_BKLE = self.v_transform(v_BKLE.transpose(1, 2).flatten(2)).unflatten(2, (heads, -1)).transpose(1, 2)
-        q, k, v = self._quantize("q", q_BHLE), self._quantize("k", k_BKLE), self._quantize("v", v_BKLE)
+        return q_BHLE, k_BKLE, v_BKLE
+
+    def _product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        q = self._quantize("q", q)
         if not self.formats["p"].quantizes:
             return super().forward(q, k, v, mask)
         groups = q.shape[1] // k.shape[1]
@@ -133,6 +154,38 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
     def extra_repr(self) -> str:
         """Show the bits."""
         return ", ".join(f"{name}={fmt.bits}" for name, fmt in self.formats.items())
+
+
+def at_commit(
+    quantize: Callable[[str, Tensor], Tensor], k_BKWE: Tensor, v_BKWE: Tensor, context: Context, layer: nn.Module
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the keys, values and mask of a pass in which a query reads its own block's as they are, others' rounded.
+
+    Where a pass computes finished blocks too, their keys and values stand there twice, rounded and as they are, each
+    seen by other queries.
+
+    Args:
+        quantize: rounds "k" or "v".
+        k_BKWE: keys of the columns that the pass computes, transformed.
+        v_BKWE: values likewise.
+        context: of the pass; keeps what is rounded in a cache of committed blocks.
+        layer: under which they are kept.
+    """
+    cache = context.cache
+    committed = cache if isinstance(cache, CommittedCache) else None
+    if cache is not None and committed is None:  # of all columns, some of an earlier pass
+        k_BKWE, v_BKWE = cache.renew(layer, k_BKWE, v_BKWE)
+    own = context.own_mask
+    if own is None and committed is not None and not committed.commits:  # one block behind what is kept
+        return (*committed.behind(layer, k_BKWE, v_BKWE), None)
+    k, v = quantize("k", k_BKWE), quantize("v", v_BKWE)
+    if committed is not None:
+        k, v = committed.behind(layer, k, v)
+        if committed.commits:
+            committed.commit(layer, k, v)
+    assert own is not None and context.mask is not None, "block-causal attention says who sees whom"
+    earlier, own = context.mask & ~own, own[..., own.shape[-1] - k_BKWE.shape[2] :]
+    return torch.cat((k, k_BKWE), 2), torch.cat((v, v_BKWE), 2), torch.cat((earlier, own), -1)
 
 
 def probabilities(q_BHLE: Tensor, k_BKLE: Tensor, mask: Tensor | None) -> Tensor:
@@ -179,5 +232,6 @@ def operand_transforms(core: nn.Module) -> dict[str, str | None]:
 def _replace_core(attention: RotaryAttention, **handed: Any) -> None:
     formats = getattr(attention.core, "formats", {})
     bits = {name: formats[name].bits for name in formats} or dict.fromkeys(OPERANDS, 16)
-    kv = getattr(attention.core, "kv", COMMON)
-    attention.core = QuantizedAttentionCore(bits, **(transforms_and_scales(attention.core) | handed), kv=kv)
+    kv, kv_at = getattr(attention.core, "kv", COMMON), getattr(attention.core, "kv_at", "read")
+    handed = transforms_and_scales(attention.core) | handed
+    attention.core = QuantizedAttentionCore(bits, **handed, kv=kv, kv_at=kv_at)

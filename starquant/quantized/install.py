@@ -24,6 +24,7 @@ from starquant.numerics import (
     QuantFormat,
     Quantized,
     SqnrMeter,
+    TokenState,
     dequantize,
     quantize,
 )
@@ -119,8 +120,18 @@ def quantize_block(
 
 
 def validate_fit(model: MaskedDiffusionModel, bits: BitsSpec) -> None:
-    """Raise ConfigError when a group size does not divide, or a tied head is asked for bits of its own."""
+    """Judge bits by a model.
+
+    Raises:
+        ConfigError: a group size that does not divide, a tied head asked for bits of its own, keys and values rounded
+            at commit where nothing is committed.
+    """
     _validate_blocks(model, bits)
+    if bits.attention.kv_at == "commit" and TokenState.CONTEXT not in model.states:
+        raise ConfigError(
+            f"bits.attention.kv_at: got commit, but {type(model).__name__} is bidirectional: no token's keys are ever "
+            "final; allowed: read"
+        )
     if is_tied(model) and bits.head != bits.embedding:
         raise ConfigError(f"bits.head: got {bits.head}, but the head is tied to the embedding ({bits.embedding} bits)")
     linears, spec = model.linears(), bits.weights
@@ -217,7 +228,7 @@ def quantize_attention(
     handed = transforms_and_scales(attention.core)
     transforms = operand_transforms(attention.core)
     if min(bits.values()) < 16:
-        attention.core = QuantizedAttentionCore(bits, **handed, kv=KeyValueGrid.of(spec))
+        attention.core = QuantizedAttentionCore(bits, **handed, kv=KeyValueGrid.of(spec), kv_at=spec.kv_at)
     name = next(name for name, module in block.named_modules() if module is attention)
     return [
         ManifestEntry(

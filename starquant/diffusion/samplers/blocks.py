@@ -110,7 +110,11 @@ class Look:
         stop = int((at[1] + (block_N + 1) * canvas.block_length - canvas.position_BC[at]).max())
         if self.cache is not None:  # no row is padded: columns are positions
             self.cache.ahead(int(block_N.min()) * canvas.block_length, stop)
-        visible_BC = None if canvas.visible_BC is None else canvas.visible_BC[:, :stop]
+        visible_BC = None
+        if canvas.visible_BC is not None:  # rows' blocks end at other columns: nothing is there behind its own
+            end_B1 = torch.zeros_like(canvas.prompt_B).scatter_reduce_(0, at[0], block_N + 1, "amax")[:, None]
+            inside_BC = canvas.position_BC < torch.where(end_B1 > 0, end_B1 * canvas.block_length, stop)
+            visible_BC = (canvas.visible_BC & inside_BC)[:, :stop]
         u_N = rowwise_uniform(at[0], canvas.generators) if self.temperature else None
         drawn = []
         for part, logits_NV in self.predict.chunks(

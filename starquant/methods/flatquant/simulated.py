@@ -16,7 +16,7 @@ from starquant.models.context import Context
 from starquant.models.layers import AttentionCore, InputSite, gated
 from starquant.models.roles import LinearKey, SiteKey
 from starquant.numerics import QuantFormat, straight_through
-from starquant.quantized.attention import CLIPPED, OPERANDS, KeyValueGrid, operand_format, probabilities
+from starquant.quantized.attention import CLIPPED, OPERANDS, KeyValueGrid, at_commit, operand_format, probabilities
 from starquant.quantized.install import activation_format, weight_format
 
 
@@ -65,14 +65,27 @@ class _Core(AttentionCore):
         super().__init__()
         kv = KeyValueGrid(bits.kv_symmetric, bits.kv_clip_ratio)
         self.formats = {name: operand_format(name, getattr(bits, name), kv) for name in OPERANDS}
+        self.kv_at = bits.kv_at
         self._learned = (learned,)
 
     def forward(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, H, L, E]."""
-        (learned,) = self._learned
-        if learned.now_keys is not None:
-            q_BHLE, k_BKLE = q_BHLE @ learned.now_keys.dual, k_BKLE @ learned.now_keys.matrix
-        q, k, v = self._round("q", q_BHLE), self._round("k", k_BKLE), self._round("v", v_BKLE)
+        q, k = self._transformed(q_BHLE, k_BKLE)
+        return self._product(q, self._round("k", k), self._round("v", v_BKLE), mask)
+
+    def attend(self, q_BHWE: Tensor, k_BKWE: Tensor, v_BKWE: Tensor, context: Context, layer: nn.Module) -> Tensor:
+        """Attend in a pass, as `QuantizedAttentionCore`."""
+        if self.kv_at == "read":
+            return super().attend(q_BHWE, k_BKWE, v_BKWE, context, layer)
+        q, k = self._transformed(q_BHWE, k_BKWE)
+        return self._product(q, *at_commit(self._round, k, v_BKWE, context, layer))
+
+    def _transformed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        now = self._learned[0].now_keys
+        return (q, k) if now is None else (q @ now.dual, k @ now.matrix)
+
+    def _product(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        q = self._round("q", q)
         if not self.formats["p"].quantizes:
             return super().forward(q, k, v, mask)
         p_BHLL = straight_through(probabilities(q, k, mask), self.formats["p"])
