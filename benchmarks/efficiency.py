@@ -46,6 +46,7 @@ from starquant.quantized.packed_linear import PackedLinear
 LENGTHS, BATCHES = (64, 128, 256, 512, 1024, 2048), (1, 4, 16)
 LAUNCHES = ("eager", "graph", "compiled")
 PREDICTED = 32  # a block of 32 is read by the head
+SMALL = 100  # kernels of a graph that measures what a launch takes
 ANSWER = 128  # tokens of a generated answer, and of its prompt
 
 
@@ -118,7 +119,10 @@ def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: st
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """Measure what the device can do: bf16 and int8 products (operations/s) and a copy (bytes/s)."""
+    """Measure what the device can do: bf16 and int8 products (operations/s), a copy (bytes/s), a launch (s).
+
+    The latter is that of a kernel in a graph which does next to nothing.
+    """
     n = 8192 if device != "cpu" else 512
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16)
     rates = {"bf16": 2e3 * n**3 / clock(lambda: a @ a, device)}
@@ -126,6 +130,9 @@ def ceilings(device: str) -> dict[str, float]:
         i = torch.randint(-8, 8, (n, n), device=device, dtype=torch.int8)
         rates["int8"] = 2e3 * n**3 / clock(lambda: torch._int_mm(i, i.T), device)
     rates["bytes"] = 2e3 * a.nbytes / clock(lambda: a.clone(), device)
+    if device != "cpu":
+        one = torch.zeros(1, device=device)
+        rates["launch"] = clock(capture(lambda: [one.add_(1) for _ in range(SMALL)]), device) / 1e3 / SMALL
     return rates
 
 

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from starquant.kernels.tiles import is_turned, row_tiles
+from starquant.kernels.tiles import is_turned, row_tiles, rule
 from starquant.numerics import kronecker_sizes
 
 MEASURED = Path(__file__).parents[1] / "results/published/efficiency/h100_afb57db.json"
-TOKENS = (16, 128, 512, 1024, 2048, 4096)
+#: 256: an answer of 128 tokens behind a prompt of 128 is so many forwards of that length.
+TOKENS = (16, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Card:
         copy: bytes a second, read and written.
         full: share of these rates that a W4A4 product reaches, by tokens up to which it holds; with tiles by the rule
             of afb57db, and with the tiles of `kernels/tiles.json`, which holds those of 128 tokens.
-        launch: seconds of a pass in a graph that does next to nothing (assumed).
+        launch: seconds of a pass in a graph that does next to nothing (assumed; `efficiency.ceilings` measures it).
+        processors: among which tiles are spread.
     """
 
     bf16: float
@@ -64,6 +66,7 @@ class Card:
     copy: float
     full: dict[str, tuple[tuple[int, float], ...]]
     launch: float = 2e-6
+    processors: int = 132
 
 
 #: 16 tokens: 14.1 us for 25 MB of codes. 128: 26 and 18.6 us. From 1,024 on 84 us for 103 G operations.
@@ -98,24 +101,46 @@ def forward(family: str, precision: str, tokens: int, card: Card, code: str) -> 
         card: rates.
         code: "old" for the kernels of afb57db, "new" for this code's.
     """
+    return sum(by_part(family, precision, tokens, card, code).values())
+
+
+def by_part(family: str, precision: str, tokens: int, card: Card, code: str) -> dict[str, float]:
+    """Return the milliseconds of each part of `forward`; arguments as there."""
     shape = (MEASURED_SHAPES if code == "old" else SHAPES)[family]
-    block = sum(_linears(shape, precision, tokens, card, code))
-    block += sum(_between(shape, tokens, card, swiglu=precision == "bf16" or code == "old"))
-    if precision != "bf16":
-        block += sum(_in_front(shape, precision, tokens, card, code))
-    attention = 4.0 * tokens * tokens * shape.hidden / card.bf16
+    of_block = {name: sum(passes) for name, passes in _passes(shape, precision, tokens, card, code).items()}
     head = shape.words * shape.hidden * (2 if precision == "bf16" else 1) / card.copy
-    return 1000 * (shape.layers * (block + attention) + head)
+    return {name: 1000 * shape.layers * seconds for name, seconds in of_block.items()} | {"head": 1000 * head}
+
+
+def _passes(shape: Shape, precision: str, tokens: int, card: Card, code: str) -> dict[str, list[float]]:
+    """Return the seconds of each pass of a block, by part."""
+    fused = precision != "bf16" and code == "new"
+    return {
+        "products": list(_linears(shape, precision, tokens, card, code)),
+        "in front": list(_in_front(shape, precision, tokens, card, code)) if precision != "bf16" else [],
+        "between": list(_between(shape, tokens, card, fused, swiglu=precision == "bf16" or code == "old")),
+        "attention": [4.0 * tokens * tokens * shape.hidden / card.bf16],
+    }
 
 
 def _linears(shape: Shape, precision: str, tokens: int, card: Card, code: str) -> Iterator[float]:
-    for outputs, inputs in shape.linears:
+    for place, (outputs, inputs) in enumerate(shape.linears):
         operations, weights = 2.0 * tokens * outputs * inputs, float(outputs * inputs)
         if precision == "bf16":
             yield max(operations / card.bf16, 2 * weights / card.copy, card.launch)
         else:
             share = next(share for most, share in card.full[code] if tokens <= most)
-            yield max(max(operations / card.int8, weights / 2 / card.copy) / share, card.launch)
+            product = max(max(operations / card.int8, weights / 2 / card.copy) / share, card.launch)
+            stream = 2.0 * tokens * outputs / (card.copy * PASS)  # which the second and the fourth are added to
+            yield product + (stream if code == "new" and place % 2 else 0.0)
+
+
+def launches(family: str, precision: str, tokens: int, card: Card) -> int:
+    """Return how many kernels of this code a block launches; inputs split among programs need a second one."""
+    shape = SHAPES[family]
+    passes = sum(len(part) for part in _passes(shape, precision, tokens, card, "new").values())
+    splits = (rule(tokens, outputs, inputs // 2, True, card.processors).split > 1 for outputs, inputs in shape.linears)
+    return passes - 1 + (0 if precision == "bf16" else sum(splits))  # attention is counted twice: bytes, operations
 
 
 def _moved(tokens: int, card: Card, numbers: float, codes: float = 0.0) -> float:
@@ -123,16 +148,22 @@ def _moved(tokens: int, card: Card, numbers: float, codes: float = 0.0) -> float
     return max(tokens * (2 * numbers + codes) / (card.copy * PASS), card.launch)
 
 
-def _between(shape: Shape, tokens: int, card: Card, swiglu: bool) -> Iterator[float]:
-    """Yield the seconds of the passes of a block that bf16 has as well; SwiGLU's where it is one."""
-    numbers = (4 * shape.hidden,) * 2  # residual and norm
+def _between(shape: Shape, tokens: int, card: Card, fused: bool, swiglu: bool) -> Iterator[float]:
+    """Yield the seconds of the passes of a block that bf16 has as well; SwiGLU's where it is one.
+
+    Residual and norm are passes of their own unless they are fused, with the products and with what quantizes.
+    """
+    numbers = () if fused else (4 * shape.hidden,) * 2
     numbers += (2 * (shape.hidden + shape.keys), 2 * (shape.hidden + shape.keys))  # rotary, attention's own traffic
     numbers += (3 * shape.inner,) if swiglu else ()
     yield from (_moved(tokens, card, each) for each in numbers)
 
 
 def _in_front(shape: Shape, precision: str, tokens: int, card: Card, code: str) -> Iterator[float]:
-    """Yield the seconds of the passes in front of a block's quantized products: P with quantization, TAC."""
+    """Yield the seconds of the passes in front of a block's quantized products: P with quantization, TAC.
+
+    Two of them hold the norm, one SwiGLU.
+    """
     of_down = 2 if code == "new" else 1  # gate and up, of which SwiGLU's product is made in the same pass
     for width, reads in ((shape.hidden, 1), (shape.hidden, 1), (shape.hidden, 1), (shape.inner, of_down)):
         plain = _moved(tokens, card, reads * width, width)
@@ -175,8 +206,10 @@ def of_this_code(card: Card) -> list[Line]:
             times = {p: forward(family, p, tokens, card, "new") for p in ("bf16", "w4a4-plain", "w4a4")}
             line = {"model": family, "tokens": tokens} | {f"{p} ms": round(ms, 1) for p, ms in times.items()}
             line["gain"] = f"{times['bf16'] / times['w4a4']:.2f}x"
-            in_front = 1000 * SHAPES[family].layers * sum(_in_front(SHAPES[family], "w4a4", tokens, card, "new"))
-            lines.append(line | {"in front of products": f"{in_front / times['w4a4']:.0%}"})
+            parts = by_part(family, "w4a4", tokens, card, "new")
+            line |= {f"of w4a4: {name}": f"{ms / times['w4a4']:.0%}" for name, ms in parts.items() if name != "head"}
+            kernels = (str(launches(family, p, tokens, card)) for p in ("bf16", "w4a4"))
+            lines.append(line | {"kernels a block, bf16 / w4a4": " / ".join(kernels)})
     return lines
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from starquant.errors import DeviceError
 from starquant.kernels import reference, row_chunks
 from starquant.kernels.offsets import Offsets
-from starquant.kernels.tokens import NO_PROLOGUE, Affine, IntegerTokens, Kronecker, Prologue, TokenStates
+from starquant.kernels.tokens import NO_PROLOGUE, Affine, IntegerTokens, Kronecker, Norm, Prologue, TokenStates
 
 #: Compute capability from which int8 tensor cores multiply what the kernels hand them.
 NEEDED = (8, 0)
@@ -30,7 +30,7 @@ def uses_triton(x: Tensor) -> bool:
     return HAS_TRITON and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
 
 
-def _on(x: Tensor) -> AbstractContextManager[object]:
+def launched_on(x: Tensor) -> AbstractContextManager[object]:
     """Launch on a tensor's own GPU, which need not be the current one."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
@@ -58,7 +58,7 @@ def quantize_tokens(
     prologue: Prologue = NO_PROLOGUE,
     symmetric: bool = True,
     sums: bool = False,
-    gate: Tensor | None = None,
+    front: Tensor | Norm | None = None,
 ) -> IntegerTokens:
     """Quantize activations [..., K] per token on a grid of at most 8 bits, behind a prologue.
 
@@ -69,7 +69,7 @@ def quantize_tokens(
         prologue: what runs in front.
         symmetric: whether the grid is.
         sums: with the sum of each token's codes, which asymmetric weights need.
-        gate: SwiGLU's, [..., K]: activations are multiplied by its silu before anything else.
+        front: before anything else: SwiGLU's gate, [..., K], by whose silu activations are multiplied, or a norm.
     """
     affine, kronecker, states = prologue.affine, prologue.kronecker, prologue.states
     flat = (
@@ -82,7 +82,9 @@ def quantize_tokens(
         0 if states is None else states.d_m,
         0 if states is None else states.d_u,
         None if states is None else states.clip_S,
-        None if gate is None else gate.reshape(-1, x.shape[-1]),
+        front.reshape(-1, x.shape[-1]) if isinstance(front, Tensor) else None,
+        front.gain_K if isinstance(front, Norm) else None,
+        front.eps if isinstance(front, Norm) else 0.0,
     )
     run = _quantize_op if torch.compiler.is_compiling() else _quantize
     codes, *per_token = run(x.reshape(-1, x.shape[-1]), bits, clip_ratio, symmetric, sums, *flat)
@@ -98,6 +100,7 @@ def integer_linear(
     bits: int,
     bias_O: Tensor | None,
     offsets_O2: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Return the product of integer tokens and packed weights, [..., O], in the tokens' dtype.
 
@@ -108,11 +111,13 @@ def integer_linear(
         bits: of the weight.
         bias_O: None for none.
         offsets_O2: `kernels.offsets.weight_offsets`; needed where the tokens' or the weight's grid is asymmetric.
+        residual: [..., O] in the tokens' dtype, which the product is added to; None for nothing.
     """
     rows_MK, token_M1 = x.codes.reshape(-1, x.codes.shape[-1]), x.scale.reshape(-1, 1)
     zero_M1, sum_M1 = (None if t is None else t.reshape(-1, 1) for t in (x.zero, x.sum))
     run = _linear_op if torch.compiler.is_compiling() else _linear
-    y_MO = run(rows_MK, token_M1, codes, scale_O1, bits, bias_O, zero_M1, sum_M1, offsets_O2, x.dtype)
+    flat = None if residual is None else residual.reshape(-1, len(codes))
+    y_MO = run(rows_MK, token_M1, codes, scale_O1, bits, bias_O, zero_M1, sum_M1, offsets_O2, flat, x.dtype)
     return y_MO.view(*x.codes.shape[:-1], len(codes))
 
 
@@ -135,10 +140,13 @@ def value_linear(
     return y_MO.view(*x.shape[:-1], len(codes))
 
 
-def mixed_linear(x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
+def mixed_linear(
+    x: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None, residual: Tensor | None = None
+) -> Tensor:
     """Return the product of activations as they are and packed weights (W4A16); as `integer_linear`, by Triton only."""
     run = _mixed_op if torch.compiler.is_compiling() else _mixed
-    y_MO = run(x.reshape(-1, x.shape[-1]), codes, scale_O1, bits, bias_O)
+    flat = None if residual is None else residual.reshape(-1, len(codes))
+    y_MO = run(x.reshape(-1, x.shape[-1]), codes, scale_O1, bits, bias_O, flat)
     return y_MO.view(*x.shape[:-1], len(codes))
 
 
@@ -158,20 +166,23 @@ def _quantize(
     d_u: int,
     clip_S: Tensor | None,
     gate_MK: Tensor | None,
+    gain_K: Tensor | None,
+    eps: float,
 ) -> list[Tensor]:
     affine = None if columns_GK is None or shift_NG is None else Affine(columns_GK, shift_NG)
     kronecker = None if a_MM is None else Kronecker(a_MM, b_NN, factor)
     prologue = Prologue(affine, kronecker, None if state_M is None else TokenStates(state_M, d_m, d_u, clip_S))
     validate_tensor_cores(x_MK.device)
-    if gate_MK is not None and (affine is not None or x_MK.dtype == torch.float32 or not uses_triton(x_MK)):
-        x_MK, gate_MK = F.silu(gate_MK) * x_MK, None
+    front = gate_MK if gain_K is None else Norm(gain_K, eps)
+    if front is not None and (affine is not None or x_MK.dtype == torch.float32 or not uses_triton(x_MK)):
+        x_MK, front = front.apply(x_MK) if isinstance(front, Norm) else F.silu(front) * x_MK, None
     if not uses_triton(x_MK):
         quantize = row_chunks.quantize_rows if x_MK.device.type == "cpu" else reference.quantize_rows
         return [*quantize(x_MK, bits, clip_ratio, prologue, symmetric, sums)]
     from starquant.kernels.triton.quantize import quantize_rows
 
-    with _on(x_MK):
-        return [*quantize_rows(x_MK, bits, clip_ratio, prologue, symmetric, sums, gate_MK)]
+    with launched_on(x_MK):
+        return [*quantize_rows(x_MK, bits, clip_ratio, prologue, symmetric, sums, front)]
 
 
 def _linear(
@@ -184,6 +195,7 @@ def _linear(
     x_zero_M1: Tensor | None,
     x_sum_M1: Tensor | None,
     offsets_O2: Tensor | None,
+    residual_MO: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     offsets = None
@@ -191,23 +203,27 @@ def _linear(
         assert offsets_O2 is not None
         offsets = Offsets(offsets_O2, x_zero_M1, x_sum_M1)
     if x_MK.device.type == "cpu" and not uses_triton(x_MK):
-        return row_chunks.integer_linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype, offsets)
+        y_MO = row_chunks.integer_linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype, offsets)
+        return y_MO if residual_MO is None else residual_MO + y_MO
     if not uses_triton(x_MK):
         sums_MO = reference.accumulate(x_MK, reference.weight_codes(codes, bits))
         if offsets is not None:
             offsets.subtract(sums_MO)
-        return reference.scaled(sums_MO, x_scale_M1, scale_O1[:, 0], bias_O, dtype)
+        y_MO = reference.scaled(sums_MO, x_scale_M1, scale_O1[:, 0], bias_O, dtype)
+        return y_MO if residual_MO is None else residual_MO + y_MO
     from starquant.kernels.triton.linear import linear
 
-    with _on(x_MK):
-        return linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype, offsets=offsets)
+    with launched_on(x_MK):
+        return linear(x_MK, x_scale_M1, codes, scale_O1[:, 0], bits, bias_O, dtype, None, offsets, residual_MO)
 
 
-def _mixed(x_MK: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None) -> Tensor:
+def _mixed(
+    x_MK: Tensor, codes: Tensor, scale_O1: Tensor, bits: int, bias_O: Tensor | None, residual_MO: Tensor | None
+) -> Tensor:
     from starquant.kernels.triton.linear import linear_16
 
-    with _on(x_MK):
-        return linear_16(x_MK, codes, scale_O1[:, 0], bits, bias_O)
+    with launched_on(x_MK):
+        return linear_16(x_MK, codes, scale_O1[:, 0], bits, bias_O, None, residual_MO)
 
 
 _quantize_op = torch.library.custom_op("starquant::quantize_tokens", _quantize, mutates_args=())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starquant.numerics import apply_kronecker
+from starquant.numerics import apply_kronecker, rms_norm
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,23 @@ class TokenStates:
     d_m: int = 0
     d_u: int = 0
     clip_S: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A root-mean-square norm in front of everything else (`numerics.rms_norm`).
+
+    Attributes:
+        gain_K: in the activations' dtype.
+        eps: added to the mean square.
+    """
+
+    gain_K: Tensor
+    eps: float
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the normalised rows, in their dtype."""
+        return rms_norm(x, self.gain_K, self.eps)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from starquant.models.context import Context
-from starquant.models.layers import InputSite, RMSNorm, RotaryAttention
+from starquant.models.layers import InputSite, RMSNorm, RotaryAttention, added
 from starquant.models.roles import LinearKey, Role, Site, SiteKey
 
 
@@ -29,13 +29,12 @@ class NormedAttention(nn.Module):
         self.attention = RotaryAttention(*heads, head_dim)
         self.qkv_input, self.out_input = InputSite(), InputSite()
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Attend to what the context's mask shows."""
-        h = self.qkv_input(x_BLD, context)
-        q, k = normed_heads(self.q_proj(h), self.q_norm), normed_heads(self.k_proj(h), self.k_norm)
-        z = self.attention(q, k, self.v_proj(h), context)
-        y_BLD: Tensor = self.o_proj(self.out_input(z, context))
-        return y_BLD
+    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+        """Add to the residual stream what its norm attends to, where the context's mask shows it."""
+        h = self.qkv_input(x_BLD, context, norm)
+        norms = self.q_norm, self.k_norm
+        z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context, norms)
+        return added(x_BLD, self.o_proj, self.out_input(z, context))
 
     def linears(self) -> dict[LinearKey, nn.Linear]:
         """Return the linears by role."""
@@ -44,9 +43,3 @@ class NormedAttention(nn.Module):
     def inputs(self) -> dict[SiteKey, InputSite]:
         """Return the input sites."""
         return {Site.QKV: self.qkv_input, Site.OUT: self.out_input}
-
-
-def normed_heads(x: Tensor, norm: RMSNorm) -> Tensor:
-    """Return heads [..., H * E], each normalised over its E channels."""
-    normed: Tensor = norm(x.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
-    return normed

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from starquant.models.context import Context
 from starquant.models.feed_forward import Expert, dense_linears
-from starquant.models.layers import InputSite
+from starquant.models.layers import InputSite, RMSNorm
 from starquant.models.roles import ExpertRole, ExpertSite, LinearKey, Site, SiteKey
 
 #: Linears of a block's attention, and of an expert or a dense layer: what families count.
@@ -59,13 +59,17 @@ class Mixture(nn.Module):
         """Return the layer that every token passes, unweighted; None for none."""
         return None
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Return the weighted sum of what the chosen experts give, and of what every token passes."""
-        weight_BLK, chosen_BLK = self.gate.choose(x_BLD)
-        h_BLD = self.gate_up_input(x_BLD, context)
+    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+        """Add to the residual stream the weighted sum of what the experts that its norm chooses give.
+
+        With it goes what every token passes.
+        """
+        n_BLD = norm(x_BLD)
+        weight_BLK, chosen_BLK = self.gate.choose(n_BLD)
+        h_BLD = self.gate_up_input(n_BLD, context)
         y_BLD = weighted_sum(list(self.experts), h_BLD, weight_BLK.to(x_BLD.dtype), chosen_BLK, context)
         shared = self.shared()
-        return y_BLD if shared is None else y_BLD + shared(h_BLD, context)
+        return x_BLD + (y_BLD if shared is None else y_BLD + shared(h_BLD, context))
 
     def linears(self) -> dict[LinearKey, nn.Linear]:
         """Return the linears by role and expert; the router is none of them."""

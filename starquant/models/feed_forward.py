@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from starquant.models.context import Context
-from starquant.models.layers import InputSite
+from starquant.models.layers import InputSite, RMSNorm, added
 from starquant.models.roles import LinearKey, Role, Site, SiteKey
 
 
@@ -26,8 +26,13 @@ class Expert(nn.Module):
 
     def forward(self, h_BLD: Tensor, context: Context) -> Tensor:
         """Apply the gated feed-forward to what the shared site gives."""
-        y_BLD: Tensor = self.down_proj(self.down_input(self.up_proj(h_BLD), context, self.gate_proj(h_BLD)))
+        y_BLD: Tensor = self.down_proj(self.hidden(h_BLD, context))
         return y_BLD
+
+    def hidden(self, h_BLD: Tensor, context: Context) -> Tensor:
+        """Return what the down-projection reads."""
+        hidden_BLF: Tensor = self.down_input(self.up_proj(h_BLD), context, self.gate_proj(h_BLD))
+        return hidden_BLF
 
 
 class FeedForward(Expert):
@@ -37,9 +42,9 @@ class FeedForward(Expert):
         super().__init__(width, hidden)
         self.gate_up_input = InputSite()
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Apply the gated feed-forward."""
-        return super().forward(self.gate_up_input(x_BLD, context), context)
+    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:  # type: ignore[override]
+        """Add the gated feed-forward of the normalised residual stream to the stream."""
+        return added(x_BLD, self.down_proj, self.hidden(self.gate_up_input(x_BLD, context, norm), context))
 
     def linears(self) -> dict[LinearKey, nn.Linear]:
         """Return the linears by role."""

@@ -3,8 +3,9 @@
 Shape suffixes: B batch, L sequence length, D model width, H query heads, K key/value heads, E head width,
 F feed-forward width, V vocabulary, N selected positions.
 
-Two kinds of parameter-free modules are seams for quantization, exchanged by `quantized`:
-`InputSite` stands where a group of linears reads a shared input, `AttentionCore` is softmax(QK^T)V.
+Three kinds of parameter-free modules are seams for quantization, exchanged by `quantized`:
+`InputSite` stands where a group of linears reads a shared input, `Heads` is what queries and keys pass before they
+meet, `AttentionCore` is softmax(QK^T)V.
 """
 
 from __future__ import annotations
@@ -18,17 +19,30 @@ from torch import Tensor, nn
 
 from starquant.models.buffers import Float32Buffers
 from starquant.models.context import Context
+from starquant.numerics import rms_norm
+
+#: What stands between x and an input site: the gate of SwiGLU, a norm; None for nothing.
+Front = Tensor | nn.Module | None
 
 
-def gated(x: Tensor, gate: Tensor | None) -> Tensor:
-    """Return silu(gate) x, or x without a gate."""
-    return x if gate is None else F.silu(gate) * x
+def in_front(x: Tensor, front: Front) -> Tensor:
+    """Return silu(gate) x of a gate, norm(x) of a norm, else x."""
+    if front is None:
+        return x
+    normed: Tensor = F.silu(front) * x if isinstance(front, Tensor) else front(x)
+    return normed
 
 
 def site_input(arguments: Sequence[Any]) -> Tensor:
     """Return what stands in front of an input site, from the arguments that it was called with (for hooks)."""
-    x, _, gate = (*arguments, None, None)[:3]
-    return gated(x, gate)
+    x, _, front = (*arguments, None, None)[:3]
+    return in_front(x, front)
+
+
+def added(x_BLD: Tensor, linear: nn.Module, h: Any) -> Tensor:
+    """Return x + linear(h), the residual stream after a sublayer; a linear that `adds` writes nothing but the sum."""
+    y_BLD: Tensor = linear(h, x_BLD) if getattr(linear, "adds", False) else x_BLD + linear(h)
+    return y_BLD
 
 
 class InputSite(Float32Buffers):
@@ -47,9 +61,9 @@ class InputSite(Float32Buffers):
         self.state_clip: Tensor | None
         self.register_buffer("state_clip", state_clip)
 
-    def forward(self, x_BLD: Tensor, context: Context | None = None, gate_BLD: Tensor | None = None) -> Tensor:
-        """Return what the linears read of x, or of silu(gate) x, which a quantizer may compute in its own pass."""
-        x_BLD = gated(x_BLD, gate_BLD)
+    def forward(self, x_BLD: Tensor, context: Context | None = None, front: Front = None) -> Tensor:
+        """Return what the linears read of x behind a norm or SwiGLU, which a quantizer may compute in its own pass."""
+        x_BLD = in_front(x_BLD, front)
         return x_BLD if self.transform is None else self.transform(x_BLD, context)
 
 
@@ -63,9 +77,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        x = x_BLD.float()
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(x_BLD.dtype)
+        return rms_norm(x_BLD, self.weight, self.eps)
 
 
 class Rotary(nn.Module):
@@ -93,6 +105,25 @@ def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
 
 
+class Heads(nn.Module):
+    """Queries and keys split into heads, normalised per head where there are norms, and turned by their positions."""
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        head_dim: int,
+        rotary: tuple[Tensor, Tensor],
+        norms: tuple[RMSNorm, RMSNorm] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return [B, H, L, E] and [B, K, L, E] of [B, L, H*E] and [B, L, K*E]."""
+        heads = [x.unflatten(-1, (-1, head_dim)) for x in (q, k)]
+        if norms is not None:
+            heads = [norm(x) for norm, x in zip(norms, heads, strict=True)]
+        q_BHLE, k_BKLE = (rotate(x.transpose(1, 2), *rotary) for x in heads)
+        return q_BHLE, k_BKLE
+
+
 class AttentionCore(nn.Module):
     """softmax(Q K^T / sqrt(E)) V over the positions that `mask` shows; K and V have K <= H heads."""
 
@@ -115,18 +146,16 @@ class RotaryAttention(nn.Module):
     def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
-        self.core = AttentionCore()
+        self.heads, self.core = Heads(), AttentionCore()
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
-        """Split heads, rotate, attend, and return the concatenated heads [B, L, H*E]."""
-        q_BHLE = rotate(self._heads(q, self.n_heads), *context.rotary)
-        k_BKLE, v_BKLE = rotate(self._heads(k, self.n_kv_heads), *context.rotary), self._heads(v, self.n_kv_heads)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, norms: tuple[RMSNorm, RMSNorm] | None = None
+    ) -> Tensor:
+        """Split heads, normalise those of q and k if asked, rotate, attend, and return the heads [B, L, H*E]."""
+        q_BHLE, k_BKLE = self.heads(q, k, self.head_dim, context.rotary, norms)
+        v_BKLE: Tensor = v.unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
         z_BHLE: Tensor = self.core.attend(q_BHLE, k_BKLE, v_BKLE, context, self)
         return z_BHLE.transpose(1, 2).flatten(2)
-
-    def _heads(self, x: Tensor, n: int) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (n, self.head_dim))
-        return heads.transpose(1, 2)
 
 
 def select(hidden_BLD: Tensor, positions: tuple[Tensor, Tensor] | None) -> Tensor:

@@ -30,9 +30,9 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
-        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
-        return x_BLD + y_BLD
+        x_BLD = self.self_attn(x_BLD, context, self.input_layernorm)
+        y_BLD: Tensor = self.mlp(x_BLD, context, self.post_attention_layernorm)
+        return y_BLD
 
     def sites(self, states: States = BIDIRECTIONAL) -> BlockSites:
         """Return the linears by role and expert; `states` are the model's."""

@@ -16,6 +16,7 @@ from starquant.numerics.hadamard import (
 from starquant.numerics.metrics import SqnrMeter, sqnr_db
 from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
 from starquant.numerics.orthogonal import apply_kronecker, cayley, dual, fermat_sizes, kronecker_sizes
+from starquant.numerics.rms_norm import rms_norm
 from starquant.numerics.rotation import Rotation, random_rotation
 from starquant.numerics.rounding import Quantized, dequantize, fake_quantize, quantize
 from starquant.numerics.row_cut import cut_rows
@@ -64,6 +65,7 @@ __all__ = [
     "random_rotation",
     "random_signs",
     "ridge_least_squares",
+    "rms_norm",
     "rows_at_once",
     "sqnr_db",
     "state_indices",

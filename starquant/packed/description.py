@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.kernels import sums_fit
 from starquant.models.base import MaskedDiffusionModel
-from starquant.models.layers import AttentionCore, InputSite, RotaryAttention
+from starquant.models.layers import AttentionCore, Heads, InputSite, RotaryAttention
 from starquant.models.roles import ExpertRole, Site
 from starquant.numerics import PerChannel, PerGroup, PerToken, QuantFormat, States, TokenState
 from starquant.packed.transform_data import (
@@ -30,6 +30,7 @@ from starquant.packed.transform_data import (
 )
 from starquant.quantized.activation_quantizer import ActivationQuantizer, Where
 from starquant.quantized.attention import CLIPPED, COMMON, OPERANDS, KeyValueGrid, QuantizedAttentionCore
+from starquant.quantized.fused_heads import FusedHeads
 from starquant.quantized.packed_linear import Packed, PackedEmbedding, PackedLinear
 
 #: What a site says that clips the largest and the smallest number at ratios of their own.
@@ -226,6 +227,7 @@ def use_integers(model: MaskedDiffusionModel, where: Where = "always", join: Whe
     count = 0
     for block in model.trunk().blocks:
         sites = model.block_sites(block)
+        sites.attention.heads = Heads() if where == "never" else FusedHeads()
         for site, module in sites.inputs.items():
             linears = sites.readers(site)
             modules: Iterable[nn.Module] = linears.values()

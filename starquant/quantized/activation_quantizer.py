@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from starquant.errors import CheckpointError
 from starquant.kernels import IntegerTokens, quantize_tokens
 from starquant.models.context import Context
-from starquant.models.layers import InputSite, gated
+from starquant.models.layers import Front, InputSite
 from starquant.numerics import QuantFormat, SqnrMeter, fake_quantize
 from starquant.quantized.joined_linears import JoinedLinears
 from starquant.quantized.packed_linear import PackedLinear
@@ -94,22 +94,21 @@ class ActivationQuantizer(InputSite):
         return module
 
     def forward(  # type: ignore[override]
-        self, x_BLD: Tensor, context: Context | None = None, gate_BLD: Tensor | None = None
+        self, x_BLD: Tensor, context: Context | None = None, front: Front = None
     ) -> Tensor | IntegerTokens:
         """Return the transformed input on its grid, as values or as integers."""
         if self._here(self.integers, x_BLD):
             assert context is not None and self.prologue is not None
-            if self.prologue.steps:
-                x_BLD, gate_BLD = gated(x_BLD, gate_BLD), None
+            x_BLD, rest = self.prologue.take(x_BLD, front)
             x_BLD, prologue = self.prologue.split(x_BLD, context, self.state_clip)
             grid = self.format
-            tokens = quantize_tokens(x_BLD, grid.bits, grid.clip_ratio, prologue, grid.symmetric, self._sums, gate_BLD)
+            tokens = quantize_tokens(x_BLD, grid.bits, grid.clip_ratio, prologue, grid.symmetric, self._sums, rest)
             return tokens if self.joined is None else self.joined.multiply(tokens)
         clip_BLE = None
         if self.state_clip is not None:
             assert context is not None
             clip_BLE = self.state_clip.view(len(self.state_clip), -1).to(x_BLD.device)[context.state_BL]
-        x_BLD = super().forward(x_BLD, context, gate_BLD)
+        x_BLD = super().forward(x_BLD, context, front)
         quantized = fake_quantize(x_BLD, self.format, clip=clip_BLE)
         if self.meter is not None:
             self.meter.update(x_BLD, quantized)

@@ -167,9 +167,11 @@ class PackedLinear(Packed):
             needs them.
         inputs_at_once: so many at least, where there is a choice (`diffusion.predictor`): a CPU unpacks the weight each
             time, which costs as much as multiplying some 200.
+        adds: it takes what its product is added to (`models.layers.added`).
     """
 
     inputs_at_once = 256
+    adds = True
     offsets: Tensor | None
 
     def __init__(
@@ -219,15 +221,20 @@ class PackedLinear(Packed):
             with torch.inference_mode(False):
                 self.offsets = weight_offsets(self.codes, self.zero, self.weight_format.bits)
 
-    def forward(self, x: Tensor | IntegerTokens) -> Tensor:
-        """Return x W^T + b, [..., O]."""
+    def forward(self, x: Tensor | IntegerTokens, residual: Tensor | None = None) -> Tensor:
+        """Return x W^T + b, [..., O], added to a residual of the activations' dtype where there is one."""
+        weight = self.codes, self.scale, self.weight_format.bits, self.bias
         if isinstance(x, IntegerTokens):
-            if x.products and self.place is not None:
-                return x.products[self.place]
-            assert x.sum is not None or self.zero is None
-            return integer_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias, self.offsets)
-        if self.takes_integers and self.zero is None and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x):
-            return mixed_linear(x, self.codes, self.scale, self.weight_format.bits, self.bias)
-        if x.device.type == "cpu":
-            return value_linear(x, self.codes, self.scale, self.zero, self.weight_format.bits, self.bias)
-        return F.linear(x, dequantize(self.quantized(), x.dtype), self.bias)
+            if not x.products or self.place is None:
+                assert x.sum is not None or self.zero is None
+                return integer_linear(x, *weight, self.offsets, residual)
+            y = x.products[self.place]
+        elif (
+            self.takes_integers and self.zero is None and x.dtype in (torch.float16, torch.bfloat16) and uses_triton(x)
+        ):
+            return mixed_linear(x, *weight, residual)
+        elif x.device.type == "cpu":
+            y = value_linear(x, self.codes, self.scale, self.zero, self.weight_format.bits, self.bias)
+        else:
+            y = F.linear(x, dequantize(self.quantized(), x.dtype), self.bias)
+        return y if residual is None else residual + y

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from starquant.kernels import Affine, Kronecker, Prologue, TokenStates
+from starquant.kernels import Affine, Kronecker, Norm, Prologue, TokenStates
 from starquant.models.context import Context
+from starquant.models.layers import Front, RMSNorm, in_front
 from starquant.quantized.folding import DenseAffine, fold
 from starquant.quantized.state_transforms import BlockAffine, SiteTransform, StateGate
 from starquant.quantized.transforms import HadamardTransform, HeadsHadamard, KroneckerTransform, OrthogonalTransform
@@ -56,6 +57,14 @@ class SitePrologue:
         in_front = (correction, exact, None if isinstance(gate, StateGate) else gate)
         steps = tuple(step for step in in_front if step is not None)
         return cls(steps, affine, kronecker, d_m, d_u)
+
+    def take(self, x_BLD: Tensor, front: Front) -> tuple[Tensor, Tensor | Norm | None]:
+        """Return what `split` takes, and SwiGLU's gate or the norm in front of it, if the kernel runs that as well."""
+        if not self.steps and isinstance(front, Tensor):
+            return x_BLD, front
+        if not self.steps and isinstance(front, RMSNorm) and front.weight.dtype == x_BLD.dtype:
+            return x_BLD, Norm(front.weight, front.eps)
+        return in_front(x_BLD, front), None
 
     def split(self, x_BLD: Tensor, context: Context, clip_S: Tensor | None) -> tuple[Tensor, Prologue]:
         """Run what no kernel does; return the result with what is left to the kernel."""

@@ -13,6 +13,8 @@ from triton.compiler import ASTSource
 
 from starquant.kernels.tiles import rule
 from starquant.kernels.tokens import Kronecker
+from starquant.kernels.triton.heads import HEADS
+from starquant.kernels.triton.heads import _turn as _turn_heads
 from starquant.kernels.triton.linear import _finish, _linear
 from starquant.kernels.triton.quantize import _map_rows, _quantize_rows
 from starquant.kernels.triton.transform import _transform_rows, shape_of, sides
@@ -20,7 +22,7 @@ from starquant.kernels.triton.transform import _transform_rows, shape_of, sides
 #: Shared memory of a block, KB: the least of what capability 8.6 and 8.9 have.
 SHARED = 99 * 1024
 OFFSETS = ("x_zero_ptr", "x_sum_ptr", "w_offsets_ptr")
-POINTERS = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", *OFFSETS, "y_ptr")
+POINTERS = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", *OFFSETS, "residual_ptr", "y_ptr")
 LINEAR = (*POINTERS, "rows", "outputs", "columns", "split")
 
 
@@ -49,11 +51,12 @@ def check_linear(capability: int) -> None:
             continue
         seen.add((tile, integer, bits, zero, rows == 1))
         out = "bf16" if tile.split == 1 else "i32" if integer else "fp32"
-        pointed = ("i8" if integer else "bf16", "u8", "fp32", "fp32", "bf16", *["i32" if zero else "fp32"] * 3, out)
+        offsets = ["i32" if zero else "fp32"] * 3
+        pointed = ("i8" if integer else "bf16", "u8", "fp32", "fp32", "bf16", *offsets, "bf16", out)
         types = {name: "i32" for name in LINEAR} | {n: f"*{k}" for n, k in zip(POINTERS, pointed, strict=True)}
         even = columns % (tile.j * tile.split) == 0
         constants = {"BITS": bits, "FAST": bits in (4, 8), "INTEGER": integer, "HAS_BIAS": True, "EVEN": even}
-        constants |= {"HAS_ZERO": zero, "HAS_SUM": zero}
+        constants |= {"HAS_ZERO": zero, "HAS_SUM": zero, "HAS_RESIDUAL": True}
         if tile.split == 1:  # Triton takes a 1 as a constant
             del types["split"]
             constants["split"] = 1
@@ -74,9 +77,17 @@ def check_finish(capability: int) -> None:
     """Where sums of several programs are added; also of one row, which Triton takes as a constant."""
     pointers = {"parts_ptr": "*i32", "x_scale_ptr": "*fp32", "w_scale_ptr": "*fp32", "bias_ptr": "*bf16"}
     for one, zero in itertools.product((False, True), repeat=2):
-        types = pointers | dict.fromkeys(OFFSETS, "*i32") | {"y_ptr": "*bf16"}
+        types = pointers | dict.fromkeys(OFFSETS, "*i32") | {"residual_ptr": "*bf16", "y_ptr": "*bf16"}
         types |= ({} if one else {"rows": "i32"}) | {"outputs": "i32"}
-        constants = {"INTEGER": True, "HAS_BIAS": True, "HAS_ZERO": zero, "HAS_SUM": zero, "SPLIT": 4, "BLOCK": 1024}
+        constants = {
+            "INTEGER": True,
+            "HAS_BIAS": True,
+            "HAS_ZERO": zero,
+            "HAS_SUM": zero,
+            "HAS_RESIDUAL": True,
+            "SPLIT": 4,
+            "BLOCK": 1024,
+        }
         constants |= {"rows": 1} if one else {}
         compiled(_finish, types, constants, capability, 4, 2)
 
@@ -84,7 +95,7 @@ def check_finish(capability: int) -> None:
 def check_quantize(capability: int) -> None:
     pointers = {
         "x_ptr": "*bf16",
-        "gate_ptr": "*bf16",
+        "front_ptr": "*bf16",
         "codes_ptr": "*i8",
         "scale_ptr": "*fp32",
         "clip_ptr": "*fp32",
@@ -92,10 +103,10 @@ def check_quantize(capability: int) -> None:
     }
     pointers |= {"zero_ptr": "*i32", "sum_ptr": "*i32"}
     numbers = {"shared": "i32", "d_m": "i32"}
-    floats = dict.fromkeys(("qmax", "reach", "tiny"), "fp32")
-    constants = {"HAS_CLIP": True, "HAS_GATE": True, "SWIGLU": True, "BLOCK": 4096}
-    for symmetric in (True, False):
-        grid = {"SYMMETRIC": symmetric, "SUMS": not symmetric}
+    floats = dict.fromkeys(("eps", "qmax", "reach", "tiny"), "fp32")
+    constants = {"HAS_CLIP": True, "HAS_GATE": True, "BLOCK": 4096}
+    for symmetric, norm in itertools.product((True, False), repeat=2):
+        grid = {"SYMMETRIC": symmetric, "SUMS": not symmetric, "SWIGLU": not norm, "NORM": norm}
         types = pointers | {"width": "i32"} | numbers | floats
         compiled(_quantize_rows, types, constants | grid, capability, 16, 3)
 
@@ -111,12 +122,12 @@ def check_map(capability: int) -> None:
 def check_transform(capability: int) -> None:
     """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
     sizes = (64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)
-    for (m, n), symmetric in itertools.product(sizes, (True, False)):
+    for (m, n), symmetric, norm in itertools.product(sizes, (True, False), (True, False)):
         kronecker = Kronecker(torch.empty(m, m), None if n is None else torch.empty(n, n))
         _, right, a, b, stride_a, _ = sides(kronecker, m * (n or 128))
         types = {
             "x_ptr": "*bf16",
-            "gate_ptr": "*bf16",
+            "front_ptr": "*bf16",
             "left_ptr": "*fp32",
             "right_ptr": "*fp32",
             "codes_ptr": "*i8",
@@ -124,7 +135,10 @@ def check_transform(capability: int) -> None:
         }
         types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "shared": "i32", "d_m": "i32"}
         types |= dict.fromkeys(("rows", "width", "a", "b"), "i32")
-        types |= dict.fromkeys(("factor", "qmax", "reach", "tiny"), "fp32") | {"zero_ptr": "*i32", "sum_ptr": "*i32"}
+        types |= dict.fromkeys(("factor", "eps", "qmax", "reach", "tiny"), "fp32") | {
+            "zero_ptr": "*i32",
+            "sum_ptr": "*i32",
+        }
         along, across = ("stride_a", "stride_b") if stride_a == 1 else ("stride_b", "stride_a")
         types |= {across: "i32"}
         settings = shape_of(a, b)
@@ -133,7 +147,8 @@ def check_transform(capability: int) -> None:
             "HAS_RIGHT": right is not None,
             "HAS_CLIP": True,
             "HAS_GATE": True,
-            "SWIGLU": True,
+            "SWIGLU": not norm,
+            "NORM": norm,
             along: 1,
         } | settings
         constants |= {"SYMMETRIC": symmetric, "SUMS": not symmetric}
@@ -142,11 +157,21 @@ def check_transform(capability: int) -> None:
         assert "mma" in found.asm["ptx"], "no tensor cores"
 
 
+def check_heads(capability: int) -> None:
+    """Heads of both families, all turned, without norms and with."""
+    outer = {f"{x}_{part}_ptr": "*bf16" for x in "qk" for part in ("gain", "out")}
+    types = {"q_ptr": "*bf16", "k_ptr": "*bf16", **outer, "cos_ptr": "*fp32", "sin_ptr": "*fp32", "eps": "fp32"}
+    types |= dict.fromkeys(("positions", "q_heads", "k_heads", "q_stride", "k_stride", "width", "turned"), "i32")
+    for norm in (False, True):
+        compiled(_turn_heads, types, {"NORM": norm, "HEADS": HEADS, "BLOCK": 128}, capability, 4, 3)
+
+
 if __name__ == "__main__":
     for capability in (80, 89, 90):
         check_linear(capability)
         check_transform(capability)
         check_finish(capability)
         check_map(capability)
+        check_heads(capability)
     check_quantize(90)
     print("all compiled")

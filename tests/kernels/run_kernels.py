@@ -7,12 +7,14 @@ import sys
 
 import torch
 
-from starquant.kernels import Affine, Kronecker, Prologue, TokenStates, reference, weight_offsets
+from starquant.kernels import Affine, Kronecker, Norm, Prologue, TokenStates, reference, weight_offsets
 from starquant.kernels.offsets import Offsets
 from starquant.kernels.tiles import Tile
 from starquant.kernels.triton.linear import linear, linear_16
 from starquant.kernels.triton.quantize import map_rows, quantize_rows
+from starquant.models.layers import Heads, RMSNorm, Rotary
 from starquant.numerics import gate_channels, state_indices
+from starquant.quantized.fused_heads import FusedHeads
 
 #: Tokens, outputs and bytes that end within a tile; inputs split unevenly.
 TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 32, 4, 4, 2))
@@ -241,9 +243,81 @@ def check_swiglu() -> None:
     kronecker, states = Kronecker(*factors), TokenStates(states_of(9), 8, 4)
     for prologue, symmetric in itertools.product((Prologue(states=states), Prologue(None, kronecker)), (True, False)):
         expected = reference.quantize_rows(torch.nn.functional.silu(gate) * x, 4, 0.9, prologue, symmetric)
-        codes, scale, *zero = quantize_rows(x, 4, 0.9, prologue, symmetric, gate_MK=gate)
+        codes, scale, *zero = quantize_rows(x, 4, 0.9, prologue, symmetric, front=gate)
         offset = (zero[0], expected[2]) if zero else (0, 0)
         near(codes - offset[0], scale, (expected[0] - offset[1], expected[1]), 0.03, 4e-3)
+
+
+def check_norm() -> None:
+    """A norm in the same pass, in front of a Kronecker product or of none; one row of zeros.
+
+    The sum of squares is taken in another order: a code may be the next one, few are.
+    """
+    sizes = [(8, 8), (12, 20), (3, 148), (56, 64), (64, 64)]
+    kinds = ((torch.float16, 0.03, 4e-3), (torch.bfloat16, 0.1, 2e-2)) if ON_GPU else ((torch.float16, 0.03, 4e-3),)
+    for (a, b), (dtype, share, rtol), rows in itertools.product(sizes, kinds, (1, 7)):
+        generator, width = torch.Generator().manual_seed(a), a * b
+        x = (5 * torch.randn(rows, width, generator=generator)).to(DEVICE, dtype)
+        x[-1] = 0.0
+        x[0, 0] = 300.0
+        norm = Norm((1 + 0.2 * torch.randn(width, generator=generator)).to(DEVICE, dtype), 1e-5)
+        factors = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0].to(DEVICE) for n in (a, b))
+        clip = torch.tensor([[0.9, 0.8], [0.95, 1.0]], device=DEVICE)
+        states = TokenStates(states_of(rows), width // 8, width // 16, clip)
+        for kronecker, grid in itertools.product((None, Kronecker(*factors)), ((True, False), *ASYMMETRIC)):
+            prologue = Prologue(None, kronecker, states)
+            expected = reference.quantize_rows(norm.apply(x), 4, 0.9, prologue, *grid)
+            found = quantize_rows(x, 4, 0.9, prologue, *grid, front=norm)
+            zeros = (0, 0) if grid[0] else (found[2], expected[2])
+            near(found[0] - zeros[0], found[1], (expected[0] - zeros[1], expected[1]), share, rtol)
+            if grid[1]:
+                assert torch.equal(found[-1], found[0].sum(1, keepdim=True, dtype=torch.int32)), ("sums", width)
+
+
+def check_residual() -> None:
+    """A product added to the residual stream in its own pass, split or not: the bits of a sum behind it."""
+    for rows, outputs, width in ((1, 3, 8), (17, 70, 24), (70, 66, 200)):
+        generator = torch.Generator().manual_seed(rows)
+        x = torch.randint(-128, 128, (rows, width), generator=generator, dtype=torch.int8).to(DEVICE)
+        codes = torch.randint(0, 256, (outputs, width // 2), generator=generator, dtype=torch.uint8).to(DEVICE)
+        token, channel = (torch.rand(n, generator=generator).to(DEVICE) for n in (rows, outputs))
+        for dtype, tile in itertools.product((torch.float16, torch.float32), (None, *TILES)):
+            stream = (100 * torch.randn(rows, outputs, generator=generator)).to(DEVICE, dtype)
+            more = token[:, None], codes, channel * 1e-3, 4, None, dtype, tile
+            equal = torch.equal if dtype == torch.float16 or not ON_GPU else torch.allclose  # a fused product and sum
+            assert equal(linear(x, *more, residual_MO=stream), stream + linear(x, *more)), (rows, dtype, tile)
+        values = torch.randn(rows, width, generator=generator).to(DEVICE, torch.float16)
+        stream = torch.randn(rows, outputs, generator=generator).to(DEVICE, torch.float16)
+        for tile in (None, *TILES):
+            more = codes, channel, 4, None, tile
+            found, expected = linear_16(values, *more, stream), stream + linear_16(values, *more)
+            assert torch.equal(found, expected), ("16 bits", rows, tile)
+
+
+def check_heads() -> None:
+    """Queries and keys of one product, of fewer key heads, wholly or partly turned, in rows of several positions."""
+    for (heads, keys, width, turned), (batch, length), normed in itertools.product(
+        ((4, 4, 16, 16), (9, 3, 24, 8), (28, 4, 128, 128)), ((1, 1), (2, 5)), (False, True)
+    ):
+        generator = torch.Generator().manual_seed(heads)
+        wide = torch.randn(batch, length, (heads + 2 * keys) * width, generator=generator).to(DEVICE, torch.float16)
+        q, k, _ = wide.split([heads * width, keys * width, keys * width], -1)
+        positions = torch.randint(0, 50, (batch, length), generator=generator)
+        norms = None
+        if normed:
+            norms = RMSNorm(width, 1e-6), RMSNorm(width, 1e-6)
+            for norm in norms:
+                norm.weight.data = (1 + 0.2 * torch.randn(width, generator=generator)).half()
+                norm.to(DEVICE)
+        for tables in (positions, positions[:1]):
+            rotary = Rotary(turned, 1e4)(tables.to(DEVICE))
+            with torch.no_grad():
+                expected, found = Heads()(q, k, width, rotary, norms), FusedHeads()(q, k, width, rotary, norms)
+            for part, wanted in zip(found, expected, strict=True):
+                assert part.shape == wanted.shape and part.dtype == wanted.dtype
+                apart = (part.float() - wanted.float()).abs()
+                assert float(apart.max()) <= (8e-3 if normed or ON_GPU else 0.0), ("heads", heads, normed)
+                assert float((apart > 0).float().mean()) <= 0.02, ("heads", heads, normed)
 
 
 if __name__ == "__main__":
@@ -257,4 +331,7 @@ if __name__ == "__main__":
     check_transform()
     check_map()
     check_swiglu()
+    check_norm()
+    check_residual()
+    check_heads()
     print("all equal")

@@ -15,6 +15,7 @@ from packed_models import VARIANTS, described
 from starquant.kernels import dispatch
 from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
+from starquant.models.sdar import SDARConfig, SDARForCausalLM
 from starquant.numerics import gate_channels
 from starquant.packed.description import rebuild, use_integers
 
@@ -26,6 +27,10 @@ def model(family: str, variant: str, dtype: torch.dtype) -> torch.nn.Module:
     with torch.device(DEVICE):
         if family == "llada":
             made = LLaDAModelLM(LLaDAConfig(64, 4, None, 2, 96, vocab_size=100, mask_token_id=99)).to(dtype)
+        elif family == "sdar":  # queries and keys are normalised
+            sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+            more = {"head_dim": 16, "intermediate_size": 96, "vocab_size": 100, "mask_token_id": 99, "eos_token_id": 98}
+            made = SDARForCausalLM(SDARConfig(**sizes, **more)).to(dtype)
         else:
             sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
             config = DreamConfig(**sizes, intermediate_size=96, vocab_size=100, mask_token_id=99, pad_token_id=98)
@@ -75,4 +80,6 @@ if __name__ == "__main__":
     check("dream", "w8a8", torch.float16)
     check("dream", "w4a4-asym", torch.float32)
     check("llada", "w4a16", torch.float16)
+    check("llada", "w4a4-no-tac", torch.float16)
+    check("sdar", "w4a4-plain", torch.float16)
     print("all near")

@@ -2,7 +2,8 @@
 
 `linear` multiplies int8 activations on int8 tensor cores; its epilogue takes from int32 sums what zero points add, and
 scales them. `linear_16` (W4A16, for few tokens, where reading the weight is all that counts) multiplies 16-bit
-activations with codes turned to 16 bits.
+activations with codes turned to 16 bits. Both add the residual stream where it is handed over, so that a sublayer's
+output is nowhere in memory without it.
 
 A tile is W X^T: unpacked weights are the left operand, which Hopper's tensor cores take from registers, and few tokens
 make a narrow tile, not a half-empty one. Where tiles are fewer than processors the inputs are split among several
@@ -25,6 +26,12 @@ GROUP = tl.constexpr(8)
 
 
 @triton.jit
+def added(y, residual):
+    """Add to the residual stream, a product being rounded to its dtype first, as without kernels; float32."""
+    return y.to(residual.dtype).to(tl.float32) + residual.to(tl.float32)
+
+
+@triton.jit
 def _linear(
     x_ptr,
     w_ptr,
@@ -34,6 +41,7 @@ def _linear(
     x_zero_ptr,
     x_sum_ptr,
     w_offsets_ptr,
+    residual_ptr,
     y_ptr,
     rows,
     outputs,
@@ -45,6 +53,7 @@ def _linear(
     HAS_BIAS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     HAS_SUM: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     EVEN: tl.constexpr,
     PARTIAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -105,6 +114,8 @@ def _linear(
         y = y * tl.load(w_scale_ptr + o, mask=output, other=0.0)[None, :]
         if HAS_BIAS:
             y = y + tl.load(bias_ptr + o, mask=output, other=0.0).to(tl.float32)[None, :]
+        if HAS_RESIDUAL:
+            y = added(y, tl.load(residual_ptr + where, mask=inside_y, other=0.0))
         tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=inside_y)
 
 
@@ -117,6 +128,7 @@ def _finish(
     x_zero_ptr,
     x_sum_ptr,
     w_offsets_ptr,
+    residual_ptr,
     y_ptr,
     rows,
     outputs,
@@ -124,6 +136,7 @@ def _finish(
     HAS_BIAS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     HAS_SUM: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -142,6 +155,8 @@ def _finish(
     y = y * tl.load(w_scale_ptr + o, mask=output, other=0.0)
     if HAS_BIAS:
         y = y + tl.load(bias_ptr + o, mask=output, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        y = added(y, tl.load(residual_ptr + where, mask=output, other=0.0))
     tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=output)
 
 
@@ -155,6 +170,7 @@ def linear(
     dtype: torch.dtype,
     settings: Tile | None = None,
     offsets: Offsets | None = None,
+    residual_MO: Tensor | None = None,
 ) -> Tensor:
     """Return integer tokens times a packed weight [M, O]; int32 sums equal `reference.accumulate`.
 
@@ -168,8 +184,9 @@ def linear(
         dtype: of what is returned.
         settings: of the launch; None for those of `tiles.tile`.
         offsets: where the grid of tokens or weight is asymmetric; None elsewhere.
+        residual_MO: what the product is added to, in `dtype`; None for nothing.
     """
-    return _launch(x_MK, x_scale_M1, codes, w_scale_O, bits, bias_O, dtype, True, settings, offsets)
+    return _launch(x_MK, x_scale_M1, codes, w_scale_O, bits, bias_O, dtype, True, settings, offsets, residual_MO)
 
 
 def linear_16(
@@ -179,9 +196,10 @@ def linear_16(
     bits: int,
     bias_O: Tensor | None = None,
     settings: Tile | None = None,
+    residual_MO: Tensor | None = None,
 ) -> Tensor:
     """Return 16-bit activations times a packed weight [M, O], in their dtype; arguments as `linear`."""
-    return _launch(x_MK, w_scale_O, codes, w_scale_O, bits, bias_O, x_MK.dtype, False, settings)
+    return _launch(x_MK, w_scale_O, codes, w_scale_O, bits, bias_O, x_MK.dtype, False, settings, None, residual_MO)
 
 
 def _launch(
@@ -194,7 +212,8 @@ def _launch(
     dtype: torch.dtype,
     integer: bool,
     settings: Tile | None,
-    offsets: Offsets | None = None,
+    offsets: Offsets | None,
+    residual_MO: Tensor | None,
 ) -> Tensor:
     rows, (outputs, columns) = len(x_MK), codes.shape
     y_MO = torch.empty(rows, outputs, dtype=dtype, device=x_MK.device)
@@ -208,7 +227,7 @@ def _launch(
     kind = torch.int32 if integer else torch.float32
     target = y_MO if split == 1 else torch.empty(split, rows, outputs, dtype=kind, device=x_MK.device)
     grid = (triton.cdiv(rows, settings.m) * triton.cdiv(outputs, settings.o), split)
-    terms, flags = _offset_arguments(offsets, w_scale_O)
+    terms, flags = _optional_arguments(offsets, residual_MO, w_scale_O)
     same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None} | flags
     _linear[grid](
         x_MK.contiguous(),
@@ -241,8 +260,11 @@ def _launch(
     return y_MO
 
 
-def _offset_arguments(offsets: Offsets | None, unused: Tensor) -> tuple[list[Tensor], dict[str, bool]]:
-    """Return zero points and sums as kernels take them, and which there are; `unused` where there is no tensor."""
+def _optional_arguments(
+    offsets: Offsets | None, residual_MO: Tensor | None, unused: Tensor
+) -> tuple[list[Tensor], dict[str, bool]]:
+    """Return zero points, sums and residual as kernels take them, and which there are; `unused` for no tensor."""
     terms = (None, None, None) if offsets is None else (offsets.zero_M1, offsets.sum_M1, offsets.weight_O2)
-    flags = {"HAS_ZERO": terms[0] is not None, "HAS_SUM": terms[1] is not None}
+    terms += (residual_MO,)
+    flags = {"HAS_ZERO": terms[0] is not None, "HAS_SUM": terms[1] is not None, "HAS_RESIDUAL": terms[3] is not None}
     return [unused if term is None else term.contiguous() for term in terms], flags

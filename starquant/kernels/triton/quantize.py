@@ -12,15 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import NO_PROLOGUE, Affine, Prologue
+from starquant.kernels.tokens import NO_PROLOGUE, Affine, Norm, Prologue
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
     codes_from_zero,
     codes_of,
     ends_of,
+    front_arguments,
     gated,
     grid_arguments,
     moved,
+    normed,
     row_targets,
     scale_of,
     state_arguments,
@@ -61,7 +63,7 @@ def _map_rows(
 @triton.jit
 def _quantize_rows(
     x_ptr,
-    gate_ptr,
+    front_ptr,
     codes_ptr,
     scale_ptr,
     zero_ptr,
@@ -71,6 +73,7 @@ def _quantize_rows(
     width,
     shared,
     d_m,
+    eps,
     qmax,
     reach,
     tiny,
@@ -79,13 +82,20 @@ def _quantize_rows(
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
     SWIGLU: tl.constexpr,
+    NORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row, column = tl.program_id(0), tl.arange(0, BLOCK)
     mask = column < width
     start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
     x = tl.load(x_ptr + start + column, mask=mask, other=0.0)
-    x = swiglu(x, tl.load(gate_ptr + start + column, mask=mask, other=0.0)) if SWIGLU else x.to(tl.float32)
+    if SWIGLU:
+        x = swiglu(x, tl.load(front_ptr + start + column, mask=mask, other=0.0))
+    elif NORM:
+        gain = tl.load(front_ptr + column, mask=mask, other=0.0)
+        x = normed(x, gain, tl.sum(x.to(tl.float32) * x.to(tl.float32)), width, eps)
+    else:
+        x = x.to(tl.float32)
     state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
     if HAS_GATE:
         x = gated(x, column, state, shared, d_m)
@@ -130,7 +140,7 @@ def quantize_rows(
     prologue: Prologue = NO_PROLOGUE,
     symmetric: bool = True,
     sums: bool = False,
-    gate_MK: Tensor | None = None,
+    front: Tensor | Norm | None = None,
 ) -> tuple[Tensor, ...]:
     """Return what `reference.quantize_rows` does.
 
@@ -141,22 +151,23 @@ def quantize_rows(
         prologue: TAC, a Kronecker transform, gate and clip ratios with the state of every row [M].
         symmetric: whether the grid is.
         sums: whether codes are summed.
-        gate_MK: SwiGLU's, for rows of 16 bits without TAC; None for none.
+        front: SwiGLU's gate [M, K] or a norm, for rows of 16 bits without TAC; None for none.
     """
     states, kronecker = prologue.states, prologue.kronecker
     if prologue.affine is not None:
         x_MK = map_rows(x_MK, prologue.affine)
     if kronecker is not None and x_MK.dtype != torch.float32:
-        return transform_rows(x_MK, bits, clip_ratio, kronecker, states, symmetric, sums, gate_MK)
+        return transform_rows(x_MK, bits, clip_ratio, kronecker, states, symmetric, sums, front)
     if kronecker is not None:
         x_MK = kronecker.apply(x_MK)
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
     clip, state, gate, flags = state_arguments(states, width, scale)
+    in_front, eps, kind = front_arguments(front, x_MK)
     _quantize_rows[(rows,)](
         x_MK,
-        x_MK if gate_MK is None else gate_MK.contiguous(),
+        in_front,
         codes,
         scale,
         scale if symmetric else offsets[0],
@@ -165,12 +176,13 @@ def quantize_rows(
         state,
         width,
         *gate,
+        eps,
         *grid_arguments(bits, clip_ratio, symmetric),
         SYMMETRIC=symmetric,
         SUMS=sums,
-        SWIGLU=gate_MK is not None,
         BLOCK=triton.next_power_of_2(width),
         num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
         **flags,
+        **kind,
     )
     return codes, scale, *offsets

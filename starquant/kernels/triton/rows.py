@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tokens import TokenStates
+from starquant.kernels.tokens import Norm, TokenStates
 from starquant.numerics import PerToken, QuantFormat
 
 ROUND = tl.constexpr(1.5 * 2**23)
@@ -28,6 +28,14 @@ def swiglu(x, gate):
     of_gate = gate.to(tl.float32)
     of_gate = (of_gate / (1.0 + tl.exp(-of_gate))).to(x.dtype).to(tl.float32)
     return (x.to(tl.float32) * of_gate).to(x.dtype).to(tl.float32)
+
+
+@triton.jit
+def normed(x, gain, squares, width, eps):
+    """Divide by the root of the mean square and multiply by a gain, rounded as without kernels; float32."""
+    root = tl.rsqrt(tl.div_rn(squares, tl.cast(width, tl.float32)) + eps)
+    y = (x.to(tl.float32) * root).to(x.dtype).to(tl.float32)
+    return (y * gain.to(tl.float32)).to(x.dtype).to(tl.float32)
 
 
 @triton.jit
@@ -90,6 +98,14 @@ def state_arguments(
     if clip is not None:
         clip = clip.view(len(clip), -1).expand(-1, 2).contiguous()  # one ratio is that of both ends
     return unused if clip is None else clip, states.state.contiguous(), channels, flags
+
+
+def front_arguments(front: Tensor | Norm | None, unused: Tensor) -> tuple[Tensor, float, dict[str, bool]]:
+    """Return what kernels take of what stands in front: SwiGLU's gate or a norm's gain, its eps, and which it is."""
+    flags = {"SWIGLU": isinstance(front, Tensor), "NORM": isinstance(front, Norm)}
+    if isinstance(front, Norm):
+        return front.gain_K.contiguous(), front.eps, flags
+    return unused if front is None else front.contiguous(), 0.0, flags
 
 
 def grid_arguments(bits: int, clip_ratio: float, symmetric: bool) -> tuple[float, float, float]:

@@ -14,15 +14,17 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tiles import is_turned, padded, processors, row_tiles
-from starquant.kernels.tokens import Kronecker, TokenStates
+from starquant.kernels.tokens import Kronecker, Norm, TokenStates
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
     codes_from_zero,
     codes_of,
     ends_of,
+    front_arguments,
     gated,
     grid_arguments,
     moved,
+    normed,
     row_targets,
     scale_of,
     state_arguments,
@@ -44,7 +46,7 @@ def power_of_two(largest):
 @triton.jit
 def _transform_rows(
     x_ptr,
-    gate_ptr,
+    front_ptr,
     left_ptr,
     right_ptr,
     codes_ptr,
@@ -62,6 +64,7 @@ def _transform_rows(
     shared,
     d_m,
     factor,
+    eps,
     qmax,
     reach,
     tiny,
@@ -71,6 +74,7 @@ def _transform_rows(
     HAS_CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
     SWIGLU: tl.constexpr,
+    NORM: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     TILES: tl.constexpr,
@@ -82,15 +86,26 @@ def _transform_rows(
     for turn in range(0, tl.cdiv(rows - first, programs)):
         row = first + turn * programs
         start = row.to(tl.int64) * width
-        largest = 0.0
+        largest, squares = 0.0, 0.0
+        read = ()
+        for n in tl.static_range(TILES):
+            at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
+            inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+            x = tl.load(x_ptr + start + at, mask=inside, other=0.0)
+            if SWIGLU:
+                x = swiglu(x, tl.load(front_ptr + start + at, mask=inside, other=0.0))
+            if NORM:
+                squares += tl.sum(x.to(tl.float32) * x.to(tl.float32))
+            read += (x,)
         xs = ()
         for n in tl.static_range(TILES):
-            at = start + k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
-            inside = (k < a)[:, None] & (n * B + c < b)[None, :]
-            x = tl.load(x_ptr + at, mask=inside, other=0.0)
-            x = swiglu(x, tl.load(gate_ptr + at, mask=inside, other=0.0)) if SWIGLU else x.to(tl.float32)
-            xs += (x,)
-            largest = tl.maximum(largest, tl.max(tl.abs(x)))
+            x = read[n]
+            if NORM:
+                at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
+                inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+                x = normed(x, tl.load(front_ptr + at, mask=inside, other=0.0), squares, width, eps)
+            xs += (x.to(tl.float32),)
+            largest = tl.maximum(largest, tl.max(tl.abs(xs[n])))
         times, over = power_of_two(largest)
         ys = ()
         for n in tl.static_range(TILES):
@@ -148,19 +163,20 @@ def transform_rows(
     states: TokenStates | None,
     symmetric: bool = True,
     sums: bool = False,
-    gate_MK: Tensor | None = None,
+    front: Tensor | Norm | None = None,
 ) -> tuple[Tensor, ...]:
     """Return transformed rows of 16 bits as `reference.quantize_rows` does; arguments as `quantize_rows`."""
     x_MK = x_MK.contiguous()
     rows, width = x_MK.shape
     codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
     clip, state, gate, flags = state_arguments(states, width, scale)
+    in_front, eps, kind = front_arguments(front, x_MK)
     left, right, a, b, *strides = sides(kronecker, width)
     shape = shape_of(a, b)
     programs = processors(x_MK.device) * WARPS // shape["num_warps"]
     _transform_rows[(min(rows, programs),)](
         x_MK,
-        x_MK if gate_MK is None else gate_MK.contiguous(),
+        in_front,
         left.contiguous(),
         scale if right is None else right.contiguous(),
         codes,
@@ -176,12 +192,13 @@ def transform_rows(
         *strides,
         *gate,
         kronecker.factor,
+        eps,
         *grid_arguments(bits, clip_ratio, symmetric),
         SYMMETRIC=symmetric,
         SUMS=sums,
         HAS_RIGHT=right is not None,
-        SWIGLU=gate_MK is not None,
         **flags,
+        **kind,
         **shape,
     )
     return codes, scale, *offsets

@@ -13,7 +13,7 @@ from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import AttentionSpec, BitsSpec
 from starquant.methods.flatquant.parameters import BlockParameters
 from starquant.models.context import Context
-from starquant.models.layers import AttentionCore, InputSite, gated
+from starquant.models.layers import AttentionCore, Front, InputSite, in_front
 from starquant.models.roles import LinearKey, SiteKey
 from starquant.numerics import QuantFormat, straight_through
 from starquant.quantized.attention import CLIPPED, OPERANDS, KeyValueGrid, at_commit, operand_format, probabilities
@@ -46,10 +46,10 @@ class _Site(InputSite):
         self.site, self.format, self.gate = site, fmt, gate
         self._learned = (learned,)
 
-    def forward(self, x_BLD: Tensor, context: Context | None = None, gate_BLD: Tensor | None = None) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: Context | None = None, front: Front = None) -> Tensor:
         """Return what the linears read."""
         (learned,) = self._learned
-        x_BLD = learned.input(self.site, gated(x_BLD, gate_BLD))
+        x_BLD = learned.input(self.site, in_front(x_BLD, front))
         if self.gate is not None:
             x_BLD = self.gate(x_BLD, context)
         clip_E = learned.sites[self.site].clip_E

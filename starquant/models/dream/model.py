@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from starquant.models.base import MaskedDiffusionModel, Trunk
 from starquant.models.context import Context
 from starquant.models.dream.config import DreamConfig
-from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention
+from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention, added
 from starquant.models.roles import BlockSites, Role, Site
 
 
@@ -32,12 +32,11 @@ class DreamAttention(nn.Module):
         self.attention = RotaryAttention(config.num_attention_heads, config.num_key_value_heads, head_dim)
         self.qkv_input, self.out_input = InputSite(), InputSite()
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Attend over all positions."""
-        h = self.qkv_input(x_BLD, context)
+    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+        """Add to the residual stream what its norm attends to, over all positions."""
+        h = self.qkv_input(x_BLD, context, norm)
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
-        y_BLD: Tensor = self.o_proj(self.out_input(z, context))
-        return y_BLD
+        return added(x_BLD, self.o_proj, self.out_input(z, context))
 
 
 class DreamMLP(nn.Module):
@@ -51,11 +50,10 @@ class DreamMLP(nn.Module):
         self.down_proj = nn.Linear(f, d, bias=False)
         self.gate_up_input, self.down_input = InputSite(), InputSite()
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Apply the gated feed-forward."""
-        h = self.gate_up_input(x_BLD, context)
-        y_BLD: Tensor = self.down_proj(self.down_input(self.up_proj(h), context, self.gate_proj(h)))
-        return y_BLD
+    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+        """Add the gated feed-forward of the normalised stream to the stream."""
+        h = self.gate_up_input(x_BLD, context, norm)
+        return added(x_BLD, self.down_proj, self.down_input(self.up_proj(h), context, self.gate_proj(h)))
 
 
 class DreamBlock(nn.Module):
@@ -70,9 +68,9 @@ class DreamBlock(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), context)
-        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
-        return x_BLD + y_BLD
+        x_BLD = self.self_attn(x_BLD, context, self.input_layernorm)
+        y_BLD: Tensor = self.mlp(x_BLD, context, self.post_attention_layernorm)
+        return y_BLD
 
 
 class DreamBaseModel(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from starquant.models.base import MaskedDiffusionModel, Trunk
 from starquant.models.context import Context
-from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention
+from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention, added
 from starquant.models.llada.config import LLaDAConfig
 from starquant.models.roles import BlockSites, Role, Site
 
@@ -39,12 +39,11 @@ class LLaDABlock(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
-        h = self.qkv_input(self.attn_norm(x_BLD), context)
+        h = self.qkv_input(x_BLD, context, self.attn_norm)
         z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context)
-        x_BLD = x_BLD + self.attn_out(self.out_input(z, context))
-        h = self.gate_up_input(self.ff_norm(x_BLD), context)
-        y_BLD: Tensor = self.ff_out(self.down_input(self.up_proj(h), context, self.ff_proj(h)))
-        return x_BLD + y_BLD
+        x_BLD = added(x_BLD, self.attn_out, self.out_input(z, context))
+        h = self.gate_up_input(x_BLD, context, self.ff_norm)
+        return added(x_BLD, self.ff_out, self.down_input(self.up_proj(h), context, self.ff_proj(h)))
 
 
 class LLaDAModel(nn.Module):

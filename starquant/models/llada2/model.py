@@ -10,13 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from starquant.models.attention import normed_heads
 from starquant.models.base import Trunk
 from starquant.models.block_causal import BlockCausalModel
 from starquant.models.context import Context
 from starquant.models.experts import OF_ATTENTION, OF_EXPERT, Mixture, experts_of, routers_of
 from starquant.models.feed_forward import Expert, FeedForward
-from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention
+from starquant.models.layers import InputSite, RMSNorm, Rotary, RotaryAttention, added
 from starquant.models.llada2.config import LLaDA2MoeConfig
 from starquant.models.llada2.router import GroupedSigmoidRouter
 from starquant.models.roles import BlockSites, LinearKey, Role, Site
@@ -40,14 +39,12 @@ class LLaDA2Attention(nn.Module):
         self.attention = RotaryAttention(heads, kv_heads, e)
         self.qkv_input, self.out_input = InputSite(), InputSite()
 
-    def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
-        """Attend to what the context's mask shows."""
-        h = self.qkv_input(x_BLD, context)
-        q = normed_heads(self.q_proj(h), self.query_layernorm)
-        k = normed_heads(self.k_proj(h), self.key_layernorm)
-        z = self.attention(q, k, self.v_proj(h), context)
-        y_BLD: Tensor = self.dense(self.out_input(z, context))
-        return y_BLD
+    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+        """Add to the residual stream what its norm attends to, where the context's mask shows it."""
+        h = self.qkv_input(x_BLD, context, norm)
+        norms = self.query_layernorm, self.key_layernorm
+        z = self.attention(self.q_proj(h), self.k_proj(h), self.v_proj(h), context, norms)
+        return added(x_BLD, self.dense, self.out_input(z, context))
 
 
 class LLaDA2Mixture(Mixture):
@@ -77,9 +74,9 @@ class LLaDA2Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> Tensor:
         """Add attention and feed-forward to the residual stream."""
-        x_BLD = x_BLD + self.attention(self.input_layernorm(x_BLD), context)
-        y_BLD: Tensor = self.mlp(self.post_attention_layernorm(x_BLD), context)
-        return x_BLD + y_BLD
+        x_BLD = self.attention(x_BLD, context, self.input_layernorm)
+        y_BLD: Tensor = self.mlp(x_BLD, context, self.post_attention_layernorm)
+        return y_BLD
 
 
 class LLaDA2BaseModel(nn.Module):
