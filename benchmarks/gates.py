@@ -4,7 +4,7 @@
 
 The other words are overrides of a run; its model, bits, calibration text and rotation are used. Every variant of a site
 sees the same rows, exact inputs, weights rounded to nearest with searched clips. Errors are relative squared errors of
-the output, of masked and of unmasked tokens; `training` is their sum on the rows that P was learned on, `ungated` the
+the output, of the tokens of each state; `training` is their sum on the rows that P was learned on, `ungated` the
 sum with the same P and clips without gates.
 """
 
@@ -32,12 +32,13 @@ from starquant.methods.star_quant.learned_transform import learn
 from starquant.methods.star_quant.sgat import Gate, closed_form
 from starquant.methods.star_quant.site_transforms import groups_of, start_of
 from starquant.models.roles import Site
-from starquant.numerics import TokenState
+from starquant.numerics.token_states import TokenState, of_groups
 from starquant.runs.calibrate import calibration_states
 from starquant.runs.inputs import pin
 from starquant.session.session import Session
 from starquant.sweeps.command_line import plan_of
 
+STATES = [state.value for state in TokenState]
 ROWS = 2048  # of each state, to learn from and to judge by
 SHARE = 1 / 32
 
@@ -133,14 +134,15 @@ class Place:
         if "closed_form" in (variant.fit, variant.start):
             start = [start[0] @ self._closed(start[0], gate)]
         learned = self._learned(trained, start, variant, options.transform)
-        masked, unmasked = output_errors(judged, learned.transform, learned.state_clip)
-        error = {"masked": masked, "unmasked": unmasked}
+        errors = output_errors(judged, learned.transform, learned.state_clip)
+        error = {state.value: number for state, number in zip(judged.states, errors, strict=True)}
         error["training"] = sum(output_errors(trained, learned.transform, learned.state_clip))
         error["ungated"] = sum(output_errors(replace(judged, gate=(0, 0)), learned.transform, learned.state_clip))
         return {"block": self.visit.index, "site": self.site.value, **asdict(variant), **error}
 
     def _closed(self, start_DD: Tensor, gate: Gate) -> Tensor:
-        moments = [self.statistics.second_moment(state).mean.cpu() for state in TokenState]
+        groups = of_groups(self.statistics.learned_states())
+        moments = [self.statistics.second_moment(states).mean.cpu() for states in groups]
         return closed_form(*(start_DD.T @ moment @ start_DD for moment in moments), gate.widths)
 
     def _learned(self, group: Group, start: Sequence[Tensor], variant: Variant, options: TransformOptions) -> Learned:
@@ -190,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             row = place.measure(variant)
             rows.append(row)
-            errors = f"{row['masked']:.4f} {row['unmasked']:.4f}"
+            errors = " ".join(f"{row[name]:.4f}" for name in STATES if name in row)
             errors += f"  training {row['training']:.4f} ungated {row['ungated']:.4f}"
             print(f"block {row['block']} {row['site']:12s} {variant.name:48s} {errors}", flush=True)
             pd.DataFrame(rows).to_csv(args.out, index=False)

@@ -106,7 +106,7 @@ class MaskedDiffusionModel(PreTrainedModel):
         masked_BL = input_ids == self.mask_token_id
         return Context(self.trunk().rotary(position_ids), mask, masked_BL, visible_BL, cache)
 
-    def token_states(self, input_ids: Tensor, visible_BL: Tensor, position_BL: Tensor | None) -> Tensor:
+    def token_states(self, input_ids: Tensor, visible_BL: Tensor | None, position_BL: Tensor | None) -> Tensor:
         """Return the states of tokens, as indices on the axis of `states`, [B, L]; arguments as `context`."""
         return state_indices(input_ids == self.mask_token_id)
 

@@ -48,29 +48,27 @@ class BlockCausalModel(MaskedDiffusionModel):
         cache: KeyValueCache | None = None,
     ) -> Context:
         """Return what the blocks of one pass share, as any model's; a pass over one block sees all that it reads."""
-        alone = visible_BL is None and position_ids is None and self._is_one_block(cache)
+        masked_BL, length = input_ids == self.mask_token_id, self.block_length
+        if visible_BL is None and position_ids is None and isinstance(cache, CommittedCache):
+            first, last = (column // length for column in (cache.window.start, cache.window.stop - 1))
+            if first == last:
+                tables = cache.tables_of_window(self.trunk().rotary, input_ids.device)
+                whole = functools.partial(self.token_states, input_ids, None, None)
+                return Context(tables, None, masked_BL, None, cache, self.states, whole)
         visible_BL = self.real_tokens(input_ids, visible_BL)
         positions_BL = running_positions(input_ids, visible_BL) if position_ids is None else position_ids
-        masked_BL, length = input_ids == self.mask_token_id, self.block_length
         return Context(
-            self.trunk().rotary(positions_BL[:, cache.window] if alone and cache is not None else positions_BL),
-            None if alone else self.attention_mask(positions_BL, visible_BL),
+            self.trunk().rotary(positions_BL),
+            self.attention_mask(positions_BL, visible_BL),
             masked_BL,
             visible_BL,
             cache,
             self.states,
             functools.partial(block_state_indices, masked_BL, positions_BL, visible_BL, length, self.states),
-            None if alone else functools.partial(own_block, positions_BL, length),
+            functools.partial(own_block, positions_BL, length),
         )
 
-    def _is_one_block(self, cache: KeyValueCache | None) -> bool:
-        """Whether a pass over what is not kept computes tokens of one block only."""
-        if not isinstance(cache, CommittedCache):
-            return False
-        first, last = (column // self.block_length for column in (cache.window.start, cache.window.stop - 1))
-        return bool(first == last)
-
-    def token_states(self, input_ids: Tensor, visible_BL: Tensor, position_BL: Tensor | None) -> Tensor:
+    def token_states(self, input_ids: Tensor, visible_BL: Tensor | None, position_BL: Tensor | None) -> Tensor:
         """Return the states of tokens, as indices on the axis of `states`, [B, L]; arguments as `context`."""
         positions_BL = running_positions(input_ids, visible_BL) if position_BL is None else position_BL
         masked_BL = input_ids == self.mask_token_id

@@ -6,7 +6,6 @@ an expert is given.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 
@@ -48,6 +47,15 @@ class CommittedCache(KeyValueCache):
     def __init__(self) -> None:
         super().__init__()
         self.keep = 0
+        self._tables: tuple[slice, tuple[Tensor, Tensor]] | None = None
+
+    def tables_of_window(
+        self, rotary: Callable[[Tensor], tuple[Tensor, Tensor]], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rotary tables of the window's columns, made once for all passes over a block."""
+        if self._tables is None or self._tables[0] != self.window:
+            self._tables = self.window, rotary(torch.arange(self.window.start, self.window.stop, device=device)[None])
+        return self._tables[1]
 
     def ahead(self, start: int, stop: int) -> None:
         """Let the next pass compute all that is not kept up to column `stop`, and keep what stands before `start`."""
@@ -131,7 +139,8 @@ class Context:
         Args:
             tokens_N: their places among all B * L tokens of the pass, row by row.
         """
-        part = copy.copy(self)
+        part = Context.__new__(Context)
+        part.__dict__.update(self.__dict__)
         part.tokens_N, part._whole = tokens_N, self
         part._masked_BL = part._state_BL = None
         return part

@@ -103,17 +103,20 @@ def weighted_sum(
         context: of the pass.
     """
     length, top_k = chosen_BLK.shape[1:]
-    chosen_P, weight_P = chosen_BLK.flatten(), weight_BLK.flatten()
+    chosen_P = chosen_BLK.flatten()
     counts = torch.bincount(chosen_P, minlength=len(experts)).tolist()
+    places_P = chosen_P.argsort(stable=True)  # expert by expert
+    tokens_P, weight_P1 = places_P // top_k, weight_BLK.flatten()[places_P, None]
+    rows_1P, columns_1P = (tokens_P // length)[None], (tokens_P % length)[None]
+    parts = (tokens_P.split(counts), weight_P1.split(counts), rows_1P.split(counts, 1), columns_1P.split(counts, 1))
     y_TD: Tensor | None = None
-    for expert, places_N in zip(experts, chosen_P.argsort(stable=True).split(counts), strict=True):
-        if len(places_N) == 0:
+    for expert, count, tokens_N, weight_N1, *at in zip(experts, counts, *parts, strict=True):
+        if count == 0:
             continue
-        tokens_N = places_N // top_k
-        out_ND = expert(h_BLD[(tokens_N // length)[None], (tokens_N % length)[None]], context.routed(tokens_N))[0]
+        out_ND = expert(h_BLD[tuple(at)], context.routed(tokens_N))[0]
         if y_TD is None:
             y_TD = out_ND.new_zeros(chosen_BLK.shape[0] * length, out_ND.shape[1])
-        y_TD = y_TD.index_add(0, tokens_N, out_ND * weight_P[places_N, None])
+        y_TD.index_add_(0, tokens_N, out_ND * weight_N1)
     assert y_TD is not None
     y_BLD: Tensor = y_TD.unflatten(0, (-1, length))
     return y_BLD

@@ -120,7 +120,7 @@ def test_a_state_of_a_trajectory_ends_with_the_block_that_is_denoised() -> None:
             float(((ids == 119) & visible).sum()) for ids, visible in zip(batch.ids_BL, batch.visible_BL, strict=True)
         ]
         assert (context.mask_ratio_B > 0).tolist() == [ratio > 0 for ratio in ratios]
-        torch.testing.assert_close(context.mask_ratio_B.double(), batch.ratio_B, rtol=0, atol=0.26)
+        torch.testing.assert_close(context.mask_ratio_B.double(), batch.ratio_B, rtol=0, atol=1e-6)
 
 
 def test_passes_that_only_edit_are_states_of_the_finished_block() -> None:

@@ -144,6 +144,22 @@ def check_quantize() -> None:
         by_reference = reference.quantize_rows(x, bits, prologue=prologue)
         assert torch.equal(by_reference[0], expected[0]) and torch.equal(by_reference[1], expected[1])
         assert torch.equal(codes, expected[0]) and torch.equal(scale, expected[1]), ("gate", width, bits, dtype)
+        clips = torch.tensor([[0.5, 0.9], [0.95, 0.6], [0.7, 0.8], [1.0, 0.4]], device=DEVICE)
+        of_blocks = torch.arange(10, device=DEVICE) % 4  # masked, committed, edited, context
+        every = Prologue(states=TokenStates(of_blocks, d_m, d_u, clips))
+        codes, scale = quantize_rows(x, bits, prologue=every)
+        by_reference = reference.quantize_rows(x, bits, prologue=every)
+        assert torch.equal(codes, by_reference[0]) and torch.equal(scale, by_reference[1]), ("states", width, bits)
+        keep = gate_channels(width, d_m, d_u, x.device)[(of_blocks > 0).long()].to(dtype)
+        apart = [
+            reference.quantize_rows(
+                (x * keep)[i : i + 1],
+                bits,
+                prologue=Prologue(states=TokenStates(of_blocks[i : i + 1] * 0, clip_S=clips[of_blocks[i : i + 1]])),
+            )
+            for i in range(10)
+        ]
+        assert torch.equal(codes, torch.cat([part[0] for part in apart])), ("states one by one", width, bits)
 
 
 def check_affine() -> None:
