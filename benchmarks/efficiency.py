@@ -4,13 +4,14 @@ Weights and codes are random (`packed_models.py` says what stands where). Every 
 (eager), replayed as a CUDA graph, and replayed after torch.compile has fused what lies between the products; the table
 takes the least of these, for bf16 and the quantized models alike.
 
-    python benchmarks/efficiency.py --device cuda --out results/published/efficiency/NAME.json     8B shapes
+    python run.py experiment=table4_efficiency                                                     the table, on a GPU
+    python benchmarks/efficiency.py --device cuda --out results/published/efficiency/NAME.json     the same, into a file
     python benchmarks/efficiency.py --shape small                                                  a CPU: does it run?
     python benchmarks/efficiency.py --predict H100                                                 what it should take
-    python -m starquant.reports.efficiency results/published/efficiency                             the table
+    python -m starquant.reports.efficiency results/published/efficiency                             the table of files
 
 Rows that the file holds already are not measured again: stop it whenever you like. Nothing but torch, transformers and
-this package is needed (Triton for the kernels).
+this package is needed (Triton for the kernels); for the first command all of its requirements.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
-import os
 import platform
 import statistics
 import sys
@@ -30,7 +29,8 @@ from typing import Any
 
 import torch
 from evaluation import VOCABULARY
-from measure import PeakMemory
+from kept_rows import Results
+from measure import PeakMemory, energy_meter, joules
 from packed_models import VARIANTS, build
 from prediction import CARDS, report
 from torch import nn
@@ -43,9 +43,10 @@ from starquant.models.cuda_graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
 from starquant.quantized.packed_linear import PackedLinear
 
-LENGTHS, BATCHES = (64, 128, 256, 512, 1024, 2048), (1, 4, 16)
+LENGTHS, BATCHES = (16, 128, 512, 1024, 2048, 4096), (1,)
+PRECISIONS = ("bf16", "w4a4-plain", "w4a4-quarot", "w4a4", "w4a4-plus", "w8a8", "w4a16")
 LAUNCHES = ("eager", "graph", "compiled")
-PREDICTED = 32  # a block of 32 is read by the head
+PREDICTED = 8  # a block of 8 is read by the head
 SMALL = 100  # kernels of a graph that measures what a launch takes
 ANSWER = 128  # tokens of a generated answer, and of its prompt
 
@@ -180,11 +181,12 @@ def forward_row(
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
     timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
     split = parts(model, forward, device) if row["launch"] == "eager" and rows == arguments.batches[0] else None
-    return timing | {"roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
+    energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device))
+    return timing | {"joules": energy, "roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 
 
 def generation_row(model: MaskedDiffusionModel, row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure an answer end to end: a token a step, in blocks of 32 where the family has them."""
+    """Measure an answer end to end: a token a step, in blocks of 8 where the family has them."""
     size = row["tokens"]
     sampler: Any = DreamSampler(size, size) if row["model"] == "dream" else LLaDASampler(size, size, PREDICTED)
     prompt = torch.randint(0, VOCABULARY - 10, (1, size))
@@ -232,52 +234,16 @@ def measure(family: str, precision: str, arguments: argparse.Namespace, file: Re
                     torch.cuda.empty_cache()  # a graph held the memory that it was captured with
 
 
-class Results:
-    """The file of rows; written whole after each.
-
-    Args:
-        path: None for none.
-        device: name; a file of another device is refused.
-        ceilings: of the device.
-    """
-
-    KEYS = ("model", "shape", "precision", "ends", "launch", "kind", "batch", "tokens")
-
-    def __init__(self, path: Path | None, device: str, ceilings: dict[str, float]) -> None:
-        self.path, self.device, self.ceilings = path, device, ceilings
-        self.rows: list[dict[str, Any]] = []
-        if path is not None and path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["device"] != device:
-                raise SystemExit(f"error: {path}: was measured on {content['device']}, this is {device}; name another")
-            self.rows = content["rows"]
-
-    def holds(self, row: dict[str, Any]) -> bool:
-        """Whether a row was measured."""
-        return any(all(row[key] == known.get(key) for key in self.KEYS) for known in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Keep a row."""
-        self.rows.append(row)
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            record = {"schema_version": 3, "device": self.device, "torch": torch.__version__}
-            record |= {"triton": HAS_TRITON, "ceilings": self.ceilings, "rows": self.rows}
-            work = self.path.with_name(self.path.name + ".part")
-            work.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(work, self.path)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", default="8b", choices=["small", "8b"])
     parser.add_argument("--families", nargs="+", default=["llada", "dream"], choices=["llada", "dream"])
-    parser.add_argument("--precisions", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(VARIANTS))
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
-    parser.add_argument("--launches", nargs="+", choices=LAUNCHES, help="default: all on a GPU, eager on a CPU")
+    parser.add_argument("--launches", nargs="+", choices=LAUNCHES, help="default: graph, compiled; on a CPU eager")
     parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
     parser.add_argument("--no-generation", dest="generation", action="store_false", help="forwards only")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
@@ -286,7 +252,7 @@ def main() -> None:
     if arguments.predict is not None:
         print(report(arguments.predict))
         return
-    arguments.launches = arguments.launches or (LAUNCHES if arguments.device != "cpu" else ("eager",))
+    arguments.launches = arguments.launches or (LAUNCHES[1:] if arguments.device != "cpu" else ("eager",))
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: --device {arguments.device}: there is no GPU here")
     validate_tensor_cores(torch.device(arguments.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import threading
@@ -28,6 +29,38 @@ def alternate(candidates: dict[str, Callable[[], object]], repeats: int, warmup:
 def machine() -> str:
     """Describe where the figures come from."""
     return f"{os.cpu_count()} CPUs, {torch.get_num_threads()} torch threads, torch {torch.__version__}"
+
+
+def energy_meter(device: str) -> Callable[[], float] | None:
+    """Return what reads the joules that a GPU has taken so far (NVML's counter); None where it reports none."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        uuid = f"GPU-{str(torch.cuda.get_device_properties(device).uuid).removeprefix('GPU-')}"
+    except (OSError, AttributeError, AssertionError, RuntimeError, ValueError):
+        return None
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(handle)):
+        return None
+
+    def read() -> float:
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+        return millijoules.value / 1000
+
+    return None if nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)) else read
+
+
+def joules(work: Callable[[], object], meter: Callable[[], float] | None, seconds: float = 1.0) -> float | None:
+    """Return the energy of a call, which returns when its work is done; None without a meter.
+
+    So many are made in a row that a counter which moves every tenth of a second tells them.
+    """
+    if meter is None:
+        return None
+    began, before, calls = time.perf_counter(), meter(), 0
+    while time.perf_counter() - began < seconds or not calls:
+        work()
+        calls += 1
+    return (meter() - before) / calls
 
 
 def private_bytes() -> int:

@@ -7,6 +7,7 @@ A variant is a precision and what stands in front of its linears:
     w4a4-no-gates   the same without gates; w4a4-no-tac without TAC: what each costs
     w4a4-shared     P folded at the two sites behind a norm (structure=shared), Kronecker at the others
     w4a4-quarot     QuaRot: Hadamards across heads and before the down-projection
+    w4a4-plus       STaR-Quant+: Kronecker P, TAC of 64 channels by token state, zero points of inputs, no gates
     w4a4-plain      nothing in front (round to nearest): what all of it costs
     w4a4-asym       the same with zero points on both sides of a product; w4a4-asym-in of inputs only
     w4a16           weights only
@@ -32,7 +33,10 @@ TAC_BLOCK, GATE = 16, 1 / 32  # g and d_m = d_u of the paper's main setting
 class Variant:
     """Bits of weights and inputs, P ("kronecker", "shared", "hadamard", "none"), gates, TAC.
 
-    `symmetric`: grids of weights and inputs.
+    Attributes:
+        symmetric: grids of weights and inputs.
+        conditions: maps of TAC, 1 or one a token state.
+        block: channels of a map.
     """
 
     weights: int
@@ -41,6 +45,8 @@ class Variant:
     gates: bool = False
     tac: bool = False
     symmetric: tuple[bool, bool] = (True, True)
+    conditions: int = 1
+    block: int = TAC_BLOCK
 
 
 VARIANTS = {
@@ -50,6 +56,7 @@ VARIANTS = {
     "w4a4-no-tac": Variant(4, 4, "kronecker", gates=True),
     "w4a4-shared": Variant(4, 4, "shared", gates=True, tac=True),
     "w4a4-quarot": Variant(4, 4, "hadamard"),
+    "w4a4-plus": Variant(4, 4, "kronecker", tac=True, symmetric=(True, False), conditions=2, block=64),
     "w4a4-plain": Variant(4, 4),
     "w4a4-asym": Variant(4, 4, symmetric=(False, False)),
     "w4a4-asym-in": Variant(4, 4, symmetric=(True, False)),
@@ -67,7 +74,9 @@ def build(
     """
     variant = VARIANTS[name]
     if variant.weights == 16:
-        return model_of(family, shape, device, layers)
+        model = model_of(family, shape, device, layers)
+        use_integers(model)  # nothing is an integer; queries and keys are turned in one pass as those of the others
+        return model
     model = model_of(family, shape, "meta", layers)
     rebuild(model, described(model, variant, ends))
     model = model.to_empty(device=device)
@@ -118,7 +127,8 @@ def transform_at(site: Site, width: int, heads: int, variant: Variant) -> dict[s
     if variant.gates:
         description["gate"] = {"kind": "state_gate", "width": width, "d_m": cut, "d_u": cut}
     if variant.tac and site is Site.OUT:
-        description["correction"] = {"kind": "block_affine", "shape": [1, width // TAC_BLOCK, TAC_BLOCK]}
+        shape = [variant.conditions, width // variant.block, variant.block]
+        description["correction"] = {"kind": "block_affine", "shape": shape}
     behind_norm = site in (Site.QKV, Site.GATE_UP)
     if variant.transform == "kronecker" or (variant.transform == "shared" and not behind_norm):
         description["exact"] = dict(zip(("a", "b"), kronecker_sizes(width), strict=True)) | {"kind": "kronecker"}

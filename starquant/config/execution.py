@@ -25,9 +25,15 @@ class TrackerSpec(Spec):
 
 
 class ExperimentSpec(Spec):
-    """The sweep that a run belongs to, null for none. Inert as a whole."""
+    """The sweep that a run belongs to, null for none. Inert as a whole.
+
+    Attributes:
+        name: of the sweep.
+        benchmark: script of benchmarks/ that measures in place of runs; null for none.
+    """
 
     name: Name | None = None
+    benchmark: Literal["efficiency"] | None = None
 
 
 class PathsSpec(Spec):

@@ -51,7 +51,7 @@ def table(measurements: pd.DataFrame) -> pd.DataFrame:
     """Return milliseconds, speed and memory of each precision's fastest launch against bf16's, by batch and length.
 
     `transforms` is the share of a forward that online transforms, gates and TAC take together, `gates` and `TAC` their
-    own: by how much it is shorter without them.
+    own: by how much it is shorter without them. `J` is the energy of a forward, where the card reports it.
     """
     lines = []
     for key, rows in measurements.groupby(list(KEYS), sort=False):
@@ -76,6 +76,7 @@ def table(measurements: pd.DataFrame) -> pd.DataFrame:
                 line[part] = f"{1 - by[without]['ms'] / row['ms']:.1%}" if compared else ""
             share = row.get("of_roofline")
             line["of roofline"] = "" if pd.isna(share) else f"{share:.2f}"
+            line["J"] = "" if pd.isna(energy := row.get("joules")) else f"{energy:.2f}"
             lines.append(line)
     return pd.DataFrame(lines).replace({"model": NAMES})
 

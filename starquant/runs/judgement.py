@@ -53,7 +53,7 @@ class Judge:
         """
         spec = spec.canonical()
         if self._here:
-            self._once(("device", spec.runtime.device), _validate_device, spec.runtime.device)
+            self._once(("device", spec.runtime.device), validate_device_here, spec.runtime.device)
         folder = _local_folder(spec)
         if folder is None:
             if self._fetches:
@@ -112,7 +112,8 @@ class Judge:
         return outcome  # type: ignore[no-any-return]
 
 
-def _validate_device(device: str) -> None:
+def validate_device_here(device: str) -> None:
+    """Judge a device, or whether one may be leased; raises ConfigError."""
     if device != FREE:
         validate_device(device)
     elif not torch.cuda.is_available():

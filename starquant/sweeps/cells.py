@@ -87,6 +87,11 @@ class Plan:
         return self.cells[0].spec.experiment.name
 
     @property
+    def benchmark(self) -> str | None:
+        """The script that measures in place of the cells, None for none."""
+        return self.cells[0].spec.experiment.benchmark
+
+    @property
     def results(self) -> Path:
         """The one results folder."""
         return self.cells[0].results

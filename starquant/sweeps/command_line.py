@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 
 from starquant.errors import ConfigError, StarquantError, expand_home, nearest, show_error
 from starquant.session.processes import launched_rank
+from starquant.sweeps.benchmark import measure
 from starquant.sweeps.cell_log import CellEntry
 from starquant.sweeps.cells import Plan, validate_plan
 from starquant.sweeps.composition import Composer
@@ -277,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not command.answers:
                 with opened() as context:
                     validated = validate_command_line(command, context)
+                    if not command.shows and validated.plan.benchmark is not None:
+                        return measure(validated.plan)
                     if not command.shows:
                         return run(validated.plan, lambda: validated.start(context), validated.runner.command)
             return answer(words)

@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             words[place] = f"experiment={word}"
     plan = plan_of(words)
     assert plan is not None  # no option is left that runs nothing
+    if plan.benchmark is not None:
+        raise ConfigError(f"experiment: got '{plan.experiment}', a benchmark without cells; run again it goes on")
     try:
         entries = _judged(plan, _entries(plan))
         _show(entries, redrawn=every_s is not None)

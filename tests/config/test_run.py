@@ -184,6 +184,7 @@ CHANGES = [
     ("stage", "calibrate", False),
     ("dry_run", True, False),
     ("experiment.name", "x", False),
+    ("experiment.benchmark", "efficiency", False),
     ("export.dir", "x", False),
     ("export.format", "gguf", False),
     ("export.dtype", "float32", False),

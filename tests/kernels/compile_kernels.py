@@ -122,7 +122,8 @@ def check_map(capability: int) -> None:
 def check_transform(capability: int) -> None:
     """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
     sizes = (64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)
-    for (m, n), symmetric, norm in itertools.product(sizes, (True, False), (True, False)):
+    for (m, n), symmetric in itertools.product(sizes, (True, False)):
+        norm = m * (n or 0) in (3584, 4096)  # what is read behind a norm; SwiGLU stands in front of the others
         kronecker = Kronecker(torch.empty(m, m), None if n is None else torch.empty(n, n))
         _, right, a, b, stride_a, _ = sides(kronecker, m * (n or 128))
         types = {
