@@ -15,6 +15,7 @@ from starquant.kernels.dispatch import validate_tensor_cores
 from starquant.models.loading import validate_checkpoint
 from starquant.models.validation import validate_finite
 from starquant.packed.description import rebuild, use_integers
+from starquant.packed.speed import note_speed
 from starquant.quantized.activation_quantizer import ActivationQuantizer
 from starquant.quantized.attention import QuantizedAttentionCore
 from starquant.quantized.packed_linear import Packed
@@ -89,6 +90,7 @@ class PackedQuantizer(HfQuantizer):
         validate_finite(model)
         validate_tensor_cores(model.device)
         use_integers(model, "on_gpu")
+        note_speed(cast(PackedConfig, self.quantization_config).bits, model.device)
         return model
 
     def is_serializable(self) -> bool:

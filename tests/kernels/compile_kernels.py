@@ -27,8 +27,14 @@ LINEAR = (*POINTERS, "rows", "outputs", "columns", "split")
 
 
 def compiled(
-    kernel: Any, types: dict[str, str], constants: dict[str, object], capability: int, warps: int, stages: int
-):
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, object],
+    capability: int,
+    warps: int,
+    stages: int,
+    **more: int,
+) -> Any:
     kinds = types | dict.fromkeys(constants, "constexpr")
     order = list(kernel.arg_names)
     signature = {name: kinds[name] for name in order}
@@ -36,7 +42,7 @@ def compiled(
     whole = {(order.index(name),): [["tt.divisibility", 16]] for name, kind in types.items() if kind != "fp32"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=whole)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages} | more)
 
 
 def check_linear(capability: int) -> None:
@@ -143,7 +149,8 @@ def check_transform(capability: int) -> None:
         along, across = ("stride_a", "stride_b") if stride_a == 1 else ("stride_b", "stride_a")
         types |= {across: "i32"}
         settings = shape_of(a, b)
-        warps, stages = settings.pop("num_warps"), settings.pop("num_stages")
+        options = [settings.pop("num_warps"), settings.pop("num_stages")]
+        most = {"maxnreg": settings.pop("maxnreg")} if "maxnreg" in settings else {}
         constants = {
             "HAS_RIGHT": right is not None,
             "HAS_CLIP": True,
@@ -153,7 +160,7 @@ def check_transform(capability: int) -> None:
             along: 1,
         } | settings
         constants |= {"SYMMETRIC": symmetric, "SUMS": not symmetric}
-        found = compiled(_transform_rows, types, constants, capability, warps, stages)
+        found = compiled(_transform_rows, types, constants, capability, *options, **most)
         assert found.metadata.shared <= SHARED, (capability, a, b, found.metadata.shared)
         assert "mma" in found.asm["ptx"], "no tensor cores"
 

@@ -31,8 +31,8 @@ from starquant.kernels.triton.rows import (
     swiglu,
 )
 
-#: Warps a processor, in programs that each read A once: what its registers hold.
-WARPS = 16
+#: Warps a processor, in programs that each read A once: what its registers hold, in rows of up to 4,096.
+WARPS, REGISTERS = 16, 65536
 
 
 @triton.jit
@@ -87,25 +87,28 @@ def _transform_rows(
         row = first + turn * programs
         start = row.to(tl.int64) * width
         largest, squares = 0.0, 0.0
-        read = ()
-        for n in tl.static_range(TILES):
-            at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
-            inside = (k < a)[:, None] & (n * B + c < b)[None, :]
-            x = tl.load(x_ptr + start + at, mask=inside, other=0.0)
-            if SWIGLU:
-                x = swiglu(x, tl.load(front_ptr + start + at, mask=inside, other=0.0))
-            if NORM:
-                squares += tl.sum(x.to(tl.float32) * x.to(tl.float32))
-            read += (x,)
         xs = ()
         for n in tl.static_range(TILES):
-            x = read[n]
+            at = start + k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
+            inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+            x = tl.load(x_ptr + at, mask=inside, other=0.0)
             if NORM:
+                squares += tl.sum(x.to(tl.float32) * x.to(tl.float32))
+            else:
+                if SWIGLU:
+                    x = swiglu(x, tl.load(front_ptr + at, mask=inside, other=0.0))
+                x = x.to(tl.float32)
+                largest = tl.maximum(largest, tl.max(tl.abs(x)))
+            xs += (x,)
+        if NORM:
+            new = ()
+            for n in tl.static_range(TILES):
                 at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
                 inside = (k < a)[:, None] & (n * B + c < b)[None, :]
-                x = normed(x, tl.load(front_ptr + at, mask=inside, other=0.0), squares, width, eps)
-            xs += (x.to(tl.float32),)
-            largest = tl.maximum(largest, tl.max(tl.abs(xs[n])))
+                x = normed(xs[n], tl.load(front_ptr + at, mask=inside, other=0.0), squares, width, eps)
+                largest = tl.maximum(largest, tl.max(tl.abs(x)))
+                new += (x,)
+            xs = new
         times, over = power_of_two(largest)
         ys = ()
         for n in tl.static_range(TILES):
@@ -220,4 +223,7 @@ def sides(kronecker: Kronecker, width: int) -> tuple[Tensor, Tensor | None, int,
 def shape_of(a: int, b: int) -> dict[str, int]:
     """Return the launch settings of a row [a, b]."""
     tile_a, tile_b, tiles = row_tiles(a, b)
-    return {"A": tile_a, "B": tile_b, "TILES": tiles, "num_warps": 4 if padded(a, b) <= 4096 else 8, "num_stages": 1}
+    shape = {"A": tile_a, "B": tile_b, "TILES": tiles, "num_stages": 1}
+    if padded(a, b) > 4096:
+        return shape | {"num_warps": 8}
+    return shape | {"num_warps": 4, "maxnreg": REGISTERS // (32 * WARPS)}
