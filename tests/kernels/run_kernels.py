@@ -286,6 +286,9 @@ def check_norm() -> None:
             found = quantize_rows(x, 4, 0.9, prologue, *grid, front=norm)
             zeros = (0, 0) if grid[0] else (found[2], expected[2])
             near(found[0] - zeros[0], found[1], (expected[0] - zeros[1], expected[1]), share, rtol)
+            alone = quantize_rows(norm.apply(x), 4, 0.9, prologue, *grid)  # the same pass behind a norm of its own
+            zeros = (0, 0) if grid[0] else (found[2], alone[2])
+            near(found[0] - zeros[0], found[1], (alone[0] - zeros[1], alone[1]), 0.02 if ON_GPU else 0.002, rtol)
             if grid[1]:
                 assert torch.equal(found[-1], found[0].sum(1, keepdim=True, dtype=torch.int32)), ("sums", width)
 
