@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 from starquant.errors import ConfigError
-from starquant.resources import resource
 from starquant.sweeps.cells import Plan
+from starquant.sweeps.overrides import CONF
 
 #: What a benchmark takes of a command line.
 KEYS = ("experiment", "runtime.device", "paths.results")
@@ -24,7 +24,7 @@ def measure(plan: Plan) -> int:
         key = word.partition("=")[0]
         if key not in KEYS:
             raise ConfigError(f"{key}: experiment={name} does not read it; allowed: {', '.join(KEYS)}")
-    device, script = spec.runtime.device, resource("benchmarks") / f"{plan.benchmark}.py"
+    device, script = spec.runtime.device, CONF.parent / "benchmarks" / f"{plan.benchmark}.py"
     if not script.is_file():
         raise ConfigError(f"experiment={name}: measures with benchmarks/{plan.benchmark}.py, which a checkout has")
     if not device.startswith("cuda"):

@@ -339,6 +339,21 @@ def check_heads() -> None:
                 assert float((apart > 0).float().mean()) <= 0.02, ("heads", heads, normed)
 
 
+def check_ops() -> None:
+    """What torch.compile sees of those that no CPU runs by itself."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, stream = (torch.randn(3, n, generator=generator).to(DEVICE, torch.float16) for n in (32, 16, 8))
+    cos, sin = (torch.randn(3, 8, generator=generator).to(DEVICE) for _ in range(2))
+    tests = ("test_schema", "test_faketensor")
+    for gain in (None, torch.ones(8, dtype=torch.float16, device=DEVICE)):
+        turned = (q, k, 8, cos, sin, gain, gain, 1e-5)
+        torch.library.opcheck(torch.ops.starquant.turn_heads.default, turned, test_utils=tests)
+    codes, scale = torch.full((8, 16), 35, dtype=torch.uint8, device=DEVICE), torch.ones(8, 1, device=DEVICE)
+    for residual in (None, stream):
+        product = (q, codes, scale, 4, None, residual)
+        torch.library.opcheck(torch.ops.starquant.mixed_linear.default, product, test_utils=tests)
+
+
 if __name__ == "__main__":
     if DEVICE != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: {DEVICE}: there is no GPU here")
@@ -353,4 +368,5 @@ if __name__ == "__main__":
     check_norm()
     check_residual()
     check_heads()
+    check_ops()
     print("all equal")

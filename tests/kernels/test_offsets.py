@@ -155,10 +155,11 @@ def test_the_widest_sum_is_exact() -> None:
 def test_the_ops_are_what_compilation_sees() -> None:
     linear, x = packed(4, False), randn(3, 38)
     states: list[Any] = [None, None, None, None, 1.0, None, 0, 0, None]
-    for gate in (None, randn(3, 38)):
-        torch.library.opcheck(torch.ops.starquant.quantize_tokens.default, (x, 4, 1.0, False, True, *states, gate))
+    for front in ((None, None, 0.0), (randn(3, 38), None, 0.0), (None, randn(38), 1e-5)):
+        torch.library.opcheck(torch.ops.starquant.quantize_tokens.default, (x, 4, 1.0, False, True, *states, *front))
     tokens = quantize_tokens(x, 4, 1.0, Prologue(), False, True)
     arguments = (tokens.codes, tokens.scale, linear.codes, linear.scale, 4, linear.bias, tokens.zero, tokens.sum)
-    arguments = (*arguments, linear.offsets, torch.float32)
-    torch.library.opcheck(torch.ops.starquant.integer_linear.default, arguments)
-    assert torch.equal(torch.ops.starquant.integer_linear(*arguments), linear(tokens))
+    for residual in (None, randn(3, len(linear.codes))):
+        whole = (*arguments, linear.offsets, residual, torch.float32)
+        torch.library.opcheck(torch.ops.starquant.integer_linear.default, whole)
+        assert torch.equal(torch.ops.starquant.integer_linear(*whole), linear(tokens, residual))
