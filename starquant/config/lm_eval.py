@@ -19,7 +19,7 @@ class ModelArguments(Spec):
     """Arguments of the model class `starquant` (`--model_args`); they hold for all tasks.
 
     Attributes:
-        path: hub id or folder; "tiny" or "smol" for a test-bed's model.
+        path: hub id or folder; "tiny", "smol", ... for a test-bed's model (`model.testbed`).
         dtype: of the weights; None for the stored one.
         device: of torch; None for the CPU.
         batch_size: sequences a forward pass; "auto", or lm-eval's "auto:N", for what memory holds.

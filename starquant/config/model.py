@@ -16,8 +16,8 @@ class ModelSpec(Spec):
 
     Attributes:
         path: hub id or local folder; null for the test-bed's model of `seed`.
-        testbed: which test-bed that is: "tiny" (shipped) or "smol" (built once by `make smol`). The fingerprint tells
-            their checkpoints apart.
+        testbed: which test-bed that is: "tiny", "tiny_sdar", "tiny_llada_moe" (shipped) or "smol" (built once by
+            `make smol`). The fingerprint tells their checkpoints apart.
         chat_template: "auto" puts every prompt of a task into the checkpoint's own chat template, few-shot examples as
             turns (lm-eval's `--apply_chat_template`); a checkpoint without one is refused. "none": raw text.
         trajectory: sampler of the denoising trajectories that calibration and fidelity look at.
@@ -31,7 +31,7 @@ class ModelSpec(Spec):
     name: Name
     path: UserPath | None = None
     revision: str | None = None
-    testbed: Literal["tiny", "smol"] = Field(default="tiny", json_schema_extra=INERT)
+    testbed: Literal["tiny", "tiny_sdar", "tiny_llada_moe", "smol"] = Field(default="tiny", json_schema_extra=INERT)
     seed: Seed | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     chat_template: Literal["auto", "none"] = "none"

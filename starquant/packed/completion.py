@@ -18,7 +18,7 @@ def completion(folder: str, prompt: str, device: str, seed: int, settings: dict[
     """Return the text that follows a prompt, cut at end-of-text.
 
     Args:
-        folder: of a checkpoint; "tiny" or "smol" for a test-bed's model.
+        folder: of a checkpoint; "tiny", "smol", ... for a test-bed's model (`model.testbed`).
         prompt: text.
         device: torch device.
         seed: of sampling.

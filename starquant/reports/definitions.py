@@ -96,6 +96,29 @@ def _row(label: str, name: str, bits: str, block_size: int | None = None, /, **p
 FULL_ROW = RowOf("full precision", FULL, {"method": "FP16"})
 ABLATION_FULL = RowOf("full precision", FULL, {"variant": "FP16"})
 
+_KV_METHODS = {
+    "RTN": "rtn",
+    "GPTQ": "gptq",
+    "QuaRot": "quarot",
+    "STaR-Quant": "star_quant",
+    "star_quant_plus (ours)": "star_quant_plus",
+}
+BLOCK_DIFFUSION = Definition(
+    "block_diffusion",
+    "Block diffusion and a mixture of experts, W4A4, keys and values on 16, 8 and 4 bits",
+    (
+        RowOf("full precision", FULL),
+        *(
+            RowOf(
+                f"{label}, KV {kv}",
+                {"method.name": name, "bits.name": bits, "bits.attention.k": kv, "bits.attention.v": kv},
+            )
+            for bits, kv in (("w4a4", 16), ("w4a4_kv8", 8), ("w4a4_kv4", 4))
+            for label, name in _KV_METHODS.items()
+        ),
+    ),
+    against="QuaRot, KV 16",
+)
 TABLES = {
     definition.name: definition
     for definition in (
@@ -153,6 +176,7 @@ TABLES = {
             PAPER / "table5_w8a8.csv",
             "STaR-Quant",
         ),
+        BLOCK_DIFFUSION,
     )
 }
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from starquant.testbed.smol.cache import built_folder
 from starquant.testbed.tiny.shipped import weights_folder
 
 #: Test-bed -> what finds its checkpoints.
-FOLDERS = {"tiny": weights_folder, "smol": built_folder}
+FOLDERS: dict[str, Callable[[int], Path]] = {
+    "tiny": weights_folder,
+    "tiny_sdar": partial(weights_folder, family="sdar"),
+    "tiny_llada_moe": partial(weights_folder, family="llada_moe"),
+    "smol": built_folder,
+}
 
 
 def testbed_folder(testbed: str, seed: int) -> Path:

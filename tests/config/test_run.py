@@ -86,9 +86,10 @@ def test_bits_presets_are_what_they_are_called() -> None:
         if run.bits.in_blocks:
             assert (run.bits.weights.block, run.bits.activations.block) == (name, "q8_0")
             continue
-        assert name.removesuffix("_softmax_v") == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
-        four = 4 if name.endswith("_softmax_v") else 16
-        assert (run.bits.attention.p, run.bits.attention.v) == (four, four)
+        widths, _, attention = name.partition("_")
+        assert widths == f"w{run.bits.weights.bits}a{run.bits.activations.bits}"
+        operands = {"": (16, 16, 16), "softmax_v": (16, 4, 4), "kv8": (8, 16, 8), "kv4": (4, 16, 4)}[attention]
+        assert (run.bits.attention.k, run.bits.attention.p, run.bits.attention.v) == operands
 
 
 # What each field is changed to, and whether that is another experiment.

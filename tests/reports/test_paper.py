@@ -54,7 +54,7 @@ def shown(sections: list[Section], papers: bool) -> dict[tuple[str, str, str], f
     }
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", FILES)
 def test_the_papers_figures_are_those_of_its_file(name: str, tmp_path: Path) -> None:
     bits = "w8a8" if name == "table5_w8a8" else "w4a4"
     for task, model in ((FACTS, "tiny"), ("gsm8k", "dream")):
@@ -72,7 +72,7 @@ def test_the_papers_figures_are_those_of_its_file(name: str, tmp_path: Path) -> 
         assert len(section.columns) == len(set(section.columns))
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", FILES)
 def test_models_that_nobody_ran_have_their_section_and_empty_cells(name: str) -> None:
     sections = assemble(TABLES[name], [])
     assert [section.model for section in sections] == ["LLaDA-8B", "LLaDA-1.5-8B", "Dream-7B"][: MODELS[name]]

@@ -40,7 +40,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("starquant method=rtn bits=w3", ["w3a3"]),
         ("starquant tables table3", ["table3_tac_block_size"]),
         ("starquant status smol", ["smol_calibration", "smol_main"]),
-        ("starquant generate ti", ["tiny"]),
+        ("starquant generate ti", ["tiny", "tiny_llada_moe", "tiny_sdar"]),
         ("starquant completion z", ["zsh"]),
         ("starquant run nothing_begins_so", [""]),
     ],

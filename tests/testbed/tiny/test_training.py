@@ -17,7 +17,7 @@ from starquant.errors import CheckpointError
 from starquant.models import load_model, load_tokenizer
 from starquant.models.llada import LLaDAModelLM
 from starquant.testbed.items import Item, Split, rng_for
-from starquant.testbed.tiny import arithmetic, programs, train, world
+from starquant.testbed.tiny import arithmetic, objectives, programs, recipes, train, world
 from starquant.testbed.tiny.tokenizer import vocabulary
 
 STEPS = 6
@@ -132,7 +132,7 @@ ITEMS = [
 @pytest.mark.parametrize("pad_answer", [False, True])
 def test_items_become_padded_rows(pad_answer: bool) -> None:
     words = vocabulary()
-    ids, real, answer = train.encode(ITEMS, pad_answer)
+    ids, real, answer = objectives.encode(ITEMS, pad_answer)
     for row, item in enumerate(ITEMS):
         prompt, target = item.prompt.split(), item.answer.split()
         if pad_answer:
@@ -162,18 +162,18 @@ class Seen:
 
 
 def _batch(kinds: Any, pad_answer: bool, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    return train.encode(train._draw(kinds, rng_for("loss", seed)), pad_answer)
+    return objectives.encode(train._draw(kinds, rng_for("loss", seed)), pad_answer)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("kinds", "pad_answer"), [(train.SHORT, False), (train.LONG, True)], ids=["short", "long"])
 def test_the_loss_is_the_slow_one(kinds: Any, pad_answer: bool, seed: int) -> None:
-    model = train.LLaDAModelLM(train.tiny_config())
+    model = LLaDAModelLM(recipes.tiny_config())
     batch = _batch(kinds, pad_answer, seed)
     ids, real, _ = batch
     seen = Seen(model)
     with torch.no_grad():
-        loss = train.masked_loss(seen, batch, torch.Generator().manual_seed(seed)).item()
+        loss = objectives.masked_loss(seen, batch, torch.Generator().manual_seed(seed)).item()
     [noisy], [visible] = seen.noisy, seen.visible
     assert torch.equal(visible, real)
     total = 0.0
@@ -192,7 +192,7 @@ def test_the_loss_is_the_slow_one(kinds: Any, pad_answer: bool, seed: int) -> No
 
 def test_equal_logits_lose_the_logarithm_of_the_vocabulary() -> None:
     batch = _batch(train.LONG, True)
-    loss = train.masked_loss(Seen(), batch, torch.Generator().manual_seed(1))
+    loss = objectives.masked_loss(Seen(), batch, torch.Generator().manual_seed(1))
     assert loss.item() == pytest.approx(len(batch[0]) * math.log(len(vocabulary())), rel=1e-5)
 
 
@@ -200,9 +200,9 @@ def _masked(batch: tuple[Tensor, Tensor, Tensor], answer_only: float, rounds: in
     """Return which tokens were masked, [rounds * B, L]."""
     seen, generator = Seen(), torch.Generator().manual_seed(5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "ANSWER_ONLY", answer_only)
+        patch.setattr(objectives, "ANSWER_ONLY", answer_only)
         for _ in range(rounds):
-            train.masked_loss(seen, batch, generator)
+            objectives.masked_loss(seen, batch, generator)
     return torch.cat([noisy == seen.mask_token_id for noisy in seen.noisy])
 
 
@@ -231,7 +231,7 @@ def test_other_samples_are_masked_anywhere_but_in_padding() -> None:
 
 def test_nine_samples_in_ten_are_masked_in_the_answer_only() -> None:
     batch = _batch(train.LONG, True)
-    masked = _masked(batch, train.ANSWER_ONLY, 40)
+    masked = _masked(batch, objectives.ANSWER_ONLY, 40)
     touched = (masked & ~batch[2].repeat(40, 1)).any(1).double().mean().item()
     assert 0.06 < touched <= 0.13
 
@@ -251,7 +251,7 @@ def test_training_draws_training_items() -> None:
 
 def test_another_training_is_not_resumed(tmp_path: Path) -> None:
     """A state of another seed or length would silently become this one's weights."""
-    model = LLaDAModelLM(train.tiny_config())
+    model = LLaDAModelLM(recipes.tiny_config())
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
