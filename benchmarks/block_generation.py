@@ -30,6 +30,7 @@ from starquant.models.sdar import SDARConfig, SDARForCausalLM
 from starquant.quantized.install import install
 
 BLOCKS, MASK = 8, 300
+NEVER = 2**20  # an end-of-text that no model has
 
 
 def sdar() -> MaskedDiffusionModel:
@@ -55,7 +56,7 @@ def sampler_of(kind: str, block: int, cache: bool) -> BlockSampler:
     if kind == "sdar":
         return SDARSampler(length, block, cache=cache, steps_per_block=block, stop_ids=())
     if kind == "llada2":
-        return LLaDA2Sampler(length, block, cache=cache, steps_per_block=block, threshold=1.0, eos_id=MASK)
+        return LLaDA2Sampler(length, block, cache=cache, steps_per_block=block, threshold=1.0, eos_id=NEVER)
     return LLaDA21Sampler(length, block, cache=cache, threshold=0.7, editing_threshold=0.5, max_post_steps=2)
 
 
