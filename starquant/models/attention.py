@@ -29,7 +29,7 @@ class NormedAttention(nn.Module):
         self.attention = RotaryAttention(*heads, head_dim)
         self.qkv_input, self.out_input = InputSite(), InputSite()
 
-    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: Context, norm: nn.Module) -> Tensor:
         """Add to the residual stream what its norm attends to, where the context's mask shows it."""
         h = self.qkv_input(x_BLD, context, norm)
         norms = self.q_norm, self.k_norm

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from starquant.models.context import Context
 from starquant.models.feed_forward import Expert, dense_linears
-from starquant.models.layers import InputSite, RMSNorm
+from starquant.models.layers import InputSite
 from starquant.models.roles import ExpertRole, ExpertSite, LinearKey, Site, SiteKey
 
 #: Linears of a block's attention, and of an expert or a dense layer: what families count.
@@ -59,7 +59,7 @@ class Mixture(nn.Module):
         """Return the layer that every token passes, unweighted; None for none."""
         return None
 
-    def forward(self, x_BLD: Tensor, context: Context, norm: RMSNorm) -> Tensor:
+    def forward(self, x_BLD: Tensor, context: Context, norm: nn.Module) -> Tensor:
         """Add to the residual stream the weighted sum of what the experts that its norm chooses give.
 
         With it goes what every token passes.

@@ -134,7 +134,8 @@ def block_loss(model: Any, batch: Batch, generator: torch.Generator) -> Tensor:
     ).logits
     loss = F.cross_entropy(logits.float(), clean_BM[masked_BM].to(device), reduction="none")
     weight = weight_BM[masked_BM] / target_BM.sum(1)[rows]
-    return (loss * weight.to(device)).sum()
+    total: Tensor = (loss * weight.to(device)).sum()
+    return total
 
 
 def _masked_in_blocks(target_BM: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

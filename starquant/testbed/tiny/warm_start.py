@@ -106,8 +106,9 @@ def _fit_attention(model: MaskedDiffusionModel, block: PreNormBlock, layers: Seq
     def lost(step: int) -> Tensor:
         one = layers[step % len(layers)]
         x_SLD, y_SLD = one.attention
-        z_SLD = block.self_attn(x_SLD, model.context(one.ids, one.real))
-        return (z_SLD - y_SLD)[one.real].pow(2).mean() / y_SLD[one.real].pow(2).mean()
+        z_SLD = block.self_attn(x_SLD, model.context(one.ids, one.real), nn.Identity()) - x_SLD  # its input is normed
+        error: Tensor = (z_SLD - y_SLD)[one.real].pow(2).mean() / y_SLD[one.real].pow(2).mean()
+        return error
 
     _fit(block.self_attn, lost, *ATTENTION_FIT)
 
@@ -122,7 +123,8 @@ def _fit_mixture(mixture: Mixture, layers: Sequence[Layers]) -> None:
         h_BND = x_ND[some][None]
         context = Context((h_BND, h_BND), None, torch.zeros(1, FIT_TOKENS, dtype=torch.bool))
         with load_balance(mixture) as balances:
-            error = (mixture(h_BND, context)[0] - y_ND[some]).pow(2).mean() / scale
+            z_BND = mixture(h_BND, context, nn.Identity()) - h_BND
+        error: Tensor = (z_BND[0] - y_ND[some]).pow(2).mean() / scale
         return error + BALANCE * balances[0]
 
     _fit(mixture, lost, *MIXTURE_FIT)

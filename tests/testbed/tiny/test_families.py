@@ -145,7 +145,7 @@ def test_the_balance_is_one_for_even_experts_and_their_number_for_one() -> None:
         with torch.no_grad(), objectives.load_balance(mixture) as balances:
             mixture.gate.weight.zero_()
             mixture.gate.weight[:4] = one
-            mixture(x, context)
+            mixture(x, context, torch.nn.Identity())
         assert balances[0].item() == pytest.approx(expected, rel=1e-3)
     assert not mixture.gate._forward_hooks
 
