@@ -103,17 +103,23 @@ _KV_METHODS = {
     "STaR-Quant": "star_quant",
     "star_quant_plus (ours)": "star_quant_plus",
 }
+#: Bits of everything, bits of keys and values, when these are rounded.
+_KV = (
+    ("w4a4", 16, "read"),
+    *(("w4a4_kv8", 8, at) for at in ("read", "commit")),
+    *(("w4a4_kv4", 4, at) for at in ("read", "commit")),
+)
 BLOCK_DIFFUSION = Definition(
     "block_diffusion",
-    "Block diffusion and a mixture of experts, W4A4, keys and values on 16, 8 and 4 bits",
+    "Block diffusion and a mixture of experts, W4A4, keys and values on 16, 8 and 4 bits, rounded at read or at commit",
     (
         RowOf("full precision", FULL),
         *(
             RowOf(
-                f"{label}, KV {kv}",
-                {"method.name": name, "bits.name": bits, "bits.attention.k": kv, "bits.attention.v": kv},
+                f"{label}, KV {kv}" + (" at commit" if at == "commit" else ""),
+                {"method.name": name, "bits.name": bits, "bits.attention.v": kv, "bits.attention.kv_at": at},
             )
-            for bits, kv in (("w4a4", 16), ("w4a4_kv8", 8), ("w4a4_kv4", 4))
+            for bits, kv, at in _KV
             for label, name in _KV_METHODS.items()
         ),
     ),

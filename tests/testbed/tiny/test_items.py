@@ -9,10 +9,10 @@ from functools import cache
 
 import pytest
 
-from starquant.testbed.items import Item, Split, rng_for
+from starquant.testbed.items import ANSWER_LENGTH, Item, Split, rng_for
 from starquant.testbed.tiny import arithmetic, programs, world
+from starquant.testbed.tiny.recipes import tiny_config
 from starquant.testbed.tiny.tokenizer import build_tokenizer, vocabulary
-from starquant.testbed.tiny.train import ANSWER_LENGTH, tiny_config
 
 DRAWERS = (world.random_fact, world.random_profile, arithmetic.random_problem, programs.random_task)
 CLAUSES = (
