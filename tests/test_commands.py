@@ -35,7 +35,7 @@ NEEDS = {
     "weights of 8B": r"\b(model=|true_size\.py |generate )(llada|dream)(?!.*--cfg)",
     "`make smol`": r"model=smol|experiment=(smol_\w+|plus_ablation)",
     "hours": r"experiment=|-m .*(model|rotation)_?\.?seed=",
-    "records of an experiment": r"starquant tables (?!.*--records)|reports\.efficiency",
+    "records of an experiment": r"starquant tables (?!.*--records)|reports\.efficiency|across_seeds results/records",
 }
 #: What starts no model and reads no records.
 QUICK = re.compile(r"starquant (methods|models|tasks|status|completion)\b|--cfg ")

@@ -21,6 +21,7 @@ from starquant.diffusion import (
 from starquant.errors import ConfigError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DreamConfig, DreamModel
+from starquant.models.layers import AttentionCore
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.loading import load_model
 from tests.support.paths import GOLDEN
@@ -85,7 +86,7 @@ def test_caches_are_exact_in_one_layer(family: str, kv_cache: str, size: int) ->
         assert len({tuple(answer) for answer in plain}) == len(PROMPTS)
 
 
-class StaleCore(nn.Module):
+class StaleCore(AttentionCore):
     """Attention over all columns that reads keys and values outside a window as they were when it was told to keep."""
 
     def __init__(self, core: nn.Module) -> None:
