@@ -73,7 +73,7 @@ def make_data(folder: Path) -> Path:
         ("llada", ["gen_length=16", "steps=8", "block_length=8"]),
         ("llada_1_5", ["gen_length=16", "steps=8", "block_length=8"]),
         ("dream", ["max_new_tokens=16", "steps=8"]),
-        ("sdar_4b", ["gen_length=16", "steps_per_block=2"]),
+        ("sdar_4b", ["gen_length=16", "steps_per_block=4"]),
     ],
 )
 def test_checkpoint_to_record(tmp_path: Path, family: str, short_answers: list[str]) -> None:
