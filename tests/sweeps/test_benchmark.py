@@ -17,7 +17,10 @@ from starquant.sweeps.command_line import main
 from starquant.sweeps.status import main as status
 from tests.support.paths import REPOSITORY
 
-sys.path.append(str(REPOSITORY / "benchmarks"))
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))  # for as long: a file there has a package's name
 
 
 @pytest.mark.parametrize(
