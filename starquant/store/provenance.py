@@ -109,8 +109,15 @@ def _meaning(path: Path) -> bytes:
     """Return what counts of a file of the package."""
     content = path.read_bytes()
     if path.suffix == ".py":
-        return _syntax(ast.parse(content)).encode()
+        return _syntax(_parsed(content)).encode()
     return _yaml(yaml.compose(content)).encode() if path.suffix == ".yaml" else content
+
+
+def _parsed(content: bytes) -> ast.AST:
+    try:
+        return ast.parse(content)
+    except SystemError:  # CPython 3.11 miscounts its own depth now and then (gh-106905)
+        return ast.parse(content)
 
 
 def _installed(package: str) -> Path | None:
