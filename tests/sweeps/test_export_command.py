@@ -33,7 +33,7 @@ def test_an_export_is_a_run_that_scores_no_task_unless_one_is_named() -> None:
     [
         (
             ["tinny", "DIR"],
-            r"^model: got 'tinny', allowed: .*, tiny\. Did you mean 'tiny'\? \(a checkpoint of your own: ",
+            r"^model: got 'tinny', allowed: .*, tiny_sdar\. Did you mean 'tiny'\? \(a checkpoint of your own: ",
         ),
         (["tiny"], r"^export: got tiny; usage: starquant export MODEL DIR"),
         (["tiny", "DIR", "more"], r"^export: got tiny DIR more; usage"),
