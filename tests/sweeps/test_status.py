@@ -155,7 +155,10 @@ def test_status_of_an_experiment_by_name(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model=tiny", "tabel1_main"], "error: experiment: got 'tabel1_main', allowed: figure1_activations, "),
+        (
+            ["model=tiny", "tabel1_main"],
+            "error: experiment: got 'tabel1_main', allowed: block_diffusion, figure1_activations, ",
+        ),
         (["table5_w8a8", "model=tinny"], "error: model: got 'tinny', allowed: "),
         (["bits=w8a8,w4a4"], "error: bits: got several values"),
         (["--cfg", "job"], "error: usage: starquant status "),
@@ -177,7 +180,7 @@ def test_status_says_how_it_is_used(arguments: list[str], capsys: pytest.Capture
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "usage: starquant status EXPERIMENT|-m [KEY=VALUE ...]" in out
-    assert "experiments: figure1_activations, " in out
+    assert "experiments: block_diffusion, figure1_activations, " in out
     assert "none" not in out.splitlines()[-1]
 
 
