@@ -44,7 +44,8 @@ def test_help_and_configuration_are_quick(arguments: tuple[str, ...]) -> None:
     [
         (
             ("bits=w5a5",),
-            "bits: got 'w5a5', allowed: q4_0, q8_0, w16a16, w3a3, w4a16, w4a4, w4a4_kv4, w4a4_kv8, w4a4_softmax_v, w4a8, w8a8. Did",
+            "bits: got 'w5a5', allowed: q4_0, q8_0, w16a16, w3a3, w4a16, w4a4, w4a4_kv4, w4a4_kv8, "
+            "w4a4_softmax_v, w4a8, w8a8. Did",
         ),
         (("method=smothquant",), "method: got 'smothquant', allowed: awq, "),
         (("seed=abc",), "seed: got 'abc', allowed: valid integer"),
