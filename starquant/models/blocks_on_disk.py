@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from starquant.errors import CheckpointError, ConfigError, RecordError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint, read_header
 from starquant.models.fused import stored_place
+from starquant.models.tensor_file import write_tensors
 from starquant.models.validation import make_config, validate_numbers
 
 _SAID = "starquant"  # key of a file's metadata
@@ -234,19 +234,16 @@ class ChangedBlock:
             CheckpointError: it cannot be written.
         """
         tensors: dict[str, Tensor] = {}
-        places: set[int] = set()
         for name, tensor in (*block.named_parameters(), *block.named_buffers()):
-            shared = tensor.data_ptr() in places
-            tensors[name] = tensor.detach().clone() if shared else tensor.detach().contiguous()
-            places.add(tensor.data_ptr())
+            tensors[name] = tensor.detach()
         unfinished = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, unfinished, None if said is None else {_SAID: json.dumps(said)})
+            write_tensors(tensors, unfinished, None if said is None else {_SAID: json.dumps(said)})
             if said is not None:
                 _write_digest(path, unfinished)
             unfinished.replace(path)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             with suppress(OSError):
                 unfinished.unlink()
             raise CheckpointError(f"{path}: cannot be written: {error}") from error
