@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/true_size.py llada --layers 2 --methods rtn quarot star_quant --work /tmp/true_size
     .venv/bin/python benchmarks/true_size.py dream --layers 28 --methods rtn --blocks disk --work DIR --out dream.csv
+    .venv/bin/python benchmarks/true_size.py llada2_mini --layers 3 --methods rtn quarot_rtn --blocks disk --work DIR
 
 Stages: make (written shard by shard, once), score full precision, calibrate, quantize and score (one likelihood item,
 one short generation), export, load the export and run it. Of each: wall and CPU seconds, and the peak of private memory
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -32,18 +34,23 @@ from starquant.errors import DeviceError, one_line_errors
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.dream import DREAM
 from starquant.models.family import Family
+from starquant.models.fused import fuse_shapes
 from starquant.models.llada import LLADA
+from starquant.models.llada2 import LLADA2
 from starquant.testbed.tiny.shipped import weights_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "tests" / "golden" / "real_configs"
-FAMILIES: dict[str, tuple[Family, str, str]] = {  # family, its real configuration, what it calls its depth
+#: Family; its real configuration, or what of it is not the class's default; what it calls its depth.
+FAMILIES: dict[str, tuple[Family, str | dict[str, Any], str]] = {
     "llada": (LLADA, "llada_8b_base", "n_layers"),
     "dream": (DREAM, "dream_v0_instruct_7b", "num_hidden_layers"),
+    "llada2_mini": (LLADA2, {"num_key_value_heads": 4}, "num_hidden_layers"),
 }
 SAMPLERS = {
     "llada": "{name: llada, gen_length: 8, steps: 2, block_length: 8}",
     "dream": "{name: dream, max_new_tokens: 8, steps: 2, alg: entropy, temperature: 0.0}",
+    "llada2_mini": "{name: llada2, gen_length: 32, block_length: 32, steps_per_block: 2}",
 }
 TOKENS = ("mask_token_id", "eos_token_id", "pad_token_id")  # of the embedded model's tokenizer
 SPARE = 1.5e9  # bytes that are left to the machine
@@ -80,9 +87,9 @@ class Stage:
 def skeleton(name: str, layers: int) -> MaskedDiffusionModel:
     """Return a model of the true shape and so many layers on the meta device."""
     family, config, depth = FAMILIES[name]
-    settings = json.loads((CONFIGS / config / "config.json").read_text(encoding="utf-8"))
+    settings = config if isinstance(config, dict) else json.loads((CONFIGS / config / "config.json").read_text("utf-8"))
     words = json.loads((weights_folder(0) / "config.json").read_text(encoding="utf-8"))
-    settings |= {depth: layers, "dtype": "bfloat16"} | {key: words[key] for key in TOKENS}
+    settings = settings | {depth: layers, "dtype": "bfloat16"} | {key: words[key] for key in TOKENS}
     with torch.device("meta"):
         return family.model(family.config(**settings))
 
@@ -92,12 +99,12 @@ def make(name: str, layers: int, folder: Path) -> Path:
     if (folder / "model.safetensors.index.json").exists():
         return folder
     model = skeleton(name, layers)
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    shapes = fuse_shapes({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}, model.fused)
     size = 2 * sum(math.prod(shape) for shape in shapes.values())
     folder.mkdir(parents=True, exist_ok=True)
     validate_disk(folder, 1.05 * size)
     prefixes = [model.block_name(index) + "." for index in range(layers)]
-    generator, where = torch.Generator().manual_seed(0), {}
+    generator, where = torch.Generator().manual_seed(0), dict[str, str]()
     for number, prefix in enumerate([*prefixes, ""]):
         mine = [k for k in shapes if (k.startswith(prefix) if prefix else not k.startswith(tuple(prefixes)))]
         file = f"model-{number + 1:05d}-of-{layers + 1:05d}.safetensors"
@@ -111,7 +118,7 @@ def make(name: str, layers: int, folder: Path) -> Path:
     return folder
 
 
-def _noise(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+def _noise(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Return weights whose products keep the size of their inputs; gains are ones."""
     if len(shape) == 1:
         return (torch.ones if "norm" in name or "ln_f" in name else torch.zeros)(shape, dtype=torch.bfloat16)
@@ -175,7 +182,13 @@ def stages(args: argparse.Namespace, method: str, model: Path) -> Iterator[tuple
     results, packed = args.work / "results", args.work / "packed" / f"{args.family}-{args.layers}-{method}"
     sampler = SAMPLERS[args.family]
     words = [sys.executable, str(ROOT / "run.py"), f"model={args.family}", f"model.path={model}", f"bits={args.bits}"]
-    words += ["calibration=testbed", "fidelity=none", "tasks.names=[testbed_facts,testbed_arithmetic]", "tasks.limit=1"]
+    words += [
+        "model.chat_template=none",
+        "calibration=testbed",
+        "fidelity=none",
+        "tasks.names=[testbed_facts,testbed_arithmetic]",
+        "tasks.limit=1",
+    ]
     words += ["+model.protocol.testbed_facts={mc_num: 16}"]
     words += [f"+model.protocol.testbed_arithmetic={{sampler: {sampler}}}"]
     words += [f"paths.results={results}", f"runtime.device={args.device}", f"runtime.blocks={args.blocks}"]
