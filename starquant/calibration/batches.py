@@ -55,9 +55,13 @@ class StateBatch:
         weight_BL, position_BL = (None if x is None else x[rows] for x in (self.weight_BL, self.position_BL))
         return StateBatch(self.ids_BL[rows], self.visible_BL[rows], self.ratio_B[rows], weight_BL, position_BL)
 
+    def real_tokens(self, device: torch.device) -> Tensor | None:
+        """Return where tokens are no padding, on a device; None where none is."""
+        return None if bool(self.visible_BL.all()) else self.visible_BL.to(device)
+
     def context(self, model: MaskedDiffusionModel) -> Context:
         """Return what a model's blocks share in a pass over the batch, on its device."""
-        visible_BL = None if bool(self.visible_BL.all()) else self.visible_BL.to(model.device)
+        visible_BL = self.real_tokens(model.device)
         position_BL = None if self.position_BL is None else self.position_BL.to(model.device)
         return model.context(self.ids_BL.to(model.device), visible_BL, position_BL)
 

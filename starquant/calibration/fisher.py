@@ -72,7 +72,6 @@ def _add_batch(
 ) -> None:
     """Run one batch forward without and backward with gradients, block by block."""
     blocks, ids_BL = model.trunk().blocks, batch.ids_BL.to(model.device)
-    visible_BL = None if bool(batch.visible_BL.all()) else batch.visible_BL.to(model.device)
     context = batch.context(model)
     read: list[Tensor] = []
     with torch.no_grad():
@@ -81,7 +80,7 @@ def _add_batch(
             read.append(hidden_BLD)
             hidden_BLD = block(hidden_BLD, context)
     masked_BL = (batch.ids_BL == mask_id) & batch.visible_BL
-    gradient_BLD = _of_labels(model, hidden_BLD, masked_BL, visible_BL, generator)
+    gradient_BLD = _of_labels(model, hidden_BLD, masked_BL, batch.real_tokens(model.device), generator)
     for index in reversed(range(len(blocks))):
         gradient_BLD = _through(model, blocks[index], read.pop(), context, gradient_BLD, weights[index])
 

@@ -74,9 +74,9 @@ class Engine:
     """
 
     def __init__(self, path: Path, context: int, threads: int | None = None, repack: bool = False) -> None:
+        self._model = self._ctx = None  # `close` is called also where nothing was loaded
         self._lib: Any = library()
         self.path, self.context = path, context
-        self._model = self._ctx = None
         del _said[:]
         settings = self._lib.llama_model_default_params()
         settings.n_gpu_layers, settings.use_extra_bufts = 0, repack

@@ -108,7 +108,7 @@ def write_gguf(
 def plan(model: MaskedDiffusionModel, kind: str) -> Iterator[Planned]:
     """Yield every tensor of the file; each parameter of the model is one, or part of one."""
     trunk, resident = model.trunk(), _Resident(model)
-    yield _weight("token_embd.weight", trunk.embedding, kind)
+    yield _weight("token_embd.weight", trunk.embedding, kind, lambda: trunk.embedding)
     for index, block in enumerate(trunk.blocks):
         names = {module: name for name, module in block.named_modules()}
         sites = model.block_sites(block)
@@ -119,12 +119,13 @@ def plan(model: MaskedDiffusionModel, kind: str) -> Iterator[Planned]:
         for role, linear in sites.linears.items():
             name, read = linear_tensor(index, role), partial(resident.module, index, names[linear])
             order = row_order(model, role, linear.out_features)
-            yield _weight(f"{name}.weight", linear, kind, order, read)
+            yield _weight(f"{name}.weight", linear, kind, read, order)
             if linear.bias is not None:
                 yield _vector(f"{name}.bias", linear, "bias", read, order)
-    yield _vector("output_norm.weight", trunk.norm, "weight")
-    if trunk.head is not None and not is_tied(model):
-        yield _weight("output.weight", trunk.head, kind)
+    yield _vector("output_norm.weight", trunk.norm, "weight", lambda: trunk.norm)
+    head = trunk.head
+    if head is not None and not is_tied(model):
+        yield _weight("output.weight", head, kind, lambda: head)
 
 
 class _Resident:
@@ -147,17 +148,17 @@ class _Resident:
 Read = Callable[[], nn.Module]
 
 
-def _vector(name: str, module: nn.Module, leaf: str, read: Read | None = None, order: Tensor | None = None) -> Planned:
+def _vector(name: str, module: nn.Module, leaf: str, read: Read, order: Tensor | None = None) -> Planned:
     """Return a norm's weight or a bias; `module` tells the shape, what `read` returns the numbers."""
 
     def numbers() -> Bytes:
-        values: Any = getattr(read() if read else module, leaf)
+        values: Any = getattr(read(), leaf)
         return float_bytes((values if order is None else values[order]).cpu(), torch.float32)
 
     return Planned(name, tuple(getattr(module, leaf).shape), "F32", numbers)
 
 
-def _weight(name: str, module: nn.Module, kind: str, order: Tensor | None = None, read: Read | None = None) -> Planned:
+def _weight(name: str, module: nn.Module, kind: str, read: Read, order: Tensor | None = None) -> Planned:
     """Return a weight's codes, or its numbers in the type of what is not quantized; `module` and `read` as above."""
     rows = slice(None) if order is None else order
     if isinstance(module, Packed):
@@ -166,14 +167,14 @@ def _weight(name: str, module: nn.Module, kind: str, order: Tensor | None = None
             raise ConfigError(f"export.format: got gguf, which has no type for {name}'s grid; allowed: bits=q4_0, q8_0")
 
         def codes() -> Bytes:
-            packed: Any = read() if read else module
+            packed: Any = read()
             data: Bytes = block_bytes(packed.quantized(), block)[rows]
             return data
 
         return Planned(name, (module.rows, module.columns), block.upper(), codes)
 
     def numbers() -> Bytes:
-        weight: Any = (read() if read else module).weight
+        weight: Any = read().weight
         return float_bytes(weight[rows].cpu(), DTYPES[kind])
 
     shaped: Any = module.weight

@@ -64,7 +64,7 @@ class BlockCausalModel(MaskedDiffusionModel):
             visible_BL,
             cache,
             self.states,
-            functools.partial(block_state_indices, masked_BL, positions_BL, visible_BL, length, self.states),
+            functools.partial(self.token_states, input_ids, visible_BL, positions_BL),
             functools.partial(own_block, positions_BL, length),
         )
 

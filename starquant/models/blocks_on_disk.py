@@ -233,9 +233,7 @@ class ChangedBlock:
         Raises:
             CheckpointError: it cannot be written.
         """
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in (*block.named_parameters(), *block.named_buffers()):
-            tensors[name] = tensor.detach()
+        tensors = dict((*block.named_parameters(), *block.named_buffers()))
         unfinished = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

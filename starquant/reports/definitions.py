@@ -93,16 +93,16 @@ def _row(label: str, name: str, bits: str, block_size: int | None = None, /, **p
     return RowOf(label, where, {**paper, "bits": bits} if paper else None)
 
 
+def _variants(whole: dict[str, Any], changed: dict[str, dict[str, Any]]) -> tuple[RowOf, ...]:
+    """Return rows by their labels: each is the whole with what it changes."""
+    return tuple(RowOf(label, whole | keys) for label, keys in changed.items())
+
+
 FULL_ROW = RowOf("full precision", FULL, {"method": "FP16"})
 ABLATION_FULL = RowOf("full precision", FULL, {"variant": "FP16"})
 
-_KV_METHODS = {
-    "RTN": "rtn",
-    "GPTQ": "gptq",
-    "QuaRot": "quarot",
-    "STaR-Quant": "star_quant",
-    "star_quant_plus (ours)": "star_quant_plus",
-}
+_KV_METHODS = {"RTN": "rtn", "GPTQ": "gptq", "QuaRot": "quarot", "STaR-Quant": "star_quant"}
+_KV_METHODS |= {"star_quant_plus (ours)": "star_quant_plus"}
 #: Bits of everything, bits of keys and values, when these are rounded.
 _KV = (
     ("w4a4", 16, "read"),
@@ -250,17 +250,17 @@ _WHOLE = {
 PLUS_ABLATION = Definition(
     "plus_ablation",
     "star_quant_plus on smol without each of its parts",
-    tuple(
-        RowOf(label, {**_WHOLE, **changed})
-        for label, changed in (
-            ("star_quant_plus", {}),
-            ("symmetric inputs", {"bits.activations.symmetric": True}),
-            ("without the balancing map", {"method.transform.balance": False}),
-            ("without channel scales", {"method.transform.channel_scales": False}),
-            ("with Fisher weights", {"method.fisher.hessian": True}),
-            ("without TAC", {"method.tac.enabled": False}),
-            ("without GPTQ", {"method.weights.name": "rtn"}),
-        )
+    _variants(
+        _WHOLE,
+        {
+            "star_quant_plus": {},
+            "symmetric inputs": {"bits.activations.symmetric": True},
+            "without the balancing map": {"method.transform.balance": False},
+            "without channel scales": {"method.transform.channel_scales": False},
+            "with Fisher weights": {"method.fisher.hessian": True},
+            "without TAC": {"method.tac.enabled": False},
+            "without GPTQ": {"method.weights.name": "rtn"},
+        },
     ),
     against="star_quant_plus",
     grids=True,
@@ -280,18 +280,18 @@ _SEEN = {
 SMOL_CALIBRATION = Definition(
     "smol_calibration",
     "QuaRot on smol, W4A4, by what it is calibrated on",
-    tuple(
-        RowOf(label, {**_SEEN, **changed})
-        for label, changed in (
-            ("128 segments of text and tasks", {}),
-            ("natural text alone", {"calibration.source.kind": "smol_text"}),
-            ("tasks alone", {"calibration.source.kind": "smol_tasks"}),
-            ("32 segments", {"calibration.source.segments": 32}),
-            ("512 segments", {"calibration.source.segments": 512}),
-            ("unmasked text", {"calibration.states.sampler": "clean"}),
-            ("fed quantized weights", {"calibration.inputs": "quantized_weights"}),
-            ("fed the quantized model", {"calibration.inputs": "quantized"}),
-        )
+    _variants(
+        _SEEN,
+        {
+            "128 segments of text and tasks": {},
+            "natural text alone": {"calibration.source.kind": "smol_text"},
+            "tasks alone": {"calibration.source.kind": "smol_tasks"},
+            "32 segments": {"calibration.source.segments": 32},
+            "512 segments": {"calibration.source.segments": 512},
+            "unmasked text": {"calibration.states.sampler": "clean"},
+            "fed quantized weights": {"calibration.inputs": "quantized_weights"},
+            "fed the quantized model": {"calibration.inputs": "quantized"},
+        },
     ),
     against="128 segments of text and tasks",
 )

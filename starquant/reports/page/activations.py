@@ -27,8 +27,9 @@ def densities(folder: Path) -> list[dict[str, Any]]:
         report = read_report(path)
         half, blocks = float(report["half_range"]), sorted({row["block"] for row in report["rows"]})
         shown = {blocks[round(i * (len(blocks) - 1) / (MOST_BLOCKS - 1))] for i in range(MOST_BLOCKS)}
+        states = states_of(report)
         for row in report["rows"]:
-            for state in (name for name in states_of(report) if name in row and row["block"] in shown):
+            for state in (name for name in states if name in row and row["block"] in shown):
                 density = row[state]["density"]
                 points += [
                     {

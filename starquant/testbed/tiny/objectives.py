@@ -68,11 +68,14 @@ def draw_masked(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tenso
     """Draw l ~ U{1..n} masked tokens a sample; returns which [B, L], and how many [B]."""
     ids, real, answer = batch
     anywhere = torch.rand(len(ids), 1, generator=generator) >= ANSWER_ONLY
-    maskable = torch.where(anywhere, real, answer)
-    n = maskable.sum(1)
-    level = (torch.rand(len(ids), generator=generator) * n).long() + 1
-    order = torch.rand(ids.shape, generator=generator).masked_fill(~maskable, 2.0).argsort(1).argsort(1)
-    return order < level[:, None], level
+    return _some_of(torch.where(anywhere, real, answer), generator)
+
+
+def _some_of(maskable: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw l ~ U{1..n} of the n maskable tokens of every row; returns which, and how many (1 of none)."""
+    level = (torch.rand(len(maskable), generator=generator) * maskable.sum(1)).long() + 1
+    order = torch.rand(maskable.shape, generator=generator).masked_fill(~maskable, 2.0).argsort(1).argsort(1)
+    return maskable & (order < level[:, None]), level
 
 
 def balanced_masked_loss(model: Any, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -141,9 +144,6 @@ def block_loss(model: Any, batch: Batch, generator: torch.Generator) -> Tensor:
 def _masked_in_blocks(target_BM: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return l ~ U{1..n} masked ones of the n targets of every block, and n / l, each [B, M]."""
     target_XE = target_BM.reshape(-1, length)
-    n_X = target_XE.sum(1)
-    level_X = (torch.rand(len(n_X), generator=generator) * n_X).long() + 1
-    order_XE = torch.rand(target_XE.shape, generator=generator).masked_fill(~target_XE, 2.0).argsort(1).argsort(1)
-    masked_XE = target_XE & (order_XE < level_X[:, None])
-    weight_XE = (n_X / level_X)[:, None].expand_as(target_XE)
+    masked_XE, level_X = _some_of(target_XE, generator)
+    weight_XE = (target_XE.sum(1) / level_X)[:, None].expand_as(target_XE)
     return masked_XE.reshape(target_BM.shape), weight_XE.reshape(target_BM.shape)

@@ -45,6 +45,11 @@ class Recipe:
         return sum(steps for steps, _ in self.stages)
 
 
+def _special_tokens() -> dict[str, Any]:
+    words = vocabulary()
+    return {"mask_token_id": words[MASK], "eos_token_id": words[EOS], "pad_token_id": words[EOS]}
+
+
 def tiny_config(layers: int = 4) -> LLaDAConfig:
     """The embedded model's configuration: LLaDA's architecture at 0.7 M parameters (4 layers)."""
     words = vocabulary()
@@ -57,18 +62,15 @@ def tiny_config(layers: int = 4) -> LLaDAConfig:
         vocab_size=len(words),
         embedding_size=-(-len(words) // 64) * 64,
         max_sequence_length=256,
-        mask_token_id=words[MASK],
-        eos_token_id=words[EOS],
-        pad_token_id=words[EOS],
         init_std=0.02,
+        **_special_tokens(),
     )
 
 
 def tiny_sdar_config(layers: int = 4) -> SDARConfig:
     """SDAR's architecture at 0.9 M parameters: two query heads a key head, blocks of four tokens."""
-    words = vocabulary()
     return SDARConfig(
-        vocab_size=len(words),
+        vocab_size=len(vocabulary()),
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=layers,
@@ -78,17 +80,14 @@ def tiny_sdar_config(layers: int = 4) -> SDARConfig:
         block_size=4,
         max_position_embeddings=256,
         rope_theta=500000.0,
-        mask_token_id=words[MASK],
-        eos_token_id=words[EOS],
-        pad_token_id=words[EOS],
+        **_special_tokens(),
     )
 
 
 def tiny_llada_moe_config(layers: int = 4) -> LLaDAMoEConfig:
     """LLaDA-MoE's architecture at 0.9 M parameters: eight experts, four a token."""
-    words = vocabulary()
     return LLaDAMoEConfig(
-        vocab_size=len(words),
+        vocab_size=len(vocabulary()),
         hidden_size=128,
         num_hidden_layers=layers,
         num_attention_heads=2,
@@ -98,9 +97,7 @@ def tiny_llada_moe_config(layers: int = 4) -> LLaDAMoEConfig:
         dense_intermediate_size=256,
         max_position_embeddings=256,
         rope_theta=500000.0,
-        mask_token_id=words[MASK],
-        eos_token_id=words[EOS],
-        pad_token_id=words[EOS],
+        **_special_tokens(),
     )
 
 
