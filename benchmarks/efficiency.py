@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from evaluation import VOCABULARY
 from kept_rows import Results
-from measure import PeakMemory, energy_meter, joules
+from measure import PeakMemory, by_kernel, energy_meter, joules
 from packed_models import VARIANTS, build
 from prediction import CARDS, report
 from torch import nn
@@ -72,7 +72,7 @@ def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> floa
 
 
 def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: str) -> dict[str, float]:
-    """Return milliseconds by part of one forward launched by Python, measured around modules.
+    """Return milliseconds by part of one forward launched by Python, measured around modules (else `by_kernel`).
 
     The quantization kernels hold transforms, gates and TAC; what they cost is the difference to `w4a4-plain`.
     """
@@ -177,11 +177,11 @@ def forward_row(
     with PeakMemory(device) as peak:
         forward()
     work = forward if row["launch"] == "eager" or device == "cpu" else capture(forward)
-    took, count = clock(work, device), counted(model, rows, length)
+    took, count = clock(work, device, arguments.seconds), counted(model, rows, length)
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
     timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
-    split = parts(model, forward, device) if row["launch"] == "eager" and rows == arguments.batches[0] else None
-    energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device))
+    split = parts(model, forward, device) if row["launch"] == "eager" else by_kernel(work)
+    energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device), 2 * arguments.seconds)
     return timing | {"joules": energy, "roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 
 
@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--launches", nargs="+", choices=LAUNCHES, help="default: graph, compiled; on a CPU eager")
     parser.add_argument("--ends", type=int, default=8, choices=[4, 8, 16], help="bits of embedding and head (8)")
     parser.add_argument("--no-generation", dest="generation", action="store_false", help="forwards only")
+    parser.add_argument("--seconds", type=float, default=0.5, help="that each forward is repeated for; energy twice")
     parser.add_argument("--out", type=Path, help="JSON file for the table")
     parser.add_argument("--predict", choices=list(CARDS), help="measure nothing: print what a card should take")
     arguments = parser.parse_args()

@@ -63,6 +63,31 @@ def joules(work: Callable[[], object], meter: Callable[[], float] | None, second
     return (meter() - before) / calls
 
 
+#: Parts of a forward by what its kernels' names hold: this project's, then those of the library.
+KERNELS = {
+    "in front": ("_transform_rows", "_quantize_rows", "_map_rows"),
+    "products": ("_linear", "_finish", "nvjet", "gemm", "cutlass", "splitK"),
+    "heads": ("_turn",),
+    "attention": ("sdpa", "flash", "fmha"),
+}
+
+
+def by_kernel(work: Callable[[], object], repeats: int = 3) -> dict[str, float]:
+    """Return the milliseconds that a GPU's kernels take in one call, by part (`KERNELS`), `rest` being all others.
+
+    Kernels that begin early (`kernels.triton.launch`) count from when they wait: parts may exceed the whole.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+    parts = dict.fromkeys((*KERNELS, "rest"), 0.0)
+    for event in profile.key_averages():
+        part = next((part for part, names in KERNELS.items() if any(name in event.key for name in names)), "rest")
+        parts[part] += event.self_device_time_total / 1000 / repeats
+    return {part: round(ms, 4) for part, ms in parts.items()}
+
+
 def private_bytes() -> int:
     """Return the memory of this process that no file backs (RssAnon; Linux)."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():

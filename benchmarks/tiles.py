@@ -1,9 +1,11 @@
-"""Which tiles multiply fastest on this GPU: measures candidates on the products of LLaDA-8B and Dream-7B.
+"""Which tiles are fastest on this GPU: measures candidates on the products and transforms of LLaDA-8B and Dream-7B.
 
-    python benchmarks/tiles.py          some minutes on one GPU (not tried); stop it whenever you like
+    python benchmarks/tiles.py                                         all of them; stop it whenever you like
+    python benchmarks/tiles.py --bits 4 --rows 16 128 1024             the W4A4 model's, for three lengths
 
 Every candidate multiplies weights that lie in no cache (copies in turn, in one CUDA graph); the fastest of a product is
-kept, beside what the rule would have taken. Products that the file holds for this GPU are not measured again.
+kept, beside what the rule would have taken; likewise of a transform (`row_tiles.py`). What the file holds for this GPU
+is not measured again.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
+import row_tiles
 import torch
 from efficiency import clock
 from torch import Tensor
@@ -61,8 +65,8 @@ def candidates(rows: int, product: Product) -> Iterator[Tile]:
     """Yield settings that may be worth it."""
     most = 256 if product.integer else 128
     tokens = [m for m in (16, 32, 64, 128, 256) if min(rows, most) // 4 < m <= min(max(16, rows), most)]
-    steps = (64, 128) if product.integer else (32, 64)
-    for m, o, j, stages, split in itertools.product(tokens, (64, 128, 256), steps, (2, 3, 4), (1, 2, 4, 8)):
+    steps = (64, 128, 256) if product.integer and rows <= 32 else (64, 128) if product.integer else (32, 64)
+    for m, o, j, stages, split in itertools.product(tokens, (64, 128), steps, (3, 4), (1, 2, 4)):
         bytes_a_step = (1 if product.integer else 2) * m * j * (2 if product.bits <= 4 else 1) + o * j
         programs = -(-rows // m) * -(-product.outputs // o) * split
         if (
@@ -101,16 +105,20 @@ def compile_one(case: tuple[int, Product, Tile]) -> None:
         torch.cuda.synchronize()
 
 
-def compile_all(cases: list[tuple[int, Product, Tile]], processes: int) -> None:
-    """Compile in several processes every kernel that will be measured: one product of each kind and tile."""
+def kinds_of(cases: list[tuple[int, Product, Tile]]) -> list[tuple[int, Product, Tile]]:
+    """Return one case of every kernel that will be measured: of each kind of product and tile."""
     kinds: dict[tuple[object, ...], tuple[int, Product, Tile]] = {}
     for rows, product, tile in cases:
         even = product.columns % (tile.j * tile.split) == 0
         shape = tile.m, tile.o, tile.j, tile.split > 1, tile.warps, tile.stages
         kinds[(product.bits, product.integer, even, *shape)] = rows, product, tile
+    return list(kinds.values())
+
+
+def compile_all(work: Callable[[Any], None], cases: list[Any], processes: int) -> None:
+    """Compile kernels in several processes."""
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        done = pool.map(compile_one, kinds.values())
-        list(tqdm(done, "compile", total=len(kinds), unit="kernel"))
+        list(tqdm(pool.map(work, cases), "compile", total=len(cases), unit="kernel"))
 
 
 def microseconds(rows: int, product: Product, tiles: list[Tile]) -> dict[Tile, float]:
@@ -144,33 +152,72 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 8], help="of weights")
     parser.add_argument("--widths", nargs="+", type=int, default=[3584, 4096, 12288, 18944], help="inputs of products")
+    parser.add_argument("--integers", action="store_true", help="products of integer tokens alone, no W4A16")
+    parser.add_argument("--parts", nargs="+", choices=["products", "rows"], default=["products", "rows"])
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that compile")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("error: no GPU here; tiles are measured on one")
-    properties = torch.cuda.get_device_properties(0)
-    stored = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
-    tiles_by_product = stored.setdefault(properties.name, {})
+    file = Kept(arguments.out)
+    if "products" in arguments.parts:
+        measure_products(file, arguments)
+    if "rows" in arguments.parts:
+        measure_rows(file, arguments)
+
+
+class Kept:
+    """The file of settings, by GPU; written whole after each.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        of_gpu = self.stored.setdefault(torch.cuda.get_device_name(0), {})
+        self.products, self.rows = (of_gpu.setdefault(kind, {}) for kind in ("products", "rows"))
+
+    def take(self, kind: dict[str, Any], name: str, times: dict[Any, float], usual: Any) -> None:
+        """Keep the fastest settings."""
+        if not times:
+            return
+        best = min(times, key=lambda settings: times[settings])
+        rule_us = times.get(usual, float("nan"))
+        tqdm.write(f"{name}: {times[best]:.1f} us, rule {rule_us:.1f} us; {best}")
+        kind[name] = asdict(best)
+        work = self.path.with_name(self.path.name + ".part")
+        work.write_text(json.dumps(self.stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(work, self.path)
+
+
+def measure_products(file: Kept, arguments: argparse.Namespace) -> None:
+    """Measure products that the file does not hold."""
     wanted = [p for p in products() if p.bits in arguments.bits and p.width in arguments.widths]
-    todo = [
-        (rows, p) for rows, p in itertools.product(arguments.rows, wanted) if _name(rows, p) not in tiles_by_product
-    ]
-    processors = properties.multi_processor_count
+    wanted = [p for p in wanted if p.integer or not arguments.integers]
+    todo = [(rows, p) for rows, p in itertools.product(arguments.rows, wanted) if _name(rows, p) not in file.products]
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
     tiles = {
         (rows, p): [rule(rows, p.outputs, p.columns, p.integer, processors), *candidates(rows, p)] for rows, p in todo
     }
-    compile_all([(*case, tile) for case, several in tiles.items() for tile in several], arguments.processes)
+    cases = [(*case, tile) for case, several in tiles.items() for tile in several]
+    compile_all(compile_one, kinds_of(cases), arguments.processes)
     for rows, product in tqdm(todo, unit="product"):
         several = tiles[rows, product]
-        times = microseconds(rows, product, several)
-        if not times:
-            continue
-        best, usual = min(times, key=lambda tile: times[tile]), times.get(several[0], float("nan"))
-        tqdm.write(f"{_name(rows, product)}: {times[best]:.1f} us, rule {usual:.1f} us; {best}")
-        tiles_by_product[_name(rows, product)] = asdict(best)
-        work = arguments.out.with_name(arguments.out.name + ".part")
-        work.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(work, arguments.out)
+        file.take(file.products, _name(rows, product), microseconds(rows, product, several), several[0])
+
+
+def measure_rows(file: Kept, arguments: argparse.Namespace) -> None:
+    """Measure transforms that the file does not hold."""
+    wanted = [t for t in row_tiles.TRANSFORMS if t.width in arguments.widths]
+    todo = [(n, t) for n, t in itertools.product(arguments.rows, wanted) if row_tiles.name_of(n, t) not in file.rows]
+    several = {t: list(dict.fromkeys((row_tiles.usual(n, t), *row_tiles.candidates(t)))) for n, t in todo}
+    cases = [(64, t, settings) for t, settings_of in several.items() for settings in settings_of]
+    compile_all(row_tiles.compile_row, cases, arguments.processes)
+    for rows, transform in tqdm(todo, unit="transform"):
+        usual = row_tiles.usual(rows, transform)
+        times = row_tiles.microseconds(rows, transform, list(dict.fromkeys((usual, *several[transform]))))
+        file.take(file.rows, row_tiles.name_of(rows, transform), times, usual)
 
 
 def _name(rows: int, product: Product) -> str:

@@ -1,4 +1,4 @@
-"""How a product is cut into tiles: measured settings of a GPU where there are any, else a rule.
+"""How a product, and a row in front of it, is cut into tiles: settings measured on a GPU if there are any, else a rule.
 
 `benchmarks/tiles.py` measures them and writes `tiles.json`.
 """
@@ -34,16 +34,55 @@ class Tile:
     stages: int
 
 
+@dataclass(frozen=True)
+class RowTile:
+    """Launch settings of a transform A (x) B of rows [a, b].
+
+    Attributes:
+        turned: whether a row is multiplied as [b, a].
+        columns: of a tile, which holds the whole other side.
+        warps: of a program.
+        registers: of a thread, at most.
+    """
+
+    turned: bool
+    columns: int
+    warps: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on a GPU: settings by `key` and by `row_key`."""
+
+    products: dict[str, Tile]
+    rows: dict[str, RowTile]
+
+
 def tile(rows: int, outputs: int, columns: int, integer: bool, device: torch.device) -> Tile:
     """Return the settings of a product of [rows, K] with a weight of `columns` bytes a row."""
-    measured = MEASURED.get(_name(device), {}).get(key(rows, outputs, columns, integer))
+    measured = MEASURED.get(_name(device), NOTHING).products.get(key(rows, outputs, columns, integer))
     return rule(rows, outputs, columns, integer, processors(device)) if measured is None else measured
+
+
+def row_tile(rows: int, width: int, a: int, b: int | None, device: torch.device) -> RowTile:
+    """Return the settings of a transform of [rows, width] by factors of a and b; of the identity where b is None."""
+    measured = MEASURED.get(_name(device), NOTHING).rows.get(row_key(rows, width, a))
+    return row_rule(rows, width, a, b, processors(device)) if measured is None else measured
 
 
 def key(rows: int, outputs: int, columns: int, integer: bool) -> str:
     """Return the name of a product's settings; tokens count by the next power of two, 16 to 2,048."""
-    bucket = min(2048, max(16, 1 << (rows - 1).bit_length()))
-    return f"{'int8' if integer else '16 bit'} {bucket} x {outputs} x {columns}"
+    return f"{'int8' if integer else '16 bit'} {_bucket(rows)} x {outputs} x {columns}"
+
+
+def row_key(rows: int, width: int, a: int) -> str:
+    """Return the name of a transform's settings; tokens as `key` counts them."""
+    return f"{_bucket(rows)} x {a} x {width // a}"
+
+
+def _bucket(rows: int) -> int:
+    return min(2048, max(16, 1 << (rows - 1).bit_length()))
 
 
 #: Tokens, outputs, bytes a step, warps and stages of a product of many tokens, the largest tile first.
@@ -97,6 +136,18 @@ def is_turned(a: int, b: int) -> bool:
     return padded(b, a) < padded(a, b)
 
 
+def row_rule(rows: int, width: int, a: int, b: int | None, processors: int) -> RowTile:
+    """Return settings of a transform for a GPU that nothing was measured on.
+
+    Few rows are over when a single one is, which more warps share; of many, as many as possible are under way.
+    """
+    turned = b is not None and is_turned(a, b)
+    sides = (width // a, a) if turned else (a, width // a)
+    wide = padded(*sides) > 4096
+    warps = (16 if wide else 8) if rows <= processors else (8 if wide else 4)
+    return RowTile(turned, row_tiles(*sides)[1], warps, 128)
+
+
 def processors(device: torch.device) -> int:
     """Return how many processors a GPU has; 1 of what is none."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
@@ -106,13 +157,20 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:
-    """Return measured settings by GPU and product; none where there is no such file."""
+def read_tiles(path: Path) -> dict[str, Measured]:
+    """Return measured settings by GPU; none where there is no such file."""
     if not path.exists():
         return {}
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return {gpu: {name: Tile(**settings) for name, settings in tiles.items()} for gpu, tiles in stored.items()}
+    return {
+        gpu: Measured(
+            {name: Tile(**settings) for name, settings in kinds.get("products", {}).items()},
+            {name: RowTile(**settings) for name, settings in kinds.get("rows", {}).items()},
+        )
+        for gpu, kinds in stored.items()
+    }
 
 
+NOTHING = Measured({}, {})
 #: What was measured, read once.
 MEASURED = read_tiles(Path(__file__).with_name("tiles.json"))

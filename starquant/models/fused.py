@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
 #: Ends of names: of what is stored, and of the parameters whose rows it holds, in their order.
 Fused = Mapping[str, tuple[str, ...]]
+
+
+class SplitRows(ConversionOps):
+    """Rows of one stored tensor to the parameters they are, each as many as it has (transformers 5.20 has its like)."""
+
+    @torch.no_grad()
+    def convert(
+        self,
+        input_dict: dict[str, Tensor],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        full_layer_name: str = "",
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """Return a tensor a target; names and arguments are transformers'."""
+        (stored,) = input_dict.values()
+        whole = stored[0] if isinstance(stored, list) else stored
+        assert model is not None
+        names = [full_layer_name.replace(target_patterns[0], target) for target in target_patterns]
+        parts = whole.split([model.get_parameter(name).shape[0] for name in names])
+        return {target: part.contiguous() for target, part in zip(target_patterns, parts, strict=True)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        """What puts the rows together where a model is saved."""
+        return Concatenate(0)
 
 
 def stored_place(module: nn.Module, name: str, fused: Fused) -> tuple[str, slice | None]:
@@ -41,5 +70,5 @@ def register_fused(model_class: type, fused: Fused) -> None:
     """Let transformers split what is stored as one when it loads a model, and put it together when it saves."""
     converters: list[WeightConverter | WeightRenaming] = []
     for stored, parts in fused.items():
-        converters.append(WeightConverter(stored, list(parts), [Split(0)]))
+        converters.append(WeightConverter(stored, list(parts), [SplitRows()]))
     register_checkpoint_conversion_mapping(model_class.__name__, converters, overwrite=True)

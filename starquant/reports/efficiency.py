@@ -82,11 +82,13 @@ def table(measurements: pd.DataFrame) -> pd.DataFrame:
 
 
 def parts(measurements: pd.DataFrame) -> pd.DataFrame:
-    """Return milliseconds by part of the forwards that were taken apart, launched by Python; empty for none."""
+    """Return milliseconds by part of the forwards that were taken apart: by module where Python launched them, else by
+    kernel; empty for none.
+    """
     if "parts_ms" not in measurements:
         return pd.DataFrame()
     taken = [row for row in measurements.to_dict("records") if isinstance(row["parts_ms"], dict)]
-    lines = [{k: row[k] for k in KEYS} | {"precision": row["precision"]} | row["parts_ms"] for row in taken]
+    lines = [{key: row[key] for key in (*KEYS, "precision", "launch")} | row["parts_ms"] for row in taken]
     return pd.DataFrame(lines).replace({"model": NAMES}).fillna("")
 
 
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measurements = read(folder)
         print("Measured\n\n" + markdown(table(measurements)))
         if len(parts(measurements)):
-            print("\nParts of a forward launched by Python, ms\n\n" + markdown(parts(measurements)))
+            print("\nParts of a forward, ms\n\n" + markdown(parts(measurements)))
     except StarquantError as error:
         print(f"error: {error}", file=sys.stderr)
         failed = 2

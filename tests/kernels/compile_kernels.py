@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from starquant.kernels.tiles import rule
+from starquant.kernels.tiles import row_rule, rule
 from starquant.kernels.tokens import Kronecker
 from starquant.kernels.triton.heads import HEADS
 from starquant.kernels.triton.heads import _turn as _turn_heads
@@ -35,6 +35,8 @@ def compiled(
     stages: int,
     **more: int,
 ) -> Any:
+    usual = {"EARLY": capability >= 90, "FAST": True}
+    constants = {name: value for name, value in usual.items() if name in kernel.arg_names} | constants
     kinds = types | dict.fromkeys(constants, "constexpr")
     order = list(kernel.arg_names)
     signature = {name: kinds[name] for name in order}
@@ -108,9 +110,9 @@ def check_quantize(capability: int) -> None:
         "state_ptr": "*i64",
     }
     pointers |= {"zero_ptr": "*i32", "sum_ptr": "*i32"}
-    numbers = {"shared": "i32", "d_m": "i32"}
+    numbers = {"shared": "i32", "d_m": "i32", "x_stride": "i32", "front_stride": "i32"}
     floats = dict.fromkeys(("eps", "qmax", "reach", "tiny"), "fp32")
-    constants = {"HAS_CLIP": True, "HAS_GATE": True, "BLOCK": 4096}
+    constants = {"CLIP": 2, "HAS_GATE": True, "BLOCK": 4096}
     for symmetric, norm in itertools.product((True, False), repeat=2):
         grid = {"SYMMETRIC": symmetric, "SUMS": not symmetric, "SWIGLU": not norm, "NORM": norm}
         types = pointers | {"width": "i32"} | numbers | floats
@@ -128,10 +130,11 @@ def check_map(capability: int) -> None:
 def check_transform(capability: int) -> None:
     """The widths of LLaDA-8B and Dream-7B: Hadamards, learned Kronecker factors, heads."""
     sizes = (64, 64), (96, 128), (56, 64), (128, 148), (148, 128), (32, None), (28, None)
-    for (m, n), symmetric in itertools.product(sizes, (True, False)):
+    for (m, n), symmetric, rows in itertools.product(sizes, (True, False), (16, 1024)):
         norm = m * (n or 0) in (3584, 4096)  # what is read behind a norm; SwiGLU stands in front of the others
         kronecker = Kronecker(torch.empty(m, m), None if n is None else torch.empty(n, n))
-        _, right, a, b, stride_a, _ = sides(kronecker, m * (n or 128))
+        settings = row_rule(rows, m * (n or 128), m, n, 132)
+        _, right, a, b, stride_a, _ = sides(kronecker, m * (n or 128), settings)
         types = {
             "x_ptr": "*bf16",
             "front_ptr": "*bf16",
@@ -141,6 +144,7 @@ def check_transform(capability: int) -> None:
             "scale_ptr": "*fp32",
         }
         types |= {"clip_ptr": "*fp32", "state_ptr": "*i64", "shared": "i32", "d_m": "i32"}
+        types |= {"x_stride": "i32", "front_stride": "i32"}
         types |= dict.fromkeys(("rows", "width", "a", "b"), "i32")
         types |= dict.fromkeys(("factor", "eps", "qmax", "reach", "tiny"), "fp32") | {
             "zero_ptr": "*i32",
@@ -148,17 +152,17 @@ def check_transform(capability: int) -> None:
         }
         along, across = ("stride_a", "stride_b") if stride_a == 1 else ("stride_b", "stride_a")
         types |= {across: "i32"}
-        settings = shape_of(a, b)
-        options = [settings.pop("num_warps"), settings.pop("num_stages")]
-        most = {"maxnreg": settings.pop("maxnreg")} if "maxnreg" in settings else {}
+        shape = shape_of(a, b, settings)
+        options = [shape.pop("num_warps"), shape.pop("num_stages")]
+        most = {"maxnreg": shape.pop("maxnreg")}
         constants = {
             "HAS_RIGHT": right is not None,
-            "HAS_CLIP": True,
+            "CLIP": 1,
             "HAS_GATE": True,
             "SWIGLU": not norm,
             "NORM": norm,
             along: 1,
-        } | settings
+        } | shape
         constants |= {"SYMMETRIC": symmetric, "SUMS": not symmetric}
         found = compiled(_transform_rows, types, constants, capability, *options, **most)
         assert found.metadata.shared <= SHARED, (capability, a, b, found.metadata.shared)

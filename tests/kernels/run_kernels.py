@@ -9,9 +9,10 @@ import torch
 
 from starquant.kernels import Affine, Kronecker, Norm, Prologue, TokenStates, reference, weight_offsets
 from starquant.kernels.offsets import Offsets
-from starquant.kernels.tiles import Tile
+from starquant.kernels.tiles import RowTile, Tile
 from starquant.kernels.triton.linear import linear, linear_16
 from starquant.kernels.triton.quantize import map_rows, quantize_rows
+from starquant.kernels.triton.transform import transform_rows
 from starquant.models.layers import Heads, RMSNorm, Rotary
 from starquant.numerics import gate_channels, state_indices
 from starquant.quantized.fused_heads import FusedHeads
@@ -65,17 +66,20 @@ def check_values() -> None:
 
     bfloat16 keeps 8 bits: rounding the result costs .17 % of its norm; sums that are rounded on the way cost more.
     """
-    shapes = [(128, 37888, 3584), (1000, 37888, 3584), (1000, 4096, 4096)] if ON_GPU else [(130, 40, 256)]
-    for (rows, outputs, width), dtype in itertools.product(shapes, (torch.float16, torch.bfloat16)):
+    shapes = [(130, 40, 256, 4), (9, 24, 128, 8)]
+    large = [(16, 37888, 3584, 4), (64, 37888, 3584, 4), (128, 37888, 3584, 4), (1000, 37888, 3584, 4)]
+    shapes += [*large, (1000, 4096, 4096, 4), (8, 126464, 4096, 8), (256, 126464, 4096, 8)] if ON_GPU else []
+    for (rows, outputs, width, bits), dtype in itertools.product(shapes, (torch.float16, torch.bfloat16)):
         if dtype == torch.bfloat16 and not ON_GPU:  # the interpreter gets it wrong
             continue
         generator = torch.Generator().manual_seed(rows)
         x = torch.randn(rows, width, generator=generator).to(DEVICE, dtype)
-        codes = torch.randint(0, 256, (outputs, width // 2), generator=generator, dtype=torch.uint8).to(DEVICE)
+        columns = width // 2 if bits <= 4 else width
+        codes = torch.randint(0, 256, (outputs, columns), generator=generator, dtype=torch.uint8).to(DEVICE)
         scale = torch.rand(outputs, generator=generator).to(DEVICE)
-        expected = x.double() @ (reference.weight_codes(codes, 4).double() * scale.double()[:, None]).T
-        error = float((linear_16(x, codes, scale, 4).double() - expected).norm() / expected.norm())
-        assert error < (5e-4 if dtype == torch.float16 else 3e-3), ("values", rows, outputs, width, dtype, error)
+        expected = x.double() @ (reference.weight_codes(codes, bits).double() * scale.double()[:, None]).T
+        error = float((linear_16(x, codes, scale, bits).double() - expected).norm() / expected.norm())
+        assert error < (5e-4 if dtype == torch.float16 else 3e-3), ("values", rows, outputs, width, bits, dtype, error)
 
 
 def check_offsets() -> None:
@@ -218,6 +222,25 @@ def check_transform() -> None:
             near(*found, expected, share, rtol)
             if factor < 1 and dtype == torch.float32:
                 near_on_an_asymmetric_grid(x.to(DEVICE, dtype), prologue, 2 * share, rtol)
+
+
+def check_row_tiles() -> None:
+    """Tiles of a row of every kind, and rows that lie apart, as parts of a joined product do: the rule's codes."""
+    for (a, b), rows in itertools.product([(12, 20), (24, 32), *([(96, 128), (64, 64)] if ON_GPU else [])], (3, 40)):
+        generator, width = torch.Generator().manual_seed(a), a * b
+        wide = torch.randn(rows, 2 * width, generator=generator).to(DEVICE, torch.float16)
+        gate, x = wide.split(width, 1)
+        factors = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0].to(DEVICE) for n in (a, b))
+        kronecker = Kronecker(*factors)
+        states = TokenStates(states_of(rows), 8, 4, torch.tensor([0.7, 0.9], device=DEVICE))
+        plain = quantize_rows(x, 4, 0.9, Prologue(states=states), front=gate)
+        wanted = quantize_rows(x.contiguous(), 4, 0.9, Prologue(states=states), front=gate.contiguous())
+        assert all(torch.equal(part, other) for part, other in zip(plain, wanted, strict=True)), ("apart", a, b)
+        expected = transform_rows(x.contiguous(), 4, 0.9, kronecker, states, front=gate.contiguous())
+        for turned, columns, (warps, registers) in itertools.product((False, True), (16, 32), ((4, 128), (8, 96))):
+            settings = RowTile(turned, columns, warps, registers)
+            found = transform_rows(x, 4, 0.9, kronecker, states, front=gate, settings=settings)
+            near(*found, expected, 0.02, 4e-3)
 
 
 def near_on_an_asymmetric_grid(x: torch.Tensor, prologue: Prologue, share: float, rtol: float) -> None:
@@ -363,6 +386,7 @@ if __name__ == "__main__":
     check_quantize()
     check_affine()
     check_transform()
+    check_row_tiles()
     check_map()
     check_swiglu()
     check_norm()

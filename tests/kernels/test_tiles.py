@@ -30,7 +30,7 @@ def test_few_tiles_are_split_among_processors() -> None:
 
 def test_what_was_measured_goes_before_the_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Tile(32, 64, 64, 2, 4, 3)
-    (tmp_path / "tiles.json").write_text(json.dumps({"cpu": {key(40, 4096, 2048, True): asdict(best)}}))
+    (tmp_path / "tiles.json").write_text(json.dumps({"cpu": {"products": {key(40, 4096, 2048, True): asdict(best)}}}))
     assert read_tiles(tmp_path / "nothing.json") == {}
     monkeypatch.setattr(tiles, "MEASURED", read_tiles(tmp_path / "tiles.json"))
     cpu = torch.device("cpu")

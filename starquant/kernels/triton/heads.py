@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from starquant.kernels.triton.launch import early_arguments, start
 from starquant.kernels.triton.rows import normed
 
 #: Heads of a token that a program takes.
@@ -73,9 +74,11 @@ def _turn(
     turned,
     eps,
     NORM: tl.constexpr,
+    EARLY: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    start(EARLY)
     token, part = tl.program_id(0), tl.program_id(1)
     position = token % positions
     parts_q = tl.cdiv(q_heads, HEADS)
@@ -155,6 +158,7 @@ def turn(
         cos_PR.shape[1],
         eps,
         NORM=q_gain_E is not None,
+        **early_arguments(q_MD),
         HEADS=HEADS,
         BLOCK=triton.next_power_of_2(head_dim),
     )

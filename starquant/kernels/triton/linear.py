@@ -19,7 +19,8 @@ from torch import Tensor
 
 from starquant.kernels.offsets import Offsets
 from starquant.kernels.tiles import Tile, tile
-from starquant.kernels.triton.unpacking import halves, wholes
+from starquant.kernels.triton.launch import early_arguments, start
+from starquant.kernels.triton.unpacking import halves, settled, wholes
 
 #: Tiles of tokens that are multiplied with one tile of the weight before the next is read.
 GROUP = tl.constexpr(8)
@@ -56,6 +57,7 @@ def _linear(
     HAS_RESIDUAL: tl.constexpr,
     EVEN: tl.constexpr,
     PARTIAL: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -75,6 +77,7 @@ def _linear(
     w_at = w_ptr + o.to(tl.int64)[:, None] * columns + j[None, :]
     total = tl.zeros((BLOCK_O, BLOCK_M), dtype=tl.int32 if INTEGER else tl.float32)
     steps = tl.cdiv(tl.cdiv(columns, BLOCK_J), split)
+    start(EARLY)
     for step in range(part * steps, (part + 1) * steps):
         begin = step * BLOCK_J
         if EVEN:
@@ -95,6 +98,8 @@ def _linear(
         else:
             codes_w = wholes(packed, low.dtype, INTEGER, BITS, FAST)
             total = tl.dot(codes_w, low, total, out_dtype=total.dtype)
+        if FAST and not INTEGER:
+            total = settled(total)
     if FAST and INTEGER and BITS <= 4:
         total = total >> 4
     where = m.to(tl.int64)[:, None] * outputs + o[None, :]
@@ -138,8 +143,10 @@ def _finish(
     HAS_SUM: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     SPLIT: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    start(EARLY)
     m, o = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     output, where = o < outputs, m.to(tl.int64) * outputs + o
     total = tl.load(parts_ptr + where, mask=output, other=0)
@@ -228,7 +235,7 @@ def _launch(
     target = y_MO if split == 1 else torch.empty(split, rows, outputs, dtype=kind, device=x_MK.device)
     grid = (triton.cdiv(rows, settings.m) * triton.cdiv(outputs, settings.o), split)
     terms, flags = _optional_arguments(offsets, residual_MO, w_scale_O)
-    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None} | flags
+    same = {"INTEGER": integer, "HAS_BIAS": bias_O is not None} | flags | early_arguments(x_MK)
     _linear[grid](
         x_MK.contiguous(),
         codes,

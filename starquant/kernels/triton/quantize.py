@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from starquant.kernels.tokens import NO_PROLOGUE, Affine, Norm, Prologue
+from starquant.kernels.triton.launch import early_arguments, start
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
     codes_from_zero,
@@ -21,9 +22,11 @@ from starquant.kernels.triton.rows import (
     front_arguments,
     gated,
     grid_arguments,
+    largest_bits,
     moved,
     normed,
     row_targets,
+    rows_of,
     scale_of,
     state_arguments,
     swiglu,
@@ -40,18 +43,20 @@ def _map_rows(
     rows,
     width,
     span,
+    EARLY: tl.constexpr,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Maps of the runs among `span` channels as one product with a matrix that is 0 outside the runs."""
+    start(EARLY)
     row, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     channel = tl.program_id(1) * span + k
     inside = (k < span) & (channel < width)
     at = row.to(tl.int64)[:, None] * width + channel[None, :]
     mask = (row < rows)[:, None] & inside[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    times, over = power_of_two(tl.max(tl.abs(x), 1))
+    times, over = power_of_two(tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1))
     same_run = (k // GROUP)[:, None] == (k // GROUP)[None, :]
     matrix_at = matrix_ptr + (k % GROUP)[:, None] * width + channel[None, :]
     matrix = tl.load(matrix_at, mask=same_run & inside[:, None] & inside[None, :], other=0.0)
@@ -71,50 +76,56 @@ def _quantize_rows(
     clip_ptr,
     state_ptr,
     width,
+    x_stride,
+    front_stride,
     shared,
     d_m,
     eps,
     qmax,
     reach,
     tiny,
+    FAST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     SUMS: tl.constexpr,
-    HAS_CLIP: tl.constexpr,
+    CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
     SWIGLU: tl.constexpr,
     NORM: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    start(EARLY)
     row, column = tl.program_id(0), tl.arange(0, BLOCK)
     mask = column < width
-    start = row.to(tl.int64) * width  # many tokens of a wide layer pass 2^31
-    x = tl.load(x_ptr + start + column, mask=mask, other=0.0)
+    long = row.to(tl.int64)  # many tokens of a wide layer pass 2^31
+    state = tl.load(state_ptr + row) if HAS_GATE or CLIP > 0 else 0
+    of_high = tl.load(clip_ptr + CLIP * state) if CLIP > 0 else 1.0
+    of_low = tl.load(clip_ptr + CLIP * state + 1) if CLIP == 2 else of_high
+    x = tl.load(x_ptr + long * x_stride + column, mask=mask, other=0.0)
     if SWIGLU:
-        x = swiglu(x, tl.load(front_ptr + start + column, mask=mask, other=0.0))
+        x = swiglu(x, tl.load(front_ptr + long * front_stride + column, mask=mask, other=0.0), FAST)
     elif NORM:
         gain = tl.load(front_ptr + column, mask=mask, other=0.0)
         x = normed(x, gain, tl.sum(x.to(tl.float32) * x.to(tl.float32)), width, eps)
     else:
         x = x.to(tl.float32)
-    state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
     if HAS_GATE:
-        x = gated(x, column, state, shared, d_m)
-    strange = tl.sum((x != x).to(tl.int32))
-    of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
-    of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
-    if SYMMETRIC:
-        if HAS_CLIP:
-            scale = clipped_scale_of(tl.min(x), tl.max(x), strange, of_low, of_high, reach, tiny)
-        else:
-            scale = scale_of(tl.max(tl.abs(x)), strange, reach, tiny)
-        codes = codes_of(x, scale, qmax)
+        x = gated(x, column, state, shared, d_m, width)
+    if SYMMETRIC and CLIP < 2:
+        scale = scale_of(largest_bits(x), of_high, reach, tiny)
+        codes = codes_of(x, scale, qmax, FAST)
     else:
-        scale, zero = ends_of(tl.min(x), tl.max(x), strange, of_low, of_high, reach, qmax, tiny)
-        codes = codes_from_zero(x, scale, zero, qmax)
-        tl.store(zero_ptr + row, moved(zero, qmax))
+        smallest, largest, strange = tl.min(x), tl.max(x), tl.sum((x != x).to(tl.int32))
+        if SYMMETRIC:
+            scale = clipped_scale_of(smallest, largest, strange, of_low, of_high, reach, tiny)
+            codes = codes_of(x, scale, qmax, FAST)
+        else:
+            scale, zero = ends_of(smallest, largest, strange, of_low, of_high, reach, qmax, tiny)
+            codes = codes_from_zero(x, scale, zero, qmax, FAST)
+            tl.store(zero_ptr + row, moved(zero, qmax))
     if SUMS:
         tl.store(sum_ptr + row, tl.sum(tl.where(mask, codes.to(tl.int32), 0)))
-    tl.store(codes_ptr + start + column, codes, mask=mask)
+    tl.store(codes_ptr + long * width + column, codes, mask=mask)
     tl.store(scale_ptr + row, scale)
 
 
@@ -129,7 +140,8 @@ def map_rows(x_MK: Tensor, affine: Affine) -> Tensor:
     span = block // size * size
     matrix, shift = affine.columns_GK.contiguous(), affine.shift_NG.contiguous()
     grid = (triton.cdiv(rows, tile), triton.cdiv(width, span))
-    _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, span, GROUP=size, ROWS=tile, BLOCK=block)
+    sizes = {"GROUP": size, "ROWS": tile, "BLOCK": block}
+    _map_rows[grid](x_MK, matrix, shift, y_MK, rows, width, span, **sizes, **early_arguments(x_MK))
     return y_MK
 
 
@@ -160,11 +172,11 @@ def quantize_rows(
         return transform_rows(x_MK, bits, clip_ratio, kronecker, states, symmetric, sums, front)
     if kronecker is not None:
         x_MK = kronecker.apply(x_MK)
-    x_MK = x_MK.contiguous()
+    x_MK = rows_of(x_MK)
     rows, width = x_MK.shape
     codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
     clip, state, gate, flags = state_arguments(states, width, scale)
-    in_front, eps, kind = front_arguments(front, x_MK)
+    in_front, front_stride, eps, kind = front_arguments(front, x_MK)
     _quantize_rows[(rows,)](
         x_MK,
         in_front,
@@ -175,14 +187,18 @@ def quantize_rows(
         clip,
         state,
         width,
+        x_MK.stride(0),
+        front_stride,
         *gate,
         eps,
         *grid_arguments(bits, clip_ratio, symmetric),
+        FAST=x_MK.is_cuda,
         SYMMETRIC=symmetric,
         SUMS=sums,
         BLOCK=triton.next_power_of_2(width),
         num_warps=16 if width > 8192 else 8 if width > 2048 else 4,
         **flags,
         **kind,
+        **early_arguments(x_MK),
     )
     return codes, scale, *offsets

@@ -12,21 +12,39 @@ from starquant.numerics import PerToken, QuantFormat
 
 ROUND = tl.constexpr(1.5 * 2**23)
 MASKED = tl.constexpr(0)  # on every axis of states
+INFINITE = tl.constexpr(0x7F800000)
 
 
 @triton.jit
-def gated(x, channel, state, shared, d_m):
-    """Zero the channels that a token's state does not use (`numerics.gate_channels`)."""
-    masked_only = (channel >= shared) & (channel < shared + d_m)
-    unmasked_only = channel >= shared + d_m
-    return tl.where(((state == MASKED) & unmasked_only) | ((state != MASKED) & masked_only), 0.0, x)
+def gated(x, channel, state, shared, d_m, width):
+    """Zero the channels that a token's state does not use, which lie side by side (`numerics.gate_channels`)."""
+    first = tl.where(state == MASKED, shared + d_m, shared)
+    end = tl.where(state == MASKED, width, shared + d_m)
+    return tl.where((channel >= first) & (channel < end), 0.0, x)
+
+
+#: x / (1 + exp(-x)), without what exponential and division do for numbers near 0: 5 instructions.
+SILU = tl.constexpr(
+    """{
+    .reg .f32 t;
+    mul.f32 t, $1, 0fBFB8AA3B;
+    ex2.approx.ftz.f32 t, t;
+    add.f32 t, t, 0f3F800000;
+    rcp.approx.ftz.f32 t, t;
+    mul.f32 $0, $1, t;
+    }"""
+)
 
 
 @triton.jit
-def swiglu(x, gate):
+def swiglu(x, gate, FAST: tl.constexpr):
     """Multiply by silu(gate), rounded after each step as without kernels; float32."""
     of_gate = gate.to(tl.float32)
-    of_gate = (of_gate / (1.0 + tl.exp(-of_gate))).to(x.dtype).to(tl.float32)
+    if FAST:
+        of_gate = tl.inline_asm_elementwise(SILU, "=f,f", [of_gate], tl.float32, is_pure=True, pack=1)
+    else:
+        of_gate = of_gate / (1.0 + tl.exp(-of_gate))
+    of_gate = of_gate.to(x.dtype).to(tl.float32)
     return (x.to(tl.float32) * of_gate).to(x.dtype).to(tl.float32)
 
 
@@ -39,23 +57,44 @@ def normed(x, gain, squares, width, eps):
 
 
 @triton.jit
-def scale_of(largest, strange, reach, tiny):
-    """Return a token's scale; `strange` counts what is no number, which maxima drop."""
-    return tl.where(strange > 0, float("nan"), tl.maximum(largest * reach, tiny))
+def largest_bits(x):
+    """Return the bits of the largest magnitude, as an integer: those of what is no number are larger than any."""
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+
+
+@triton.jit
+def scale_of(bits, of_both, reach, tiny):
+    """Return a token's scale on a symmetric grid, of the bits of its largest magnitude; no number if that is none."""
+    largest = bits.to(tl.float32, bitcast=True)
+    return tl.where(bits > INFINITE, float("nan"), tl.maximum(largest * reach * of_both, tiny))
 
 
 @triton.jit
 def clipped_scale_of(smallest, largest, strange, of_low, of_high, reach, tiny):
-    """Return a token's scale on a symmetric grid that covers the longer of its ends, each clipped at its own ratio."""
+    """Return a token's scale on a symmetric grid that covers the longer of its ends, each clipped at its own ratio.
+
+    `strange` counts what is no number, which maxima drop.
+    """
     longer = tl.maximum(largest * reach * of_high, -smallest * reach * of_low)
     return tl.where(strange > 0, float("nan"), tl.maximum(longer, tiny))
 
 
 @triton.jit
-def codes_of(x, scale, qmax):
-    """Round to the nearest code, halves to even."""
-    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -qmax - 1.0), qmax)
-    return ((codes + ROUND) - ROUND).to(tl.int8)
+def quotient(x, scale, FAST: tl.constexpr):
+    """Divide a row by its scale. FAST: by the rounded reciprocal, corrected once, which rounds as a division does."""
+    if FAST:
+        over = tl.div_rn(1.0, scale)
+        near = x * over
+        return tl.fma(tl.fma(-near, scale, x), over, near)
+    else:
+        return tl.div_rn(x, scale)
+
+
+@triton.jit
+def codes_of(x, scale, qmax, FAST: tl.constexpr):
+    """Round to the nearest code, halves to even: ROUND leaves it in the last byte."""
+    codes = tl.minimum(tl.maximum(quotient(x, scale, FAST), -qmax - 1.0), qmax)
+    return (codes + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit
@@ -77,35 +116,41 @@ def moved(codes, qmax):
 
 
 @triton.jit
-def codes_from_zero(x, scale, zero, qmax):
+def codes_from_zero(x, scale, zero, qmax, FAST: tl.constexpr):
     """Round to the nearest code, halves to even, on a grid of a zero point; clamped first, so that ROUND holds it."""
-    codes = tl.minimum(tl.maximum(tl.div_rn(x, scale), -zero), qmax - zero)
+    codes = tl.minimum(tl.maximum(quotient(x, scale, FAST), -zero), qmax - zero)
     return moved(((codes + ROUND) - ROUND) + zero, qmax).to(tl.int8)
 
 
 def state_arguments(
     states: TokenStates | None, width: int, unused: Tensor
-) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, bool]]:
+) -> tuple[Tensor, Tensor, tuple[int, int], dict[str, int]]:
     """Return what kernels take of token states: clip ratios, states, (shared, d_m), and which of them there are.
 
-    `unused` is passed where there is no tensor.
+    CLIP counts a state's ratios: none, one, or one of each end. `unused` is passed where there is no tensor.
     """
     if states is None:
-        return unused, unused, (width, 0), {"HAS_CLIP": False, "HAS_GATE": False}
+        return unused, unused, (width, 0), {"CLIP": 0, "HAS_GATE": False}
     clip = states.clip_S
-    flags = {"HAS_CLIP": clip is not None, "HAS_GATE": states.d_m + states.d_u > 0}
+    flags = {"CLIP": 0 if clip is None else clip.numel() // len(clip), "HAS_GATE": states.d_m + states.d_u > 0}
     channels = width - states.d_m - states.d_u, states.d_m
-    if clip is not None:
-        clip = clip.view(len(clip), -1).expand(-1, 2).contiguous()  # one ratio is that of both ends
-    return unused if clip is None else clip, states.state.contiguous(), channels, flags
+    return unused if clip is None else clip.contiguous(), states.state.contiguous(), channels, flags
 
 
-def front_arguments(front: Tensor | Norm | None, unused: Tensor) -> tuple[Tensor, float, dict[str, bool]]:
-    """Return what kernels take of what stands in front: SwiGLU's gate or a norm's gain, its eps, and which it is."""
+def rows_of(x_MK: Tensor) -> Tensor:
+    """Return rows whose numbers lie side by side; they may be apart, as those of a part of a joined product."""
+    return x_MK if x_MK.stride(1) == 1 else x_MK.contiguous()
+
+
+def front_arguments(front: Tensor | Norm | None, unused: Tensor) -> tuple[Tensor, int, float, dict[str, bool]]:
+    """Return what kernels take of what stands in front: SwiGLU's gate and from row to row of it how far it is, or a
+    norm's gain and eps; and which it is.
+    """
     flags = {"SWIGLU": isinstance(front, Tensor), "NORM": isinstance(front, Norm)}
     if isinstance(front, Norm):
-        return front.gain_K.contiguous(), front.eps, flags
-    return unused if front is None else front.contiguous(), 0.0, flags
+        return front.gain_K.contiguous(), 0, front.eps, flags
+    gate_MK = unused if front is None else rows_of(front)
+    return gate_MK, gate_MK.stride(0), 0.0, flags
 
 
 def grid_arguments(bits: int, clip_ratio: float, symmetric: bool) -> tuple[float, float, float]:

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tiles import is_turned, padded, processors, row_tiles
+from starquant.kernels.tiles import RowTile, processors, row_tile
 from starquant.kernels.tokens import Kronecker, Norm, TokenStates
+from starquant.kernels.triton.launch import early_arguments, start
 from starquant.kernels.triton.rows import (
     clipped_scale_of,
     codes_from_zero,
@@ -23,22 +24,24 @@ from starquant.kernels.triton.rows import (
     front_arguments,
     gated,
     grid_arguments,
+    largest_bits,
     moved,
     normed,
     row_targets,
+    rows_of,
     scale_of,
     state_arguments,
     swiglu,
 )
 
-#: Warps a processor, in programs that each read A once: what its registers hold, in rows of up to 4,096.
-WARPS, REGISTERS = 16, 65536
+#: Of a processor: how many programs, which each read A once, it holds at a time.
+REGISTERS = 65536
 
 
 @triton.jit
-def power_of_two(largest):
-    """Return the power of two at or below a magnitude, and its reciprocal; those of 0 and of what is no number, too."""
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+def power_of_two(bits):
+    """Return the power of two at or below a magnitude, of its bits, and its reciprocal; of 0 and infinity too."""
+    exponent = (bits >> 23) & 255
     exponent = tl.minimum(tl.maximum(exponent, 1), 253)
     return (exponent << 23).to(tl.float32, bitcast=True), ((254 - exponent) << 23).to(tl.float32, bitcast=True)
 
@@ -61,6 +64,8 @@ def _transform_rows(
     b,
     stride_a,
     stride_b,
+    x_stride,
+    front_stride,
     shared,
     d_m,
     factor,
@@ -68,13 +73,15 @@ def _transform_rows(
     qmax,
     reach,
     tiny,
+    FAST: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     SUMS: tl.constexpr,
     HAS_RIGHT: tl.constexpr,
-    HAS_CLIP: tl.constexpr,
+    CLIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
     SWIGLU: tl.constexpr,
     NORM: tl.constexpr,
+    EARLY: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     TILES: tl.constexpr,
@@ -82,34 +89,51 @@ def _transform_rows(
     i, k, c = tl.arange(0, A), tl.arange(0, A), tl.arange(0, B)
     left = tl.load(left_ptr + k[None, :] * a + i[:, None], mask=(k < a)[None, :] & (i < a)[:, None], other=0.0)
     left = left.to(tl.float16)
+    if TILES == 1:  # read once; of several tiles there are too many to hold
+        if HAS_RIGHT:
+            square = (c < b)[:, None] & (c < b)[None, :]
+            right = tl.load(right_ptr + c[:, None] * b + c[None, :], mask=square, other=0.0).to(tl.float16)
+        if NORM:
+            gain = tl.load(
+                front_ptr + k[:, None] * stride_a + c[None, :] * stride_b,
+                mask=(k < a)[:, None] & (c < b)[None, :],
+                other=0.0,
+            )
+    start(EARLY)
     first, programs = tl.program_id(0), tl.num_programs(0)
     for turn in range(0, tl.cdiv(rows - first, programs)):
         row = first + turn * programs
-        start = row.to(tl.int64) * width
-        largest, squares = 0.0, 0.0
+        long = row.to(tl.int64)
+        state = tl.load(state_ptr + row) if HAS_GATE or CLIP > 0 else 0
+        of_high = tl.load(clip_ptr + CLIP * state) if CLIP > 0 else 1.0
+        of_low = tl.load(clip_ptr + CLIP * state + 1) if CLIP == 2 else of_high
+        bits, squares = 0, 0.0
         xs = ()
         for n in tl.static_range(TILES):
-            at = start + k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
+            at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
             inside = (k < a)[:, None] & (n * B + c < b)[None, :]
-            x = tl.load(x_ptr + at, mask=inside, other=0.0)
+            x = tl.load(x_ptr + long * x_stride + at, mask=inside, other=0.0)
             if NORM:
                 squares += tl.sum(x.to(tl.float32) * x.to(tl.float32))
             else:
                 if SWIGLU:
-                    x = swiglu(x, tl.load(front_ptr + at, mask=inside, other=0.0))
+                    x = swiglu(x, tl.load(front_ptr + long * front_stride + at, mask=inside, other=0.0), FAST)
                 x = x.to(tl.float32)
-                largest = tl.maximum(largest, tl.max(tl.abs(x)))
+                bits = tl.maximum(bits, largest_bits(x))
             xs += (x,)
         if NORM:
             new = ()
             for n in tl.static_range(TILES):
-                at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
-                inside = (k < a)[:, None] & (n * B + c < b)[None, :]
-                x = normed(xs[n], tl.load(front_ptr + at, mask=inside, other=0.0), squares, width, eps)
-                largest = tl.maximum(largest, tl.max(tl.abs(x)))
+                if TILES > 1:
+                    at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
+                    inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+                    x = normed(xs[n], tl.load(front_ptr + at, mask=inside, other=0.0), squares, width, eps)
+                else:
+                    x = normed(xs[n], gain, squares, width, eps)
+                bits = tl.maximum(bits, largest_bits(x))
                 new += (x,)
             xs = new
-        times, over = power_of_two(largest)
+        times, over = power_of_two(bits)
         ys = ()
         for n in tl.static_range(TILES):
             u = tl.dot(left, (xs[n] * over).to(tl.float16))
@@ -117,39 +141,45 @@ def _transform_rows(
                 u = u.to(tl.float16)
                 new = ()
                 for m in tl.static_range(TILES):
-                    inside = (n * B + c < b)[:, None] & (m * B + c < b)[None, :]
-                    right = tl.load(right_ptr + (n * B + c)[:, None] * b + (m * B + c)[None, :], mask=inside, other=0.0)
-                    right = right.to(tl.float16)
-                    new += ((tl.dot(u, right) if n == 0 else tl.dot(u, right, ys[m])),)
+                    if TILES > 1:
+                        square = (n * B + c < b)[:, None] & (m * B + c < b)[None, :]
+                        right_at = right_ptr + (n * B + c)[:, None] * b + (m * B + c)[None, :]
+                        part = tl.load(right_at, mask=square, other=0.0).to(tl.float16)
+                        new += ((tl.dot(u, part) if n == 0 else tl.dot(u, part, ys[m])),)
+                    else:
+                        new += (tl.dot(u, right),)
                 ys = new
             else:
                 ys += (u,)
-        state = tl.load(state_ptr + row) if HAS_GATE or HAS_CLIP else 0
-        smallest, largest, strange = 0.0, 0.0, 0
+        bits, smallest, largest, strange = 0, 0.0, 0.0, 0
         done = ()
         for m in tl.static_range(TILES):
-            y = (ys[m] * factor * times).to(x_ptr.dtype.element_ty).to(tl.float32)
+            y = (ys[m] * (factor * times)).to(x_ptr.dtype.element_ty).to(tl.float32)
             if HAS_GATE:
-                y = gated(y, i[:, None] * stride_a + (m * B + c)[None, :] * stride_b, state, shared, d_m)
+                channel = i[:, None] * stride_a + (m * B + c)[None, :] * stride_b
+                y = gated(y, channel, state, shared, d_m, width)
             done += (y,)
-            smallest, largest = tl.minimum(smallest, tl.min(y)), tl.maximum(largest, tl.max(y))
-            strange += tl.sum((y != y).to(tl.int32))
-        of_high = tl.load(clip_ptr + 2 * state) if HAS_CLIP else 1.0
-        of_low = tl.load(clip_ptr + 2 * state + 1) if HAS_CLIP else 1.0
-        if SYMMETRIC:
-            if HAS_CLIP:
-                scale = clipped_scale_of(smallest, largest, strange, of_low, of_high, reach, tiny)
+            if SYMMETRIC and CLIP < 2:
+                bits = tl.maximum(bits, largest_bits(y))
             else:
-                scale = scale_of(tl.maximum(largest, -smallest), strange, reach, tiny)
-            zero = 0.0
+                smallest, largest = tl.minimum(smallest, tl.min(y)), tl.maximum(largest, tl.max(y))
+                strange += tl.sum((y != y).to(tl.int32))
+        zero = 0.0
+        if SYMMETRIC and CLIP < 2:
+            scale = scale_of(bits, of_high, reach, tiny)
+        elif SYMMETRIC:
+            scale = clipped_scale_of(smallest, largest, strange, of_low, of_high, reach, tiny)
         else:
             scale, zero = ends_of(smallest, largest, strange, of_low, of_high, reach, qmax, tiny)
             tl.store(zero_ptr + row, moved(zero, qmax))
         total = 0
         for m in tl.static_range(TILES):
-            codes = codes_of(done[m], scale, qmax) if SYMMETRIC else codes_from_zero(done[m], scale, zero, qmax)
+            if SYMMETRIC:
+                codes = codes_of(done[m], scale, qmax, FAST)
+            else:
+                codes = codes_from_zero(done[m], scale, zero, qmax, FAST)
             inside = (i < a)[:, None] & (m * B + c < b)[None, :]
-            at = codes_ptr + start + i[:, None] * stride_a + (m * B + c)[None, :] * stride_b
+            at = codes_ptr + long * width + i[:, None] * stride_a + (m * B + c)[None, :] * stride_b
             tl.store(at, codes, mask=inside)
             if SUMS:
                 total += tl.sum(tl.where(inside, codes.to(tl.int32), 0))
@@ -167,16 +197,22 @@ def transform_rows(
     symmetric: bool = True,
     sums: bool = False,
     front: Tensor | Norm | None = None,
+    settings: RowTile | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return transformed rows of 16 bits as `reference.quantize_rows` does; arguments as `quantize_rows`."""
-    x_MK = x_MK.contiguous()
+    """Return transformed rows of 16 bits as `reference.quantize_rows` does; arguments as `quantize_rows`.
+
+    `settings` are those of the launch; None for those of `tiles.row_tile`.
+    """
+    x_MK = rows_of(x_MK)
     rows, width = x_MK.shape
     codes, scale, *offsets = row_targets(x_MK, symmetric, sums)
     clip, state, gate, flags = state_arguments(states, width, scale)
-    in_front, eps, kind = front_arguments(front, x_MK)
-    left, right, a, b, *strides = sides(kronecker, width)
-    shape = shape_of(a, b)
-    programs = processors(x_MK.device) * WARPS // shape["num_warps"]
+    in_front, front_stride, eps, kind = front_arguments(front, x_MK)
+    if settings is None:
+        factors = len(kronecker.a_MM), None if kronecker.b_NN is None else len(kronecker.b_NN)
+        settings = row_tile(rows, width, *factors, x_MK.device)
+    left, right, a, b, *strides = sides(kronecker, width, settings)
+    programs = processors(x_MK.device) * max(1, REGISTERS // (32 * settings.warps * settings.registers))
     _transform_rows[(min(rows, programs),)](
         x_MK,
         in_front,
@@ -193,37 +229,35 @@ def transform_rows(
         a,
         b,
         *strides,
+        x_MK.stride(0),
+        front_stride,
         *gate,
         kronecker.factor,
         eps,
         *grid_arguments(bits, clip_ratio, symmetric),
+        FAST=x_MK.is_cuda,
         SYMMETRIC=symmetric,
         SUMS=sums,
         HAS_RIGHT=right is not None,
         **flags,
         **kind,
-        **shape,
+        **shape_of(a, b, settings),
+        **early_arguments(x_MK),
     )
     return codes, scale, *offsets
 
 
-def sides(kronecker: Kronecker, width: int) -> tuple[Tensor, Tensor | None, int, int, int, int]:
-    """Return the factor on the left and on the right of a row, their sizes, and the strides of its tiles.
-
-    A row [a, b] is multiplied as it lies, or as [b, a] where that pads its tiles less.
-    """
+def sides(kronecker: Kronecker, width: int, settings: RowTile) -> tuple[Tensor, Tensor | None, int, int, int, int]:
+    """Return the factor on the left and on the right of a row, their sizes, and the strides of its tiles."""
     left, right = kronecker.a_MM, kronecker.b_NN
     a = len(left)
     b = width // a
-    if right is not None and is_turned(a, b):
+    if right is not None and settings.turned:
         return right, left, b, a, 1, b
     return left, right, a, b, b, 1
 
 
-def shape_of(a: int, b: int) -> dict[str, int]:
-    """Return the launch settings of a row [a, b]."""
-    tile_a, tile_b, tiles = row_tiles(a, b)
-    shape = {"A": tile_a, "B": tile_b, "TILES": tiles, "num_stages": 1}
-    if padded(a, b) > 4096:
-        return shape | {"num_warps": 8}
-    return shape | {"num_warps": 4, "maxnreg": REGISTERS // (32 * WARPS)}
+def shape_of(a: int, b: int, settings: RowTile) -> dict[str, int]:
+    """Return tiles and launch settings of a row [a, b], as it is multiplied."""
+    tiles = {"A": max(16, triton.next_power_of_2(a)), "B": settings.columns, "TILES": triton.cdiv(b, settings.columns)}
+    return tiles | {"num_stages": 1, "num_warps": settings.warps, "maxnreg": settings.registers}

@@ -41,6 +41,16 @@ UNPACK_4_FP16 = tl.constexpr(_unpack_4_as("f16", 0x64, 0x3C00, 0xE408))
 
 
 @triton.jit
+def settled(total):
+    """Return sums of products that are over. What follows may write the registers that tensor cores still read.
+
+    A 16-bit product is otherwise left in flight when a loop goes on, and of large products some sums were wrong on an
+    H100 (.9 % of the norm of 128 x 37,888, inputs 3,584).
+    """
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [total], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def halves(packed, dtype: tl.constexpr, INTEGER: tl.constexpr, BITS: tl.constexpr, FAST: tl.constexpr):
     """Unpack two codes a byte, as what is multiplied; the first half of a row's inputs lies low."""
     if FAST and INTEGER:

@@ -1,0 +1,121 @@
+"""Which launch settings transform rows fastest: what `tiles.py` measures of the passes in front of products."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from efficiency import clock
+from torch import Tensor
+from tqdm import tqdm
+
+from starquant.kernels import Kronecker, Norm, TokenStates
+from starquant.kernels.tiles import RowTile, row_key, row_rule
+from starquant.models.cuda_graphs import capture
+
+REPEATS = 20  # in one CUDA graph
+REGISTERS = 65536  # of a processor
+
+
+@dataclass(frozen=True)
+class Transform:
+    """P = A (x) B of rows of a width, behind SwiGLU or a norm, as STaR-Quant has it at 8B."""
+
+    width: int
+    a: int
+    swiglu: bool
+
+    @property
+    def b(self) -> int:
+        """Size of B."""
+        return self.width // self.a
+
+
+TRANSFORMS = (Transform(4096, 64, False), Transform(12288, 96, True), Transform(3584, 56, False))
+TRANSFORMS += (Transform(18944, 128, True),)
+
+
+def candidates(transform: Transform) -> Iterator[RowTile]:
+    """Yield settings that may be worth it: tiles that pad a row to at most 3 / 2, registers that a processor has."""
+    for turned in (False, True) if transform.a != transform.b else (False,):
+        a, b = (transform.b, transform.a) if turned else (transform.a, transform.b)
+        for columns, warps, registers in itertools.product((32, 64, 128), (4, 8, 16), (64, 96, 128, 168, 248)):
+            tiles = -(-b // columns)
+            numbers = (1 << (a - 1).bit_length()) * columns * tiles
+            narrow = columns < 64 and -(-b // columns) * columns == -(-b // (2 * columns)) * 2 * columns
+            if (
+                tiles <= 5
+                and not narrow  # where tiles of twice the width pad no more
+                and numbers <= 1.5 * transform.width
+                and 32 * warps * registers <= REGISTERS
+                and 1.5 * numbers / (32 * warps) <= registers  # a row, and half of it again, stay in registers
+            ):
+                yield RowTile(turned, columns, warps, registers)
+
+
+def work_of(rows: int, transform: Transform) -> Callable[[RowTile | None], tuple[Tensor, ...]]:
+    """Return what transforms random rows with given settings; None for those of the rule."""
+    from starquant.kernels.triton.transform import transform_rows
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    new = functools.partial(torch.randn, device="cuda", generator=generator)
+    x = new(rows, transform.width, dtype=torch.bfloat16)
+    front = new(rows, transform.width, dtype=torch.bfloat16) if transform.swiglu else Norm(torch.ones_like(x[0]), 1e-5)
+    factors = (torch.linalg.qr(new(n, n))[0].contiguous() for n in (transform.a, transform.b))
+    closed, clip = round(transform.width / 32), torch.tensor([0.9, 0.8], device="cuda")
+    states = TokenStates((torch.arange(rows, device="cuda") % 2), closed, closed, clip)
+    return functools.partial(_run, transform_rows, x, Kronecker(*factors), states, front, transform, rows)
+
+
+def _run(
+    run: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    kronecker: Kronecker,
+    states: TokenStates,
+    front: Tensor | Norm,
+    transform: Transform,
+    rows: int,
+    settings: RowTile | None,
+) -> tuple[Tensor, ...]:
+    if settings is None:
+        settings = usual(rows, transform)
+    return run(x, 4, 1.0, kronecker, states, front=front, settings=settings)
+
+
+def usual(rows: int, transform: Transform) -> RowTile:
+    """Return what the rule would take."""
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    return row_rule(rows, transform.width, transform.a, transform.b, processors)
+
+
+def compile_row(case: tuple[int, Transform, RowTile]) -> None:
+    """Fill Triton's cache; what does not compile is found out when it is measured."""
+    rows, transform, settings = case
+    with contextlib.suppress(Exception):
+        work_of(rows, transform)(settings)
+        torch.cuda.synchronize()
+
+
+def microseconds(rows: int, transform: Transform, several: list[RowTile]) -> dict[RowTile, float]:
+    """Return the time of a pass by settings; those that do not run, or give other codes, are left out."""
+    work, times = work_of(rows, transform), dict[RowTile, float]()
+    expected = work(None)[0].int()
+    for settings in several:
+        try:
+            apart = (work(settings)[0].int() - expected).abs()
+            if int(apart.max()) > 1 or float((apart > 0).float().mean()) > 0.02:
+                raise ValueError(f"{float((apart > 0).float().mean()):.1%} of the codes are others")
+            several_times = capture(lambda settings=settings: [work(settings) for _ in range(REPEATS)])
+            times[settings] = 1000 * clock(several_times, "cuda", 0.02) / REPEATS
+        except Exception as error:
+            tqdm.write(f"  {settings}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}")
+    return times
+
+
+def name_of(rows: int, transform: Transform) -> str:
+    """Return the key under which settings are kept."""
+    return row_key(rows, transform.width, transform.a)
