@@ -139,12 +139,13 @@ def is_turned(a: int, b: int) -> bool:
 def row_rule(rows: int, width: int, a: int, b: int | None, processors: int) -> RowTile:
     """Return settings of a transform for a GPU that nothing was measured on.
 
-    Few rows are over when a single one is, which more warps share; of many, as many as possible are under way.
+    Few rows are over when a single one is, which more warps share; of many, as many as possible are under way. What no
+    registers hold is kept in the first cache.
     """
     turned = b is not None and is_turned(a, b)
     sides = (width // a, a) if turned else (a, width // a)
     wide = padded(*sides) > 4096
-    warps = (16 if wide else 8) if rows <= processors else (8 if wide else 4)
+    warps = 8 if wide or rows <= processors else 4
     return RowTile(turned, row_tiles(*sides)[1], warps, 128)
 
 

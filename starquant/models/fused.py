@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter, WeightRenaming
 
@@ -19,20 +19,13 @@ class SplitRows(ConversionOps):
 
     @torch.no_grad()
     def convert(
-        self,
-        input_dict: dict[str, Tensor],
-        source_patterns: list[str],
-        target_patterns: list[str],
-        full_layer_name: str = "",
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> dict[str, Tensor]:
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **more: Any
+    ) -> dict[str, Any]:
         """Return a tensor a target; names and arguments are transformers'."""
         (stored,) = input_dict.values()
         whole = stored[0] if isinstance(stored, list) else stored
-        assert model is not None
-        names = [full_layer_name.replace(target_patterns[0], target) for target in target_patterns]
-        parts = whole.split([model.get_parameter(name).shape[0] for name in names])
+        names = [more["full_layer_name"].replace(target_patterns[0], target) for target in target_patterns]
+        parts = whole.split([more["model"].get_parameter(name).shape[0] for name in names])
         return {target: part.contiguous() for target, part in zip(target_patterns, parts, strict=True)}
 
     @property

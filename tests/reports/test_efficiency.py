@@ -35,7 +35,7 @@ def test_precisions_are_compared_with_bf16(tmp_path: Path, capsys: pytest.Captur
         "| H200 | 8 | forward | 1 | 64 | w4a4 | graph | 2.00 | 32000 | 2.00x | 5.00 | 3.20x | 5.0% |  | 1.0% | 0.50 |"
         in printed
     )
-    assert "| H200 | 8 | forward | 1 | 64 | w4a4-plain | 1.5 | 0.25 |" in printed
+    assert "| H200 | 8 | forward | 1 | 64 | w4a4-plain | graph | 1.5 | 0.25 |" in printed
     assert "| LLaDA-8B | NVIDIA A40 | 34.59 |" in printed and "paper (arXiv 2606.04945)" in printed
 
 

@@ -86,6 +86,7 @@ def _transform_rows(
     B: tl.constexpr,
     TILES: tl.constexpr,
 ):
+    start(EARLY)
     i, k, c = tl.arange(0, A), tl.arange(0, A), tl.arange(0, B)
     left = tl.load(left_ptr + k[None, :] * a + i[:, None], mask=(k < a)[None, :] & (i < a)[:, None], other=0.0)
     left = left.to(tl.float16)
@@ -99,7 +100,6 @@ def _transform_rows(
                 mask=(k < a)[:, None] & (c < b)[None, :],
                 other=0.0,
             )
-    start(EARLY)
     first, programs = tl.program_id(0), tl.num_programs(0)
     for turn in range(0, tl.cdiv(rows - first, programs)):
         row = first + turn * programs
