@@ -72,7 +72,7 @@ def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> floa
 
 
 def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: str) -> dict[str, float]:
-    """Return milliseconds by part of one forward launched by Python, measured around modules (else `by_kernel`).
+    """Return milliseconds by part of one forward launched by Python, measured around modules (else `kernels_of`).
 
     The quantization kernels hold transforms, gates and TAC; what they cost is the difference to `w4a4-plain`.
     """
@@ -117,6 +117,16 @@ def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: st
         milliseconds[kind] = milliseconds.get(kind, 0.0) + (end - start if device == "cpu" else start.elapsed_time(end))
     milliseconds["rest"] = 2 * milliseconds["whole"] - sum(milliseconds.values())
     return {name: round(value, 4) for name, value in milliseconds.items()}
+
+
+def kernels_of(forward: Callable[[], object]) -> dict[str, float]:
+    """Return the milliseconds of a forward's kernels by part (`by_kernel`), each launched when the last has ended."""
+    if not HAS_TRITON:
+        return by_kernel(capture(forward))
+    from starquant.kernels.triton.launch import one_after_another
+
+    with one_after_another():
+        return by_kernel(capture(forward))
 
 
 def ceilings(device: str) -> dict[str, float]:
@@ -180,7 +190,7 @@ def forward_row(
     took, count = clock(work, device, arguments.seconds), counted(model, rows, length)
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
     timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
-    split = parts(model, forward, device) if row["launch"] == "eager" else by_kernel(work)
+    split = parts(model, forward, device) if row["launch"] == "eager" else kernels_of(forward)
     energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device), 2 * arguments.seconds)
     return timing | {"joules": energy, "roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 

@@ -75,7 +75,7 @@ KERNELS = {
 def by_kernel(work: Callable[[], object], repeats: int = 3) -> dict[str, float]:
     """Return the milliseconds that a GPU's kernels take in one call, by part (`KERNELS`), `rest` being all others.
 
-    Kernels that begin early (`kernels.triton.launch`) count from when they wait: parts may exceed the whole.
+    A kernel that begins early (`kernels.triton.launch`) counts what it waits, so that parts would exceed the whole.
     """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(repeats):

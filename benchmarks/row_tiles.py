@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from starquant.kernels import Kronecker, Norm, Prologue, TokenStates, reference
-from starquant.kernels.tiles import RowTile, row_key, row_rule
+from starquant.kernels.tiles import RowTile, row_key, row_rule, row_tiles
 from starquant.models.cuda_graphs import capture
 
 REPEATS = 20  # in one CUDA graph
@@ -46,13 +46,13 @@ def candidates(transform: Transform) -> Iterator[RowTile]:
     """
     for turned in (False, True) if transform.a != transform.b else (False,):
         a, b = (transform.b, transform.a) if turned else (transform.a, transform.b)
-        for columns, warps, registers in itertools.product((32, 64, 128), (4, 8, 16), (96, 128, 168, 248)):
-            tiles = -(-b // columns)
-            numbers = (1 << (a - 1).bit_length()) * columns * tiles
-            narrow = columns < 64 and -(-b // columns) * columns == -(-b // (2 * columns)) * 2 * columns
+        side, several = row_tiles(a, b)
+        cuts = {several, *((size,) * -(-b // size) for size in (64, 128))}
+        for columns, warps, registers in itertools.product(sorted(cuts), (4, 8, 16), (96, 128, 168, 248)):
+            numbers = side * sum(columns)
             fits = 2 * numbers / (32 * warps) <= registers <= REGISTERS / (32 * warps)  # a row, twice
             idle = (warps == 16 and numbers > 4096) or (registers > 128 and numbers <= 4096)
-            if tiles <= 5 and not narrow and not idle and fits and numbers <= 1.5 * transform.width:
+            if fits and not idle and numbers <= 1.5 * transform.width:
                 yield RowTile(turned, columns, warps, registers)
 
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,13 +40,13 @@ class RowTile:
 
     Attributes:
         turned: whether a row is multiplied as [b, a].
-        columns: of a tile, which holds the whole other side.
+        columns: of each tile in turn; a tile holds the whole other side.
         warps: of a program.
         registers: of a thread, at most.
     """
 
     turned: bool
-    columns: int
+    columns: tuple[int, ...]
     warps: int
     registers: int
 
@@ -113,6 +113,8 @@ def rule(rows: int, outputs: int, columns: int, integer: bool, processors: int) 
         and split < 8
     ):
         split *= 2
+    if columns % (j * split) and columns % (j // 2 * split) == 0:  # bytes behind a mask are read one by one
+        j //= 2
     return Tile(m, o, j, split, warps, stages)
 
 
@@ -120,15 +122,22 @@ def _tiles(rows: int, outputs: int, tile: tuple[int, ...]) -> int:
     return -(-rows // tile[0]) * -(-outputs // tile[1])
 
 
-def row_tiles(a: int, b: int) -> tuple[int, int, int]:
-    """Return how a row [a, b] is cut between two factors: all of a, columns that pad b least, and how many tiles."""
-    columns = min((128, 64, 32, 16), key=lambda columns: -(-b // columns) * columns)  # of equals the widest
-    return max(16, 1 << (a - 1).bit_length()), columns, -(-b // columns)
+def row_tiles(a: int, b: int) -> tuple[int, tuple[int, ...]]:
+    """Return how a row [a, b] is cut between two factors: all of a, padded, and the columns of each tile.
+
+    Tiles of 128, and what is left in one or two, whichever pads it less.
+    """
+    left, sizes = b % 128, (16, 32, 64, 128)
+    rests = [(size,) for size in sizes if size >= left]
+    rests += [(large, small) for large in sizes for small in sizes if small <= large and small + large >= left]
+    rest = min(rests, key=lambda rest: (sum(rest), len(rest))) if left else ()
+    return max(16, 1 << (a - 1).bit_length()), (128,) * (b // 128) + rest
 
 
 def padded(a: int, b: int) -> int:
     """Return how many numbers the tiles of a row [a, b] hold."""
-    return math.prod(row_tiles(a, b))
+    rows, columns = row_tiles(a, b)
+    return rows * sum(columns)
 
 
 def is_turned(a: int, b: int) -> bool:
@@ -139,14 +148,14 @@ def is_turned(a: int, b: int) -> bool:
 def row_rule(rows: int, width: int, a: int, b: int | None, processors: int) -> RowTile:
     """Return settings of a transform for a GPU that nothing was measured on.
 
-    Few rows are over when a single one is, which more warps share; of many, as many as possible are under way. What no
-    registers hold is kept in the first cache.
+    Few rows are over when a single one is, which more warps share, and all of its registers; of many, as many as
+    possible are under way, where a row does not spill too much of itself for that.
     """
     turned = b is not None and is_turned(a, b)
     sides = (width // a, a) if turned else (a, width // a)
-    wide = padded(*sides) > 4096
-    warps = 8 if wide or rows <= processors else 4
-    return RowTile(turned, row_tiles(*sides)[1], warps, 128)
+    numbers, few = padded(*sides), rows <= processors
+    alone = numbers > 16384 or (numbers > 4096 and few)
+    return RowTile(turned, row_tiles(*sides)[1], 8 if few or numbers > 4096 else 4, 248 if alone else 128)
 
 
 def processors(device: torch.device) -> int:
@@ -158,6 +167,10 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def _row_tile(settings: dict[str, Any]) -> RowTile:
+    return RowTile(**settings | {"columns": tuple(settings["columns"])})
+
+
 def read_tiles(path: Path) -> dict[str, Measured]:
     """Return measured settings by GPU; none where there is no such file."""
     if not path.exists():
@@ -166,7 +179,7 @@ def read_tiles(path: Path) -> dict[str, Measured]:
     return {
         gpu: Measured(
             {name: Tile(**settings) for name, settings in kinds.get("products", {}).items()},
-            {name: RowTile(**settings) for name, settings in kinds.get("rows", {}).items()},
+            {name: _row_tile(settings) for name, settings in kinds.get("rows", {}).items()},
         )
         for gpu, kinds in stored.items()
     }

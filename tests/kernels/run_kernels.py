@@ -237,8 +237,11 @@ def check_row_tiles() -> None:
         wanted = quantize_rows(x.contiguous(), 4, 0.9, Prologue(states=states), front=gate.contiguous())
         assert all(torch.equal(part, other) for part, other in zip(plain, wanted, strict=True)), ("apart", a, b)
         expected = transform_rows(x.contiguous(), 4, 0.9, kronecker, states, front=gate.contiguous())
-        for turned, columns, (warps, registers) in itertools.product((False, True), (16, 32), ((4, 128), (8, 96))):
-            settings = RowTile(turned, columns, warps, registers)
+        launches = itertools.product((False, True), (16, 32, None), ((4, 128), (8, 96)))
+        for turned, columns, (warps, registers) in launches:
+            side = a if turned else b
+            cut = (64, *(16,) * -(-(side - 64) // 16)) if columns is None else (columns,) * -(-side // columns)
+            settings = RowTile(turned, cut, warps, registers)
             found = transform_rows(x, 4, 0.9, kronecker, states, front=gate, settings=settings)
             near(*found, expected, 0.02, 4e-3)
 

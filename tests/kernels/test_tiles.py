@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from starquant.kernels import tiles
-from starquant.kernels.tiles import Tile, key, read_tiles, rule, tile
+from starquant.kernels.tiles import RowTile, Tile, key, read_tiles, row_key, row_rule, row_tile, row_tiles, rule, tile
 
 
 @pytest.mark.parametrize("integer", [True, False])
@@ -21,6 +21,31 @@ def test_the_rule_covers_every_product(integer: bool) -> None:
         assert found.m >= min(16, rows) and {found.m, found.o, found.j} <= {16, 32, 64, 128}
         assert found.split == 1 or columns // found.split >= 2 * found.j  # no program without inputs
         assert (found.m + found.o) * found.j * found.stages * (1 if integer else 2) * 2 < 200 * 1024
+
+
+@pytest.mark.parametrize(
+    ("outputs", "columns"), [(4096, 2048), (4096, 6144), (37888, 1792), (3584, 9472), (4608, 1792)]
+)
+def test_no_step_of_a_published_shape_ends_within_a_row(outputs: int, columns: int) -> None:
+    for rows in (1, 16, 17, 64, 128, 256, 1024, 4096):
+        found = rule(rows, outputs, columns, True, 132)
+        assert columns % (found.j * found.split) == 0
+
+
+def test_a_row_is_cut_into_few_tiles_that_pad_it_little() -> None:
+    assert row_tiles(64, 64) == (64, (64,)) and row_tiles(96, 128) == (128, (128,))
+    assert row_tiles(128, 96) == (128, (64, 32)) and row_tiles(128, 148) == (128, (128, 32))
+    for a, b in itertools.product((3, 64, 148), range(1, 400)):
+        side, columns = row_tiles(a, b)
+        assert side >= max(16, a) and b <= sum(columns) < b + 32 and len(columns) <= b // 128 + 2
+
+
+def test_measured_rows_go_before_the_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best, cpu = RowTile(True, (64, 32), 8, 168), torch.device("cpu")
+    (tmp_path / "tiles.json").write_text(json.dumps({"cpu": {"rows": {row_key(40, 12288, 96): asdict(best)}}}))
+    monkeypatch.setattr(tiles, "MEASURED", read_tiles(tmp_path / "tiles.json"))
+    assert row_tile(33, 12288, 96, 128, cpu) == best
+    assert row_tile(200, 12288, 96, 128, cpu) == row_rule(200, 12288, 96, 128, 1)
 
 
 def test_few_tiles_are_split_among_processors() -> None:

@@ -1,13 +1,16 @@
 """Triton: an online transform x (A (x) B) of rows, their gates and their per-token quantization in one pass.
 
 Hadamard transforms (A and B of signs) and learned Kronecker P alike. A program holds A and B, and takes one row after
-another as tiles [a, columns of b]: it multiplies them from both sides on tensor cores, and writes int8 codes and the
-row's grid; a row is read once, its codes are written once, and nothing between goes through memory. Operands are
+another as tiles [a, some columns of b]: it multiplies them from both sides on tensor cores, and writes int8 codes and
+the row's grid; a row is read once, its codes are written once, and nothing between goes through memory. Operands are
 float16 (11 bits, against the 8 of bfloat16 that results are rounded to), rows divided by the power of two next to their
 largest number, which is exact and leaves room; sums are float32. Rows of float32 are PyTorch's to transform.
 """
 
 from __future__ import annotations
+
+import itertools
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -83,14 +86,16 @@ def _transform_rows(
     NORM: tl.constexpr,
     EARLY: tl.constexpr,
     A: tl.constexpr,
-    B: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    STARTS: tl.constexpr,
     TILES: tl.constexpr,
 ):
     start(EARLY)
-    i, k, c = tl.arange(0, A), tl.arange(0, A), tl.arange(0, B)
+    i, k = tl.arange(0, A), tl.arange(0, A)
     left = tl.load(left_ptr + k[None, :] * a + i[:, None], mask=(k < a)[None, :] & (i < a)[:, None], other=0.0)
     left = left.to(tl.float16)
     if TILES == 1:  # read once; of several tiles there are too many to hold
+        c = tl.arange(0, COLUMNS[0])
         if HAS_RIGHT:
             square = (c < b)[:, None] & (c < b)[None, :]
             right = tl.load(right_ptr + c[:, None] * b + c[None, :], mask=square, other=0.0).to(tl.float16)
@@ -110,8 +115,9 @@ def _transform_rows(
         bits, squares = 0, 0.0
         xs = ()
         for n in tl.static_range(TILES):
-            at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
-            inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+            c = STARTS[n] + tl.arange(0, COLUMNS[n])
+            at = k[:, None] * stride_a + c[None, :] * stride_b
+            inside = (k < a)[:, None] & (c < b)[None, :]
             x = tl.load(x_ptr + long * x_stride + at, mask=inside, other=0.0)
             if NORM:
                 squares += tl.sum(x.to(tl.float32) * x.to(tl.float32))
@@ -125,8 +131,9 @@ def _transform_rows(
             new = ()
             for n in tl.static_range(TILES):
                 if TILES > 1:
-                    at = k[:, None] * stride_a + (n * B + c)[None, :] * stride_b
-                    inside = (k < a)[:, None] & (n * B + c < b)[None, :]
+                    c = STARTS[n] + tl.arange(0, COLUMNS[n])
+                    at = k[:, None] * stride_a + c[None, :] * stride_b
+                    inside = (k < a)[:, None] & (c < b)[None, :]
                     x = normed(xs[n], tl.load(front_ptr + at, mask=inside, other=0.0), squares, width, eps)
                 else:
                     x = normed(xs[n], gain, squares, width, eps)
@@ -142,8 +149,10 @@ def _transform_rows(
                 new = ()
                 for m in tl.static_range(TILES):
                     if TILES > 1:
-                        square = (n * B + c < b)[:, None] & (m * B + c < b)[None, :]
-                        right_at = right_ptr + (n * B + c)[:, None] * b + (m * B + c)[None, :]
+                        c = STARTS[n] + tl.arange(0, COLUMNS[n])
+                        d = STARTS[m] + tl.arange(0, COLUMNS[m])
+                        square = (c < b)[:, None] & (d < b)[None, :]
+                        right_at = right_ptr + c[:, None] * b + d[None, :]
                         part = tl.load(right_at, mask=square, other=0.0).to(tl.float16)
                         new += ((tl.dot(u, part) if n == 0 else tl.dot(u, part, ys[m])),)
                     else:
@@ -156,7 +165,8 @@ def _transform_rows(
         for m in tl.static_range(TILES):
             y = (ys[m] * (factor * times)).to(x_ptr.dtype.element_ty).to(tl.float32)
             if HAS_GATE:
-                channel = i[:, None] * stride_a + (m * B + c)[None, :] * stride_b
+                c = STARTS[m] + tl.arange(0, COLUMNS[m])
+                channel = i[:, None] * stride_a + c[None, :] * stride_b
                 y = gated(y, channel, state, shared, d_m, width)
             done += (y,)
             if SYMMETRIC and CLIP < 2:
@@ -178,8 +188,9 @@ def _transform_rows(
                 codes = codes_of(done[m], scale, qmax, FAST)
             else:
                 codes = codes_from_zero(done[m], scale, zero, qmax, FAST)
-            inside = (i < a)[:, None] & (m * B + c < b)[None, :]
-            at = codes_ptr + long * width + i[:, None] * stride_a + (m * B + c)[None, :] * stride_b
+            c = STARTS[m] + tl.arange(0, COLUMNS[m])
+            inside = (i < a)[:, None] & (c < b)[None, :]
+            at = codes_ptr + long * width + i[:, None] * stride_a + c[None, :] * stride_b
             tl.store(at, codes, mask=inside)
             if SUMS:
                 total += tl.sum(tl.where(inside, codes.to(tl.int32), 0))
@@ -257,7 +268,10 @@ def sides(kronecker: Kronecker, width: int, settings: RowTile) -> tuple[Tensor, 
     return left, right, a, b, b, 1
 
 
-def shape_of(a: int, b: int, settings: RowTile) -> dict[str, int]:
+def shape_of(a: int, b: int, settings: RowTile) -> dict[str, Any]:
     """Return tiles and launch settings of a row [a, b], as it is multiplied."""
-    tiles = {"A": max(16, triton.next_power_of_2(a)), "B": settings.columns, "TILES": triton.cdiv(b, settings.columns)}
+    columns = settings.columns
+    assert sum(columns) >= b, (columns, b)
+    starts = tuple(itertools.accumulate((0, *columns[:-1])))
+    tiles = {"A": max(16, triton.next_power_of_2(a)), "COLUMNS": columns, "STARTS": starts, "TILES": len(columns)}
     return tiles | {"num_stages": 1, "num_warps": settings.warps, "maxnreg": settings.registers}
