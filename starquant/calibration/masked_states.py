@@ -70,10 +70,7 @@ def make_states(
     if spec.states.sampler == "clean":
         states = [State(torch.tensor(segment.ids), 0.0) for segment in segments]
     elif spec.states.sampler == "uniform":
-        states = uniform_states(segments, spec.states, mask_id, spec.seed)
-        if isinstance(model, BlockCausalModel):
-            clean = [segment for segment in segments for _ in range(spec.states.per_segment)]
-            states = [behind_clean_text(*pair, model.block_length) for pair in zip(states, clean, strict=True)]
+        states = uniform_states_of(model, segments, spec.states, spec.seed)
     else:
         prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length), bos=bos)
         states = _from_trajectories(prompts, spec, model, sampler, batch_size, progress)
@@ -113,6 +110,17 @@ def uniform_states(segments: Sequence[Segment], spec: StatesSpec, mask_id: int, 
             ids[segment.prompt_length + torch.randperm(maskable, generator=generator)[:count]] = mask_id
             states.append(State(ids, count / max(1, maskable)))
     return states
+
+
+def uniform_states_of(
+    model: MaskedDiffusionModel, segments: Sequence[Segment], spec: StatesSpec, seed: int
+) -> list[State]:
+    """Return `uniform_states` as a model meets them: those of block diffusion in the layout [noisy ; clean]."""
+    states = uniform_states(segments, spec, model.mask_token_id, seed)
+    if not isinstance(model, BlockCausalModel):
+        return states
+    clean = [segment for segment in segments for _ in range(spec.per_segment)]
+    return [behind_clean_text(*pair, model.block_length) for pair in zip(states, clean, strict=True)]
 
 
 def validate_per_segment(per_segment: int, sampler: Sampler) -> None:

@@ -1,7 +1,8 @@
 """How closely a quantized model follows full precision on text of which a share is masked.
 
 Every segment is masked at several ratios; the predictions at its masked positions are compared. One forward pass a
-state, where trajectories take one a step: the cheapest and most sensitive measure there is.
+state, where trajectories take one a step: the cheapest and most sensitive measure there is. Block diffusion sees each
+block masked behind clean ones, as it generates: the layout [noisy ; clean] of its training, in one pass.
 
 Shape suffixes: B batch, L tokens, N measured positions, D model width, V vocabulary.
 """
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from starquant.calibration.batches import Segment
-from starquant.calibration.masked_states import padded, uniform_states
+from starquant.calibration.block_states import State
+from starquant.calibration.masked_states import padded, uniform_states_of
 from starquant.config.calibration import StatesSpec
 from starquant.diffusion import BatchSize, MaskPredictor
 from starquant.diffusion.special_tokens import eos_token_ids, padding_id
@@ -38,11 +40,12 @@ class MaskedState:
         segment: its number.
         state: which of the segment's masks.
         doc_hash: digest of the segment's tokens.
-        ids_L: token ids, [MASK] where masked.
+        ids_L: token ids, [MASK] where masked; of block diffusion followed by the clean ones.
         ratio: masked share of the maskable tokens.
         group: of the segment.
         columns_N: where predictions are compared.
         residual_ND: full precision's residual stream before the last norm that predicts them.
+        positions_L: of every token; None where they count up.
     """
 
     segment: int
@@ -53,6 +56,7 @@ class MaskedState:
     group: str
     columns_N: Tensor
     residual_ND: Tensor
+    positions_L: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,10 @@ def take_masked_reference(
         CheckpointError: hidden states that are not finite.
     """
     watched, made = WatchedPredictor(model), list[MaskedState]()
-    drawn = uniform_states(segments, states, watched.mask_id, seed)
+    drawn = uniform_states_of(model, segments, states, seed)
     wanted = []
     for index, state in enumerate(drawn):
-        clean_L = torch.tensor(segments[index // states.per_segment].ids)
+        clean_L = _clean(state, segments[index // states.per_segment])
         columns_N = _measured(clean_L, state.ids == watched.mask_id, eos_token_ids(watched.config), max_positions)
         if len(columns_N):
             wanted.append((index, state, columns_N))
@@ -109,14 +113,15 @@ def take_masked_reference(
 
     def record(batch: Sequence[int]) -> list[MaskedState]:
         chosen = [wanted[i] for i in batch]
-        parts = _hidden(watched, [s.ids for _, s, _ in chosen], [columns for _, _, columns in chosen])
+        rows = [(state.ids, state.positions, columns_N) for _, state, columns_N in chosen]
+        parts = _hidden(watched, rows)
         kept = []
         for (index, state, columns_N), (residual_ND, _) in zip(chosen, parts, strict=True):
             segment, mask = divmod(index, states.per_segment)
             own = segments[segment]
             digest = hashlib.sha256(json.dumps(own.ids).encode()).hexdigest()[:16]
-            residual_ND = residual_ND.cpu()
-            kept.append(MaskedState(segment, mask, digest, state.ids, state.ratio, own.group, columns_N, residual_ND))
+            place = segment, mask, digest, state.ids, state.ratio, own.group, columns_N
+            kept.append(MaskedState(*place, residual_ND.cpu(), state.positions))
         return kept
 
     for _, kept in by_length([len(s.ids) for _, s, _ in wanted], batch_size, record, "reference", progress, "state"):
@@ -165,6 +170,12 @@ def measure_masked(
     return Fidelity(scores, items)
 
 
+def _clean(state: State, segment: Segment) -> Tensor:
+    """Return what a state's tokens are without masks."""
+    clean_L = torch.tensor(segment.ids)
+    return clean_L if state.positions is None else clean_L[state.positions]
+
+
 def _measured(clean_L: Tensor, masked_L: Tensor, eos_ids: Sequence[int], most: int) -> Tensor:
     repeated_L = torch.zeros_like(masked_L)
     for eos_id in eos_ids:
@@ -173,13 +184,22 @@ def _measured(clean_L: Tensor, masked_L: Tensor, eos_ids: Sequence[int], most: i
 
 
 def _hidden(
-    watched: WatchedPredictor, ids: Sequence[Tensor], columns: Sequence[Tensor]
+    watched: WatchedPredictor, states: Sequence[tuple[Tensor, Tensor | None, Tensor]]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each row's (residual stream, the same after the last norm) [N, D] at its columns."""
-    ids_BL, visible_BL = padded(ids, padding_id(watched.config))
-    watched.watch(ids_BL.to(watched.device), None if bool(visible_BL.all()) else visible_BL.to(watched.device))
+    """Yield each row's (residual stream, the same after the last norm) [N, D] at its columns.
+
+    A state is its ids, their positions (None where they count up), and the columns.
+    """
+    ids_BL, visible_BL = padded([ids_L for ids_L, _, _ in states], padding_id(watched.config))
+    position_BL = None
+    if any(positions_L is not None for _, positions_L, _ in states):
+        counting = (torch.arange(len(ids_L)) if at_L is None else at_L for ids_L, at_L, _ in states)
+        position_BL = padded([*counting], 0)[0].to(watched.device)
+    visible = None if bool(visible_BL.all()) else visible_BL.to(watched.device)
+    watched.watch(ids_BL.to(watched.device), visible, position_BL)
+    columns = [columns_N for _, _, columns_N in states]
     rows = torch.cat([torch.full_like(columns_N, row) for row, columns_N in enumerate(columns)])
-    residual, normed = watched.hidden(rows, torch.cat(list(columns)))
+    residual, normed = watched.hidden(rows, torch.cat(columns))
     sizes = [len(columns_N) for columns_N in columns]
     return zip(residual.split(sizes), normed.split(sizes), strict=True)
 
@@ -187,7 +207,7 @@ def _hidden(
 def _compare(
     watched: WatchedPredictor, reference: MaskedReference, states: Sequence[MaskedState]
 ) -> Iterator[dict[str, Any]]:
-    parts = _hidden(watched, [s.ids_L for s in states], [s.columns_N for s in states])
+    parts = _hidden(watched, [(s.ids_L, s.positions_L, s.columns_N) for s in states])
     for state, (residual_ND, normed_ND) in zip(states, parts, strict=True):
         full_ND = state.residual_ND.to(watched.device)
         rows_N = torch.zeros(len(full_ND), dtype=torch.long, device=full_ND.device)
@@ -197,7 +217,8 @@ def _compare(
 
 def _compare_predictions(predict: MaskPredictor, reference: MaskedReference, state: MaskedState) -> dict[str, Any]:
     rows_N = torch.zeros_like(state.columns_N)
-    logits_NV = predict(state.ids_L[None], (rows_N, state.columns_N))
+    position_BL = None if state.positions_L is None else state.positions_L[None]
+    logits_NV = predict(state.ids_L[None], (rows_N, state.columns_N), position_BL=position_BL)
     return _row(state, compare_predictions(reference.head, state.residual_ND, logits_NV, rows_N, 1))
 
 

@@ -97,9 +97,9 @@ class WatchedPredictor(MaskPredictor):
         self._residual, self._visible = super()._encode(ids_BL, visible_BL, cache, position_BL), visible_BL
         return self._residual
 
-    def watch(self, ids_BL: Tensor, visible_BL: Tensor | None) -> None:
-        """Run a pass whose residual stream is then asked for."""
-        self._encode(ids_BL, visible_BL, None)
+    def watch(self, ids_BL: Tensor, visible_BL: Tensor | None, position_BL: Tensor | None = None) -> None:
+        """Run a pass whose residual stream is then asked for; positions are None where they count up."""
+        self._encode(ids_BL, visible_BL, None, position_BL)
 
     def hidden(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return (residual stream in the checkpoint's basis, after the last norm), [N, D], that predict positions."""

@@ -15,7 +15,7 @@ Fused = Mapping[str, tuple[str, ...]]
 
 
 class SplitRows(ConversionOps):
-    """Rows of one stored tensor to the parameters they are, each as many as it has (transformers 5.17 has no such operation)."""
+    """Rows of one stored tensor to the parameters they are, each as many as it has (transformers 5.17 has no such)."""
 
     @torch.no_grad()
     def convert(

@@ -13,8 +13,10 @@ from starquant.diffusion import BatchSize
 from starquant.errors import DataError
 from starquant.evaluation.compared_rows import Fidelity
 from starquant.evaluation.masked_fidelity import MaskedReference, measure_masked, take_masked_reference
+from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
 from tests.support.models import perturbed
+from tests.support.paths import GOLDEN
 
 METRICS = ("top1_agreement", "kl", "confidence_drift", "confidence_bias", "hidden_mse")
 STATES = StatesSpec(sampler="uniform", per_segment=3)
@@ -97,3 +99,26 @@ def test_nothing_to_measure_is_named(golden_model: MaskedDiffusionModel) -> None
     clean = StatesSpec(sampler="uniform", min_ratio=0.0, max_ratio=0.0)
     with pytest.raises(DataError, match=r"^fidelity\.source: it gives no segment with a masked token"):
         take_masked_reference(golden_model, [Segment((5, 6, 7), 1, "")], clean, batch_size=BatchSize(2), seed=0)
+
+
+def test_block_diffusion_is_measured_as_it_generates() -> None:
+    """Every block behind clean ones, against passes of one block each, in float64."""
+    model = load_model(GOLDEN / "sdar_gqa")
+    other, size, mask = perturbed(model), model.block_length, model.mask_token_id
+    text = [Segment(tuple(range(5 + i, 17 + 2 * i)), prompt, "") for i, prompt in enumerate((1, 0, size + 1))]
+    reference = take_masked_reference(model, text, STATES, batch_size=BatchSize(4), seed=0)
+    rows = {(row["prompt"], row["step"]): row for row in measured(other, reference).items}
+    assert len(rows) == len(reference.states) >= 6
+    for state in reference.states:
+        clean, positions = torch.tensor(text[state.segment].ids), state.positions_L
+        assert positions is not None and bool((state.ids_L[state.columns_N] == mask).all())
+        noisy = clean.clone()
+        noisy[positions[: -len(clean)]] = state.ids_L[: -len(clean)]
+        kl = []
+        for column in positions[state.columns_N].tolist():
+            begin = column // size * size
+            ids = torch.cat((clean[:begin], noisy[begin : begin + size]))[None]
+            with torch.inference_mode():
+                full, quantized = (m(ids).logits[0, column].double().log_softmax(0) for m in (model, other))
+            kl.append((full.exp() * (full - quantized)).sum())
+        assert rows[state.segment, state.state]["kl"] == pytest.approx(float(sum(kl) / len(kl)), rel=1e-3, abs=1e-6)
