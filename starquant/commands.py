@@ -13,6 +13,7 @@ COMMANDS = {
         "quantize into a folder for from_pretrained: export MODEL DIR [KEY=VALUE ...]",
     ),
     "generate": ("starquant.packed.completion", "complete a prompt: generate MODEL PROMPT"),
+    "tune": ("starquant.packed.tune", "measure a GPU's fastest launch settings for packed models: tune [DIR]"),
     "evaluate": ("starquant.evaluation.__main__", "lm-eval's command line with checkpoint folders of this project"),
     "status": ("starquant.sweeps.status", "where the cells of a sweep stand: status EXPERIMENT|-m [KEY=VALUE ...]"),
     "tables": ("starquant.reports.__main__", "tables and figures from records: tables NAME ..."),

@@ -54,7 +54,7 @@ ALLOWED = {
     ),
     "methods": Room("errors config numerics session store models quantized calibration", "torch safetensors"),
     "packed": Room(
-        "errors config numerics store diffusion models testbed kernels quantized",
+        "errors config numerics session store diffusion models testbed kernels quantized",
         "torch transformers safetensors huggingface_hub",
     ),
     "llama_cpp": Room(

@@ -1,6 +1,6 @@
 """How a product, and a row in front of it, is cut into tiles: settings measured on a GPU if there are any, else a rule.
 
-`benchmarks/tiles.py` measures them and writes `tiles.json`.
+`starquant tune` measures them; `tiles.json` holds those that are shipped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from starquant.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -172,17 +174,27 @@ def _row_tile(settings: dict[str, Any]) -> RowTile:
 
 
 def read_tiles(path: Path) -> dict[str, Measured]:
-    """Return measured settings by GPU; none where there is no such file."""
+    """Return measured settings by GPU; none without the file; raises ConfigError where it holds something else."""
     if not path.exists():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        gpu: Measured(
-            {name: Tile(**settings) for name, settings in kinds.get("products", {}).items()},
-            {name: _row_tile(settings) for name, settings in kinds.get("rows", {}).items()},
-        )
-        for gpu, kinds in stored.items()
-    }
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            gpu: Measured(
+                {name: Tile(**settings) for name, settings in kinds.get("products", {}).items()},
+                {name: _row_tile(settings) for name, settings in kinds.get("rows", {}).items()},
+            )
+            for gpu, kinds in stored.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: holds no launch settings ({type(error).__name__}: {error}); remove it") from None
+
+
+def add(measured: dict[str, Measured]) -> None:
+    """Let measured settings go before those that are known."""
+    for gpu, new in measured.items():
+        known = MEASURED.get(gpu, NOTHING)
+        MEASURED[gpu] = Measured(known.products | new.products, known.rows | new.rows)
 
 
 NOTHING = Measured({}, {})

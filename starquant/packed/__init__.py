@@ -9,3 +9,6 @@ Importing this package lets transformers' Auto classes load the model families a
 """
 
 from starquant.packed import plugin as _registers  # noqa: F401
+from starquant.packed.tuned import use_tuned
+
+use_tuned()

@@ -1,0 +1,1 @@
+"""Measuring which launch settings are fastest on the GPU that is here; `starquant tune` is the command."""

@@ -1,0 +1,152 @@
+"""Measure which launch settings of the integer kernels are fastest on the GPU that is here, and keep them.
+
+    starquant tune              LLaDA-8B's and Dream-7B's W4A4
+    starquant tune DIR          what the packed checkpoint DIR multiplies
+
+They go into CACHE/tiles.json (`starquant/store/cache.py`), which is read beside the settings that are shipped. What it
+holds for this GPU is not measured again; stop it whenever you like.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from starquant.errors import CommandParser, ConfigError, DeviceError, one_line_errors, user_path
+from starquant.kernels.tiles import read_tiles
+from starquant.kernels.tuning.shapes import PUBLISHED, Product, Transform
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.roles import Site
+from starquant.packed.tuned import tuned_file
+from starquant.quantized.activation_quantizer import ActivationQuantizer
+from starquant.quantized.packed_linear import PackedLinear
+from starquant.session.progress import for_terminal
+from starquant.store.files import write_atomically
+
+ROWS = (16, 128, 256, 1024)
+
+
+class Kept:
+    """The file of settings, by GPU; written whole after each.
+
+    Args:
+        path: of the file.
+        gpu: name of the one that is here.
+
+    Raises:
+        ConfigError: a file that is none of settings.
+    """
+
+    def __init__(self, path: Path, gpu: str) -> None:
+        self.path = path
+        read_tiles(path)
+        self.stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        of_gpu = self.stored.setdefault(gpu, {})
+        self.kinds = {kind: of_gpu.setdefault(kind, {}) for kind in ("products", "rows")}
+
+    def take(self, kind: str, name: str, settings: Any) -> None:
+        """Keep settings."""
+        self.kinds[kind][name] = asdict(settings)
+        write_atomically(self.path, json.dumps(self.stored, indent=1, sort_keys=True) + "\n")
+
+
+def tune(file: Path, shapes: Sequence[Any], rows: Sequence[int], processes: int) -> None:
+    """Measure shapes that the file does not hold; prints a line each."""
+    from starquant.kernels.tuning.measuring import candidates, compile_one, microseconds
+
+    kept, progress = Kept(file, torch.cuda.get_device_name(0)), for_terminal()
+    todo = [
+        (n, shape, "products" if isinstance(shape, Product) else "rows") for n, shape in itertools.product(rows, shapes)
+    ]
+    todo = [(n, shape, kind) for n, shape, kind in todo if shape.key(n) not in kept.kinds[kind]]
+    cases = [(n, shape, settings) for n, shape, _ in todo for settings in candidates(n, shape)]
+    kernels = list({case[1].kernel(case[2]): case for case in cases}.values())
+    with ProcessPoolExecutor(min(processes, len(kernels) or 1), mp_context=get_context("spawn")) as pool:
+        for _ in progress.bar(pool.map(compile_one, kernels), "compile", "kernel", total=len(kernels)):
+            pass
+    for n, shape, kind in progress.bar(todo, "measure", "shape"):
+        several = candidates(n, shape)
+        times = microseconds(n, shape, several, lambda said: print(f"  left out: {said}", file=sys.stderr))
+        if times:
+            best = min(times, key=lambda settings: times[settings])
+            print(f"{shape.key(n)}: {times[best]:.1f} us, by rule {times.get(several[0], float('nan')):.1f} us; {best}")
+            kept.take(kind, shape.key(n), best)
+
+
+def shapes_of(model: MaskedDiffusionModel) -> tuple[Product | Transform, ...]:
+    """Return the shapes of a packed model that is loaded on a GPU, each once, in the order of a forward pass."""
+    shapes: dict[Product | Transform, None] = {}
+    for block in model.trunk().blocks:
+        sites = model.block_sites(block)
+        for site, module in sites.inputs.items():
+            kind = site if isinstance(site, Site) else site.kind
+            shapes |= dict.fromkeys(_at(kind, module, [*sites.readers(site).values()]))
+    return tuple(shapes)
+
+
+def _at(site: Site, module: nn.Module, readers: Sequence[nn.Module]) -> Iterator[Product | Transform]:
+    packed = [linear for linear in readers if isinstance(linear, PackedLinear)]
+    if not isinstance(module, ActivationQuantizer):
+        for linear in packed:
+            yield Product(linear.out_features, linear.in_features, linear.weight_format.bits, False)
+        return
+    if module.prologue is not None and module.prologue.kronecker is not None:
+        kronecker, width = module.prologue.kronecker, packed[0].in_features
+        yield Transform(width, len(kronecker.a_MM), site is Site.DOWN)
+    if module.joined is not None:
+        yield Product(sum(module.joined.sizes), packed[0].in_features, module.joined.bits)
+        return
+    for linear in packed:
+        yield Product(linear.out_features, linear.in_features, linear.weight_format.bits)
+
+
+def validate_gpu() -> None:
+    """Raise DeviceError where there is no GPU, or no Triton."""
+    from starquant.kernels.dispatch import HAS_TRITON, validate_tensor_cores
+
+    if not torch.cuda.is_available():
+        raise DeviceError("starquant tune: there is no GPU here; settings are measured on one")
+    if not HAS_TRITON:
+        raise DeviceError("starquant tune: Triton is not installed: pip install 'starquant[triton]'")
+    validate_tensor_cores(torch.device("cuda"))
+
+
+@one_line_errors()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and keep settings; returns 2 after bad input."""
+    parser = CommandParser(prog="starquant tune", description=__doc__)
+    parser.add_argument("checkpoint", nargs="?", metavar="DIR", help="a packed checkpoint (default: 8B shapes)")
+    parser.add_argument(
+        "--rows", nargs="+", type=int, default=list(ROWS), help="tokens of a pass (default %(default)s)"
+    )
+    parser.add_argument("--out", type=user_path, help="file of the settings (default: in the user's cache)")
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="that compile")
+    words = parser.parse_args(arguments)
+    for name, values in (("rows", words.rows), ("processes", [words.processes])):
+        if min(values) < 1:
+            raise ConfigError(f"--{name}: got {min(values)}, allowed: 1 or more")
+    validate_gpu()
+    shapes = PUBLISHED
+    if words.checkpoint is not None:
+        from starquant.models import load_model
+
+        shapes = shapes_of(load_model(words.checkpoint, device="cuda"))
+        if not shapes:
+            raise ConfigError(f"{words.checkpoint}: is not packed; allowed: what export.dir wrote")
+    tune(words.out or tuned_file(), shapes, words.rows, words.processes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
