@@ -13,7 +13,6 @@ It needs 4 GB.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from packed_models import VARIANTS, build
 from starquant.diffusion import MaskPredictor
 from starquant.models.base import MaskedDiffusionModel
 from starquant.packed.description import use_integers
+from starquant.session.freed_memory import return_freed
 
 BLOCKS = 32  # of the whole model
 
@@ -66,7 +66,7 @@ def ratio(times: dict[str, tuple[float, float]]) -> str:
 
 def peak(work: Callable[[], object]) -> float:
     """Return the private MiB that a call needs, memory that is free but was not returned to the system included."""
-    ctypes.CDLL(None).malloc_trim(0)
+    return_freed()
     with PeakMemory(private=True) as memory:
         work()
     return memory.mib

@@ -41,6 +41,7 @@ from starquant.quantized.attention import (
 from starquant.quantized.fake_quant_linear import FakeQuantLinear
 from starquant.quantized.packed_linear import PackedLinear
 from starquant.quantized.tables import is_tied, quantize_embedding, quantize_head
+from starquant.session.freed_memory import returning_freed
 from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
@@ -102,12 +103,19 @@ def install(
         with changing(model, index) if changes else nullcontext(blocks[index]) as block:
             if rewrite is not None:
                 rewrite(model.block_sites(block), index)
-            linears = model.block_linears(block, index).values()
-            entries += [quantize_linear(model, block, info, bits, solve, packed) for info in linears]
-            entries += router_entries(model, block, index)
+            entries += _quantize_linears(model, block, index, bits, solve, packed)
             operands += quantize_attention(model, block, index, bits.attention)
     model.quantized = model.quantized or _transformed(model)
     return [*entries, *operands, quantize_head(model, bits, packed)]
+
+
+def _quantize_linears(
+    model: MaskedDiffusionModel, block: nn.Module, index: int, bits: BitsSpec, solve: WeightSolver, packed: bool
+) -> list[ManifestEntry]:
+    """Quantize a block's linears; nothing that holds their weights is left when the next block is read."""
+    linears = model.block_linears(block, index).values()
+    entries = [quantize_linear(model, block, info, bits, solve, packed) for info in returning_freed(linears)]
+    return [*entries, *router_entries(model, block, index)]
 
 
 def quantize_block(

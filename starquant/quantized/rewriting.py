@@ -18,6 +18,7 @@ from starquant.models.layers import RMSNorm
 from starquant.models.roles import BlockSites
 from starquant.numerics import Rotation, apply_hadamard
 from starquant.numerics.chunks import row_slices
+from starquant.session.freed_memory import returning_freed
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def rounded_once(sites: BlockSites) -> Iterator[None]:
     finally:
         for parameter, dtype in zip(small, dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)
-        for weight in weights:
+        for weight in returning_freed(weights):
             _catch_up(weight)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
 from starquant.errors import CheckpointError, ConfigError
-from starquant.models import load_model
+from starquant.models import blocks_on_disk, load_model
+from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import ChangedBlock, hollow_model
 from starquant.models.loading import validate_checkpoint
+from starquant.models.roles import Role
+from starquant.quantized.install import install
+from starquant.quantized.rewriting import hadamard_input
 from starquant.runs import placement
 from starquant.runs.execute import execute
 from starquant.runs.inputs import pin
@@ -42,6 +48,29 @@ def test_what_is_applied_on_disk_computes_what_it_does_in_memory(name: str, arch
     assert torch.equal(logits(hollow, ids), logits(resident, ids))
     assert all(p.is_meta for block in hollow.trunk().blocks for p in (*block.parameters(), *block.buffers()))
     assert len(list((tmp_path / "changed").iterdir())) == len(hollow.trunk().blocks)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_of_one_block_are_gone_when_the_next_is_read(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewritten and rounded, or packed: nothing that holds a block's weights outlives it."""
+    resident, plain = fresh("llada_gqa"), blocks_on_disk.resident_block
+    resident.save_pretrained(tmp_path / "model")
+    checkpoint, family = validate_checkpoint(tmp_path / "model")
+    hollow = hollow_model(checkpoint, family.model, resident.dtype, torch.device("cpu"), tmp_path / "changed")
+    weights: list[weakref.ref[Tensor]] = []
+
+    def read(model: MaskedDiffusionModel, index: int) -> nn.Module:
+        assert [ref for ref in weights if ref() is not None] == []
+        block = plain(model, index)
+        weights.extend(weakref.ref(linear.weight) for linear in model.block_sites(block).linears.values())
+        return block
+
+    monkeypatch.setattr(blocks_on_disk, "resident_block", read)
+    bits = BitsSpec(name="test", weights=WeightSpec(bits=4), activations=ActivationSpec(bits=4))
+    install(hollow, bits, packed=packed, rewrite=lambda sites, _: hadamard_input(sites.linears[Role.DOWN]))
+    assert len(weights) == 7 * len(hollow.trunk().blocks) > 7
 
 
 def test_blocks_that_are_only_read_are_not_changed(tmp_path: Path) -> None:
