@@ -69,7 +69,8 @@ def tile(rows: int, outputs: int, columns: int, integer: bool, device: torch.dev
 
 def row_tile(rows: int, width: int, a: int, b: int | None, device: torch.device) -> RowTile:
     """Return the settings of a transform of [rows, width] by factors of a and b; of the identity where b is None."""
-    measured = MEASURED.get(_name(device), NOTHING).rows.get(row_key(rows, width, a))
+    of_gpu = MEASURED.get(_name(device), NOTHING)
+    measured = None if b is None else of_gpu.rows.get(row_key(rows, width, a))
     return row_rule(rows, width, a, b, processors(device)) if measured is None else measured
 
 

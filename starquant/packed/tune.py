@@ -101,9 +101,9 @@ def _at(site: Site, module: nn.Module, readers: Sequence[nn.Module]) -> Iterator
         for linear in packed:
             yield Product(linear.out_features, linear.in_features, linear.weight_format.bits, False)
         return
-    if module.prologue is not None and module.prologue.kronecker is not None:
-        kronecker, width = module.prologue.kronecker, packed[0].in_features
-        yield Transform(width, len(kronecker.a_MM), site is Site.DOWN)
+    kronecker = None if module.prologue is None else module.prologue.kronecker
+    if kronecker is not None and kronecker.b_NN is not None:
+        yield Transform(packed[0].in_features, len(kronecker.a_MM), site is Site.DOWN)
     if module.joined is not None:
         yield Product(sum(module.joined.sizes), packed[0].in_features, module.joined.bits)
         return

@@ -46,6 +46,9 @@ def test_a_models_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
             Transform(256, 16, False),
             Transform(768, 24, True),
         }
+    quarot = build("llada", "small", "w4a4-quarot", "cpu")
+    use_integers(quarot, join="always")
+    assert [shape for shape in shapes_of(quarot) if isinstance(shape, Transform)] == [Transform(768, 24, True)]
     values = build("llada", "small", "w4a16", "cpu")
     assert set(shapes_of(values)) == {Product(*size, 4, False) for size in ((256, 256), (768, 256), (256, 768))}
     assert shapes_of(build("llada", "small", "bf16", "cpu")) == ()
@@ -78,6 +81,7 @@ def test_what_was_measured_is_kept_and_goes_before_what_is_shipped(
     use_tuned()
     cpu = torch.device("cpu")
     assert tiles.tile(100, 4096, 2048, True, cpu) == TILE and tiles.row_tile(128, 12288, 96, 128, cpu) == ROW
+    assert tiles.row_tile(128, 12288, 96, None, cpu) == tiles.row_rule(128, 12288, 96, None, 1)  # nothing to turn
     assert "NVIDIA H100 80GB HBM3" in tiles.MEASURED  # what is shipped stays
 
 

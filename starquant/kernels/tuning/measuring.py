@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from starquant.errors import DeviceError
 from starquant.kernels import Kronecker, Norm, Prologue, TokenStates, reference
 from starquant.kernels.tiles import RowTile, Tile, row_rule, row_tiles, rule
 from starquant.kernels.tuning.shapes import Product, Transform
@@ -183,7 +184,11 @@ def compile_one(case: tuple[int, Product | Transform, Any]) -> None:
 
 
 def microseconds(rows: int, shape: Product | Transform, several: list[Any], say: Say) -> dict[Any, float]:
-    """Return the time by settings; those that do not run, or give other numbers, are said and left out."""
+    """Return the time by settings; those that do not run, or give other numbers, are said and left out.
+
+    Raises:
+        DeviceError: settings after which this process cannot use the GPU any more.
+    """
     from triton.testing import do_bench_cudagraph
 
     work, times = work_of(rows, shape), dict[Any, float]()
@@ -194,5 +199,14 @@ def microseconds(rows: int, shape: Product | Transform, several: list[Any], say:
             took = do_bench_cudagraph(run, rep=MILLISECONDS, return_mode="median")
             times[settings] = 1000 * float(took) / work.copies
         except Exception as error:
+            _validate_alive(settings)
             say(f"{settings}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}")
     return times
+
+
+def _validate_alive(settings: Any) -> None:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DeviceError(f"the GPU gave up under {settings} ({reason}); what was measured before is kept") from error
