@@ -66,7 +66,7 @@ ALLOWED = {
     ),
     "reports": Room(
         "errors resources config statistics store",
-        "numpy pandas matplotlib yaml jinja2 markupsafe altair vl_convert",
+        "numpy pandas matplotlib PIL yaml jinja2 markupsafe altair vl_convert",
     ),
     "tracking": Room("errors config session store reports", "wandb"),
     "runs": Room(
