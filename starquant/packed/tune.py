@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,8 +73,9 @@ def tune(file: Path, shapes: Sequence[Any], rows: Sequence[int], processes: int)
     cases = [(n, shape, settings) for n, shape, _ in todo for settings in candidates(n, shape)]
     kernels = list({case[1].kernel(case[2]): case for case in cases}.values())
     with ProcessPoolExecutor(min(processes, len(kernels) or 1), mp_context=get_context("spawn")) as pool:
-        for _ in progress.bar(pool.map(compile_one, kernels), "compile", "kernel", total=len(kernels)):
-            pass
+        compiling = [pool.submit(compile_one, case) for case in kernels]
+        for done in progress.bar(as_completed(compiling), "compile", "kernel", total=len(kernels)):
+            done.result()
     for n, shape, kind in progress.bar(todo, "measure", "shape"):
         several = candidates(n, shape)
         times = microseconds(n, shape, several, lambda said: print(f"  left out: {said}", file=sys.stderr))
