@@ -28,7 +28,7 @@ else:
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: Imported names that are not those of what is installed.
-DISTRIBUTIONS = {"hydra": "hydra-core", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"PIL": "pillow", "hydra": "hydra-core", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 DISTRIBUTIONS |= {"llama_cpp": "llama-cpp-python"}
 #: Folders whose modules are imported only where an extra is installed, and that extra.
 EXTRAS = {"kernels/triton": "triton"}
