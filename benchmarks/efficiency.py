@@ -190,7 +190,8 @@ def forward_row(
     took, count = clock(work, device, arguments.seconds), counted(model, rows, length)
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
     timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
-    split = parts(model, forward, device) if row["launch"] == "eager" else kernels_of(forward)
+    by_module = row["launch"] == "eager" or device == "cpu"
+    split = parts(model, forward, device) if by_module else kernels_of(forward)
     energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device), 2 * arguments.seconds)
     return timing | {"joules": energy, "roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 

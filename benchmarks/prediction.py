@@ -59,7 +59,7 @@ class Card:
         copy: bytes a second, read and written.
         full: share of these rates that a W4A4 product reaches, by tokens up to which it holds; with tiles by the rule
             of afb57db, and with the tiles of `kernels/tiles.json`, which holds those of 128 tokens.
-        launch: seconds of a pass in a graph that does next to nothing (1.3e-6 of it between kernels that do nothing).
+        launch: seconds of a pass in a graph that does next to nothing (assumed; 1.3e-6 was measured).
         processors: among which tiles are spread.
     """
 

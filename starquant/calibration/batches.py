@@ -102,3 +102,25 @@ class CalibrationStates:
 def bin_of(ratio_B: Tensor, bins: int) -> Tensor:
     """Return the mask-ratio bin of each ratio: (k/bins, (k+1)/bins] is bin k, and 0 is in bin 0."""
     return ratio_bins(ratio_B.double(), bins)
+
+
+def padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """Return ids [B, L], padded on the right, and where they are no padding, [B, L]."""
+    width = max(map(len, rows))
+    ids_BL = torch.full((len(rows), width), pad, dtype=torch.long)
+    visible_BL = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids_BL[i, : len(row)] = row
+        visible_BL[i, : len(row)] = True
+    return ids_BL, visible_BL
+
+
+def padded_states(
+    ids: Sequence[Tensor], positions: Sequence[Tensor | None], pad: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return `padded` ids, where they are no padding, and positions, [B, L]; None where those of every row count up."""
+    ids_BL, visible_BL = padded(ids, pad)
+    if all(at_L is None for at_L in positions):
+        return ids_BL, visible_BL, None
+    counting = [torch.arange(len(row_L)) if at_L is None else at_L for row_L, at_L in zip(ids, positions, strict=True)]
+    return ids_BL, visible_BL, padded(counting, 0)[0]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of
+from starquant.calibration.batches import CalibrationStates, Segment, StateBatch, bin_of, padded_states
 from starquant.calibration.block_states import State, behind_clean_text, rows_of_blocks
 from starquant.calibration.segments import prompts_of
 from starquant.config.calibration import CalibrationSpec, StatesSpec
@@ -216,28 +216,13 @@ def shared_counts(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
-    """Return ids [B, L], padded on the right, and where they are no padding, [B, L]."""
-    width = max(map(len, rows))
-    ids_BL = torch.full((len(rows), width), pad, dtype=torch.long)
-    visible_BL = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids_BL[i, : len(row)] = row
-        visible_BL[i, : len(row)] = True
-    return ids_BL, visible_BL
-
-
 def _batches(states: Sequence[State], batch_size: int, pad: int) -> list[StateBatch]:
     by_length = sorted(states, key=lambda state: len(state.ids))
     batches = []
     for begin in range(0, len(by_length), batch_size):
         rows = by_length[begin : begin + batch_size]
-        ids_BL, visible_BL = padded([state.ids for state in rows], pad)
+        ids_BL, visible_BL, position_BL = padded_states([s.ids for s in rows], [s.positions for s in rows], pad)
         ratio_B = torch.tensor([state.ratio for state in rows], dtype=torch.float64)  # bins are told apart to 1e-9
-        position_BL = None
-        if any(state.positions is not None for state in rows):
-            counting = [torch.arange(len(s.ids)) if s.positions is None else s.positions for s in rows]
-            position_BL, _ = padded(counting, 0)
         batches.append(StateBatch(ids_BL, visible_BL, ratio_B, position_BL=position_BL))
     return batches
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starquant.calibration.batches import Segment
+from starquant.calibration.batches import Segment, padded_states
 from starquant.calibration.block_states import State
-from starquant.calibration.masked_states import padded, uniform_states_of
+from starquant.calibration.masked_states import uniform_states_of
 from starquant.config.calibration import StatesSpec
 from starquant.diffusion import BatchSize, MaskPredictor
 from starquant.diffusion.special_tokens import eos_token_ids, padding_id
@@ -190,14 +190,10 @@ def _hidden(
 
     A state is its ids, their positions (None where they count up), and the columns.
     """
-    ids_BL, visible_BL = padded([ids_L for ids_L, _, _ in states], padding_id(watched.config))
-    position_BL = None
-    if any(positions_L is not None for _, positions_L, _ in states):
-        counting = (torch.arange(len(ids_L)) if at_L is None else at_L for ids_L, at_L, _ in states)
-        position_BL = padded([*counting], 0)[0].to(watched.device)
+    ids, positions, columns = zip(*states, strict=True)
+    ids_BL, visible_BL, position_BL = padded_states(ids, positions, padding_id(watched.config))
     visible = None if bool(visible_BL.all()) else visible_BL.to(watched.device)
-    watched.watch(ids_BL.to(watched.device), visible, position_BL)
-    columns = [columns_N for _, _, columns_N in states]
+    watched.watch(ids_BL.to(watched.device), visible, None if position_BL is None else position_BL.to(watched.device))
     rows = torch.cat([torch.full_like(columns_N, row) for row, columns_N in enumerate(columns)])
     residual, normed = watched.hidden(rows, torch.cat(columns))
     sizes = [len(columns_N) for columns_N in columns]

@@ -14,6 +14,9 @@ import torch
 
 from starquant.errors import ConfigError
 
+#: Of a processor: they decide how many programs it holds at a time.
+REGISTERS = 65536
+
 
 @dataclass(frozen=True)
 class Tile:

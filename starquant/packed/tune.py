@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from starquant.errors import CommandParser, ConfigError, DeviceError, one_line_errors, user_path
-from starquant.kernels.tiles import read_tiles
+from starquant.kernels.tiles import Measured, read_tiles
 from starquant.kernels.tuning.shapes import PUBLISHED, Product, Transform
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
@@ -49,40 +49,40 @@ class Kept:
     """
 
     def __init__(self, path: Path, gpu: str) -> None:
-        self.path = path
-        read_tiles(path)
-        self.stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        of_gpu = self.stored.setdefault(gpu, {})
-        self.kinds = {kind: of_gpu.setdefault(kind, {}) for kind in ("products", "rows")}
+        self.path, self.by_gpu = path, read_tiles(path)
+        self.of_gpu = self.by_gpu.setdefault(gpu, Measured({}, {}))
 
-    def take(self, kind: str, name: str, settings: Any) -> None:
+    def holds(self, rows: int, shape: Product | Transform) -> bool:
+        """Whether settings are there."""
+        return shape.key(rows) in getattr(self.of_gpu, shape.kind)
+
+    def take(self, rows: int, shape: Product | Transform, settings: Any) -> None:
         """Keep settings."""
-        self.kinds[kind][name] = asdict(settings)
-        write_atomically(self.path, json.dumps(self.stored, indent=1, sort_keys=True) + "\n")
+        getattr(self.of_gpu, shape.kind)[shape.key(rows)] = settings
+        stored = {gpu: asdict(measured) for gpu, measured in self.by_gpu.items()}
+        write_atomically(self.path, json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
 
-def tune(file: Path, shapes: Sequence[Any], rows: Sequence[int], processes: int) -> None:
+def tune(file: Path, shapes: Sequence[Product | Transform], rows: Sequence[int], processes: int) -> None:
     """Measure shapes that the file does not hold; prints a line each."""
     from starquant.kernels.tuning.measuring import candidates, compile_one, microseconds
 
     kept, progress = Kept(file, torch.cuda.get_device_name(0)), for_terminal()
-    todo = [
-        (n, shape, "products" if isinstance(shape, Product) else "rows") for n, shape in itertools.product(rows, shapes)
-    ]
-    todo = [(n, shape, kind) for n, shape, kind in todo if shape.key(n) not in kept.kinds[kind]]
-    cases = [(n, shape, settings) for n, shape, _ in todo for settings in candidates(n, shape)]
-    kernels = list({case[1].kernel(case[2]): case for case in cases}.values())
+    todo = [(n, shape) for n, shape in itertools.product(rows, shapes) if not kept.holds(n, shape)]
+    several = {case: candidates(*case) for case in todo}
+    cases = [(n, shape, settings) for (n, shape), those in several.items() for settings in those]
+    kernels = list({shape.kernel(settings): (n, shape, settings) for n, shape, settings in cases}.values())
     with ProcessPoolExecutor(min(processes, len(kernels) or 1), mp_context=get_context("spawn")) as pool:
         compiling = [pool.submit(compile_one, case) for case in kernels]
         for done in progress.bar(as_completed(compiling), "compile", "kernel", total=len(kernels)):
             done.result()
-    for n, shape, kind in progress.bar(todo, "measure", "shape"):
-        several = candidates(n, shape)
-        times = microseconds(n, shape, several, lambda said: print(f"  left out: {said}", file=sys.stderr))
+    for n, shape in progress.bar(todo, "measure", "shape"):
+        usual = several[n, shape][0]
+        times = microseconds(n, shape, several[n, shape], lambda said: print(f"  left out: {said}", file=sys.stderr))
         if times:
             best = min(times, key=lambda settings: times[settings])
-            print(f"{shape.key(n)}: {times[best]:.1f} us, by rule {times.get(several[0], float('nan')):.1f} us; {best}")
-            kept.take(kind, shape.key(n), best)
+            print(f"{shape.key(n)}: {times[best]:.1f} us, by rule {times.get(usual, float('nan')):.1f} us; {best}")
+            kept.take(n, shape, best)
 
 
 def shapes_of(model: MaskedDiffusionModel) -> tuple[Product | Transform, ...]:

@@ -17,7 +17,7 @@ def return_freed() -> None:
 
     Buffers of a few MB come from its heap at aligned addresses, where holes of the same size do not serve again.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

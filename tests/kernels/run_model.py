@@ -66,7 +66,9 @@ def check(family: str, variant: str, dtype: torch.dtype) -> None:
             exact = made.float()(input_ids=ids).logits
     apart, rounded = (float((logits - expected).norm() / expected.norm()) for logits in (found, exact))
     print(f"{family} {variant} {dtype}: {sites} sites, {apart:.1e} apart; from float32 {rounded:.1e}")
-    limit = 1e-4 if dtype == torch.float32 else max(0.02, 2 * rounded)  # about as far as 16 bits are from 32
+    limit = 1e-4 if dtype == torch.float32 else 0.02 if VARIANTS[variant].transform == "none" else 0.05
+    if DEVICE != "cpu" and dtype != torch.float32:  # sums in another order: about as far as 16 bits are from 32
+        limit = max(limit, 2 * rounded)
     assert torch.isfinite(found).all() and apart < limit, apart
     assert sites == (8 if VARIANTS[variant].inputs < 16 else 0)
 

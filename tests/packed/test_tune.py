@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from starquant.kernels import tiles
 from starquant.kernels.tiles import RowTile, Tile, read_tiles
 from starquant.kernels.tuning import measuring
 from starquant.kernels.tuning.shapes import PUBLISHED, Product, Transform
+from starquant.numerics import kronecker_sizes
 from starquant.packed.description import use_integers
 from starquant.packed.tune import Kept, main, shapes_of
 from starquant.packed.tuned import use_tuned
@@ -29,7 +29,7 @@ def _known_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_models_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the 8B models are what is measured without a checkpoint, but for the layers that are joined."""
+    """q, k and v are one product, gate and up another; a P of one factor has nothing to choose."""
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     from packed_models import build
 
@@ -54,6 +54,18 @@ def test_a_models_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shapes_of(build("llada", "small", "bf16", "cpu")) == ()
 
 
+def test_what_is_measured_without_a_checkpoint_are_the_published_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    from prediction import SHAPES
+
+    products = {Product(*sizes, 4) for shape in SHAPES.values() for sizes in shape.linears}
+    widths = [
+        (width, swiglu) for shape in SHAPES.values() for width, swiglu in ((shape.hidden, False), (shape.inner, True))
+    ]
+    transforms = {Transform(width, kronecker_sizes(width)[0], swiglu) for width, swiglu in widths}
+    assert set(PUBLISHED) == products | transforms
+
+
 @pytest.mark.parametrize("rows", [16, 128, 1024])
 def test_candidates_fit(rows: int) -> None:
     for shape in PUBLISHED:
@@ -74,10 +86,12 @@ def test_what_was_measured_is_kept_and_goes_before_what_is_shipped(
     monkeypatch.setenv("STARQUANT_CACHE", str(tmp_path))
     file, transform = tmp_path / "tiles.json", Transform(12288, 96, True)
     kept = Kept(file, "cpu")
-    kept.take("products", Product(4096, 4096, 4).key(100), TILE)
-    kept.take("rows", transform.key(100), ROW)
+    kept.take(100, Product(4096, 4096, 4), TILE)
+    kept.take(100, transform, ROW)
     assert read_tiles(file) == {"cpu": tiles.Measured({"int8 128 x 4096 x 2048": TILE}, {"128 x 96 x 128": ROW})}
-    assert Kept(file, "cpu").kinds["products"] == {"int8 128 x 4096 x 2048": asdict(TILE)}
+    again = Kept(file, "cpu")
+    assert again.holds(128, Product(4096, 4096, 4)) and again.holds(65, transform)
+    assert not again.holds(129, transform) and not Kept(file, "another").holds(100, transform)
     use_tuned()
     cpu = torch.device("cpu")
     assert tiles.tile(100, 4096, 2048, True, cpu) == TILE and tiles.row_tile(128, 12288, 96, 128, cpu) == ROW

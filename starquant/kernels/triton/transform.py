@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from starquant.kernels.tiles import RowTile, processors, row_tile
+from starquant.kernels.tiles import REGISTERS, RowTile, processors, row_tile
 from starquant.kernels.tokens import Kronecker, Norm, TokenStates
 from starquant.kernels.triton.launch import early_arguments, start
 from starquant.kernels.triton.rows import (
@@ -36,9 +36,6 @@ from starquant.kernels.triton.rows import (
     state_arguments,
     swiglu,
 )
-
-#: Of a processor: how many programs, which each read A once, it holds at a time.
-REGISTERS = 65536
 
 
 @triton.jit

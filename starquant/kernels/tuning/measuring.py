@@ -14,11 +14,10 @@ from torch import Tensor
 
 from starquant.errors import DeviceError
 from starquant.kernels import Kronecker, Norm, Prologue, TokenStates, reference
-from starquant.kernels.tiles import RowTile, Tile, row_rule, row_tiles, rule
+from starquant.kernels.tiles import REGISTERS, RowTile, Tile, row_rule, row_tiles, rule
 from starquant.kernels.tuning.shapes import Product, Transform
 
 COLD = 200 * 2**20  # bytes of weights in turn: several times what a cache holds
-REGISTERS = 65536  # of a processor
 SPACE = 200 * 1024  # bytes of shared memory that stages of a product may take
 MILLISECONDS = 20  # that a candidate is repeated for
 #: What is said of a candidate that is left out.
@@ -176,7 +175,7 @@ def work_of(rows: int, shape: Product | Transform, few: bool = False) -> Product
 
 
 def compile_one(case: tuple[int, Product | Transform, Any]) -> None:
-    """Fill Triton's cache; what does not compile is result out when it is measured."""
+    """Fill Triton's cache; what does not compile is left out when it is measured."""
     rows, shape, settings = case
     with contextlib.suppress(Exception):
         work_of(rows, shape, few=True).run(settings)

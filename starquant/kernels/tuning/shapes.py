@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from starquant.kernels.tiles import RowTile, Tile, key, row_key
 
@@ -18,6 +19,7 @@ class Product:
         integer: whether activations are; else they are multiplied as they are (W4A16).
     """
 
+    kind: ClassVar = "products"  # of settings (`tiles.Measured`)
     outputs: int
     width: int
     bits: int
@@ -48,6 +50,7 @@ class Transform:
         swiglu: which stands in front.
     """
 
+    kind: ClassVar = "rows"
     width: int
     a: int
     swiglu: bool
