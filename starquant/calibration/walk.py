@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from starquant.calibration.batches import CalibrationStates, StateBatch
 from starquant.calibration.expert_statistics import statistics_of_rare_experts
 from starquant.calibration.held_states import HeldStates
+from starquant.calibration.partial_pass import run_as_far_as
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.blocks_on_disk import resident_block
 from starquant.models.context import Context
 from starquant.models.layers import site_input
-from starquant.models.roles import BlockSites, ExpertSite, LinearInfo, SiteKey
+from starquant.models.roles import BlockSites, ExpertSite, LinearInfo, Site, SiteKey
 from starquant.session.progress import SILENT, Progress
 
 
@@ -41,8 +42,9 @@ class _Item:
 
 @dataclass(frozen=True)
 class Pair:
-    """What one batch gives at a site of the exact and of the quantized block, [B, L, D] each."""
+    """What batch `number` gives at a site of the exact and of the quantized block, [B, L, D] each."""
 
+    number: int
     context: Context
     visible_BL: Tensor
     exact_BLD: Tensor
@@ -99,13 +101,16 @@ class BlockVisit:
         """
         self.exact = copy.deepcopy(self.block)
 
-    def side_by_side(self, other: nn.Module, site: SiteKey, receive: Callable[[Pair], None]) -> None:
+    def side_by_side(
+        self, other: nn.Module, site: SiteKey, receive: Callable[[Pair], None], transformed: bool = False
+    ) -> None:
         """Run the exact block on exact hidden states beside `other` on those that this walk feeds.
 
         Args:
-            other: a copy of the block, quantized as far as the site.
-            site: whose input (in front of its transform) is looked at.
+            other: the block or a copy of it, quantized as far as the site.
+            site: whose input is looked at.
             receive: called with each batch.
+            transformed: look behind the site's transform, not in front of it.
         """
         assert self.exact is not None, "keep_exact comes first"
         sides = (self.exact, other)
@@ -113,15 +118,18 @@ class BlockVisit:
         handles = [
             self.model.block_sites(block)
             .inputs[site]
-            .register_forward_pre_hook(lambda _, inputs, side=side: caught.__setitem__(side, site_input(inputs)))
+            .register_forward_hook(
+                lambda _, inputs, out, side=side: caught.__setitem__(side, out if transformed else site_input(inputs))
+            )
             for side, block in enumerate(sides)
         ]
         try:
-            for item in self._items:
+            for number, item in enumerate(self._items):
                 exact_BLD = item.hidden_BLD if item.exact_BLD is None else item.exact_BLD
-                self.exact(exact_BLD, item.context)
-                other(item.hidden_BLD, item.context)
-                receive(Pair(item.context, item.batch.visible_BL.to(caught[0].device), caught[0], caught[1]))
+                for block, hidden_BLD in zip(sides, (exact_BLD, item.hidden_BLD), strict=True):
+                    run_as_far_as(self.model.block_sites(block).inputs[site], block, hidden_BLD, item.context)
+                visible_BL = item.batch.visible_BL.to(caught[0].device)
+                receive(Pair(number, item.context, visible_BL, caught[0], caught[1]))
         finally:
             for handle in handles:
                 handle.remove()
@@ -130,6 +138,12 @@ class BlockVisit:
     def sites(self) -> BlockSites:
         """The block's linears by role, its sites, attention and norms, as they stand now."""
         return self.model.block_sites(self.block)
+
+    @property
+    def exact_sites(self) -> BlockSites:
+        """Those of the exact block."""
+        assert self.exact is not None, "keep_exact comes first"
+        return self.model.block_sites(self.exact)
 
     @property
     def linears(self) -> dict[str, LinearInfo]:
@@ -141,18 +155,24 @@ class BlockVisit:
         """Qualified name of the block."""
         return self.model.block_name(self.index)
 
-    def observe(self, hooks: Callable[[int, StateBatch], ExitStack] | None = None) -> None:
+    def observe(
+        self, hooks: Callable[[int, StateBatch], ExitStack] | None = None, last: nn.Module | None = None
+    ) -> None:
         """Run the block over all states.
 
         Args:
             hooks: called before each batch with its number and it; the hooks it has registered are removed after the
                 batch.
+            last: the module behind which nothing is looked at any more; None for the block itself.
         """
-        outputs = []
+        outputs, wanted = [], not self.feeds_quantized and self._outputs is None
         for number, item in enumerate(self._items):
             with hooks(number, item.batch) if hooks is not None else ExitStack():
-                out = self.block(item.hidden_BLD, item.context)
-            if not self.feeds_quantized and self._outputs is None:
+                if wanted or last is None:
+                    out = self.block(item.hidden_BLD, item.context)
+                else:
+                    run_as_far_as(last, self.block, item.hidden_BLD, item.context)
+            if wanted:
                 outputs.append(self._hold("hidden", number, out))
         if outputs:
             self._outputs = outputs
@@ -178,7 +198,8 @@ class BlockVisit:
                 stack.callback(handle.remove)
             return stack
 
-        self.observe(hooks)
+        dense = [site for site in modules if site in by_site and isinstance(site, Site)]
+        self.observe(hooks, modules[dense[-1]] if len(dense) == len(by_site) > 0 else None)
         return by_site | statistics_of_rare_experts(self, by_site, collect)
 
     def statistics(self, site: SiteKey, collect: Collect) -> SiteStatistics:

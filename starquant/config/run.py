@@ -105,6 +105,11 @@ class RunSpec(Spec):
             raise ValueError(
                 f"calibration: method '{self.method.name}' needs calibration data, got '{self.calibration.name}'"
             )
+        if self.method.propagates and self.calibration.inputs == "full_precision":
+            raise ValueError(
+                "calibration.inputs: got 'full_precision', but method.weights.propagation makes up for roundings in "
+                "front of a linear; allowed: quantized, quantized_weights"
+            )
         return self
 
     @property
@@ -187,6 +192,8 @@ class RunSpec(Spec):
             identity["model"].update(path=None, revision=None, checkpoint=None)
         if identity["method"].get("transform", {}).get("sites") == "all":
             del identity["method"]["transform"]["sites"]
+        if not self.method.propagates and "weights" in identity["method"]:
+            del identity["method"]["weights"]["propagation"]
         if self.model.engine == "torch":
             for name in ("engine", "checkpoint", "file_fingerprint"):
                 del identity["model"][name]

@@ -83,6 +83,11 @@ class BlockwiseMethod(Method[BlockwiseT]):
         return False
 
     @property
+    def propagates(self) -> bool:
+        """Whether weights make up for what roundings have done to their inputs."""
+        return self.options.propagates
+
+    @property
     def weighted(self) -> bool:
         """Whether second moments use the states' token weights."""
         return False
@@ -123,7 +128,7 @@ class BlockwiseMethod(Method[BlockwiseT]):
         fed = bits if states.inputs == "quantized" else weights_only(bits)
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
             self.prepare(visit.sites, ends)
-            if self.compares:
+            if self.compares or self.propagates:
                 visit.keep_exact()
             if block_part(visit.index) in fitted:  # of a fit that was interrupted
                 visit.observe()
@@ -148,10 +153,16 @@ class BlockwiseMethod(Method[BlockwiseT]):
 
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         tensors = self.learn(visit, bits, fitted)
-        self.rewrite(visit.sites, tensors)
+        self.rewrite_visit(visit, tensors)
         if self.solves(bits):
             tensors |= solve_block(visit, fed, self.options.weights, fitted, self.weighted)
         return tensors
+
+    def rewrite_visit(self, visit: BlockVisit, tensors: Tensors) -> None:
+        """Rewrite a visited block; where inputs are compared behind their transforms, the exact one as well."""
+        self.rewrite(visit.sites, tensors)
+        if self.propagates:
+            self.rewrite(visit.exact_sites, tensors)
 
     def apply(
         self,

@@ -6,16 +6,23 @@ import itertools
 
 from torch import Tensor
 
-from starquant.calibration.site_statistics import Collect, SiteStatistics
+from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import BlockVisit
 from starquant.config.bits import BitsSpec
 from starquant.config.methods.base import WeightSolverOptions
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted, block_part
+from starquant.methods.propagation import moments_of_moved_inputs
 from starquant.models.roles import LinearInfo, Site, SiteKey
 from starquant.numerics import QuantFormat, Quantized, gptq, mse_clip, quantize
-from starquant.numerics.gptq import Factor, factorize
-from starquant.quantized.install import WeightSolver, quantize_attention, quantize_linear, weight_format
+from starquant.numerics.gptq import Factor, factorize, made_up
+from starquant.quantized.install import (
+    WeightSolver,
+    activation_format,
+    quantize_attention,
+    quantize_linear,
+    weight_format,
+)
 
 
 def solve_block(
@@ -56,18 +63,26 @@ def solve_sites(
 
     Experts that read one input share its Hessian; a down projection without statistics is rounded to nearest.
     """
+    propagated = {site for site in sites if isinstance(site, Site)} if options.propagation else set()
     plan = Collect(moments=False, second_moment="pooled", weighted=weighted)
-    collected = visit.collect(plan, sites)
+    collected = visit.collect(plan, [site for site in sites if site not in propagated])
     tensors: dict[str, Tensor] = {}
     fmt = weight_format(bits.weights)
     for site in sites:
-        seen = collected.pop(site)
-        factor = None if seen.empty else _factor_of(seen, visit, options)
-        del seen  # its second moment goes before the weights are solved
+        second_II: Tensor | None
+        moved_II: Tensor | None = None
+        if site in propagated:
+            second_II, moved_II = moments_of_moved_inputs(visit, site, activation_format(bits.activations), weighted)
+        else:
+            seen = collected.pop(site)
+            second_II = None if seen.empty else seen.second_moment().total
+            del seen
+        factor = None if second_II is None else _factor_of(second_II, visit, options)
+        del second_II  # it goes before the weights are solved
         for info in visit.linears.values():
             if info.role.site != site:
                 continue
-            quantized = _solve(info, factor, fmt, bits, options, fitted)
+            quantized = _solve(info, factor, fmt, bits, options, fitted, moved_II)
             tensors |= quantized.to_tensors(info.role.value)
             if visit.feeds_quantized:
                 quantize_linear(visit.model, visit.block, info, bits, lambda *_, q=quantized: q)
@@ -76,13 +91,9 @@ def solve_sites(
     return tensors
 
 
-def _factor_of(seen: SiteStatistics, visit: BlockVisit, options: WeightSolverOptions) -> Factor:
-    return factorize(
-        seen.second_moment().total,
-        percdamp=options.percdamp,
-        act_order=options.act_order,
-        device=visit.model.device,
-    )
+def _factor_of(second_II: Tensor, visit: BlockVisit, options: WeightSolverOptions) -> Factor:
+    device = visit.model.device
+    return factorize(second_II, percdamp=options.percdamp, act_order=options.act_order, device=device)
 
 
 def _solve(
@@ -92,11 +103,14 @@ def _solve(
     bits: BitsSpec,
     options: WeightSolverOptions,
     fitted: Fitted,
+    moved_II: Tensor | None = None,
 ) -> Quantized:
     """Return GPTQ's codes of one linear, and note what was out of the ordinary."""
     weight = info.module.weight.data
     if factor is None:
         return quantize(weight, fmt, clip=_clip(weight, bits, options))
+    if moved_II is not None:
+        weight = made_up(weight, factor, moved_II, options.propagation)
     result = gptq(weight, factor, fmt, block_size=options.block_size, clip=_clip(weight, bits, options))
     if result.damping > options.percdamp:
         fitted.note("damping raised", info.name, damping=result.damping)

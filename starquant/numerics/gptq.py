@@ -45,12 +45,14 @@ class Factor:
         order_I: that order; None for the natural one.
         dead_I: inputs that calibration never saw active.
         damping: share of the mean diagonal that was finally added to the diagonal of H.
+        scale: the mean diagonal, which H was divided by.
     """
 
     upper_II: Tensor
     order_I: Tensor | None
     dead_I: Tensor
     damping: float
+    scale: Tensor
 
 
 def factorize(
@@ -87,7 +89,7 @@ def factorize(
     order_I = torch.argsort(sizes_I, descending=True, stable=True) if act_order else None
     dtype = torch.float64 if inputs <= 2048 and device.type == "cpu" else torch.float32
     upper_II, damping = _factorised(_turned(hessian, order_I, dead_I, scale, dtype), percdamp)
-    return Factor(upper_II, order_I, dead_I, damping)
+    return Factor(upper_II, order_I, dead_I, damping, scale)
 
 
 def _turned(hessian: Tensor, order_I: Tensor | None, dead_I: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -102,6 +104,26 @@ def _turned(hessian: Tensor, order_I: Tensor | None, dead_I: Tensor, scale: Tens
         turned_II[rows] = part[:, back_I].to(dtype)
     turned_II.diagonal().masked_fill_(dead_I[back_I], 1.0)
     return turned_II
+
+
+def made_up(weight: Tensor, factor: Factor, moved_II: Tensor, share: float) -> Tensor:
+    """Return the weight [O, I] that makes up for what has become of its inputs: W + share W C (H + damping)^-1.
+
+    At share 1, and but for the damping, it minimises E|W x - V q|^2 over V: x is what the linear would read at full
+    precision, q what it does. (QEP, arXiv 2504.09629.)
+
+    Args:
+        weight: W.
+        factor: of H = E[q q^T].
+        moved_II: C = E[(x - q) q^T], at the scale of H.
+        share: QEP's strength of propagation, 0 to 1.
+    """
+    upper_II = factor.upper_II
+    error_OI = weight.to(upper_II) @ (moved_II.to(upper_II) / factor.scale.to(upper_II))
+    if factor.order_I is None:
+        return weight + share * (error_OI @ upper_II.T @ upper_II).to(weight)
+    solved_OI = error_OI[:, factor.order_I] @ upper_II.T @ upper_II
+    return weight + share * solved_OI[:, torch.argsort(factor.order_I)].to(weight)
 
 
 def gptq(

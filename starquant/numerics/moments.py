@@ -113,6 +113,8 @@ class ChannelMoments:
 class SecondMoment:
     """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64; beyond 8,192 channels products and sum are float32.
 
+    Where other rows y are added beside x, the sum of y~ x~^T.
+
     A chunk's own product is computed in float64 if the chunk is float64, or on the CPU for D <= 1024; else in float32.
     """
 
@@ -120,27 +122,35 @@ class SecondMoment:
         self.count = 0
         self._sum_DD: Tensor | None = None
 
-    def update(self, x_ND: Tensor, weight_N: Tensor | None = None) -> None:
+    def update(self, x_ND: Tensor, weight_N: Tensor | None = None, beside_ND: Tensor | None = None) -> None:
         """Add rows, each multiplied by its weight first; a weighted row still counts as one.
+
+        Args:
+            x_ND: rows.
+            weight_N: w of each; None for 1.
+            beside_ND: y of each, in x's dtype; None for x itself.
 
         Raises:
             DataError: values or weights that are not finite.
         """
-        validate_finite_tensor(x_ND, "activation statistics")
+        for rows_ND in (x_ND,) if beside_ND is None else (x_ND, beside_ND):
+            validate_finite_tensor(rows_ND, "activation statistics")
         if len(x_ND) == 0:
             return
         exact = x_ND.dtype == torch.float64 or (not x_ND.is_cuda and x_ND.shape[1] <= _DOUBLE_CHANNELS)
-        x_ND = x_ND.detach().to(torch.float64 if exact else torch.float32)
+        dtype = torch.float64 if exact else torch.float32
+        x_ND = x_ND.detach().to(dtype)
+        y_ND = x_ND if beside_ND is None else beside_ND.detach().to(dtype)
         if weight_N is not None:
             validate_finite_tensor(weight_N, "token weights")
-            x_ND = x_ND * weight_N.to(x_ND)[:, None]
+            x_ND, y_ND = (rows_ND * weight_N.to(rows_ND)[:, None] for rows_ND in (x_ND, y_ND))
         width = x_ND.shape[1]
         if width <= _DOUBLE_SUMS:
-            self._add((x_ND.T @ x_ND).double(), len(x_ND))
+            self._add((y_ND.T @ x_ND).double(), len(x_ND))
             return
         if self._sum_DD is None:
             self._sum_DD = torch.zeros(width, width, device=x_ND.device)
-        self._sum_DD.addmm_(x_ND.T.float(), x_ND.float())  # no second matrix of this size
+        self._sum_DD.addmm_(y_ND.T.float(), x_ND.float())  # no second matrix of this size
         self.count += len(x_ND)
 
     def merge(self, other: SecondMoment) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from starquant.config.bits import AuthorsGrid
 from starquant.config.calibration import CalibrationSpec
-from starquant.config.fields import INERT, LONGEST_NAME, Count, Positive, Spec
+from starquant.config.fields import INERT, LONGEST_NAME, Count, Positive, Share, Spec
 
 LearningRate = Annotated[float, Field(gt=0.0, le=10.0)]
 #: How float32 matrices are multiplied while a method learns; "auto" is bfloat16 where something is rounded to at most 4
@@ -52,6 +52,11 @@ class MethodOptions(Spec):
         """Options, without "method." in front, that leave something to compute between the linears."""
         return ()
 
+    @property
+    def propagates(self) -> bool:
+        """Whether weights make up for roundings in front of them, which calibration must then see."""
+        return False
+
     def calibration(self, requested: CalibrationSpec) -> CalibrationSpec:
         """Return what the method calibrates on; a method that prescribes its states says so here."""
         return requested
@@ -66,6 +71,8 @@ class WeightSolverOptions(Spec):
         percdamp: GPTQ's damping, as a share of the Hessian's mean diagonal.
         act_order: GPTQ visits inputs by decreasing Hessian diagonal.
         block_size: GPTQ's columns a lazy update; changes the speed only.
+        propagation: share of what earlier roundings, and that of its own input, have done to a linear's input that its
+            weight is asked to make up for before GPTQ rounds it (QEP, arXiv 2504.09629); of no expert's own input.
     """
 
     name: Literal["rtn", "gptq"] = "rtn"
@@ -73,6 +80,14 @@ class WeightSolverOptions(Spec):
     percdamp: Positive = 0.01
     act_order: bool = False
     block_size: Count = Field(default=128, json_schema_extra=INERT)
+    propagation: Share = 0.0
+
+    @field_validator("propagation")
+    @classmethod
+    def _validate_propagation(cls, propagation: float, info: ValidationInfo) -> float:
+        if propagation and info.data.get("name") == "rtn":
+            raise ValueError(f"got {propagation:g} for name=rtn, allowed: 0, or method.weights.name=gptq")
+        return propagation
 
 
 class BlockwiseOptions(MethodOptions):
@@ -91,6 +106,11 @@ class BlockwiseOptions(MethodOptions):
     def needs_calibration(self) -> bool:
         """GPTQ reads second moments."""
         return self.weights.name == "gptq"
+
+    @property
+    def propagates(self) -> bool:
+        """QEP's share is above 0."""
+        return self.weights.propagation > 0.0
 
     @field_validator("weights")
     @classmethod

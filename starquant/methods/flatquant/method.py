@@ -78,7 +78,7 @@ class FlatQuant(BlockwiseMethod[FlatQuantT]):
     def _fit_block(self, visit: BlockVisit, bits: BitsSpec, fed: BitsSpec, fitted: Fitted) -> Tensors:
         """Cut weight rows before GPTQ solves them."""
         tensors = self.learn(visit, bits, fitted)
-        self.rewrite(visit.sites, tensors)
+        self.rewrite_visit(visit, tensors)
         if self.solves(bits):
             cut_weights(visit.sites, tensors, list(visit.sites.linears))
             tensors |= solve_block(visit, fed, self.options.weights, fitted, self.weighted)

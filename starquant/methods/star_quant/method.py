@@ -104,6 +104,8 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         weigh_visit(visit, fisher)
         if self.options.transform.channel_scales:
             tensors |= fit_channel_scales(visit)
+            if self.propagates:
+                apply_scales(visit.exact_sites, tensors)
         outputs = output_weights(visit.sites, fisher, tensors, self.options) if self.options.fisher.outputs else {}
         sequential = visit.feeds_quantized and self.solves(bits)  # sites are quantized as the loop goes on
         statistics = {} if sequential else self._collect(visit, tuple(visit.sites.inputs))
@@ -114,7 +116,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
                     self.compensate(visit.sites, tensors, bits)
             seen = self._collect(visit, (site,)) if sequential else statistics
             of_site = fit_site(visit, site, seen.get(site), bits, self.options, fitted, outputs)
-            self.rewrite(visit.sites, of_site)
+            self.rewrite_visit(visit, of_site)
             tensors |= of_site
             if self.solves(bits):  # weights are solved on gated inputs
                 self.compensate(visit.sites, tensors if sequential else of_site, bits)
