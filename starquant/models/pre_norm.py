@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from starquant.models.attention import NormedAttention
+from starquant.models.attention import ProjectedAttention
 from starquant.models.context import Context
 from starquant.models.experts import Mixture, experts_of, routers_of
 from starquant.models.feed_forward import FeedForward
@@ -17,13 +17,13 @@ class PreNormBlock(nn.Module):
     """Attention, and experts or SwiGLU, each behind a norm: self_attn, mlp, input_layernorm, post_attention_layernorm.
 
     Args:
-        attention: queries and keys normalised per head.
+        attention: with its projections.
         mlp: the feed-forward layer.
         width: of the model.
         eps: of the norms.
     """
 
-    def __init__(self, attention: NormedAttention, mlp: Mixture | FeedForward, width: int, eps: float) -> None:
+    def __init__(self, attention: ProjectedAttention, mlp: Mixture | FeedForward, width: int, eps: float) -> None:
         super().__init__()
         self.self_attn, self.mlp = attention, mlp
         self.input_layernorm, self.post_attention_layernorm = RMSNorm(width, eps), RMSNorm(width, eps)

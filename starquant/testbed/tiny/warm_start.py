@@ -157,10 +157,10 @@ def _copy_attention(block: PreNormBlock, old: BlockSites, layers: Sequence[Layer
     new.linears[Role.OUT].weight.copy_(out.unflatten(1, (-1, width)).repeat_interleave(times, 1).flatten(1) / times)
     for role in (Role.K, Role.V):
         new.linears[role].weight.copy_(old.linears[role].weight)
-    for norm, heads in (
-        (block.self_attn.q_norm, [one.query[one.real] for one in layers]),
-        (block.self_attn.k_norm, [one.key[one.real] for one in layers]),
-    ):
+    norms = block.self_attn.head_norms
+    assert norms is not None  # of SDAR and LLaDA-MoE
+    queries_and_keys = [one.query[one.real] for one in layers], [one.key[one.real] for one in layers]
+    for norm, heads in zip(norms, queries_and_keys, strict=True):
         norm.weight.fill_(float(torch.cat(heads).unflatten(-1, (-1, width)).pow(2).mean(-1).sqrt().mean()))
 
 
