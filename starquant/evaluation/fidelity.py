@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from starquant.diffusion import BatchSize, MaskPredictor, generate
 from starquant.diffusion.generation import left_padded
@@ -31,6 +32,7 @@ from starquant.evaluation.reference import (
 )
 from starquant.evaluation.trajectory_metrics import (
     commit_flips,
+    committed,
     measured_positions,
     summarize,
 )
@@ -93,14 +95,17 @@ def _follow(watched: MaskPredictor, reference: Reference, batch: Sequence[int]) 
     """Yield the rows of teacher-forced states. Random draws are those of full precision: they depend on the state."""
     parts, device = [reference.prompts[i] for i in batch], watched.device
     ids_BP, visible_BP = left_padded([p.prompt for p in parts], padding_id(watched.config))
-    answers_SBG, width = torch.stack([p.answers_SG for p in parts], 1), ids_BP.shape[1]
+    answers_SBG, width = _side_by_side([p.answers_SG for p in parts]), ids_BP.shape[1]
     prompt_BL = torch.cat((torch.ones_like(visible_BP), torch.zeros_like(answers_SBG[0], dtype=torch.bool)), 1)
     visible_BL = None if bool(visible_BP.all()) else torch.cat((visible_BP, ~prompt_BL[:, width:]), 1).to(device)
     generators = [torch.Generator().manual_seed(p.seed) for p in parts]
     for step, (before_BG, after_BG) in enumerate(itertools.pairwise(answers_SBG)):
+        if not bool((before_BG == watched.mask_id).any()):  # tokens are replaced only
+            continue
+        commit_B = committed(before_BG, after_BG, watched.mask_id).sum(1)
         ids_BL = torch.cat((ids_BP, before_BG), 1).to(device)
         state = DenoisingState(ids_BL, width, visible_BL, generators, prompt_BL=prompt_BL.to(device))
-        reference.sampler.advance(watched, state, step, (after_BG != before_BG).sum(1).to(device))
+        reference.sampler.advance(watched, state, step, commit_B.to(device))
         reach_BG = reference.sampler.reach(before_BG, visible_BP.sum(1), watched.mask_id)
         rows, columns = measured_positions(before_BG, after_BG, watched.mask_id, reference.max_positions, reach_BG)
         if len(rows) == 0:
@@ -112,11 +117,17 @@ def _follow(watched: MaskPredictor, reference: Reference, batch: Sequence[int]) 
         else:
             logits_NV = watched(torch.cat((ids_BP, before_BG), 1), (rows, columns + width), visible_BL=visible_BL)
             metrics = compare_predictions(reference.head, full_ND, logits_NV, rows, len(batch))
-        metrics["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu())
+        metrics["commit_flips"] = commit_flips(before_BG, after_BG, ids_BL[:, width:].cpu(), watched.mask_id)
         masked_B = (before_BG == watched.mask_id).sum(1).tolist()
         for b in rows.unique().tolist():
             row = _row(batch[b], parts[b], step, masked_B[b])
             yield row | {metric: finite(value_B[b], metric, row) for metric, value_B in metrics.items()}
+
+
+def _side_by_side(answers: Sequence[Tensor]) -> Tensor:
+    """Return trajectories [S, G] as one batch [S, B, G]; one with fewer steps stays at its final answer."""
+    most = max(map(len, answers))
+    return torch.stack([torch.cat((a_SG, a_SG[-1:].expand(most - len(a_SG), -1))) for a_SG in answers], 1)
 
 
 def _run_freely(

@@ -33,17 +33,22 @@ METRICS: dict[str, tuple[bool | None, Unit]] = {
 }
 
 
+def committed(before_BG: Tensor, after_BG: Tensor, mask_id: int) -> Tensor:
+    """Return where a step put a token in place of a mask, [B, G]."""
+    return (before_BG == mask_id) & (after_BG != mask_id)
+
+
 def measured_positions(
     before_BG: Tensor, after_BG: Tensor, mask_id: int, most: int, reach_BG: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return (rows [N], answer columns [N]) of the masked positions that a step's metrics are taken at.
 
-    Rows in which the step commits nothing are left out: their state comes again as the next step's. Of more than
+    Rows in which the step commits nothing are left out: they wait for others, or replace tokens only. Of more than
     `most` masked positions, `most` evenly spaced ones stand for all. `reach_BG` is where the step predicts, None for
     everywhere.
     """
     rows, columns = [], []
-    for row in (before_BG != after_BG).any(1).nonzero()[:, 0].tolist():
+    for row in committed(before_BG, after_BG, mask_id).any(1).nonzero()[:, 0].tolist():
         masked_G = before_BG[row] == mask_id
         masked = (masked_G if reach_BG is None else masked_G & reach_BG[row]).nonzero()[:, 0]
         masked = evenly(masked, most)
@@ -94,12 +99,12 @@ def relative_error(full_ND: Tensor, other_ND: Tensor, rows_N: Tensor, size: int)
     return error / power.clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def commit_flips(before_BG: Tensor, full_BG: Tensor, other_BG: Tensor) -> Tensor:
+def commit_flips(before_BG: Tensor, full_BG: Tensor, other_BG: Tensor, mask_id: int) -> Tensor:
     """Return 1 - |F and O| / |F| for the (position, token) pairs F and O that two models commit, float64 [B].
 
-    Rows in which full precision commits nothing get 0.
+    Rows in which full precision commits nothing get 0. Tokens that take another's place are not counted.
     """
-    committed_BG = full_BG != before_BG
+    committed_BG = committed(before_BG, full_BG, mask_id)
     kept_B = (committed_BG & (other_BG == full_BG)).sum(1).double()
     count_B = committed_BG.sum(1)
     return torch.where(count_B > 0, 1 - kept_B / count_B.clamp_min(1), 0.0)

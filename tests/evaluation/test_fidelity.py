@@ -240,9 +240,9 @@ def test_commit_flips_compare_positions_and_tokens() -> None:
     before = torch.tensor([[9, 9, 9, 1], [9, 9, 9, 9]])
     full = torch.tensor([[2, 3, 9, 1], [9, 9, 9, 9]])
     other = torch.tensor([[2, 9, 3, 1], [9, 9, 9, 9]])
-    assert commit_flips(before, full, other).tolist() == [0.5, 0.0]  # another position
+    assert commit_flips(before, full, other, 9).tolist() == [0.5, 0.0]  # another position
     other[0, 1], other[0, 2] = 4, 9
-    assert commit_flips(before, full, other).tolist() == [0.5, 0.0]  # another token
+    assert commit_flips(before, full, other, 9).tolist() == [0.5, 0.0]  # another token
 
 
 def test_measured_positions_are_spread_evenly() -> None:
