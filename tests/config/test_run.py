@@ -92,6 +92,20 @@ def test_bits_presets_are_what_they_are_called() -> None:
         assert (run.bits.attention.k, run.bits.attention.p, run.bits.attention.v) == operands
 
 
+def keys_of(section: dict[str, Any], ahead: str = "") -> set[str]:
+    """Every key of a section with those below it."""
+    below = (keys_of(value, f"{ahead}{key}.") for key, value in section.items() if isinstance(value, dict))
+    return {f"{ahead}{key}" for key in section}.union(*below)
+
+
+@pytest.mark.parametrize("group", ["bits", "speed", "tasks"])  # of the others, what is chosen decides what there is
+def test_presets_of_a_group_have_the_same_keys(group: str) -> None:
+    """A key that one of them lacks cannot be set on the command line there."""
+    keys = {name: keys_of(compose(f"{group}={name}")[group]) for name in OPTIONS[group]}
+    every = set().union(*keys.values())
+    assert {name: every - some for name, some in keys.items() if every - some} == {}
+
+
 # What each field is changed to, and whether that is another experiment.
 CHANGES = [
     ("model.name", "other", True),
