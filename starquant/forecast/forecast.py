@@ -19,6 +19,7 @@ from starquant.runs.placement import on_disk, weight_bytes, work_bytes
 from starquant.runs.preflight import validate_paths
 from starquant.runs.record import store_of
 from starquant.session.session import Session
+from starquant.session.threads import cpu_threads
 from starquant.store import provenance
 
 #: Bytes of a weight file that are read to see how fast that is.
@@ -65,11 +66,10 @@ def forecast(spec: RunSpec, first: bool = True) -> Forecast:
     if spec.is_packed or spec.is_gguf or spec.stage == "inspect":
         got = "stage=inspect" if spec.stage == "inspect" else f"method={spec.method.name}"
         raise ConfigError(f"dry_run: got {got}, of which no forecast is made; allowed: a run that calibrates or scores")
-    if spec.runtime.threads is not None:
-        torch.set_num_threads(spec.runtime.threads)
     session = Session(device=spec.runtime.device)
     session.memory.code = provenance.running_code()
-    made = _forecast(pin(spec), session, _age() if first else 0.0)
+    with cpu_threads(spec.runtime.threads):
+        made = _forecast(pin(spec), session, _age() if first else 0.0)
     return replace(made, took=time.perf_counter() - began)
 
 

@@ -79,7 +79,7 @@ def execute(spec: RunSpec, session: Session | None = None) -> Result:
     """
     validate_paths(spec)
     session = Session.open() if session is None else session
-    with leased(spec.runtime.device) as device:
+    with cpu_threads(spec.runtime.threads), leased(spec.runtime.device) as device:
         session = _started(session, spec, session.processes.device(device))
         inputs = pin(spec)
         try:
@@ -99,8 +99,6 @@ def _started(session: Session, spec: RunSpec, device: str) -> Session:
     if session.memory.code is None:
         session.memory.code = provenance.running_code()
     validate_device(device)
-    if spec.runtime.threads is not None:
-        torch.set_num_threads(spec.runtime.threads)
     tracker = make_tracker(spec) if type(session.tracker) is NullTracker else session.tracker
     hears = session.processes.first and type(tracker) is not NullTracker
     progress = replace(session.progress, hear=tracker.log if hears else None)

@@ -9,10 +9,11 @@ import torch
 
 
 @contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads, and with as many as before afterwards."""
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads, None with as many as before, and with as many as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    if count is not None:
+        torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from starquant.errors import StarquantError
+from starquant.forecast.forecast import forecast
 from starquant.runs.execute import execute
 from starquant.session.threads import cpu_threads
 from tests.support.specs import spec
@@ -54,3 +57,24 @@ def test_threads_are_given_back_whatever_happens() -> None:
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("run", "pin"), [(execute, "starquant.runs.execute.pin"), (forecast, "starquant.forecast.forecast.pin")]
+)
+def test_the_next_run_of_a_process_has_the_threads_of_before(
+    run: Callable[..., Any], pin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell of a sweep that asks for no number computes as it would alone."""
+    seen = []
+
+    def pinned(_: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise StarquantError("enough")
+
+    monkeypatch.setattr(pin, pinned)
+    torch.set_num_threads(2)
+    for overrides in (["runtime.threads=1"], []):
+        with pytest.raises(StarquantError, match="enough"):
+            run(spec(f"paths.results={tmp_path}", *overrides))
+    assert seen == [1, 2]
