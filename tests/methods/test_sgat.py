@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from starquant.config.methods.star_quant import SGATOptions, SiteShares, TransformOptions
+from starquant.config.methods.star_quant import SGATOptions, SiteShares, TACOptions, TransformOptions
 from starquant.errors import ConfigError
 from starquant.methods.fitted import block_part
 from starquant.methods.star_quant.base_transform import Group, Transform, gated
 from starquant.methods.star_quant.learned_transform import learn
 from starquant.methods.star_quant.sgat import Gate, closed_form, closed_form_of_rows, gate_of
+from starquant.methods.star_quant.site_transforms import compensate_sites
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
@@ -48,6 +49,16 @@ def shares(masked: float, unmasked: float, only: str | None = None) -> list[str]
         for state, share in (("masked", masked), ("unmasked", unmasked))
         for site in SITES
     ]
+
+
+def test_gates_lie_where_the_weights_are() -> None:
+    """Each pass would carry them over else."""
+    model = fresh("llada_gqa").to("meta")
+    sites = model.block_sites(model.trunk().blocks[0])
+    tensors = {f"{Site.QKV.value}.gate": torch.tensor([3, 2])}
+    compensate_sites(sites, tensors, spec("bits=w4a4").bits, TACOptions())
+    gate = sites.inputs[Site.QKV].transform.gate
+    assert (gate.d_m, gate.d_u, gate.keep_SD.device.type) == (3, 2, "meta")
 
 
 @pytest.mark.parametrize(("share", "width", "wanted"), [(0.1, 96, 10), (0.1, 94, 9), (0.0, 96, 0), (1 / 32, 4096, 128)])

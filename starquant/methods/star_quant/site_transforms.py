@@ -252,7 +252,7 @@ def compensate_sites(sites: BlockSites, tensors: Tensors, bits: BitsSpec, option
         gate, clip = tensors.get(f"{site.value}.gate"), tensors.get(f"{site.value}.state_clip")
         placed = module.transform
         exact = placed.exact if isinstance(placed, SiteTransform) else placed
-        gating = None if gate is None or bits.activations.bits == 16 else StateGate(width, *gate.tolist())
+        gating = None if gate is None or bits.activations.bits == 16 else StateGate(width, *gate.tolist()).to(device)
         correction = _correction(sites, tensors, options) if site is Site.OUT else None
         module.state_clip = None if clip is None else clip.to(device)
         if gating is not None or correction is not None:
