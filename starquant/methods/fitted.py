@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from starquant.errors import RecordError
-from starquant.store.files import FileEntry, set_aside
+from starquant.store.files import FileEntry, set_aside, write_atomically
 from starquant.store.verification import is_intact, sealed
 
 log = logging.getLogger(__name__)
@@ -154,10 +154,10 @@ class Fitted:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        write_atomically(path, json.dumps(value, indent=1) + "\n")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error}") from error
 
 
 def _is_sound(path: Path, entry: FileEntry) -> bool:

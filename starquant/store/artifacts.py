@@ -110,6 +110,8 @@ class ArtifactStore:
         """
         target = self.path(artifact.digest)
         try:
+            for left in made.glob(".*.part"):  # by processes that died while they wrote
+                left.unlink()
             names = sorted(path.name for path in made.iterdir() if path.is_file() and path.name != HEADER)
             files = {name: FileEntry.of(made / name) for name in names}
             artifact = artifact.model_copy(update={"files": files})

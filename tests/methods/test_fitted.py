@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import weakref
 from pathlib import Path
 
@@ -74,6 +75,22 @@ def test_saved_where_it_lies(tmp_path: Path) -> None:
     loaded = Fitted.load(tmp_path)
     loaded.save(tmp_path)
     expect_same(Fitted.load(tmp_path))
+
+
+@pytest.mark.parametrize("name", [NOTES, "unfinished.json"])
+def test_a_full_disk_is_a_named_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the lists as of the parts: the list of before stays whole."""
+    fitted = filled(tmp_path)
+    fitted.save(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordError, match=rf"{tmp_path}/{name}: cannot be written: .*No space left"):
+        fitted.save(tmp_path) if name == NOTES else fitted.put("part", {"a": torch.zeros(2)})
+    expect_same(Fitted.load(tmp_path))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_nothing_learned(tmp_path: Path) -> None:

@@ -195,6 +195,12 @@ def test_a_header_of_before_does_not_count_as_a_file(tmp_path: Path) -> None:
     assert ArtifactStore(tmp_path).find(DIGEST) == made
 
 
+def test_what_a_killed_process_left_half_written_does_not_count_as_a_file(tmp_path: Path) -> None:
+    made = make(ArtifactStore(tmp_path), content=CONTENT | {".unfinished.json.x1.part": b"half"})
+    assert sorted(made.files) == sorted(CONTENT)
+    assert ArtifactStore(tmp_path).find(DIGEST) == made
+
+
 def test_a_full_disk_is_a_named_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
