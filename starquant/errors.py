@@ -69,6 +69,14 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def path_of(word: str, where: str) -> Path:
+    """Return a path that a word of a command, `where`, may be beside a name; raises ConfigError."""
+    try:
+        return Path(expand_home(word))
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
 class CommandParser(argparse.ArgumentParser):
     """Words of a command; what it cannot read is one line with the nearest name: ConfigError, no usage, no exit."""
 

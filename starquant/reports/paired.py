@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from starquant.errors import CommandParser, RecordError, one_line_errors, user_path
+from starquant.errors import CommandParser, RecordError, one_line_errors, path_of, user_path
 from starquant.reports.run import Run
 from starquant.reports.selection import validate_speed
 from starquant.reports.text import aligned
@@ -110,9 +110,10 @@ def record_named(word: str, records: Path) -> Path:
         records: folder of results, where it is looked up unless it is a file.
 
     Raises:
+        ConfigError: a word that can be neither.
         RecordError: a name that no record has, or several have; compact records that cannot be read.
     """
-    path = user_path(word)
+    path = path_of(word, "compare")
     if path.is_file() or path.suffix == ".json":
         return path
     known = [*record_paths(records)]

@@ -129,6 +129,8 @@ def test_a_damaged_record_is_named_on_the_page(tmp_path: Path, plain: None, caps
     [
         (["tabel1_main"], "error: report: got 'tabel1_main', allowed: a folder, table1_main, "),
         (["--oot", "x"], "error: starquant report: --oot: not understood; allowed: --help, --out, "),
+        ([""], "error: report: got '', allowed: a path"),
+        (["~nosuchuser/x"], "error: report: got '~nosuchuser/x', but that home is not known"),
         (["--records", "nowhere"], "error: --out: nowhere is no folder"),
     ],
 )

@@ -146,6 +146,19 @@ def test_records_of_schema_version_1_are_still_read(tmp_path: Path) -> None:
         read_record(path)
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("", "error: compare: got '', allowed: a path"),
+        ("~nosuchuser/x", "error: compare: got '~nosuchuser/x', but that home is not known"),
+    ],
+)
+def test_a_word_that_is_no_path_is_one_line(word: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word, "b"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+
+
 def test_a_record_is_named_by_a_part_of_its_name_that_no_other_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.errors import CommandParser, ConfigError, nearest, one_line_errors, user_path
+from starquant.errors import CommandParser, ConfigError, nearest, one_line_errors, path_of, user_path
 from starquant.reports.choice import conditions
 from starquant.reports.page.content import EXPERIMENTS, content_of
 from starquant.reports.page.render import write
@@ -49,7 +49,7 @@ def _chosen(what: str | None, records: Path) -> tuple[str | None, Path]:
         return None, records
     if what in EXPERIMENTS:
         return what, records
-    folder = user_path(what)
+    folder = path_of(what, "report")
     if not folder.is_dir():
         raise ConfigError(
             f"report: got '{what}', allowed: a folder, {', '.join(EXPERIMENTS)}.{nearest(what, EXPERIMENTS)}"
