@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from starquant.config.calibration import SourceSpec
 
 WINDOW = 12  # consecutive words that two texts share only when one was made from the other
 SHORTEST = 5  # words; a shorter document says nothing about where it came from
+#: Tasks, with their variants, that are made of a source's data set, by its kind.
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "winogrande": ("winogrande",),
+    "gsm8k": ("gsm8k",),
+    "text": (),
+    "testbed": ("testbed",),
+    "smol": ("smol",),
+    "smol_tasks": ("smol",),
+    "smol_text": (),  # smol's tasks are of generated items, not of natural text
+}
 
 
 def dataset_overlap(spec: SourceSpec, task_names: Iterable[str]) -> list[str]:
     """Return the tasks made of the same data set as the source, variants (gsm8k_cot, testbed_facts) included."""
-    if spec.kind == "text":
-        return []
-    return [name for name in task_names if name == spec.kind or name.startswith(f"{spec.kind}_")]
+    made_of = TASKS[spec.kind]
+    return [name for name in task_names if any(name == task or name.startswith(f"{task}_") for task in made_of)]
 
 
 def item_overlap(texts: Iterable[str], documents: Iterable[str]) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from starquant.calibration.overlap import TASKS as tasks_of_kind
 from starquant.calibration.overlap import dataset_overlap, item_overlap
 from starquant.calibration.segments import read_segments
 from starquant.config.calibration import SourceSpec
 
 TASKS = ["winogrande", "gsm8k", "gsm8k_cot", "testbed_facts", "testbed_programs", "mmlu", "gsm8kx"]
+TASKS += ["smol_sums", "smol_lists_validation"]
 
 
 @pytest.mark.parametrize(
@@ -23,10 +26,18 @@ TASKS = ["winogrande", "gsm8k", "gsm8k_cot", "testbed_facts", "testbed_programs"
         ("gsm8k", ["gsm8k", "gsm8k_cot"]),
         ("testbed", ["testbed_facts", "testbed_programs"]),
         ("text", []),
+        ("smol", ["smol_sums", "smol_lists_validation"]),
+        ("smol_tasks", ["smol_sums", "smol_lists_validation"]),
+        ("smol_text", []),
     ],
 )
 def test_tasks_of_the_same_data_set(kind: str, found: list[str]) -> None:
     assert dataset_overlap(SourceSpec(kind=kind, path="x.txt", segments=1, length=1), TASKS) == found
+
+
+def test_tasks_of_every_kind_of_source_are_known() -> None:
+    """A kind that is no prefix of its tasks' names would be taken as seen by none of them."""
+    assert {*tasks_of_kind} == {*get_args(SourceSpec.model_fields["kind"].annotation)}
 
 
 def words(begin: int, end: int) -> str:
