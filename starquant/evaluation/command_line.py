@@ -99,7 +99,7 @@ class StarquantLM(DiffusionLM):
     def _say_cut(self) -> None:
         """Say what was cut since the last time, a line a task, and keep it for the results."""
         for task, cut in self.cut.by_leaf().items():
-            for sentence in cut.sentences(task, self.model.config.context_length):
+            for sentence in cut.sentences(task, self.predict.config.context_length):
                 print(f"warning: {sentence}", file=sys.stderr, flush=True)
             if shares := cut.shares():
                 self._shares[task] = shares

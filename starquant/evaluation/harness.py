@@ -97,7 +97,7 @@ def evaluate(
             seconds[name] = time.perf_counter() - began
             if results is None:  # the first process has them
                 continue
-            for sentence in cut.sentences(name, lm.model.config.context_length):
+            for sentence in cut.sentences(name, lm.predict.config.context_length):
                 log.warning("%s", sentence)
             task_scores = parse_scores(results, name)
             scores += [*task_scores, *_beside(task_scores[0], lm.costs, "shortcuts")]

@@ -205,7 +205,7 @@ class DiffusionLM(Conversations, LM):
 
     def _prompts(self, requests: Sequence[Instance], answer_length: int) -> list[list[int]]:
         """Return the prompts' ids, of those that leave the answer no room the end; counts these."""
-        room = (context := self.model.config.context_length) - answer_length
+        room = (context := self.predict.config.context_length) - answer_length
         if room < 1:
             raise ConfigError(f"model.protocol: the answer's {answer_length} tokens do not fit the model's {context}")
         texts = self._encode([str(r.args[0]) for r in requests])
@@ -270,7 +270,7 @@ class DiffusionLM(Conversations, LM):
         """Return a request that fits the context, its target whole where that fits by itself; counts what does not."""
         target = whole[len(prompt) :]
         suffix = (eos_token_id(self.model.config),) if append_eos else ()
-        limit = self.model.config.context_length - len(suffix)
+        limit = self.predict.config.context_length - len(suffix)
         fitting = target[:limit]
         room = limit - len(fitting)
         self.cut.add(item, cut_prompts=len(prompt) > room, cut_answers=len(fitting) < len(target))

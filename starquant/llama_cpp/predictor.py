@@ -16,6 +16,24 @@ from starquant.errors import CheckpointError, ConfigError, NonFiniteError
 from starquant.llama_cpp.engine import Engine
 from starquant.models.base import MaskedDiffusionModel
 
+#: Tokens that llama.cpp takes memory for at most (our choice): LLaDA's whole context, a part of Dream's 131,072.
+LONGEST = 4096
+
+
+def context_of(config: Any) -> int:
+    """Return the longest sequence, in tokens, that llama.cpp is given of a model: its context, up to `LONGEST`."""
+    return min(int(config.context_length), LONGEST)
+
+
+class _Configuration:
+    """A model's configuration with the engine's context in place of its own."""
+
+    def __init__(self, config: Any, context_length: int) -> None:
+        self._config, self.context_length = config, min(int(config.context_length), context_length)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
 
 class LlamaCppPredictor(MaskPredictor):
     """Predict tokens at given positions, as `MaskPredictor`, from a GGUF.
@@ -24,13 +42,16 @@ class LlamaCppPredictor(MaskPredictor):
         engine: that has loaded it.
         model: of the checkpoint that the file was made of, for its configuration; may be on the meta device.
 
+    Attributes:
+        config: of the model, its context as long as the engine's at most: what prompts are cut and judged by.
+
     Raises:
         CheckpointError: a file of another architecture or vocabulary than the checkpoint.
     """
 
     def __init__(self, engine: Engine, model: MaskedDiffusionModel) -> None:
         super().__init__(model)
-        self.engine = engine
+        self.engine, self.config = engine, _Configuration(model.config, engine.context)
         rows = int(model.trunk().embedding.num_embeddings)
         if engine.vocabulary != rows:
             raise CheckpointError(
@@ -69,6 +90,8 @@ class LlamaCppPredictor(MaskPredictor):
             raise ValueError("classifier-free guidance needs to know which tokens are the prompt")
         rows, columns = positions
         source = self.source_columns(rows, columns, visible_BL)
+        if len(rows) == 0:
+            yield slice(0, 0), torch.empty(0, self.engine.vocabulary)
         for row, places in _runs(rows):
             at, shown_L = source[places], None if visible_BL is None else visible_BL[row].bool()
             logits_nV = self._logits_of(ids_BL[row], shown_L, at)
@@ -94,7 +117,7 @@ class LlamaCppPredictor(MaskPredictor):
 
 
 def _runs(rows_N: Tensor) -> Iterator[tuple[int, slice]]:
-    """Yield each run of equal rows, and where it stands; one empty run where there are none."""
+    """Yield each run of equal rows, and where it stands."""
     row_list, start = rows_N.tolist(), 0
     for stop in range(1, len(row_list) + 1):
         if stop == len(row_list) or row_list[stop] != row_list[start]:

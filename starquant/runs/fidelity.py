@@ -13,6 +13,7 @@ from starquant.evaluation.fidelity import Reference, measure, take_reference
 from starquant.evaluation.masked_fidelity import MaskedReference, measure_masked, take_masked_reference
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
+from starquant.runs.gguf import context_length
 from starquant.runs.inputs import Loaded
 from starquant.session.session import Session
 
@@ -33,7 +34,7 @@ def fidelity_reference(spec: RunSpec, loaded: Loaded, session: Session) -> AnyRe
     """
     if loaded.texts.fidelity is None or not spec.is_compared or not session.processes.first:
         return None
-    references, key = session.memory.references, _key(spec, session)
+    references, key = session.memory.references, _key(spec, loaded, session)
     if key in references:
         return references[key]  # type: ignore[no-any-return]
     references.clear()
@@ -55,17 +56,19 @@ def take(spec: RunSpec, loaded: Loaded, session: Session) -> AnyReference:
         return take_masked_reference(model, texts, spec.fidelity.states, batch_size=batch_size, seed=0, **options)
     sampler = family_of(model).make_sampler(spec.model.trajectory)
     bos = family_of(model).bos_token_id(loaded.tokenizer)
-    prompts = prompts_of(texts, sampler.answer_length, model.config.context_length, "fidelity.source", bos)
+    longest = context_length(spec, model.config)
+    prompts = prompts_of(texts, sampler.answer_length, longest, "fidelity.source", bos)
     return take_reference(model, prompts, sampler, batch_size=batch_size, seed=spec.seed, **options)
 
 
-def _key(spec: RunSpec, session: Session) -> str:
+def _key(spec: RunSpec, loaded: Loaded, session: Session) -> str:
     """Return what a reference depends on."""
     whole = spec.identity()
     for name in ("engine", "checkpoint", "file_fingerprint"):  # full precision is the checkpoint's, whatever computes
         whole["model"].pop(name, None)
     digest = digest_of({name: whole[name] for name in ("model", "fidelity", "seed")} | {"device": session.device})
-    return f"{digest}-{spec.tasks.limit}-{spec.runtime.batch_size}-{session.code.scoring}"
+    longest = context_length(spec, loaded.model.config)  # which prompts are cut to
+    return f"{digest}-{spec.tasks.limit}-{spec.runtime.batch_size}-{longest}-{session.code.scoring}"
 
 
 def measure_fidelity(

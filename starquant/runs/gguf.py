@@ -11,7 +11,7 @@ from starquant.config.run import RunSpec
 from starquant.errors import CheckpointError, ConfigError
 from starquant.llama_cpp.architecture import architecture_of
 from starquant.llama_cpp.engine import Engine
-from starquant.llama_cpp.predictor import LlamaCppPredictor
+from starquant.llama_cpp.predictor import LlamaCppPredictor, context_of
 from starquant.llama_cpp.reading import GGUFDescription, describe_gguf, exported_gguf
 from starquant.llama_cpp.writing import write_gguf
 from starquant.models.base import MaskedDiffusionModel
@@ -21,8 +21,6 @@ from starquant.store.exports import validate_target
 from starquant.store.files import FileEntry
 from starquant.store.record import RunRecord
 
-#: Tokens that llama.cpp takes memory for at most (our choice): LLaDA's whole context, a part of Dream's 131,072.
-LONGEST = 4096
 #: Types of numbers of `export.dtype`.
 KINDS = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -54,6 +52,11 @@ def with_file(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
     return spec.model_copy(update=changes | {"bits": described.bits})
 
 
+def context_length(spec: RunSpec, config: Any) -> int:
+    """Return the longest sequence of a run, in tokens: of the model's configuration, or what llama.cpp holds of it."""
+    return context_of(config) if spec.is_gguf else int(config.context_length)
+
+
 def predictor_of(spec: RunSpec, model: MaskedDiffusionModel) -> LlamaCppPredictor:
     """Return llama.cpp with the file loaded.
 
@@ -61,7 +64,7 @@ def predictor_of(spec: RunSpec, model: MaskedDiffusionModel) -> LlamaCppPredicto
         ConfigError: llama.cpp is not installed.
         CheckpointError: a file that it does not load.
     """
-    context = min(int(model.config.context_length), LONGEST)
+    context = context_length(spec, model.config)
     engine = Engine(Path(spec.model.path or ""), context, spec.runtime.threads or torch.get_num_threads())
     return LlamaCppPredictor(engine, model)
 

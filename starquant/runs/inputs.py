@@ -26,7 +26,7 @@ from starquant.models.family import Family
 from starquant.models.loading import read_model, validate_checkpoint
 from starquant.models.tokenizer import validate_chat_template
 from starquant.models.validation import DTYPES, skeleton_of
-from starquant.runs.gguf import with_file
+from starquant.runs.gguf import context_length, with_file
 from starquant.runs.packed import choose_products, with_bits_of
 from starquant.runs.placement import on_disk
 from starquant.store.scratch import Scratch
@@ -198,14 +198,14 @@ def read_texts(spec: RunSpec, tokenizer: PreTrainedTokenizerBase, model: MaskedD
     """
     _validate_trajectory(spec, model)
     bos = family_of(model).bos_token_id(tokenizer)
-    context_length, data_dir = model.config.context_length, spec.tasks.data_dir
+    longest, data_dir = context_length(spec, model.config), spec.tasks.data_dir
 
     def read(source: SourceSpec | None, seed: int, where: str) -> list[Segment] | None:
         if source is None:
             return None
         how: dict[str, Any] = {"data_dir": data_dir, "where": where, "mask_id": model.mask_token_id}
-        texts = segments.read_segments(source, tokenizer, context_length, seed=seed, **how)
-        return texts if bos is None else [_begin(segment, bos, context_length) for segment in texts]
+        texts = segments.read_segments(source, tokenizer, longest, seed=seed, **how)
+        return texts if bos is None else [_begin(segment, bos, longest) for segment in texts]
 
     return Texts(
         read(spec.calibration.source, spec.calibration.seed, "calibration.source"),
@@ -231,7 +231,7 @@ def _validate_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> None:
     if (spec.fidelity.source is None or spec.fidelity.states is not None) and not recorded:
         return
     sampler = family_of(model).make_sampler(spec.model.trajectory)
-    segments.prompts_of([], sampler.answer_length, model.config.context_length)
+    segments.prompts_of([], sampler.answer_length, context_length(spec, model.config))
     if states.sampler == "trajectory":
         validate_per_segment(states.per_segment, sampler)
 
