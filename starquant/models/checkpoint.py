@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from starquant.errors import CheckpointError
 from starquant.store.cache import content_digest
+from starquant.store.hashing import pieces
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -229,17 +230,11 @@ def fingerprint(folder: Path) -> str:
         try:
             size = file.stat().st_size
             digest.update(f"{file.relative_to(folder).as_posix()}:{size}".encode())
-            for piece in [content_digest(file).encode()] if size > LARGE else _pieces(file):
+            for piece in [content_digest(file).encode()] if size > LARGE else pieces(file):
                 digest.update(piece)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()[:16]
-
-
-def _pieces(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            yield piece
 
 
 def _files_beside(folder: Path) -> list[Path]:

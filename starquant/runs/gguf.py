@@ -17,8 +17,8 @@ from starquant.llama_cpp.writing import write_gguf
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint
 from starquant.models.loading import load_tokenizer
+from starquant.store.cache import content_digest
 from starquant.store.exports import validate_target
-from starquant.store.files import FileEntry
 from starquant.store.record import RunRecord
 
 #: Types of numbers of `export.dtype`.
@@ -45,7 +45,7 @@ def with_file(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
             f"model.path: {described.path} is of architecture '{described.architecture}', the checkpoint beside it "
             f"({checkpoint.folder}) of '{wanted}'; allowed: the one that the file was made of"
         )
-    digest = FileEntry.of(described.path).sha256[:16]
+    digest = content_digest(described.path)[:16]
     changes: dict[str, Any] = {"model": spec.model.model_copy(update={"file_fingerprint": digest})}
     if spec.method.name == spec.GGUF:
         changes["method"] = spec.method.model_copy(update={"name": f"gguf_{described.method}"[:48]})

