@@ -21,12 +21,8 @@ POLL_S = 2.0
 
 
 @contextmanager
-def leased(device: str, count: int | None = None) -> Iterator[str]:
+def leased(device: str) -> Iterator[str]:
     """Yield a torch device; for "cuda:free" a whole GPU, waited for, and given back in the end (or by being killed).
-
-    Args:
-        device: a torch device, or "cuda:free".
-        count: of GPUs; None asks torch.
 
     Raises:
         ConfigError: "cuda:free" without a GPU.
@@ -34,16 +30,12 @@ def leased(device: str, count: int | None = None) -> Iterator[str]:
     if device != FREE:
         yield device
         return
-    if count is None:
-        import torch
-
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
+    cards = _cards()
+    if not cards:
         raise ConfigError("runtime.device: got 'cuda:free', but torch sees no GPU; allowed: cpu")
     folder = Path(tempfile.gettempdir()) / f"starquant-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")  # their numbers are of what is visible
-    locks = [FileLock(folder / f"{visible}-{index}.lock") for index in range(count)]
+    locks = [FileLock(folder / f"{card}.lock") for card in cards]
     waiting = False
     while True:
         for index, lock in enumerate(locks):
@@ -57,6 +49,20 @@ def leased(device: str, count: int | None = None) -> Iterator[str]:
                 lock.release()
             return
         if not waiting:
-            log.info("waiting: all %d GPUs are leased by other runs", count)
+            log.info("waiting: all %d GPUs are leased by other runs", len(cards))
             waiting = True
         time.sleep(POLL_S)
+
+
+def _cards() -> list[str]:
+    """Return a name of every GPU that torch sees: the same one in every process, whatever else that sees."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    cards = []
+    for index in range(torch.cuda.device_count()):
+        uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)  # parts of one card may share it
+        cards.append(f"{visible}-{index}" if uuid is None or "MIG-" in visible else str(uuid))
+    return cards

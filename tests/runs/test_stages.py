@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
 from starquant.errors import ConfigError, RecordError
 from starquant.reports.run import Run
@@ -116,22 +119,63 @@ def test_full_precision_is_scored_once_even_where_nothing_may_be_reused(
     assert capsys.readouterr().err.count("running: tiny-w16a16-none") == 1
 
 
+def seeing(monkeypatch: pytest.MonkeyPatch, *uuids: str | None, mask: str = "all") -> None:
+    """Let this process see GPUs of these UUIDs; None: of a torch that knows none."""
+    properties = [SimpleNamespace() if uuid is None else SimpleNamespace(uuid=uuid) for uuid in uuids]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(uuids))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+
+
 def test_a_gpu_is_leased_to_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    with leased("cpu") as plain, leased("cuda:free", 2) as first, leased("cuda:free", 2) as second:
+    seeing(monkeypatch, "a", "b")
+    with leased("cpu") as plain, leased("cuda:free") as first, leased("cuda:free") as second:
         assert (plain, first, second) == ("cpu", "cuda:0", "cuda:1")
-    with leased("cuda:free", 2) as again:
+    with leased("cuda:free") as again:
         assert again == "cuda:0"
-    with pytest.raises(ConfigError, match="got 'cuda:free', but torch sees no GPU"), leased("cuda:free", 0):
+    seeing(monkeypatch)
+    with pytest.raises(ConfigError, match="got 'cuda:free', but torch sees no GPU"), leased("cuda:free"):
         pass
+
+
+def test_a_gpu_is_the_same_one_under_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes may see other GPUs of the machine than each other, numbered as they see them."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("starquant.session.devices.time.sleep", mock.Mock(side_effect=TimeoutError))
+    seeing(monkeypatch, "a", "b", mask="0,1")
+    with leased("cuda:free") as first:
+        seeing(monkeypatch, "b", mask="1")
+        with leased("cuda:free") as second:
+            assert (first, second) == ("cuda:0", "cuda:0")
+        seeing(monkeypatch, "a", mask="0")
+        with pytest.raises(TimeoutError), leased("cuda:free"):
+            pass
+    with leased("cuda:free") as again:
+        assert again == "cuda:0"
+
+
+@pytest.mark.parametrize(("uuid", "masks"), [(None, ("0", "1")), ("a", ("MIG-1", "MIG-2"))])
+def test_gpus_that_have_no_name_of_their_own_are_told_apart_by_the_mask(
+    uuid: str | None, masks: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an older torch; of the parts of one card."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    seeing(monkeypatch, uuid, mask=masks[0])
+    with leased("cuda:free"):
+        seeing(monkeypatch, uuid, mask=masks[1])
+        with leased("cuda:free") as other:
+            assert other == "cuda:0"
 
 
 def test_a_run_that_waits_for_a_gpu_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    held = leased("cuda:free", 1)
+    seeing(monkeypatch, "a")
+    held = leased("cuda:free")
     held.__enter__()
     monkeypatch.setattr("starquant.session.devices.time.sleep", lambda _: held.__exit__(None, None, None))
-    with leased("cuda:free", 1) as device:
+    with leased("cuda:free") as device:
         assert device == "cuda:0"
     assert "waiting: all 1 GPUs are leased" in capsys.readouterr().err
 
