@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from starquant.config.run import RunSpec
-from starquant.runs.record import store_of
+from starquant.runs.calibrate import reusable_artifact
+from starquant.runs.export import has_export
+from starquant.runs.record import is_current, kept_record
 from starquant.session.session import Session
-from starquant.store.artifacts import ArtifactStore
-from starquant.store.exports import exported_from
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,10 @@ class Missing:
     @classmethod
     def of(cls, spec: RunSpec, session: Session) -> Missing:
         """Look at what is there; nothing is changed."""
-        made = spec.export.dir is None or exported_from(Path(spec.export.dir)) == spec.digest()
+        made = spec.export.dir is None or has_export(spec)
         record = spec.is_scored and not _has_record(spec, session)
-        calibration = (
-            spec.quantizes and not _has_calibration(spec, session) and (record or not made or not spec.is_scored)
-        )
+        needed = spec.quantizes and (record or not made or not spec.is_scored)
+        calibration = needed and reusable_artifact(spec, session) is None
         baseline = spec.is_scored and not spec.is_baseline and not _has_record(spec.baseline(), session)
         return cls(baseline, record, calibration, not made)
 
@@ -39,15 +37,6 @@ class Missing:
 
 
 def _has_record(spec: RunSpec, session: Session) -> bool:
-    record = None if spec.reuse == "never" else store_of(spec).find(spec, alone=False)
-    if record is None:
-        return False
-    same_code = record.provenance.get("code_digest") == session.code.scoring
-    return spec.reuse == "any" or (same_code and record.seal is not None)
-
-
-def _has_calibration(spec: RunSpec, session: Session) -> bool:
-    if spec.reuse == "never" and spec.stage != "evaluate":
-        return False
-    artifact = ArtifactStore(Path(spec.paths.results)).find(spec.calibration_digest(), alone=False)
-    return artifact is not None and (spec.reuse == "any" or artifact.code_digest == session.code.fitting)
+    """Return whether a record lies there; of other items than are read here it may be: these are not read."""
+    record = kept_record(spec, session)
+    return record is not None and is_current(spec, record, session)

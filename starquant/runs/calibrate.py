@@ -40,8 +40,8 @@ def calibrate(inputs: Inputs, session: Session) -> tuple[Artifact, bool]:
 def _reuse_or_make(inputs: Inputs, session: Session) -> tuple[Artifact, bool]:
     spec = inputs.spec
     store, digest = ArtifactStore(Path(spec.paths.results)), spec.calibration_digest()
-    artifact = _reusable_artifact(spec, store, session, alone=False)
-    if artifact is not None:
+    if artifact := reusable_artifact(spec, session):
+        log.info("calibrated already: %s", store.path(digest))
         return artifact, True
     if spec.stage == "evaluate":
         raise RecordError(
@@ -49,20 +49,28 @@ def _reuse_or_make(inputs: Inputs, session: Session) -> tuple[Artifact, bool]:
             f"{spec.method.name}; run stage=calibrate first (or stage=all)"
         )
     with exclusive(store.lock(digest), f"the calibration of {spec.model.name} {spec.bits.name} {spec.method.name}"):
-        artifact = _reusable_artifact(spec, store, session, alone=True)
-        if artifact is not None:
+        if artifact := reusable_artifact(spec, session, alone=True):
+            log.info("calibrated already: %s", store.path(digest))
             return artifact, True
         return _make(spec, inputs.load(session.device), store, session), False
 
 
-def _reusable_artifact(spec: RunSpec, store: ArtifactStore, session: Session, alone: bool) -> Artifact | None:
+def reusable_artifact(spec: RunSpec, session: Session, alone: bool = False) -> Artifact | None:
+    """Return the calibration of a run that is there already, of this code or by `reuse`; None where it has to be made.
+
+    Args:
+        spec: pinned.
+        session: whose code it is compared with.
+        alone: whether the lock is held: what is not as it was written is set aside.
+
+    Raises:
+        RecordError: a calibration of a later version.
+    """
     if spec.reuse == "never" and spec.stage != "evaluate":
         return None
-    digest = spec.calibration_digest()
-    artifact = store.find(digest, alone)
+    artifact = ArtifactStore(Path(spec.paths.results)).find(spec.calibration_digest(), alone)
     if artifact is None or (artifact.code_digest != session.code.fitting and spec.reuse != "any"):
         return None
-    log.info("calibrated already: %s", store.path(digest))
     return artifact
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
+from starquant.errors import ConfigError
+from starquant.llama_cpp.reading import exported_gguf
 from starquant.methods.fitted import Fitted
 from starquant.models.loading import validate_checkpoint
 from starquant.packed.description import describe_part
 from starquant.packed.export import export
 from starquant.runs.calibrate import calibrate
-from starquant.runs.gguf import is_exported_gguf, write_export
+from starquant.runs.gguf import write_export
 from starquant.runs.inputs import Inputs
 from starquant.runs.record import store_of
 from starquant.session.session import Session
@@ -27,6 +29,13 @@ from starquant.store.record import RunRecord
 log = logging.getLogger(__name__)
 
 
+def has_export(spec: RunSpec) -> bool:
+    """Return whether what lies at `export.dir` says that it was exported with this run's record."""
+    target = Path(spec.export.dir or "")
+    record = exported_gguf(target) if spec.export.format == "gguf" else exported_from(target)
+    return record == spec.digest()
+
+
 def is_exported(spec: RunSpec) -> bool:
     """Return whether the model was exported with this run's record, whole.
 
@@ -35,12 +44,13 @@ def is_exported(spec: RunSpec) -> bool:
         CheckpointError: what was exported is damaged.
     """
     target = Path(spec.export.dir or "")
-    if spec.export.format == "gguf":
-        return is_exported_gguf(spec)
-    if exported_from(target) == spec.digest():
-        validate_checkpoint(target)
-        validate_listing(target)
+    if has_export(spec):
+        if spec.export.format == "packed":
+            validate_checkpoint(target)
+            validate_listing(target)
         return True
+    if spec.export.format == "gguf" and target.exists():
+        raise ConfigError(f"export.dir: {target}: is there already; allowed: a new file")
     validate_target(target)
     return False
 

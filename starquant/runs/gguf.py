@@ -8,17 +8,16 @@ from typing import Any
 import torch
 
 from starquant.config.run import RunSpec
-from starquant.errors import CheckpointError, ConfigError
+from starquant.errors import CheckpointError
 from starquant.llama_cpp.architecture import architecture_of
 from starquant.llama_cpp.engine import Engine
 from starquant.llama_cpp.predictor import LlamaCppPredictor, context_of
-from starquant.llama_cpp.reading import GGUFDescription, describe_gguf, exported_gguf
+from starquant.llama_cpp.reading import GGUFDescription, describe_gguf
 from starquant.llama_cpp.writing import write_gguf
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint
 from starquant.models.loading import load_tokenizer
 from starquant.store.cache import content_digest
-from starquant.store.exports import validate_target
 from starquant.store.record import RunRecord
 
 #: Types of numbers of `export.dtype`.
@@ -67,21 +66,6 @@ def predictor_of(spec: RunSpec, model: MaskedDiffusionModel) -> LlamaCppPredicto
     context = context_length(spec, model.config)
     engine = Engine(Path(spec.model.path or ""), context, spec.runtime.threads or torch.get_num_threads())
     return LlamaCppPredictor(engine, model)
-
-
-def is_exported_gguf(spec: RunSpec) -> bool:
-    """Return whether the file was exported with this run's record.
-
-    Raises:
-        ConfigError: anything else is there, or nothing can be written there.
-    """
-    target = Path(spec.export.dir or "")
-    if exported_gguf(target) == spec.digest():
-        return True
-    if target.exists():
-        raise ConfigError(f"export.dir: {target}: is there already; allowed: a new file")
-    validate_target(target)
-    return False
 
 
 def write_export(spec: RunSpec, model: MaskedDiffusionModel, record: RunRecord, folder: Path) -> int:

@@ -39,6 +39,31 @@ def unfinished_answers(spec: RunSpec, session: Session) -> Path:
     return store_of(spec).unfinished(spec.digest()) / session.code.scoring
 
 
+def kept_record(spec: RunSpec, session: Session, alone: bool = False) -> RunRecord | None:
+    """Return the record of a run that is on disk; None for none, and where `reuse=never` leaves it out.
+
+    Args:
+        spec: pinned.
+        session: whose own records are reused even with reuse=never.
+        alone: whether the lock is held: what is not as it was written is set aside.
+
+    Raises:
+        RecordError: a record of a later version.
+    """
+    if spec.reuse == "never" and store_of(spec).path(spec) not in session.memory.records:
+        return None
+    return store_of(spec).find(spec, alone)
+
+
+def is_current(spec: RunSpec, record: RunRecord, session: Session) -> bool:
+    """Return whether a record is of this code and sealed, or kept whatever it is of (`reuse=any`)."""
+    return spec.reuse == "any" or (_is_of_this_code(record, session) and record.seal is not None)
+
+
+def _is_of_this_code(record: RunRecord, session: Session) -> bool:
+    return bool(record.provenance.get("code_digest") == session.code.scoring)
+
+
 def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> RunRecord | None:
     """Return the record of a run that is there already, None where it has to be computed.
 
@@ -51,10 +76,7 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
     Raises:
         RecordError: a record of a later version.
     """
-    path = store_of(spec).path(spec)
-    if spec.reuse == "never" and path not in session.memory.records:
-        return None
-    record = store_of(spec).find(spec, alone=waited)
+    path, record = store_of(spec).path(spec), kept_record(spec, session, alone=waited)
     if record is None:
         return None
     other = _other_items(spec, record, session)
@@ -62,15 +84,14 @@ def reusable_record(spec: RunSpec, session: Session, waited: bool = False) -> Ru
         if not waited:
             log.info("computing again: %s is of other items of %s (reuse=any keeps it)", path, ", ".join(other))
         return None
-    same_code = record.provenance.get("code_digest") == session.code.scoring
-    if (same_code and record.seal is not None) or spec.reuse == "any":
+    if is_current(spec, record, session):
         if record.seal is None:
             log.info("note: %s was written without a seal: whether it was changed since cannot be told", path)
         log.info("reused: %s (reuse=never computes it again)", path)
         session.tracker.publish(path)  # it may have been away when the record was made
         return record
     if not waited:
-        why = "was written without a seal" if same_code else "is of other code"
+        why = "was written without a seal" if _is_of_this_code(record, session) else "is of other code"
         log.info("computing again: %s %s (reuse=any keeps it)", path, why)
     return None
 

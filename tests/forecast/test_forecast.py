@@ -14,6 +14,7 @@ from starquant.evaluation.harness import answer_some
 from starquant.evaluation.lm import DiffusionLM
 from starquant.forecast.counting import Counted, Passes
 from starquant.forecast.forecast import Forecast, forecast
+from starquant.forecast.missing import Missing
 from starquant.forecast.rehearsal import (
     Rehearsal,
     Speed,
@@ -25,9 +26,16 @@ from starquant.forecast.rehearsal import (
     with_steps,
 )
 from starquant.forecast.table import in_bytes, render
+from starquant.llama_cpp.writing import write_gguf
+from starquant.models import load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
 from starquant.runs.execute import execute
+from starquant.runs.inputs import pin
+from starquant.session.session import Session
+from starquant.store import provenance
+from starquant.testbed.tiny.shipped import weights_folder
 from tests.support.command_line import run_in_process
+from tests.support.llama import block_model
 from tests.support.models import ARCHITECTURES, fresh
 from tests.support.specs import spec
 from tests.support.states import states_of
@@ -184,6 +192,19 @@ def test_what_is_there_is_said(tmp_path: Path) -> None:
     assert not any(stages(forecast(quick(tmp_path, "method=gptq", "reuse=never"))).values())
     told = forecast(quick(tmp_path, "method=rtn"))
     assert [name for name, reused in stages(told).items() if reused] == ["full precision"]
+
+
+def test_a_gguf_that_was_exported_is_there(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = tmp_path / "m.gguf"
+    run = pin(quick(tmp_path, "bits=q8_0", "method=rtn", "export.format=gguf", f"export.dir={path}")).spec
+    session = Session()
+    session.memory.code = provenance.running_code()
+    assert Missing.of(run, session).export
+    for record, missing in (("of another run", True), (run.digest(), False)):
+        made_by = {"name": "x", "method": "rtn", "bits": "f32", "record": record, "model": "x"}
+        write_gguf(block_model("llada_mha"), load_tokenizer(weights_folder(0)), path, "F32", made_by)
+        assert Missing.of(run, session).export == missing
 
 
 @pytest.mark.parametrize(
