@@ -58,12 +58,17 @@ class LiveFile:
             stream.write(json.dumps(line) + "\n")
 
 
-def follow(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a run as they come, up to its end; a run that is gone without one has ended in an error."""
-    parent, unread = os.getppid(), ""
+def follow(path: Path, run: int) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a run as they come, up to its end; a run that is gone without one has ended in an error.
+
+    Args:
+        path: of the file.
+        run: id of the run's process, the parent of this one; as the run has it, which may be gone by now.
+    """
+    unread = ""
     with path.open(encoding="utf-8") as stream:
         while True:
-            alone = os.getppid() != parent  # looked at before reading: what it wrote last is read
+            alone = os.getppid() != run  # looked at before reading: what it wrote last is read
             unread += stream.read()
             *whole, unread = unread.split("\n")
             for text in whole:

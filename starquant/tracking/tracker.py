@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ class WandbTracker:
         except OSError as problem:
             log.warning("W&B is not told of the run while it is computed (%s)", problem)
             return
-        self._start(self._live.path, "the run does not depend on it", "--live")
+        self._start(self._live.path, "the run does not depend on it", "--live", str(os.getpid()))
 
     def log(self, figures: Mapping[str, float | str]) -> None:
         """Show figures of the run that was begun."""

@@ -65,9 +65,9 @@ def publish(path: Path, folder: Path, settings: dict[str, Any]) -> None:
     write_atomically(marker_of(folder, record.digest, **settings), str(record.provenance.get("finished_at")))
 
 
-def publish_live(path: Path, folder: Path, settings: dict[str, Any]) -> None:
-    """Log a run as it is computed, up to its record or failure."""
-    lines = follow(path)
+def publish_live(path: Path, folder: Path, settings: dict[str, Any], process: int) -> None:
+    """Log the run of a process as it is computed, up to its record or failure."""
+    lines = follow(path, process)
     first = next(lines)
     digest, marker = first["digest"], marker_of(folder, first["digest"], **settings)
     run = start(folder, first["spec"], digest, settings)
@@ -165,14 +165,17 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="a record, or with --failed what the tracker has left of a failed run")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--failed", action="store_true")
-    kinds.add_argument("--live", action="store_true", help="the file that a run appends to is followed")
+    kinds.add_argument("--live", type=int, metavar="PID", help="follow the file that the run of a process appends to")
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--project", required=True)
     parser.add_argument("--entity")
     parser.add_argument("--mode", choices=("online", "offline"), required=True)
     args = parser.parse_args()
     settings = {"project": args.project, "entity": args.entity, "mode": args.mode}
-    tell = publish_failure if args.failed else publish_live if args.live else publish
+    if args.live is not None:
+        publish_live(args.path, args.dir, settings, args.live)
+        return
+    tell = publish_failure if args.failed else publish
     tell(args.path, args.dir, settings)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from statistics import fmean
 
@@ -62,20 +64,28 @@ def test_counts_are_told_now_and_then_and_the_last_always(tmp_path: Path, monkey
         file.log({"requests/gsm8k": count})
     file.log({"stage": "fidelity"})
     file.end(error="x")
-    figures = [line["figures"] for line in follow(file.path) if "figures" in line]
+    figures = [line["figures"] for line in follow(file.path, os.getppid()) if "figures" in line]
     assert figures == [{"requests/gsm8k": 3}, {"requests/gsm8k": 6}, {"requests/gsm8k": 7, "stage": "fidelity"}]
 
 
 def test_a_run_whose_process_is_gone_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parents = [7, 7, 1, 1]
+    parents = [7, 1, 1]
     monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
     monkeypatch.setattr(live, "POLL_S", 0.0)
     file = LiveFile(tmp_path / "a.jsonl", "a", {})
-    lines = follow(file.path)
+    lines = follow(file.path, 7)
     assert next(lines) == {"digest": "a", "spec": {}}
     with file.path.open("a") as stream:
         stream.write(json.dumps({"figures": {"block": 1}}) + '\n{"fig')  # killed while it wrote
     assert [*lines] == [{"figures": {"block": 1}}, {"record": None, "error": "the process of the run has died"}]
+
+
+def test_a_run_that_died_while_its_worker_was_started_has_failed(tmp_path: Path) -> None:
+    """The worker's imports take seconds: by then it may be another process's child."""
+    file = LiveFile(tmp_path / "a.jsonl", "a", {})
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert [*follow(file.path, gone.pid)][1:] == [{"record": None, "error": "the process of the run has died"}]
 
 
 def test_sqnr_by_block_is_the_mean_of_what_was_measured() -> None:
