@@ -1,7 +1,7 @@
 """Blocks that run faster: compiled, or replayed as CUDA graphs (the same kernels on the same memory, launched as one).
 
 A pass of few tokens is over before Python has launched its kernels; replayed it costs what the GPU needs. One graph a
-shape of the ids is captured when the shape comes up, and the least recently used are given up.
+shape of the ids, and length of a block, is captured when it comes up, and the least recently used are given up.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class ReplayedBlocks:
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor) -> Tensor:
         """Return the hidden states [B, L, D] after the last block."""
-        shape = tuple(input_ids.shape)
-        if shape not in self._kept:
+        # Of block diffusion the mask is of the block's length, which a sampler may set (`blocks_of`).
+        key = (*input_ids.shape, getattr(self.model, "block_length", 0))
+        if key not in self._kept:
             while len(self._kept) >= self.most:
                 self._kept.popitem(last=False)
-            self._kept[shape] = self._capture(input_ids)
-        self._kept.move_to_end(shape)
-        ids, hidden, replay = self._kept[shape]
+            self._kept[key] = self._capture(input_ids)
+        self._kept.move_to_end(key)
+        ids, hidden, replay = self._kept[key]
         ids.copy_(input_ids)
         replay()
         return hidden.clone()

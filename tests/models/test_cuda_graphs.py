@@ -10,6 +10,7 @@ import torch
 from starquant.diffusion import LLaDASampler, generate
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.cuda_graphs import ReplayedBlocks, replayed
+from tests.support.models import sdar
 
 
 class Counted:
@@ -47,6 +48,32 @@ def test_a_pass_is_replayed_by_its_shape(golden_model: MaskedDiffusionModel) -> 
         golden_model(input_ids=cases[0], attention_mask=torch.ones_like(cases[0]))
         golden_model(input_ids=cases[0], output_hidden_states=True)
         assert counted.replayed == 6  # what is padded, or asks for more, runs as ever
+
+
+def test_blocks_of_another_length_have_a_graph_of_their_own() -> None:
+    """They have another mask, which a graph has captured; the stand-in keeps it as a graph does."""
+    model = sdar()
+    case = ids(model, 1, 8)
+
+    def captured(work: Callable[[], object]) -> Callable[[], object]:
+        length = model.block_length
+
+        def replay() -> None:
+            with model.blocks_of(length):
+                work()
+
+        return replay
+
+    expected = []
+    with torch.inference_mode():
+        for length in (4, 2):
+            with model.blocks_of(length):
+                expected.append(model(input_ids=case).logits)
+        assert not torch.equal(*expected)
+        model.replayed_blocks = ReplayedBlocks(model, captured=captured)
+        for length, logits in zip((4, 2, 4), (*expected, expected[0]), strict=True):
+            with model.blocks_of(length):
+                assert torch.equal(model(input_ids=case).logits, logits)
 
 
 def test_the_least_recently_used_graph_is_given_up(golden_model: MaskedDiffusionModel) -> None:
