@@ -12,14 +12,24 @@ import torch
 
 from starquant.kernels.dispatch import HAS_TRITON
 
-#: What decides how fast a model runs.
-ROOMS = ("kernels", "models", "quantized", "packed")
+#: What decides how fast a model runs, samplers among it.
+ROOMS = ("diffusion", "kernels", "models", "numerics", "packed", "quantized")
+#: Files here that decide what is measured, and how.
+MEASURING = ("efficiency.py", "evaluation.py", "measure.py", "packed_models.py")
+
+
+def code_files() -> list[Path]:
+    """Return the files that rows depend on."""
+    here = Path(__file__).parent
+    package = here.parent / "starquant"
+    rooms = (path for room in ROOMS for kind in ("*.py", "*.json") for path in (package / room).rglob(kind))
+    return sorted([*(here / name for name in MEASURING), *rooms])
 
 
 def code_digest() -> str:
-    """Return twelve hexadecimal digits of the code that is measured."""
-    package, digest = Path(__file__).parents[1] / "starquant", hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.py")):
+    """Return twelve hexadecimal digits of the code that is measured, and of what measures it."""
+    digest = hashlib.sha256()
+    for path in code_files():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -94,6 +95,21 @@ def test_rows_are_kept_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kept_rows, "code_digest", lambda: "0123456789ab")
     with pytest.raises(SystemExit, match="was measured with other code"):
         kept_rows.Results(path, "H100", {})
+
+
+def test_rows_are_of_all_that_the_benchmark_imports() -> None:
+    import kept_rows
+
+    benchmarks = Path(kept_rows.__file__).parent
+    assert {benchmarks.parent / "starquant" / "kernels" / "tiles.json"} < {*kept_rows.code_files()}
+    names: set[str] = set()
+    for file in kept_rows.MEASURING:
+        for node in ast.parse((benchmarks / file).read_text(encoding="utf-8")).body:
+            names |= {str(node.module)} if isinstance(node, ast.ImportFrom) else set()
+    rooms = {name.split(".")[1] for name in names if name.startswith("starquant.")}
+    assert rooms <= {*kept_rows.ROOMS}
+    own = {f"{name}.py" for name in names if (benchmarks / f"{name}.py").exists()}
+    assert own <= {*kept_rows.MEASURING, "kept_rows.py", "prediction.py"}  # which decide no number of a row
 
 
 def test_energy_is_of_one_call() -> None:
