@@ -26,6 +26,9 @@ from starquant.models.context import Context
 from starquant.models.roles import LinearKey, Role, SiteKey
 from starquant.session.progress import SILENT, Progress
 
+#: Of the labels that are drawn.
+SEED = 0
+
 
 @dataclass
 class BlockFisher:
@@ -41,14 +44,13 @@ class BlockFisher:
 
 
 def fisher_weights(
-    model: MaskedDiffusionModel, states: CalibrationStates, seed: int = 0, progress: Progress = SILENT
+    model: MaskedDiffusionModel, states: CalibrationStates, progress: Progress = SILENT
 ) -> list[BlockFisher]:
     """Return the weights of every block, by one forward and one backward pass over all states.
 
     Args:
         model: at full precision; not changed.
         states: what it is run on.
-        seed: of the labels.
         progress: draws a bar over the batches.
 
     Raises:
@@ -56,7 +58,7 @@ def fisher_weights(
     """
     if not any(bool((batch.ids_BL == states.mask_id).any()) for batch in states.batches):
         raise DataError("calibration.states: no position is masked, and Fisher weights need some")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     weights = [BlockFisher() for _ in model.trunk().blocks]
     for batch in progress.bar(states.batches, "Fisher weights", "batch"):
         _add_batch(model, batch, states.mask_id, generator, weights)

@@ -31,6 +31,8 @@ STEPS = (1 / 16, 1 / 4)
 #: Parameters of a block above which a step is seconds: one and two are enough to tell.
 LARGE_BLOCK = 3e7
 NOISE = 2**20
+#: Times that a pass is timed, and the seconds of one that is not timed again.
+REPEATS, ENOUGH_S = 3, 1.0
 
 
 def block_of_noise(
@@ -125,16 +127,16 @@ class Speed:
 
 
 @torch.inference_mode()
-def fastest(work: Callable[[], object], device: torch.device, repeats: int = 3, enough: float = 1.0) -> float:
-    """Return the least seconds of a few times; of one where that takes longer than `enough`."""
+def fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Return the least seconds of a few times; of one where that takes longer than `ENOUGH_S`."""
     least = math.inf
-    for _ in range(repeats):
+    for _ in range(REPEATS):
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         least = min(least, time.perf_counter() - began)
-        if least > enough:
+        if least > ENOUGH_S:
             break
     return least
 

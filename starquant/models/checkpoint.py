@@ -19,6 +19,7 @@ from starquant.store.hashing import pieces
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SHOWN = 5  # names that an error lists
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
 #: Bytes of a file whose own digest enters the fingerprint in place of its bytes.
 LARGE = 1 << 30
@@ -246,6 +247,6 @@ def _files_beside(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -82,16 +82,14 @@ def mse_clip(
     return torch.cat(clips)
 
 
-def output_clip(
-    weight_OI: Tensor, hessian_II: Tensor, fmt: QuantFormat, *, grid: int = 20, max_shrink: float = 0.5
-) -> Tensor:
+def output_clip(weight_OI: Tensor, hessian_II: Tensor, fmt: QuantFormat) -> Tensor:
     """Return the clip ratios with the smallest output error dw H dw^T, H = E[x x^T]; [O, 1] or [O, G, 1], float32.
 
     Groups are judged one by one, with the diagonal blocks of H (AWQ, arXiv 2306.00978, section 4). Errors are
     computed in float64 on the CPU for I <= 2048, else in float32.
 
     Raises:
-        ConfigError: 16 bits, a group size that does not divide, a grid or shrink out of range.
+        ConfigError: 16 bits, a group size that does not divide.
         DataError: a weight or H that is not finite, or an H of another size.
     """
     _validate_quantized(fmt)
@@ -117,4 +115,4 @@ def output_clip(
             delta = delta.to(dtype)
             return (delta @ h * delta).sum(-1)
 
-    return _search(weight_OI, fmt, error, grid, max_shrink)
+    return _search(weight_OI, fmt, error, grid=20, max_shrink=0.5)  # as AWQ's code

@@ -29,6 +29,8 @@ from starquant.reports.style import GROUPS, bits_term, look, panels, styled, ter
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
 from starquant.store.verification import is_intact
 
+#: Name of the bit-width that `divergence` draws.
+DRAWN_BITS = "w4a4"
 #: Token states of any model; a report has some of them.
 STATES = {
     "masked": "[MASK] tokens",
@@ -112,14 +114,15 @@ def activations(report: dict[str, Any], site: str) -> Figure:
 
 
 @styled
-def divergence(rows: Sequence[Row], bits: str = "w4a4") -> Figure:
+def divergence(rows: Sequence[Row]) -> Figure:
     """Draw the KL to full precision of every method at one bit-width, on text and on tasks, with 95 % intervals.
 
     Args:
-        rows: of `seed_tables`.
-        bits: name of the bit-width; where no row has it, the first row's.
+        rows: of `seed_tables`; those of `DRAWN_BITS` are drawn, or where there are none, of the first one's bits.
     """
-    own = [row for row in rows if row.label[0] == bits] or [row for row in rows if row.label[0] == rows[0].label[0]]
+    own = [row for row in rows if row.label[0] == DRAWN_BITS] or [
+        row for row in rows if row.label[0] == rows[0].label[0]
+    ]
     figure, [[axes]] = panels(6.0, 1.1 + 0.3 * len(own))
     for index, (group, label) in enumerate(GROUPS.items()):
         intervals = [crossed_bootstrap(row.numbers((f"fidelity_{group}", "kl"))) for row in own]

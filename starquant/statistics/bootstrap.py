@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+#: Of what is resampled in pairs, over runs and items: records that are compared twice are told the same.
+SEED = 0
 _CHUNK = 2**22  # resampled values held in memory at a time
 
 
@@ -55,7 +57,6 @@ def paired_bootstrap(
     a_N: ArrayLike | Sequence[float],
     b_N: ArrayLike | Sequence[float],
     resamples: int = 2000,
-    seed: int = 0,
 ) -> PairedInterval:
     """Resample pairs with replacement and return the interval of mean(a - b).
 
@@ -66,10 +67,10 @@ def paired_bootstrap(
     if a.shape != b.shape:
         raise ValueError(f"pairs need two sides of one shape, got {a.shape} and {b.shape}")
     differences_N = _require_sample(a - b, resamples)
-    return _paired(float(differences_N.mean()), _means(differences_N, resamples, seed), len(differences_N))
+    return _paired(float(differences_N.mean()), _means(differences_N, resamples, SEED), len(differences_N))
 
 
-def crossed_bootstrap(samples: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0) -> PairedInterval:
+def crossed_bootstrap(samples: Sequence[NDArray[np.float64]], resamples: int = 2000) -> PairedInterval:
     """Return the interval of a mean over models of a mean over runs and items, runs and items both resampled.
 
     Models count alike and are not resampled. They are scored on the same items and their runs have the same seeds, so
@@ -78,17 +79,16 @@ def crossed_bootstrap(samples: Sequence[NDArray[np.float64]], resamples: int = 2
     Args:
         samples: one array [runs, items] a model, of pairs' differences or of plain numbers.
         resamples: number of resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: no models, arrays without two dimensions or two items, values that are not finite.
     """
     _require_samples(samples)
-    means_R = resampled_means(samples, resamples, seed)
+    means_R = resampled_means(samples, resamples)
     return _paired(mean_over_models(samples), means_R, sum(sample.size for sample in samples))
 
 
-def average_bootstrap(tasks: Sequence[Sequence[NDArray[np.float64]]], resamples: int = 2000, seed: int = 0) -> Interval:
+def average_bootstrap(tasks: Sequence[Sequence[NDArray[np.float64]]], resamples: int = 2000) -> Interval:
     """Return the interval of the average of several tasks' means, each task as in `crossed_bootstrap`.
 
     Every task has draws of items of its own, and all have one draw of runs.
@@ -96,28 +96,27 @@ def average_bootstrap(tasks: Sequence[Sequence[NDArray[np.float64]]], resamples:
     Args:
         tasks: one array [runs, items] a model, of each task.
         resamples: number of resamples.
-        seed: of the resampling.
 
     Raises:
         ValueError: no tasks.
     """
     if not tasks:
         raise ValueError("an average needs at least one task")
-    means_R = np.mean([resampled_means(samples, resamples, seed, n) for n, samples in enumerate(tasks)], axis=0)
+    means_R = np.mean([resampled_means(samples, resamples, n) for n, samples in enumerate(tasks)], axis=0)
     average = float(np.mean([mean_over_models(samples) for samples in tasks]))
     size = sum(sample.size for samples in tasks for sample in samples)
     return Interval(average, standard_error(means_R), *percentiles(means_R), size)
 
 
 def resampled_means(
-    samples: Sequence[NDArray[np.float64]], resamples: int = 2000, seed: int = 0, task: int = 0
+    samples: Sequence[NDArray[np.float64]], resamples: int = 2000, task: int = 0
 ) -> NDArray[np.float64]:
     """Return means [resamples] over models of means over resampled runs and items; arguments as `crossed_bootstrap`.
 
     Tasks of other numbers have the same draws of runs, and draws of items of their own.
     """
     runs, items = (tuple(sorted({sample.shape[axis] for sample in samples})) for axis in (0, 1))
-    run_shares, item_shares = _shares(runs, items, resamples, seed, task)
+    run_shares, item_shares = _shares(runs, items, resamples, task)
     means_R: NDArray[np.float64] = np.mean(
         [np.einsum("rn,rn->r", item_shares[s.shape[1]] @ s.T, run_shares[s.shape[0]]) for s in samples], axis=0
     )
@@ -142,11 +141,11 @@ def percentiles(means_R: NDArray[np.float64], level: float = 0.95) -> tuple[floa
 
 @functools.lru_cache(maxsize=16)
 def _shares(
-    runs: tuple[int, ...], items: tuple[int, ...], resamples: int, seed: int, task: int
+    runs: tuple[int, ...], items: tuple[int, ...], resamples: int, task: int
 ) -> tuple[dict[int, NDArray[np.float64]], dict[int, NDArray[np.float64]]]:
     """Return, by their number, how often each run and each item is drawn, as shares [resamples, number]."""
-    of_runs = np.random.default_rng(seed)
-    of_items = np.random.default_rng((seed, task)) if task else of_runs
+    of_runs = np.random.default_rng(SEED)
+    of_items = np.random.default_rng((SEED, task)) if task else of_runs
 
     def drawn(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
         return rng.multinomial(count, np.full(count, 1 / count), resamples) / count

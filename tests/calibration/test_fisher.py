@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from starquant.calibration.fisher import fisher_weights
+from starquant.calibration.fisher import SEED, fisher_weights
 from starquant.calibration.site_statistics import Collect
 from starquant.calibration.walk import walk
 from starquant.diffusion import MaskPredictor
@@ -26,8 +26,8 @@ def test_weights_are_those_of_one_backward_pass(
     monkeypatch.setattr(MaskPredictor, "positions_at_once", lambda self: at_once)
     model = fresh(architecture).double()
     states = partly_masked(model)
-    weights = fisher_weights(model, states, seed=3)
-    generator = torch.Generator().manual_seed(3)
+    weights = fisher_weights(model, states)
+    generator = torch.Generator().manual_seed(SEED)
     infos, outputs = model.linears(), {}
     for name, info in infos.items():
         info.module.register_forward_hook(lambda _, inputs, out, name=name: outputs.__setitem__(name, out))
