@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from starquant.evaluation.command_line import StarquantLM
 from starquant.evaluation.harness import evaluate
 from starquant.evaluation.lm import DiffusionLM
 from starquant.evaluation.prompts import CutItems
-from starquant.packed.completion import completion
+from starquant.packed.completion import Settings, completion
 from starquant.testbed import folders
 
 SCORES = TaskProtocol(mc_num=2)
@@ -148,10 +149,25 @@ def test_a_mask_token_in_a_text_names_its_task_and_item(
 
 
 def test_generate_refuses_a_mask_token_and_a_prompt_that_leaves_no_room() -> None:
-    settings = {"length": 8, "steps": 1, "block_length": None, "temperature": 0.0, "graphs": False}
-    settings["chat_template"] = "none"
+    settings = Settings(length=8, steps=1)
     folder = str(folders.testbed_folder("tiny", 0))
     with pytest.raises(ConfigError, match=r"^prompt: it holds '\[MASK\]', which .* \(id 1\); allowed: text without"):
-        completion(folder, "ada [MASK] 7", "cpu", 0, settings)
-    with pytest.raises(ConfigError, match=r"^prompt: got 249 tokens, allowed: 1 to 248 beside an answer of 8"):
-        completion(folder, text(249), "cpu", 0, settings)
+        completion(folder, "ada [MASK] 7", settings)
+    with pytest.raises(ConfigError, match=r"^prompt: got 249 tokens, allowed: at most 248 beside an answer of 8 in"):
+        completion(folder, text(249), settings)
+    with pytest.raises(ConfigError, match=r"^prompt: got no tokens, allowed: 1 or more"):
+        completion(folder, "", settings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"length": 0}, "--length: got 0, allowed: 1 to 100000"),
+        ({"block_length": 100_001}, "--block-length: got 100001, allowed: 1 to 100000"),
+        ({"temperature": float("nan")}, "--temperature: got nan, allowed: 0 or more"),
+        ({"graphs": True}, "--graphs: got --device cpu, allowed: a GPU"),
+    ],
+)
+def test_settings_of_an_answer_are_judged_before_a_model_is_read(wrong: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+        Settings(**wrong)
