@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -93,24 +94,28 @@ class CodeDigest:
             digest.update(f"{HARNESS} {_version('lm-eval')}".encode())
             for path in _harness_files(self._harness):
                 name = path.relative_to(self._harness).as_posix()
-                digest.update(name.encode() + b"\0" + self._once(path, Path.read_bytes))
+                digest.update(name.encode() + b"\0" + self._once(path, _plain))
         return digest.hexdigest()[:16]
 
     def _file(self, path: Path) -> bytes:
-        return self._once(path, _meaning)
+        return self._once(path, lambda content: _meaning(content, path.suffix))
 
-    def _once(self, path: Path, read: Callable[[Path], bytes]) -> bytes:
+    def _once(self, path: Path, digest: Callable[[bytes], bytes]) -> bytes:
         if path not in self._files:
-            self._files[path] = hashlib.sha256(read(path)).digest()
+            self._files[path] = digest(path.read_bytes())
         return self._files[path]
 
 
-def _meaning(path: Path) -> bytes:
-    """Return what counts of a file of the package."""
-    content = path.read_bytes()
-    if path.suffix == ".py":
-        return _syntax(_parsed(content)).encode()
-    return _yaml(yaml.compose(content)).encode() if path.suffix == ".yaml" else content
+@functools.lru_cache(maxsize=2048)
+def _meaning(content: bytes, suffix: str) -> bytes:
+    """Return the digest of what counts of a file of the package; parsed once for all sessions of a process."""
+    if suffix == ".py":
+        return _plain(_syntax(_parsed(content)).encode())
+    return _plain(_yaml(yaml.compose(content)).encode() if suffix == ".yaml" else content)
+
+
+def _plain(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _parsed(content: bytes) -> ast.AST:
