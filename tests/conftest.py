@@ -17,10 +17,12 @@ from torch.utils import collect_env
 from starquant.models import load_model, load_tokenizer
 from starquant.models.base import MaskedDiffusionModel
 from starquant.testbed.tiny.shipped import weights_folder
+from tests.support.compositions import read_files_once
 from tests.support.paths import FAMILIES, GOLDEN, REPOSITORY
 
 # lm-eval asks pip for it at every evaluation, which takes longer than small evaluations do.
 collect_env.get_env_info = functools.cache(collect_env.get_env_info)
+read_files_once()
 
 
 @pytest.fixture(params=FAMILIES)

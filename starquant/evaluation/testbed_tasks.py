@@ -6,6 +6,7 @@ Importing this module registers the model class, so that lm-eval's own command l
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from datasets import Dataset
@@ -19,8 +20,14 @@ ITEMS = 512  # a task and split
 
 def items(task: str, split: Split) -> list[Item]:
     """Return the items of a task ("facts", "profiles", "arithmetic", "programs"), distinct and in a fixed order."""
+    return list(_drawn(task, split))
+
+
+@functools.cache
+def _drawn(task: str, split: Split) -> tuple[Item, ...]:
+    """Return the items, drawn once for all runs of a process: they do not change."""
     if task == "facts":
-        return world.facts(split)
+        return tuple(world.facts(split))
     draw = {
         "profiles": world.random_profile,
         "arithmetic": arithmetic.random_problem,
@@ -31,7 +38,7 @@ def items(task: str, split: Split) -> list[Item]:
     while len(distinct) < ITEMS:
         item = draw(rng, split)
         distinct.setdefault(item.key, item)
-    return list(distinct.values())
+    return tuple(distinct.values())
 
 
 def _dataset(task: str) -> dict[str, Any]:

@@ -38,14 +38,15 @@ class Counting(MaskPredictor):
         return super().chunks(ids_BL, *rest, **more)
 
 
-@pytest.fixture(params=SAMPLERS)
-def case(request: pytest.FixtureRequest) -> tuple[MaskedDiffusionModel, Any, list[list[int]]]:
+@pytest.fixture(params=SAMPLERS, scope="module")
+def case(request: pytest.FixtureRequest) -> tuple[MaskedDiffusionModel, Any, list[list[int]], list[list[int]]]:
+    """Model, sampler, prompts, and the answers of the plain loop."""
     architecture, sampler = SAMPLERS[request.param]
     model = load_model(GOLDEN / architecture)
     generator = torch.Generator().manual_seed(3)
     lengths = (3, 9, 5, 1, 7, 5)
     prompts = [torch.randint(5, model.mask_token_id - 5, (n,), generator=generator).tolist() for n in lengths]
-    return model, sampler, prompts
+    return model, sampler, prompts, plain(model, sampler, prompts)
 
 
 def plain(model: MaskedDiffusionModel, sampler: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -55,16 +56,15 @@ def plain(model: MaskedDiffusionModel, sampler: Any, prompts: Sequence[Sequence[
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_tokens_are_those_of_the_plain_loop(case: Any, batch_size: int) -> None:
-    model, sampler, prompts = case
+    model, sampler, prompts, whole = case
     found = dict(generate_many(MaskPredictor(model), prompts, sampler, batch_size=BatchSize(batch_size), seed=4))
-    assert [found[i] for i in range(len(prompts))] == plain(model, sampler, prompts)
+    assert [found[i] for i in range(len(prompts))] == whole
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_settled_answers_leave_early_and_change_nothing(case: Any, batch_size: int) -> None:
     """The end is a token that the plain answer has; what stands in front of it and the token itself are the same."""
-    model, sampler, prompts = case
-    whole = plain(model, sampler, prompts)
+    model, sampler, prompts, whole = case
     ends = [answer[min(i + 1, len(answer) - 1)] for i, answer in enumerate(whole)]
     predict = Counting(model)
 

@@ -20,7 +20,7 @@ def answers(tiny: MaskedDiffusionModel, tokenizer: PreTrainedTokenizerBase, stop
     sampler = LLaDASamplerSpec(name="llada", gen_length=32, steps=32, block_length=8)
     lm = DiffusionLM(tiny, tokenizer, TaskProtocol(sampler=sampler), **more)
     drawn = rng_for("early finish", 0, 0)
-    prompts = [random_task(drawn, Split.VALIDATION).prompt for _ in range(12)]
+    prompts = [random_task(drawn, Split.VALIDATION).prompt for _ in range(7)]
     return lm.generate_until([Instance("generate_until", {}, (p, {"until": stops}), i) for i, p in enumerate(prompts)])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,7 @@ from starquant.config.tasks import TasksSpec
 from starquant.errors import ConfigError, ConsentError
 from starquant.evaluation.harness import Evaluation, evaluate, parse_scores
 from starquant.evaluation.lm import DiffusionLM
-from starquant.evaluation.testbed_tasks import items as all_items
+from starquant.evaluation.testbed_tasks import items
 from starquant.session.progress import Progress
 from starquant.testbed.items import Split
 
@@ -43,14 +42,10 @@ TRAJECTORY = LLaDASamplerSpec(name="llada", steps=8, gen_length=8, block_length=
 MODEL = ModelSpec(name="tiny", seed=0, dtype="float32", protocol=PROTOCOL, trajectory=TRAJECTORY)
 
 
-items = cache(all_items)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _quick() -> Iterator[None]:
-    """Draw a task's items once, and do not list the machine's packages after every task."""
+    """Do not list the machine's packages after every task."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("starquant.evaluation.testbed_tasks.items", items)
         patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
         yield
 

@@ -182,14 +182,15 @@ def test_fidelity_and_trajectories_are_counted(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_said(tmp_path: Path) -> None:
-    execute(quick(tmp_path, "method=gptq", "stage=calibrate"))
-    told = forecast(quick(tmp_path, "method=gptq"))
+    gptq = ("method=gptq", "calibration.source.segments=8")
+    execute(quick(tmp_path, *gptq, "stage=calibrate"))
+    told = forecast(quick(tmp_path, *gptq))
     assert [name for name, reused in stages(told).items() if reused] == ["calibrate"]
-    execute(quick(tmp_path, "method=gptq"))
-    told = forecast(quick(tmp_path, "method=gptq"))
+    execute(quick(tmp_path, *gptq))
+    told = forecast(quick(tmp_path, *gptq))
     assert stages(told) == {"all of it": True} and told.seconds == 0
     assert "there already" in render(told)
-    assert not any(stages(forecast(quick(tmp_path, "method=gptq", "reuse=never"))).values())
+    assert not any(stages(forecast(quick(tmp_path, *gptq, "reuse=never"))).values())
     told = forecast(quick(tmp_path, "method=rtn"))
     assert [name for name, reused in stages(told).items() if reused] == ["full precision"]
 

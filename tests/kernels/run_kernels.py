@@ -36,6 +36,8 @@ def check_linear() -> None:
     large = [(33, 4096, 4096), (700, 512, 3584), (300, 1024, 12288), (9, 3584, 18944), (256, 256, 1024)]
     shapes += large if ON_GPU else [(140, 64, 512)]
     for (rows, outputs, width), bits in itertools.product(shapes, (3, 4, 8)):
+        if bits == 3 and rows * width > 2**12 and not ON_GPU:  # packed as four are: one more offset, whatever the shape
+            continue
         generator = torch.Generator().manual_seed(rows + bits)
         top = 1 << (bits - 1)
         x = torch.randint(-128, 128, (rows, width), generator=generator, dtype=torch.int8).to(DEVICE)
@@ -226,7 +228,10 @@ def check_transform() -> None:
 
 def check_row_tiles() -> None:
     """Tiles of a row of every kind, and rows that lie apart, as parts of a joined product do: the rule's codes."""
-    for (a, b), rows in itertools.product([(12, 20), (24, 32), *([(96, 128), (64, 64)] if ON_GPU else [])], (3, 40)):
+    sizes, tokens = ([(12, 20), (24, 32), (96, 128), (64, 64)], 40) if ON_GPU else ([(12, 20), (24, 32)], 10)
+    # The interpreter has neither: of its four programs, each takes several rows.
+    of_gpu = ((4, 128), (8, 96)) if ON_GPU else ((4, 128),)
+    for (a, b), rows in itertools.product(sizes, (3, tokens)):
         generator, width = torch.Generator().manual_seed(a), a * b
         wide = torch.randn(rows, 2 * width, generator=generator).to(DEVICE, torch.float16)
         gate, x = wide.split(width, 1)
@@ -237,7 +242,7 @@ def check_row_tiles() -> None:
         wanted = quantize_rows(x.contiguous(), 4, 0.9, Prologue(states=states), front=gate.contiguous())
         assert all(torch.equal(part, other) for part, other in zip(plain, wanted, strict=True)), ("apart", a, b)
         expected = transform_rows(x.contiguous(), 4, 0.9, kronecker, states, front=gate.contiguous())
-        launches = itertools.product((False, True), (16, 32, None), ((4, 128), (8, 96)))
+        launches = itertools.product((False, True), (16, 32, None), of_gpu)
         for turned, columns, (warps, registers) in launches:
             side = a if turned else b
             cut = (64, *(16,) * -(-(side - 64) // 16)) if columns is None else (columns,) * -(-side // columns)
@@ -295,7 +300,7 @@ def check_norm() -> None:
 
     The sum of squares is taken in another order: a code may be the next one, few are.
     """
-    sizes = [(8, 8), (12, 20), (3, 148), (56, 64), (64, 64)]
+    sizes = [(8, 8), (12, 20), (3, 148), (56, 64), *([(64, 64)] if ON_GPU else [])]
     kinds = ((torch.float16, 0.03, 4e-3), (torch.bfloat16, 0.1, 2e-2)) if ON_GPU else ((torch.float16, 0.03, 4e-3),)
     for (a, b), (dtype, share, rtol), rows in itertools.product(sizes, kinds, (1, 7)):
         generator, width = torch.Generator().manual_seed(a), a * b
@@ -321,7 +326,7 @@ def check_norm() -> None:
 
 def check_residual() -> None:
     """A product added to the residual stream in its own pass, split or not: the bits of a sum behind it."""
-    for rows, outputs, width in ((1, 3, 8), (17, 70, 24), (70, 66, 200)):
+    for rows, outputs, width in ((1, 3, 8), (17, 70, 24), (70, 66, 200) if ON_GPU else (70, 20, 80)):
         generator = torch.Generator().manual_seed(rows)
         x = torch.randint(-128, 128, (rows, width), generator=generator, dtype=torch.int8).to(DEVICE)
         codes = torch.randint(0, 256, (outputs, width // 2), generator=generator, dtype=torch.uint8).to(DEVICE)

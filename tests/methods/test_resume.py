@@ -17,8 +17,15 @@ from tests.support.states import states_of
 LINEARS = 7
 
 
-@pytest.mark.parametrize("inputs", ["full_precision", "quantized"])
-@pytest.mark.parametrize("name", ["gptq", "quarot", "dllmquant_plus_plus"])
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        *(("gptq", "full_precision"), ("quarot", "quantized"), ("dllmquant_plus_plus", "full_precision")),
+        pytest.param("gptq", "quantized", marks=pytest.mark.slow),
+        pytest.param("quarot", "full_precision", marks=pytest.mark.slow),
+        pytest.param("dllmquant_plus_plus", "quantized", marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_fit_goes_on(name: str, inputs: str, tmp_path: Path, monkeypatch) -> None:
     method, bits = method_named(name, "bits=w4a4", "bits.attention.v=4")
     states = replace(states_of(fresh("dream_gqa")), inputs=inputs)

@@ -52,9 +52,8 @@ def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 @pytest.mark.parametrize(
     "imports",
     [
-        "import starquant.packed; from transformers import AutoModel; load = AutoModel.from_pretrained",
         pytest.param(
-            "from transformers import AutoModel; import starquant.packed; load = AutoModel.from_pretrained",
+            "import starquant.packed; from transformers import AutoModel; load = AutoModel.from_pretrained",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -65,21 +64,37 @@ def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
     ],
 )
 def test_what_loads_it(folders: list[str], imports: str) -> None:
-    code = f"import torch; {imports}\nfor folder in {folders}:\n"
-    code += f"    print(float(load(folder)(torch.tensor({IDS.tolist()})).logits.detach().norm()))"
-    done = python("-c", code)
+    done = python("-c", f"import torch; {imports}\n{norms(folders)}")
     assert done.returncode == 0, done.stderr
+    assert_norms(done.stdout, folders)
+
+
+def norms(folders: list[str]) -> str:
+    """Code that prints the norm of each model's logits, by `load`."""
+    return (
+        f"for folder in {folders}:\n"
+        f"    print(float(load(folder)(torch.tensor({IDS.tolist()})).logits.detach().norm()))\n"
+    )
+
+
+def assert_norms(printed: str, folders: list[str]) -> None:
     expected = [float(load_model(Path(folder))(IDS).logits.detach().norm()) for folder in folders]
-    assert [float(line) for line in done.stdout.splitlines()[-len(folders) :]] == pytest.approx(expected, rel=1e-4)
+    assert [float(line) for line in printed.splitlines()[-len(folders) :]] == pytest.approx(expected, rel=1e-4)
 
 
-def test_transformers_alone_refuses_it(folders: list[str]) -> None:
+def test_transformers_loads_it_once_the_package_is_imported_and_no_method_is(folders: list[str]) -> None:
+    """Without `starquant.packed` it is refused."""
     code = (
-        "import starquant\n"
+        "import sys, torch, starquant\n"
         "from transformers import AutoModel\n"
         f"for folder in {folders}:\n"
         "    try: AutoModel.from_pretrained(folder)\n"
         "    except ValueError as error: print('refused:', str(error).splitlines()[0])\n"
+        "import starquant.packed; load = AutoModel.from_pretrained\n"
+        f"{norms(folders)}"
+        "fitting = ('starquant.methods', 'starquant.calibration', 'lm_eval', 'hydra')\n"
+        "bad = [m for m in sys.modules if m.startswith(fitting)]\n"
+        "assert not bad, bad"
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -89,6 +104,7 @@ def test_transformers_alone_refuses_it(folders: list[str]) -> None:
         "contains custom code",
     ):  # Dream's config names some
         assert own in done.stdout
+    assert_norms(done.stdout, folders)
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -49,10 +49,10 @@ def prompts(rows: int, length: int = 10) -> Tensor:
 
 
 CASES: list[tuple[str, type[BlockSampler], dict[str, Any]]] = [
-    ("sdar_gqa", SDARSampler, {"gen_length": 30, "block_length": 4, "stop_ids": ()}),
-    ("sdar_gqa", SDARSampler, {"gen_length": 30, "block_length": 8, "remasking": "low_confidence_dynamic"}),
-    ("llada2_moe_a", LLaDA2Sampler, {"gen_length": 30, "block_length": 8, "threshold": 0.5}),
-    ("llada2_moe_a", LLaDA21Sampler, {"gen_length": 30, "block_length": 8, "threshold": 0.4, "editing_threshold": 0.3}),
+    ("sdar_gqa", SDARSampler, {"gen_length": 22, "block_length": 4, "stop_ids": ()}),
+    ("sdar_gqa", SDARSampler, {"gen_length": 22, "block_length": 8, "remasking": "low_confidence_dynamic"}),
+    ("llada2_moe_a", LLaDA2Sampler, {"gen_length": 22, "block_length": 8, "threshold": 0.5}),
+    ("llada2_moe_a", LLaDA21Sampler, {"gen_length": 22, "block_length": 8, "threshold": 0.4, "editing_threshold": 0.3}),
 ]
 
 

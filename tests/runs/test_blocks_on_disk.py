@@ -98,7 +98,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(results: Path, *overrides: str) -> Path:
-    words = ("method=star_quant", "method.transform.steps=3", *TASKS, f"paths.results={results}")
+    few = ("method.transform.steps=3", "calibration.source.segments=16")
+    words = ("method=star_quant", *few, *TASKS, f"paths.results={results}")
     return execute(spec(*words, f"export.dir={results / 'packed'}", *overrides)).path
 
 

@@ -24,7 +24,7 @@ from tests.support.records import edit_record
 from tests.support.specs import spec
 
 QUICK = ("tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none", "runtime.threads=1")
-LEARNED = ("method=star_quant", "method.transform.steps=8", *QUICK)
+LEARNED = ("method=star_quant", "method.transform.steps=8", "calibration.source.segments=16", *QUICK)
 
 
 def killed_when(command: list[str], happened: Callable[[], bool], seconds: float = 180) -> None:

@@ -21,7 +21,8 @@ from starquant.session.session import Session
 from starquant.store.record import RunRecord
 from tests.support.specs import spec
 
-METHOD = ("method=star_quant", "method.transform.steps=4", "fidelity=none", "tasks.limit=8")
+METHOD = ("method=star_quant", "method.transform.steps=4", "calibration.source.segments=16")
+METHOD += ("fidelity=none", "tasks.limit=8")
 
 
 def run(results: Path, task: str, *overrides: str) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import torch
@@ -13,7 +14,7 @@ from starquant.methods.blockwise import BlockwiseMethod
 from starquant.methods.fitted import ENDS, Fitted, block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
-from tests.support.models import fresh, logits, trajectory
+from tests.support.models import fresh, hooks_of, logits, trajectory
 from tests.support.specs import compose, spec
 from tests.support.states import states_of
 
@@ -31,12 +32,21 @@ def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
     return METHODS.build(run.method), run.bits.on_grid_of(run.method.authors)
 
 
-@functools.cache
 def fitted_once(name: str, architecture: str) -> Fitted:
     """What is fitted for W4A4; tests share it, as nothing that is done with it changes it."""
+    return first_fit(name, architecture)[0]
+
+
+@functools.cache
+def first_fit(name: str, architecture: str) -> tuple[Fitted, list[str]]:
+    """What is fitted for W4A4, and what of the model is not as it was before."""
     method, bits = method_named(name, *FOUR)
     model = fresh(architecture)
-    return method.fit(model, bits, states_of(model))
+    before, modules = copy.deepcopy(model.state_dict()), dict(model.named_modules())
+    learned = method.fit(model, bits, states_of(model))
+    changed = [key for key, value in model.state_dict().items() if not torch.equal(before.pop(key), value)]
+    changed += [*before, *(["modules"] if dict(model.named_modules()) != modules else []), *map(str, hooks_of(model))]
+    return learned, changed
 
 
 def by_hand(method: BlockwiseMethod, model: MaskedDiffusionModel, learned: Fitted, times: int = 1) -> None:

@@ -25,7 +25,16 @@ def model() -> MaskedDiffusionModel:
     return load_model(FOLDER, dtype="float32")
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=[golden["task"] for golden in GOLDEN])
+LONG = ("sums", "programs")  # as the others are made, of more steps
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        pytest.param(golden, id=golden["task"], marks=[pytest.mark.slow] if golden["task"] in LONG else [])
+        for golden in GOLDEN
+    ],
+)
 def test_answer_and_logits(model: MaskedDiffusionModel, golden: dict[str, Any]) -> None:
     prompt, length = golden["prompt_ids"], golden["max_new_tokens"]
     tokenizer = load_tokenizer(FOLDER)
