@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,11 +14,13 @@ CONFIGS = Path(__file__).parents[1] / "golden" / "real_configs"
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "efficiency.py"
 
 
-def test_measured_forwards_are_predicted_within_a_quarter() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--predict", "H100"], capture_output=True, text=True, timeout=100, check=True
-    )
-    measured, new = done.stdout.split("this code", 1)
+def test_measured_forwards_are_predicted_within_a_quarter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARK), "--predict", "H100"])
+    runpy.run_path(str(BENCHMARK), run_name="__main__")
+    measured, new = capsys.readouterr().out.split("this code", 1)
     old, run = (
         [int(percent) for percent in re.findall(r"\| ([+-]\d+)% \|", part)] for part in measured.split("ff3536c")
     )
