@@ -137,6 +137,7 @@ def test_saved_and_loaded_gives_identical_logits(fitted: Any, architecture: str,
     assert torch.equal(logits(model, ids), logits(again, ids))
 
 
+@pytest.mark.parametrize("name", [n if n in METHODS else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_feeding_quantized_inputs_works_and_matters(name: str) -> None:
     method, bits = method_named(name, *FOUR)
     if not method.options.needs_calibration:

@@ -150,6 +150,7 @@ def test_a_dead_tracker_is_named_and_stops_nothing(tmp_path: Path, capsys, monke
     assert str(result.path) in message
 
 
+@pytest.mark.slow  # imports everything anew; test_wandb_offline publishes without a tracker in a process of its own
 def test_without_a_tracker_wandb_is_not_imported() -> None:
     code = "import starquant.runs.execute, sys; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -77,7 +77,8 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_options_of_swept_methods_reach_every_cell(tmp_path: Path) -> None:
     """Hydra composes a sweep with the default method first, which need not have the option."""
     cells = ("-m", "method=quarot,quarot_rtn", "method.qk_hadamard=true", "bits=w4a4")
-    done = run_in_process(*cells, "tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none", results=tmp_path)
+    few = ("calibration.source.segments=8", "tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none")
+    done = run_in_process(*cells, *few, results=tmp_path)
     assert done.returncode == 0, done.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("tiny-w4a4-*.json")]
     assert {record["spec"]["method"]["name"] for record in records} == {"quarot", "quarot_rtn"}

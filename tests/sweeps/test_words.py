@@ -80,23 +80,31 @@ def test_other_words_are_one_line(word: str, line: str) -> None:
 BITS = "name: mine\nweights: {bits: 4}\nactivations: {bits: 4}\n"
 
 
+BROKEN = [
+    (b"name: [w4\nweights: {", "FILE, line 2: not valid YAML: expected ',' or ']'"),
+    (b"name: x\n\tweights: 1\n", "FILE, line 2: not valid YAML: found character '\\t'"),
+    (b"name: \xff\n", "FILE: not UTF-8 (invalid start byte)"),
+    (b"- 1\n", "bits: got [1], allowed: an object"),
+    (b"name: a\nname: b\n", "FILE, line 2: not valid YAML: found duplicate key name"),
+    (b"a: !!python/object/apply:os.system [x]", "FILE, line 1: not valid YAML: could not determine a constructor"),
+    (b"name: ${no.thing}\n", "bits.name: Interpolation key 'no.thing' not found"),
+    (b"name: ${bits.name}\n", "bits.name: "),
+    (b"defaults: [nope]\n", "In 'bits/mine': Could not load 'bits/nope'."),
+    (b"defaults: 3\n", "Invalid defaults list in 'bits/mine', defaults must be a list (got int)"),
+    (BITS.replace("mine", "../mine").encode(), "bits.name: got '../mine', allowed: at most 48 letters"),
+]
+SWEEP = ("-m", "seed=0,1")
+#: In a sweep as well: one that is no YAML, no UTF-8, no composition, no bits.
+SWEPT = [(text, line, SWEEP, i in (0, 2, 6, 10)) for i, (text, line) in enumerate(BROKEN)]
+
+
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "line", "sweep"),
     [
-        (b"name: [w4\nweights: {", "FILE, line 2: not valid YAML: expected ',' or ']'"),
-        (b"name: x\n\tweights: 1\n", "FILE, line 2: not valid YAML: found character '\\t'"),
-        (b"name: \xff\n", "FILE: not UTF-8 (invalid start byte)"),
-        (b"- 1\n", "bits: got [1], allowed: an object"),
-        (b"name: a\nname: b\n", "FILE, line 2: not valid YAML: found duplicate key name"),
-        (b"a: !!python/object/apply:os.system [x]", "FILE, line 1: not valid YAML: could not determine a constructor"),
-        (b"name: ${no.thing}\n", "bits.name: Interpolation key 'no.thing' not found"),
-        (b"name: ${bits.name}\n", "bits.name: "),
-        (b"defaults: [nope]\n", "In 'bits/mine': Could not load 'bits/nope'."),
-        (b"defaults: 3\n", "Invalid defaults list in 'bits/mine', defaults must be a list (got int)"),
-        (BITS.replace("mine", "../mine").encode(), "bits.name: got '../mine', allowed: at most 48 letters"),
+        *((text, line, ()) for text, line in BROKEN),
+        *(pytest.param(*case, marks=() if usual else pytest.mark.slow) for *case, usual in SWEPT),
     ],
 )
-@pytest.mark.parametrize("sweep", [(), ("-m", "seed=0,1")])
 def test_broken_yaml_is_named(text: bytes, line: str, sweep: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "it's, mine (1)"
     (folder / "bits").mkdir(parents=True)
