@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,15 @@ from tests.support.models import fresh
 from tests.support.states import states_of
 
 LINEARS = 7
+STAR = ("star_quant", "bits=w4a4", "method.transform.steps=2")
+
+
+@functools.cache
+def whole_star() -> Fitted:
+    """A fit that nothing interrupts."""
+    method, bits = method_named(*STAR)
+    model = fresh("dream_gqa")
+    return method.fit(model, bits, states_of(model))
 
 
 @pytest.mark.parametrize(
@@ -57,9 +67,9 @@ def test_interrupted_fit_goes_on(name: str, inputs: str, tmp_path: Path, monkeyp
 @pytest.mark.parametrize("damage", ["part", "gone", "list"])
 def test_what_was_edited_is_fitted_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The second block of an interrupted fit, or the list of its parts."""
-    method, bits = method_named("star_quant", "bits=w4a4", "method.transform.steps=2")
+    method, bits = method_named(*STAR)
     states = states_of(fresh("dream_gqa"))
-    whole = method.fit(fresh("dream_gqa"), bits, states)
+    whole = whole_star()
     folder = tmp_path / "fit"
     method.fit(fresh("dream_gqa"), bits, states, Fitted.resume(folder))
     part, listed = folder / "block_001.safetensors", folder / "unfinished.json"
