@@ -41,7 +41,10 @@ def _drawn(task: str, split: Split) -> tuple[Item, ...]:
     return tuple(distinct.values())
 
 
-def _dataset(task: str) -> dict[str, Any]:
+@functools.cache
+def _splits(task: str) -> tuple[tuple[str, Any], ...]:
+    """Return the rows of either split, made once for all runs of a process."""
+
     def row(item: Item) -> dict[str, Any]:
         return {
             "prompt": item.prompt,
@@ -52,7 +55,11 @@ def _dataset(task: str) -> dict[str, Any]:
         }
 
     splits = (Split.VALIDATION, Split.TEST)
-    return {split.value: Dataset.from_list([row(item) for item in items(task, split)]) for split in splits}
+    return tuple((split.value, Dataset.from_list([row(item) for item in _drawn(task, split)])) for split in splits)
+
+
+def _dataset(task: str) -> dict[str, Any]:
+    return dict(_splits(task))
 
 
 def facts(**_: Any) -> dict[str, Any]:
