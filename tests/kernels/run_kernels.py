@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 
+import quick_interpreter  # noqa: F401
 import torch
 
 from starquant.kernels import Affine, Kronecker, Norm, Prologue, TokenStates, reference, weight_offsets

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import quick_interpreter  # noqa: F401
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
