@@ -42,12 +42,19 @@ class KeyValueCache:
 class CommittedCache(KeyValueCache):
     """Keys and values of a committed prefix, which sees nothing behind it: reading them again is exact.
 
-    A pass computes its window and reads what is kept in front of it; of its own columns it keeps those before `keep`.
+    A pass computes its window and reads what is kept in front of it. It writes those of all its columns into the
+    layer's buffer; the next window begins behind the ones that are final then, and writes over the others.
+
+    Args:
+        columns: that all passes together will compute, for which buffers have room from the start; they grow beyond.
+
+    Attributes:
+        keep: columns that are final once the next pass has computed its window.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int = 0) -> None:
         super().__init__()
-        self.keep = 0
+        self.keep, self._columns = 0, columns
         self._tables: tuple[slice, tuple[Tensor, Tensor]] | None = None
 
     def tables_of_window(
@@ -59,30 +66,37 @@ class CommittedCache(KeyValueCache):
         return self._tables[1]
 
     def ahead(self, start: int, stop: int) -> None:
-        """Let the next pass compute all that is not kept up to column `stop`, and keep what stands before `start`."""
+        """Let the next pass compute all that is not final up to column `stop`; what stands before `start` then is."""
         self.window, self.keep = slice(self.keep, stop), start
-
-    def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the window's keys and values of a layer, and return those of all columns up to its end."""
-        k_BKLE, v_BKLE = self.behind(attention, k_BKWE, v_BKWE)
-        if self.commits:
-            self.commit(attention, k_BKLE, v_BKLE)
-        return k_BKLE, v_BKLE
-
-    def commit(self, attention: nn.Module, k_BKLE: Tensor, v_BKLE: Tensor) -> None:
-        """Keep a layer's keys and values of the columns before `keep`, of those of all columns so far."""
-        self._kept[attention] = k_BKLE[:, :, : self.keep].clone(), v_BKLE[:, :, : self.keep].clone()
 
     @property
     def commits(self) -> bool:
-        """Whether the pass finishes blocks: some of its columns will be kept."""
+        """Whether the pass finishes blocks: some of its columns are read by queries of others from now on."""
         return self.keep > self.window.start
 
-    def behind(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the window's keys and values behind those that are kept of a layer."""
-        if (kept := self._kept.get(attention)) is None:
-            return k_BKWE, v_BKWE
-        return torch.cat((kept[0], k_BKWE), 2), torch.cat((kept[1], v_BKWE), 2)
+    def kept(self, attention: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return a layer's final keys and values, [B, K, keep, E]; they are the buffer's memory."""
+        k_BKLE, v_BKLE = self._kept[attention]
+        return k_BKLE[:, :, : self.keep], v_BKLE[:, :, : self.keep]
+
+    def renew(self, attention: nn.Module, k_BKWE: Tensor, v_BKWE: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the window's keys and values of a layer, and return those of all columns up to its end."""
+        stop = self.window.stop
+        k_BKLE, v_BKLE = self._kept.get(attention, (None, None))
+        if k_BKLE is None or v_BKLE is None or k_BKLE.shape[2] < stop:
+            k_BKLE, v_BKLE = self._room(k_BKWE, k_BKLE), self._room(v_BKWE, v_BKLE)
+            self._kept[attention] = k_BKLE, v_BKLE
+        k_BKLE[:, :, self.window], v_BKLE[:, :, self.window] = k_BKWE, v_BKWE
+        return k_BKLE[:, :, :stop], v_BKLE[:, :, :stop]
+
+    def _room(self, new_BKWE: Tensor, old_BKLE: Tensor | None) -> Tensor:
+        """Return a buffer of what a window gives, with room up to its end at least, that holds what an old one held."""
+        begin, old = self.window.start, 0 if old_BKLE is None else old_BKLE.shape[2]
+        rows, heads, _, width = new_BKWE.shape
+        room_BKLE = new_BKWE.new_empty(rows, heads, max(self._columns, self.window.stop, 2 * old), width)
+        if old_BKLE is not None:
+            room_BKLE[:, :, :begin] = old_BKLE[:, :, :begin]
+        return room_BKLE
 
 
 class Context:
@@ -93,13 +107,13 @@ class Context:
 
     Args:
         rotary: (cos, sin) of the columns that the pass computes, or of all of them.
-        mask: who sees whom, over all columns.
+        mask: who sees whom, over all columns; its rows may be those of the columns that the pass computes.
         masked_BL: True where a token is [MASK], of all columns.
         visible_BL: False on padding; None where nothing is padded.
         cache: of a pass over some columns.
         states: that the model declares.
         of_state: makes the states of all columns, [B, L], when somebody asks; None for masked and not.
-        of_own: makes the mask of keys in a query's own block, over all columns, likewise; None where there are none.
+        of_own: makes the mask of keys in a query's own block, of the same shape, likewise; None where there are none.
 
     Attributes:
         rotary: (cos, sin).
@@ -131,7 +145,7 @@ class Context:
             self.rotary = _of_window(rotary, masked_BL.shape[1], cache.window)
             self._masked_BL = masked_BL[:, cache.window]
             if mask is not None and mask.shape[-2] > 1:
-                self.mask = mask[:, :, cache.window]
+                self.mask = _rows_of_window(mask, cache.window)
         self._state_BL = state_indices(self._masked_BL) if of_state is None else None
 
     def routed(self, tokens_N: Tensor) -> Context:
@@ -179,7 +193,7 @@ class Context:
         if self._of_own is None:
             return None
         own = self._of_own()
-        return own if self.cache is None else own[:, :, self.cache.window]
+        return own if self.cache is None else _rows_of_window(own, self.cache.window)
 
     @property
     def mask_ratio_B(self) -> Tensor:
@@ -202,6 +216,11 @@ def _of_window(rotary: tuple[Tensor, Tensor], columns: int, window: slice) -> tu
     """Return the tables of a window's columns, which may be all that there is of them."""
     cos, sin = rotary
     return rotary if cos.shape[2] < columns else (cos[:, :, window], sin[:, :, window])
+
+
+def _rows_of_window(mask_BHLL: Tensor, window: slice) -> Tensor:
+    """Return the rows of a window's queries, which may be all that there are of them."""
+    return mask_BHLL if mask_BHLL.shape[-2] < mask_BHLL.shape[-1] else mask_BHLL[:, :, window]
 
 
 def bidirectional(visible_BL: Tensor | None) -> Tensor | None:
@@ -229,6 +248,13 @@ def block_causal(positions_BL: Tensor, visible_BL: Tensor | None, block_length: 
         itself_LL = torch.eye(positions_BL.shape[1], dtype=torch.bool, device=positions_BL.device)
         sees_BLL = sees_BLL & visible_BL[:, None] | itself_LL
     return sees_BLL[:, None]
+
+
+def block_causal_rows(columns: int, window: slice, block_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (`block_causal`, `own_block`) of unpadded columns, the rows of a window alone: each [1, 1, W, L]."""
+    block_L = torch.arange(columns, device=device) // block_length
+    block_W1 = block_L[window, None]
+    return (block_L <= block_W1)[None, None], (block_L == block_W1)[None, None]
 
 
 def own_block(positions_BL: Tensor, block_length: int) -> Tensor:

@@ -177,12 +177,10 @@ def at_commit(
         k_BKWE, v_BKWE = cache.renew(layer, k_BKWE, v_BKWE)
     own = context.own_mask
     if own is None and committed is not None and not committed.commits:  # one block behind what is kept
-        return (*committed.behind(layer, k_BKWE, v_BKWE), None)
+        return (*committed.renew(layer, k_BKWE, v_BKWE), None)
     k, v = quantize("k", k_BKWE), quantize("v", v_BKWE)
     if committed is not None:
-        k, v = committed.behind(layer, k, v)
-        if committed.commits:
-            committed.commit(layer, k, v)
+        k, v = committed.renew(layer, k, v)
     assert own is not None and context.mask is not None, "block-causal attention says who sees whom"
     earlier, own = context.mask & ~own, own[..., own.shape[-1] - k_BKWE.shape[2] :]
     return torch.cat((k, k_BKWE), 2), torch.cat((v, v_BKWE), 2), torch.cat((earlier, own), -1)

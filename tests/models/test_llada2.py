@@ -87,7 +87,7 @@ def test_a_noisy_block_behind_a_clean_prefix_with_and_without_kept_keys(
         cache.ahead(24, 32)
         close(model(torch.cat((prefix, noisy), 1), cache=cache).logits[:, -8:], z["nb_logits_cached"])
         for index, block in enumerate(model.trunk().blocks):
-            for kept, name in zip(cache._kept[block.attention.attention], "kv", strict=True):
+            for kept, name in zip(cache.kept(block.attention.attention), "kv", strict=True):
                 close(kept, z[f"nb_cache_{name}_{index}"])
         cache.ahead(32, 40)
         close(model(torch.cat((prefix, clean, later), 1), cache=cache).logits[:, -8:], z["nb_next_logits_cached"])

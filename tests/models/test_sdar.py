@@ -63,7 +63,7 @@ def test_a_noisy_block_behind_a_clean_prefix_with_and_without_kept_keys(
     cache.ahead(12, 16)
     close(model(torch.cat((prefix, noisy), 1), cache=cache).logits[:, -4:], z["nb_logits_cached"])
     for index, block in enumerate(model.trunk().blocks):
-        k, v = cache._kept[block.self_attn.attention]
+        k, v = cache.kept(block.self_attn.attention)
         close(k, z[f"nb_cache_k_{index}"])
         close(v, z[f"nb_cache_v_{index}"])
     cache.ahead(12, 16)

@@ -230,7 +230,7 @@ class BlockSampler(Sampler):
         validate_blocks(predict, self.block_length)
         canvas, steps = Canvas.of(state, self, predict.mask_id), 0
         caches = self.cache and predict.caches and canvas.visible_BC is None
-        kept = predict.model.committed_cache() if caches else None
+        kept = predict.model.committed_cache(canvas.ids_BC.shape[1]) if caches else None
         look = Look(predict, canvas, self.temperature, kept)
         for number in range(canvas.blocks):
             with predict.model.blocks_of(self.block_length):
