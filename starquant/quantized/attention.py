@@ -103,11 +103,16 @@ class QuantizedAttentionCore(Float32Buffers, AttentionCore):
         return self._product(q, self._quantize("k", k), self._quantize("v", v), mask)
 
     def attend(self, q_BHWE: Tensor, k_BKWE: Tensor, v_BKWE: Tensor, context: Context, layer: nn.Module) -> Tensor:
-        """Attend in a pass, as `AttentionCore`; at commit what is kept is transformed and rounded already."""
-        if self.kv_at == "read":
+        """Attend in a pass, as `AttentionCore`; what a cache keeps is transformed and rounded already."""
+        if self.kv_at == "read" and context.cache is None:
             return super().attend(q_BHWE, k_BKWE, v_BKWE, context, layer)
         q, k, v = self._transformed(q_BHWE, k_BKWE, v_BKWE)
-        return self._product(q, *at_commit(self._quantize, k, v, context, layer))
+        if self.kv_at == "commit":
+            return self._product(q, *at_commit(self._quantize, k, v, context, layer))
+        assert context.cache is not None
+        # a token is rounded by itself: to the same number however often it is read
+        k, v = context.cache.renew(layer, self._quantize("k", k), self._quantize("v", v))
+        return self._product(q, k, v, context.mask)
 
     def _transformed(self, q_BHLE: Tensor, k_BKLE: Tensor, v_BKLE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.qk_transform is not None:
