@@ -77,8 +77,10 @@ def top_ranked(confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: t
     """Mark, in every row, its `commit_B` most confident positions; ties go to the left. Returns bool [N]."""
     grid_BL = torch.full(tuple(shape), -torch.inf, dtype=confidence_N.dtype, device=confidence_N.device)
     grid_BL[rows_N, columns_N] = confidence_N
-    rank_BL = grid_BL.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank_BL[rows_N, columns_N] < commit_B[rows_N]
+    order_BL = grid_BL.argsort(dim=1, descending=True, stable=True)
+    first_BL = torch.arange(shape[1], device=order_BL.device) < commit_B[:, None]
+    chosen_BL = torch.zeros_like(order_BL, dtype=torch.bool).scatter_(1, order_BL, first_BL)
+    return chosen_BL[rows_N, columns_N]
 
 
 def _nucleus(logits_NV: Tensor, top_p: float) -> Tensor:

@@ -6,7 +6,6 @@ an expert is given.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 
@@ -154,7 +153,8 @@ class Context:
         Args:
             tokens_N: their places among all B * L tokens of the pass, row by row.
         """
-        part = copy.copy(self)
+        part = Context.__new__(Context)
+        part.__dict__.update(self.__dict__)
         part.tokens_N, part._whole = tokens_N, self
         part._masked_BL = part._state_BL = None
         return part

@@ -41,7 +41,7 @@ def site_input(arguments: Sequence[Any]) -> Tensor:
 
 def added(x_BLD: Tensor, linear: nn.Module, h: Any) -> Tensor:
     """Return x + linear(h), the residual stream after a sublayer; a linear that `adds` writes nothing but the sum."""
-    y_BLD: Tensor = linear(h, x_BLD) if getattr(linear, "adds", False) else x_BLD + linear(h)
+    y_BLD: Tensor = linear(h, x_BLD) if getattr(type(linear), "adds", False) else x_BLD + linear(h)
     return y_BLD
 
 
@@ -99,10 +99,11 @@ class Rotary(nn.Module):
 
 def rotate(x_BHLE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply the rotary embedding to queries or keys, keeping their dtype; what is beyond its tables passes."""
-    x, rest = x_BHLE[..., : cos.shape[-1]].float(), x_BHLE[..., cos.shape[-1] :]
+    if (width := cos.shape[-1]) < x_BHLE.shape[-1]:
+        return torch.cat((rotate(x_BHLE[..., :width], cos, sin), x_BHLE[..., width:]), -1)
+    x = x_BHLE.float()
     first, second = x.chunk(2, dim=-1)
-    turned = (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHLE.dtype)
-    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHLE.dtype)
 
 
 class Heads(nn.Module):
