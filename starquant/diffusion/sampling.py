@@ -73,14 +73,42 @@ def _confidence(probs_NV: Tensor, likeliest_N: Tensor, alg: str) -> Tensor:
     return (probs_NV * torch.log(probs_NV + 1e-10)).sum(1) if alg == "entropy" else likeliest_N
 
 
-def top_ranked(confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: torch.Size, commit_B: Tensor) -> Tensor:
-    """Mark, in every row, its `commit_B` most confident positions; ties go to the left. Returns bool [N]."""
+def top_ranked(
+    confidence_N: Tensor, rows_N: Tensor, columns_N: Tensor, shape: torch.Size, commit_B: Tensor | int
+) -> Tensor:
+    """Mark, in every row, its `commit_B` most confident positions, one number a row or one for all, bool [N].
+
+    Ties go to the left.
+    """
     grid_BL = torch.full(tuple(shape), -torch.inf, dtype=confidence_N.dtype, device=confidence_N.device)
     grid_BL[rows_N, columns_N] = confidence_N
     order_BL = grid_BL.argsort(dim=1, descending=True, stable=True)
-    first_BL = torch.arange(shape[1], device=order_BL.device) < commit_B[:, None]
-    chosen_BL = torch.zeros_like(order_BL, dtype=torch.bool).scatter_(1, order_BL, first_BL)
+    chosen_BL = torch.zeros_like(order_BL, dtype=torch.bool)
+    if isinstance(commit_B, int):
+        chosen_BL.scatter_(1, order_BL[:, :commit_B], True)
+    else:
+        first_BL = torch.arange(shape[1], device=order_BL.device) < commit_B[:, None]
+        chosen_BL.scatter_(1, order_BL, first_BL)
     return chosen_BL[rows_N, columns_N]
+
+
+def surest(
+    places: tuple[Tensor, Tensor], probability_N: Tensor, shape: torch.Size, threshold: float, fewest: int
+) -> Tensor:
+    """Mark, of each row's places, those above a threshold, or its `fewest` surest ones where these are fewer.
+
+    Args:
+        places: (rows [N], columns [N]).
+        probability_N: of the token at each of them.
+        shape: of the canvas.
+        threshold: 1 or more for none above it.
+        fewest: of each row; all that it has where it has fewer.
+    """
+    if threshold >= 1.0:
+        return top_ranked(probability_N, *places, shape, fewest)
+    above_N = probability_N > threshold
+    enough_B = torch.bincount(places[0][above_N], minlength=shape[0]) >= fewest
+    return torch.where(enough_B[places[0]], above_N, top_ranked(probability_N, *places, shape, fewest))
 
 
 def _nucleus(logits_NV: Tensor, top_p: float) -> Tensor:

@@ -22,9 +22,11 @@ from starquant.diffusion import (
     generate_many,
 )
 from starquant.diffusion.generation import left_padded
+from starquant.diffusion.samplers import BlockSampler
 from starquant.errors import ConfigError
 from starquant.models import load_model
 from starquant.models.base import MaskedDiffusionModel
+from starquant.models.context import CommittedCache
 from tests.support.paths import GOLDEN, golden_arrays
 
 
@@ -211,3 +213,57 @@ def test_blocks_need_a_model_that_has_them(sdar: MaskedDiffusionModel) -> None:
     with pytest.raises(ConfigError, match="speed: got shortcuts of generation"):
         [*generate_approximately(MaskPredictor(sdar), [[1]], SDARSampler(8, 4), speed, batch_size=BatchSize(1))]
     assert generate(sdar, prompt, LLaDASampler(8, 8, 4)).shape == (1, 16)  # any family's sampler runs on any model
+
+
+def caches_of(model: MaskedDiffusionModel, monkeypatch: pytest.MonkeyPatch) -> list[CommittedCache]:
+    """The caches that the model's generations make from now on."""
+    made: list[CommittedCache] = []
+    own = model.committed_cache
+    monkeypatch.setattr(model, "committed_cache", lambda columns=0: (made.append(own(columns)), made[-1])[1])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("folder", "sampler"),
+    [
+        ("sdar_gqa", SDARSampler(24, 8, stop_ids=())),
+        ("llada2_moe_a", LLaDA2Sampler(24, 8, steps_per_block=4, threshold=1.0, eos_id=399)),
+        ("llada2_moe_a", LLaDA21Sampler(24, 8, threshold=0.5, editing_threshold=0.3, max_post_steps=4)),
+    ],
+)
+def test_no_pass_only_commits_and_the_last_block_is_never_kept(
+    folder: str, sampler: BlockSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass a step; a block is kept once its last edit is done, by the pass that reads the next one."""
+    model = load_model(GOLDEN / folder)
+    made, passes, steps, begins = caches_of(model, monkeypatch), list[Tensor](), list[Tensor](), list[int]()
+    handle = model.trunk().embedding.register_forward_pre_hook(lambda _, args: passes.append(args[0].clone()))
+    prompt = torch.tensor(prompts(8))
+
+    def step(_: int, ids: Tensor) -> None:
+        steps.append(ids.clone())
+        begins.append(made[0].keep)
+
+    whole = generate(model, prompt, sampler, on_step=step)
+    handle.remove()
+    assert len(passes) == len(steps)
+    assert sorted(set(begins)) == [8, 16, 24]
+    assert made[0].keep == 24 < whole.shape[1]
+    for before, begin, ids in zip([0, *begins], begins, passes, strict=False):
+        assert ids.shape[1] == begin + 8 - before
+        assert torch.equal(ids[0, : begin - before], whole[0, before:begin])  # as the answer has it in the end
+
+
+def test_an_answer_that_ends_early_keeps_nothing_of_its_last_block(
+    sdar: MaskedDiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, widths = caches_of(sdar, monkeypatch), list[int]()
+    prompt = torch.tensor(prompts(8))
+    stop = int(generate(sdar, prompt, SDARSampler(24, 4, stop_ids=()))[0, 12])
+    handle = sdar.trunk().embedding.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    answer = generate(sdar, prompt, SDARSampler(24, 4, stop_ids=(stop,)))[0, 8:]
+    handle.remove()
+    blocks = int((answer != sdar.mask_token_id).sum()) // 4
+    assert 1 <= blocks <= 2
+    assert len(widths) == 4 * blocks
+    assert made[-1].keep == 4 * (blocks + 1)

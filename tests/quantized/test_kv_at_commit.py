@@ -173,6 +173,34 @@ def test_rounded_once_read_many_times() -> None:
     assert rounded == [12, 8, 8, 8, 8, 8]  # with the first pass of each next block; one that is kept, one that is not
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("at", ["16 bits", "read", "commit"])
+@pytest.mark.parametrize("folder", MASKS)
+def test_a_block_is_kept_by_the_next_ones_first_pass_as_by_one_of_its_own(folder: str, at: str) -> None:
+    """The same keys, values and logits, whether buffers have room from the start or grow."""
+    model = load_model(GOLDEN / folder) if at == "16 bits" else quantized(folder, bits_of(4, at))
+    model.block_length = 4
+    ids = prompts(2, 16)
+    ids[:, 13:] = MASKS[folder]
+    layer = model.block_sites(model.trunk().blocks[-1]).attention
+    together, apart = model.committed_cache(), model.committed_cache(16)
+    for cache in (together, apart):
+        cache.ahead(8, 12)
+        model(ids[:, :12], cache=cache)
+    apart.ahead(12, 16)  # a pass that is there to keep the finished block: what stands behind it does not matter
+    model(torch.cat((ids[:, :12], ids[:, :4]), 1), cache=apart)
+    logits_of = []
+    for cache in (together, apart):
+        cache.ahead(12, 16)
+        assert cache.window == (slice(8, 16) if cache is together else slice(12, 16))
+        logits_of.append(model(ids, cache=cache).logits[:, -4:])
+    torch.testing.assert_close(*logits_of, rtol=1e-4, atol=1e-4)
+    for one, other in zip(together.kept(layer), apart.kept(layer), strict=True):
+        assert one.shape[2] == 12
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of[0], model(ids).logits[:, -4:], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["rtn", "quarot", "gptq", "flatquant", "star_quant_plus", "dllmquant_plus_plus"])
 @pytest.mark.parametrize("architecture", ["sdar", "llada2"])
 def test_methods_fit_and_run_with_it(architecture: str, name: str) -> None:

@@ -89,13 +89,16 @@ class Look:
         predict: of the model.
         canvas: that is looked at.
         temperature: of the sampled tokens.
-        cache: of committed blocks, None for none.
+        cache: of committed blocks, None for none; it needs a block.
+        block: that every row fills, counted from the first column of a canvas without padding; None to read it off the
+            places that are asked for.
     """
 
     predict: MaskPredictor
     canvas: Canvas
     temperature: float
     cache: Any = None
+    block: int | None = None
 
     def __call__(self, at_BC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (rows, columns, token, its probability) [N] of some places; [MASK] is no token."""
@@ -106,15 +109,7 @@ class Look:
     def at(self, at: Positions) -> tuple[Tensor, Tensor]:
         """Return (token [N], probability [N]) at positions; the pass computes what stands before their blocks' ends."""
         canvas = self.canvas
-        block_N = canvas.position_BC[at] // canvas.block_length
-        stop = int((at[1] + (block_N + 1) * canvas.block_length - canvas.position_BC[at]).max())
-        if self.cache is not None:  # no row is padded: columns are positions
-            self.cache.ahead(int(block_N.min()) * canvas.block_length, stop)
-        visible_BC = None
-        if canvas.visible_BC is not None:  # rows' blocks end at other columns: nothing is there behind its own
-            end_B1 = torch.zeros_like(canvas.prompt_B).scatter_reduce_(0, at[0], block_N + 1, "amax")[:, None]
-            inside_BC = canvas.position_BC < torch.where(end_B1 > 0, end_B1 * canvas.block_length, stop)
-            visible_BC = (canvas.visible_BC & inside_BC)[:, :stop]
+        stop, visible_BC = self._seen(at)
         u_N = rowwise_uniform(at[0], canvas.generators) if self.temperature else None
         drawn = []
         for part, logits_NV in self.predict.chunks(
@@ -126,24 +121,26 @@ class Look:
             logits_NV[:, self.predict.mask_id] = -torch.inf  # what is committed is a token
             token_N = sample_tokens(logits_NV, float(self.temperature > 0), None if u_N is None else u_N[part])
             drawn.append((token_N, probability_NV.gather(1, token_N[:, None])[:, 0]))
+        if len(drawn) == 1:
+            return drawn[0]
         return torch.cat([token for token, _ in drawn]), torch.cat([p for _, p in drawn])
 
-
-def surest(
-    places: tuple[Tensor, Tensor], probability_N: Tensor, shape: torch.Size, threshold: float, fewest_B: Tensor
-) -> Tensor:
-    """Mark, of each row's places, those above a threshold, or its `fewest_B` surest ones where these are fewer.
-
-    Args:
-        places: (rows [N], columns [N]).
-        probability_N: of the token at each of them.
-        shape: of the canvas.
-        threshold: 1 or more for none above it.
-        fewest_B: of each row; all that it has where it has fewer.
-    """
-    above_N = probability_N > threshold
-    enough_B = torch.bincount(places[0][above_N], minlength=shape[0]) >= fewest_B
-    return torch.where(enough_B[places[0]], above_N, top_ranked(probability_N, *places, shape, fewest_B))
+    def _seen(self, at: Positions) -> tuple[int, Tensor | None]:
+        """Return the end of the columns that a pass computes for places, and which of them are there [B, C]."""
+        canvas, length = self.canvas, self.canvas.block_length
+        if self.block is not None:  # known without asking the device
+            start, stop = self.block * length, (self.block + 1) * length
+            if self.cache is not None:
+                self.cache.ahead(start, stop)
+            return stop, None
+        block_N = canvas.position_BC[at] // length
+        stop = int((at[1] + (block_N + 1) * length - canvas.position_BC[at]).max())
+        if canvas.visible_BC is None:
+            return stop, None
+        # rows' blocks end at other columns: nothing is there behind its own
+        end_B1 = torch.zeros_like(canvas.prompt_B).scatter_reduce_(0, at[0], block_N + 1, "amax")[:, None]
+        inside_BC = canvas.position_BC < torch.where(end_B1 > 0, end_B1 * length, stop)
+        return stop, (canvas.visible_BC & inside_BC)[:, :stop]
 
 
 def even_shares(length: int, steps: int) -> list[int]:
@@ -233,6 +230,8 @@ class BlockSampler(Sampler):
         kept = predict.model.committed_cache(canvas.ids_BC.shape[1]) if caches else None
         look = Look(predict, canvas, self.temperature, kept)
         for number in range(canvas.blocks):
+            if canvas.visible_BC is None:
+                look.block = state.prompt_length // self.block_length + number
             with predict.model.blocks_of(self.block_length):
                 for _ in self.fill(look, canvas, canvas.block(number) & ~canvas.finished_B[:, None]):
                     state.ids_BL.copy_(canvas.ids_BC[:, : state.ids_BL.shape[1]])

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion.samplers.base import validate_not_negative, validate_positive
-from starquant.diffusion.samplers.blocks import BlockSampler, Canvas, Look, even_shares, surest, validate_threshold
+from starquant.diffusion.samplers.blocks import BlockSampler, Canvas, Look, even_shares, validate_threshold
 from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
+from starquant.diffusion.sampling import surest
 from starquant.diffusion.special_tokens import eos_token_id
 
 
@@ -49,11 +50,11 @@ class LLaDA2Sampler(ScheduledBlockSampler):
         ids_BC, steps = canvas.ids_BC, max(1, min(self.steps_per_block, self.gen_length // self.minimal_topk))
         for share in even_shares(self.block_length, steps):
             masked_BC = inside_BC & (ids_BC == look.predict.mask_id) & ~canvas.finished_B[:, None]
-            if not bool(masked_BC.any()):
+            rows, columns = masked_BC.nonzero(as_tuple=True)
+            if not len(rows):
                 return
-            rows, columns, token, probability = look(masked_BC)
-            fewest_B = torch.full_like(canvas.prompt_B, share)
-            chosen = surest((rows, columns), probability, ids_BC.shape, self.threshold, fewest_B)
+            token, probability = look.at((rows, columns))
+            chosen = surest((rows, columns), probability, ids_BC.shape, self.threshold, share)
             ids_BC[rows[chosen], columns[chosen]] = token[chosen]
             if self.eos_early_stop:
                 ended = chosen & (token == _eos(self.eos_id, look))
@@ -129,10 +130,9 @@ class LLaDA21Sampler(BlockSampler):
                 return
             rows, columns, token, probability = look(inside_BC & canvas.answer() & active_B[:, None])
             masked_N = masked_BC[rows, columns]
-            fewest_B = torch.full_like(canvas.prompt_B, self.num_to_transfer)
             places = rows[masked_N], columns[masked_N]
             chosen = masked_N.clone()
-            chosen[masked_N] = surest(places, probability[masked_N], shape, self.threshold, fewest_B)
+            chosen[masked_N] = surest(places, probability[masked_N], shape, self.threshold, self.num_to_transfer)
             edited = ~masked_N & (probability > self.editing_threshold) & (token != ids_BC[rows, columns])
             written = chosen | edited
             ids_BC[rows[written], columns[written]] = token[written]

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from starquant.diffusion.samplers.blocks import Canvas, Look, even_shares, surest
+from starquant.diffusion.samplers.blocks import Canvas, Look, even_shares
 from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
+from starquant.diffusion.sampling import surest
 from starquant.diffusion.special_tokens import end_token_ids
 from starquant.errors import ConfigError, nearest
 
@@ -53,16 +54,15 @@ class SDARSampler(ScheduledBlockSampler):
         """Commit a scheduled number of places a step."""
         ids_BC, shares = canvas.ids_BC, even_shares(self.block_length, self.steps_per_block)
         for share in shares:
-            masked_BC = inside_BC & (ids_BC == look.predict.mask_id)
-            if not bool(masked_BC.any()):
+            rows, columns = (inside_BC & (ids_BC == look.predict.mask_id)).nonzero(as_tuple=True)
+            if not len(rows):
                 return
-            rows, columns, token, probability = look(masked_BC)
+            token, probability = look.at((rows, columns))
             if self.remasking == "sequential":
                 probability = -columns.to(probability.dtype)
             dynamic = self.remasking == "low_confidence_dynamic"
-            fewest_B = torch.full_like(canvas.prompt_B, share)
             threshold = self.threshold if dynamic else 1.0
-            chosen = surest((rows, columns), probability, ids_BC.shape, threshold, fewest_B)
+            chosen = surest((rows, columns), probability, ids_BC.shape, threshold, share)
             ids_BC[rows[chosen], columns[chosen]] = token[chosen]
             yield
 
