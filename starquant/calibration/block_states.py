@@ -39,6 +39,8 @@ def behind_clean_text(state: State, segment: Segment, block_length: int) -> Stat
 def rows_of_blocks(trajectory: Trajectory, length: int, edits: bool) -> Iterator[list[State]]:
     """Yield each row's states up to the block that is denoised, their ratios its masked share.
 
+    A row's states are those that it took a step from, and the final one: how long it waited depends on its batch.
+
     Args:
         trajectory: of block diffusion.
         length: tokens of a block.
@@ -48,8 +50,11 @@ def rows_of_blocks(trajectory: Trajectory, length: int, edits: bool) -> Iterator
         ids_SL = trajectory.ids_SBL[:, row, visible_L].int()
         masked_SL = ids_SL == trajectory.mask_id
         same_S = [bool((now == after).all()) for now, after in itertools.pairwise(masked_SL)] + [False]
+        stepped_S = [*trajectory.stepped_SB[:, row].tolist(), True]
         states = []
-        for ids_L, masked_L, same in zip(ids_SL, masked_SL, same_S, strict=True):
+        for ids_L, masked_L, same, stepped in zip(ids_SL, masked_SL, same_S, stepped_S, strict=True):
+            if not stepped:
+                continue
             first = int(masked_L.int().argmax()) if bool(masked_L.any()) else len(ids_L) - 1
             begin = first // length * length
             if edits and same and first == begin > 0:

@@ -36,7 +36,8 @@ def generate(
         attention_mask: [B, P], zero on padding; None without padding.
         seed: of the random draws (temperature > 0, random remasking); each row's own prompt is mixed in.
         seeds: one a row instead, used as they are.
-        on_step: called after every denoising step with (step, ids [B, prompt + answer]); ids change in place.
+        on_step: called after every denoising step with (step, ids [B, prompt + answer], rows that took it [B] or None
+            for all: in block diffusion rows wait for others); ids change in place.
         whole_blocks: of block diffusion, return what stands behind the answer in its last block as well.
 
     Raises:

@@ -22,12 +22,14 @@ class Trajectory:
         prompt_length: columns of the prompt (padding on the left included).
         visible_BL: False on padding.
         mask_id: id of [MASK].
+        stepped_SB: which rows took the step behind each state but the final one; the others waited for them.
     """
 
     ids_SBL: Tensor
     prompt_length: int
     visible_BL: Tensor
     mask_id: int
+    stepped_SB: Tensor
 
     @property
     def ratio_SB(self) -> Tensor:
@@ -52,7 +54,12 @@ def record_trajectory(
     predict = model if isinstance(model, MaskPredictor) else MaskPredictor(model)
     visible = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask
     answer = prompt_ids.new_full((len(prompt_ids), sampler.answer_length), predict.mask_id)
-    states = [torch.cat((prompt_ids, answer), dim=1).cpu()]
+    states, stepped = [torch.cat((prompt_ids, answer), dim=1).cpu()], list[Tensor]()
+
+    def keep(step: int, ids_BL: Tensor, stepped_B: Tensor | None) -> None:
+        states.append(ids_BL.to("cpu", copy=True))
+        stepped.append(torch.ones(len(ids_BL), dtype=torch.bool) if stepped_B is None else stepped_B.cpu())
+
     generate(
         predict,
         prompt_ids,
@@ -60,7 +67,7 @@ def record_trajectory(
         attention_mask=attention_mask,
         seed=seed,
         seeds=seeds,
-        on_step=lambda _, ids: states.append(ids.to("cpu", copy=True)),
+        on_step=keep,
     )
     visible_BL = torch.cat((visible.bool().cpu(), torch.ones(answer.shape, dtype=torch.bool)), dim=1)
-    return Trajectory(torch.stack(states), prompt_ids.shape[1], visible_BL, predict.mask_id)
+    return Trajectory(torch.stack(states), prompt_ids.shape[1], visible_BL, predict.mask_id, torch.stack(stepped))

@@ -177,7 +177,7 @@ def _record(
     states = [torch.full((len(prompts), sampler.answer_length), watched.mask_id)]
     residual: list[dict[int, Tensor]] = [{} for _ in prompts]
 
-    def keep(step: int, ids_BL: Tensor) -> None:
+    def keep(step: int, ids_BL: Tensor, stepped_B: Tensor | None) -> None:
         states.append(ids_BL[:, width:].to("cpu", copy=True))
         reach_BG = sampler.reach(states[-2], lengths_B, watched.mask_id)
         rows, columns = measured_positions(states[-2], states[-1], watched.mask_id, most, reach_BG)

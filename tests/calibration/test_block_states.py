@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from starquant.calibration.walk import walk
 from starquant.config.calibration import CalibrationSpec, StatesSpec
 from starquant.config.methods import METHODS
 from starquant.diffusion import LLaDA21Sampler, Sampler, SDARSampler
+from starquant.diffusion.generation import left_padded
 from starquant.diffusion.trajectories import record_trajectory
 from starquant.methods.fitted import block_part
 from starquant.models import load_model
@@ -139,6 +141,29 @@ def test_passes_that_only_edit_are_states_of_the_finished_block() -> None:
     (states,) = rows_of_blocks(trajectory, 8, True)
     assert [state.ids.tolist() for state in states[:-1]] == ran
     assert any(state.ratio == 0.0 for state in states[:-1])
+
+
+@pytest.mark.parametrize("name", ["sdar", "llada2_1"])
+def test_states_of_a_trajectory_do_not_depend_on_the_batch(name: str) -> None:
+    """Rows wait for others, which fill and edit their blocks in more steps; none of that is a state."""
+    if name == "sdar":
+        model, sampler = load_model(GOLDEN / "sdar_gqa"), SDARSampler(12, 4, threshold=0.02, stop_ids=())
+    else:
+        model = load_model(GOLDEN / "llada2_moe_a")
+        sampler = LLaDA21Sampler(12, 4, threshold=0.02, editing_threshold=0.005, max_post_steps=3)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14], [4, 4, 9, 20]]
+
+    def states(batch: int) -> list[list[tuple[list[int], float]]]:
+        rows = []
+        for begin in range(0, len(prompts), batch):
+            ids_BP, visible_BP = left_padded(prompts[begin : begin + batch], 0)
+            trajectory = record_trajectory(model, ids_BP, sampler, attention_mask=visible_BP)
+            rows += [list(row) for row in rows_of_blocks(trajectory, 4, name == "llada2_1")]
+        return [[(state.ids.tolist(), state.ratio) for state in row] for row in rows]
+
+    alone, together = states(1), states(4)
+    assert len({len(row) for row in alone}) > 1
+    assert together == alone
 
 
 def test_certainty_is_that_of_the_noisy_pass() -> None:

@@ -152,9 +152,11 @@ def replay(
 ) -> list[tuple[int, ...]]:
     """Every state of one prompt alone, without padding: fully masked first, the finished text last."""
     seen: list[tuple[int, ...]] = [(*prompt, *[model.mask_token_id] * sampler.answer_length)]
-    generate(
-        model, torch.tensor([prompt]), sampler, seed=seed, on_step=lambda _, ids: seen.append(tuple(ids[0].tolist()))
-    )
+
+    def keep(_: int, ids_BL: Tensor, __: Tensor | None) -> None:
+        seen.append(tuple(ids_BL[0].tolist()))
+
+    generate(model, torch.tensor([prompt]), sampler, seed=seed, on_step=keep)
     return seen
 
 

@@ -61,7 +61,7 @@ def test_sdar(sdar: MaskedDiffusionModel, i: int, cache: bool) -> None:
             prompt[row : row + 1],
             sampler,
             whole_blocks=True,
-            on_step=lambda _, ids, s=states: s.append(ids.clone()),
+            on_step=lambda _, ids, __, s=states: s.append(ids.clone()),
         )
         assert torch.equal(alone[0], together[row])
         trace, store = z[f"gen{i}_trace{row}_ids"], z[f"gen{i}_trace{row}_store"]
@@ -101,7 +101,7 @@ def test_llada2(llada2: MaskedDiffusionModel, i: int, cache: bool) -> None:
     for row in range(2):
         states: list[Tensor] = [torch.cat((prompt[row], torch.full((sampler.gen_length,), 390)))]
         alone = generate(
-            llada2, prompt[row : row + 1], sampler, on_step=lambda _, ids, s=states: s.append(ids[0].clone())
+            llada2, prompt[row : row + 1], sampler, on_step=lambda _, ids, __, s=states: s.append(ids[0].clone())
         )
         assert together is None or torch.equal(alone[0], together[row])
         answer, want = alone[0, 11:].tolist(), z[f"gen{i}_output{row}_ids"].tolist()
@@ -240,7 +240,7 @@ def test_no_pass_only_commits_and_the_last_block_is_never_kept(
     handle = model.trunk().embedding.register_forward_pre_hook(lambda _, args: passes.append(args[0].clone()))
     prompt = torch.tensor(prompts(8))
 
-    def step(_: int, ids: Tensor) -> None:
+    def step(_: int, ids: Tensor, __: Tensor | None) -> None:
         steps.append(ids.clone())
         begins.append(made[0].keep)
 

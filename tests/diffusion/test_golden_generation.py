@@ -38,7 +38,7 @@ def test_dream_with_history(i: int) -> None:
     history: list[np.ndarray] = []
     prompt = torch.tensor(z[f"gen{i}_prompt_ids"])
     out = generate(
-        load_model(GOLDEN / "dream_gqa"), prompt, sampler, on_step=lambda _, ids: history.append(ids.numpy().copy())
+        load_model(GOLDEN / "dream_gqa"), prompt, sampler, on_step=lambda _, ids, __: history.append(ids.numpy().copy())
     )
     assert np.array_equal(out.numpy(), z[f"gen{i}_output_ids"])
     assert np.array_equal(np.stack(history), z[f"gen{i}_history"])

@@ -59,7 +59,9 @@ def test_blocks_are_filled_from_left_to_right(golden_model, family: str) -> None
     if family != "llada_mha":
         pytest.skip("LLaDA's schedule")
     seen: list[torch.Tensor] = []
-    generate(golden_model, torch.tensor([[1, 2]]), LLaDASampler(6, 8, 4), on_step=lambda _, x: seen.append(x.clone()))
+    generate(
+        golden_model, torch.tensor([[1, 2]]), LLaDASampler(6, 8, 4), on_step=lambda _, x, __: seen.append(x.clone())
+    )
     left = [[int((s[0, a:b] == 500).sum()) for a, b in ((2, 6), (6, 10))] for s in seen]
     # four tokens in three steps: the remainder goes to the first step
     assert left == [[2, 4], [1, 4], [0, 4], [0, 2], [0, 1], [0, 0]]
@@ -94,7 +96,9 @@ def test_eos_switches(golden_model, family: str) -> None:
     for switch in (False, True):
         seen: list[torch.Tensor] = []
         sampler = LLaDASampler(8, 8, 8, confidence_eos_eot_inf=switch)
-        generate(EosAtTheEnd(golden_model), prompt, sampler, on_step=lambda _, x, s=seen: s.append(x[0, 3:].clone()))
+        generate(
+            EosAtTheEnd(golden_model), prompt, sampler, on_step=lambda _, x, __, s=seen: s.append(x[0, 3:].clone())
+        )
         orders[switch] = [int((x[4:] == 501).sum()) for x in seen]
     assert orders[False][:4] == [1, 2, 3, 4]  # EOS is surest and goes first
     assert orders[True] == [0, 0, 0, 0, 1, 2, 3, 4]  # told not to trust it, it goes last

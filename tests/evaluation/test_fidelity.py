@@ -70,7 +70,7 @@ def slow_rows(full: MaskedDiffusionModel, other: MaskedDiffusionModel, prompt: l
     """Yield (step, metrics) of one prompt, unpadded, one state at a time, from whole logits in float64."""
     states: list[Tensor] = []
     start = torch.tensor([prompt])
-    generate(full, start, sampler, on_step=lambda _, ids: states.append(ids[0].clone()))
+    generate(full, start, sampler, on_step=lambda _, ids, __: states.append(ids[0].clone()))
     ids = torch.cat((start[0], torch.full((sampler.answer_length,), 500)))
     for step, after in enumerate(states):
         masked = [i for i in range(len(ids)) if ids[i] == 500]

@@ -161,7 +161,7 @@ def test_generation_tells_every_pass_its_own_states(model: MaskedDiffusionModel,
     visible = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     steps = [torch.cat((prompts, torch.full((2, 6), mask)), 1)]
     generate(
-        model, prompts, sampler_of(model, cfg), attention_mask=visible, on_step=lambda _, x: steps.append(x.clone())
+        model, prompts, sampler_of(model, cfg), attention_mask=visible, on_step=lambda _, x, __: steps.append(x.clone())
     )
     expect_states(model, passes)
     assert len(passes) == 6

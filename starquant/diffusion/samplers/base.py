@@ -13,7 +13,7 @@ from torch import Tensor
 from starquant.diffusion.predictor import Cache, MaskPredictor
 from starquant.errors import ConfigError
 
-OnStep = Callable[[int, Tensor], None]
+OnStep = Callable[[int, Tensor, Tensor | None], None]
 Positions = tuple[Tensor, Tensor]
 
 
@@ -26,7 +26,7 @@ class DenoisingState:
         prompt_length: columns of the prompt (padding included); the answer follows.
         visible_BL: False on padding, None without.
         generators: one a row.
-        on_step: called after every step with (step, ids).
+        on_step: called after every step with (step, ids, rows that took it [B]; None where all did).
         prompt_BL: what classifier-free guidance hides: tokens that are no [MASK] before the first step.
     """
 

@@ -37,6 +37,7 @@ class Canvas:
         visible_BC: False on padding, None without.
         position_BC: of every token in its row; negative on padding.
         prompt_B: tokens of each row's prompt.
+        end_B: tokens up to the end of each row's last block.
         block_length: tokens of a block.
         blocks: that are filled, of the row that has most of them.
         finished_B: rows that are done though they have masks.
@@ -47,6 +48,7 @@ class Canvas:
     visible_BC: Tensor | None
     position_BC: Tensor
     prompt_B: Tensor
+    end_B: Tensor
     block_length: int
     blocks: int
     finished_B: Tensor
@@ -69,12 +71,16 @@ class Canvas:
         position_BC = torch.arange(columns + behind, device=ids_BL.device) - padding_B[:, None]
         blocks = int((end_B // length - prompt_B // length).max())
         finished_B = torch.zeros(rows, dtype=torch.bool, device=ids_BL.device)
-        return cls(ids_BC, visible_BC, position_BC, prompt_B, length, blocks, finished_B, state.generators)
+        return cls(ids_BC, visible_BC, position_BC, prompt_B, end_B, length, blocks, finished_B, state.generators)
 
     def block(self, number_B: int | Tensor) -> Tensor:
-        """Return where each row's block of a number is, [B, C]; number 0 may hold the end of the prompt."""
+        """Return where each row's block of a number is, [B, C]; number 0 may hold the end of the prompt.
+
+        Rows whose last block stands in front of it have none.
+        """
         first_B1 = (self.prompt_B // self.block_length + number_B)[:, None] * self.block_length
-        return (self.position_BC >= first_B1) & (self.position_BC < first_B1 + self.block_length)
+        stop_B1 = torch.minimum(first_B1 + self.block_length, self.end_B[:, None])
+        return (self.position_BC >= first_B1) & (self.position_BC < stop_B1)
 
     def answer(self) -> Tensor:
         """Return what stands behind the prompts, [B, C]."""
@@ -92,6 +98,7 @@ class Look:
         cache: of committed blocks, None for none; it needs a block.
         block: that every row fills, counted from the first column of a canvas without padding; None to read it off the
             places that are asked for.
+        rows_N: row of each place that the last pass was asked for.
     """
 
     predict: MaskPredictor
@@ -99,6 +106,7 @@ class Look:
     temperature: float
     cache: Any = None
     block: int | None = None
+    rows_N: Tensor | None = None
 
     def __call__(self, at_BC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return (rows, columns, token, its probability) [N] of some places; [MASK] is no token."""
@@ -108,7 +116,7 @@ class Look:
 
     def at(self, at: Positions) -> tuple[Tensor, Tensor]:
         """Return (token [N], probability [N]) at positions; the pass computes what stands before their blocks' ends."""
-        canvas = self.canvas
+        canvas, self.rows_N = self.canvas, at[0]
         stop, visible_BC = self._seen(at)
         u_N = rowwise_uniform(at[0], canvas.generators) if self.temperature else None
         drawn = []
@@ -236,7 +244,9 @@ class BlockSampler(Sampler):
                 for _ in self.fill(look, canvas, canvas.block(number) & ~canvas.finished_B[:, None]):
                     state.ids_BL.copy_(canvas.ids_BC[:, : state.ids_BL.shape[1]])
                     if state.on_step is not None:
-                        state.on_step(steps, state.ids_BL)
+                        assert look.rows_N is not None
+                        stepped_B = torch.bincount(look.rows_N, minlength=len(canvas.ids_BC)) > 0
+                        state.on_step(steps, state.ids_BL, stepped_B)
                     steps += 1
             canvas.finished_B |= self.finished(look, canvas)
             yield canvas

@@ -101,7 +101,7 @@ class DreamSampler(Sampler):
             masked_B = (ids == predict.mask_id).sum(1)
             self.advance(predict, state, step, self.commits(torch.tensor(step, device=ids.device), masked_B))
             if state.on_step is not None:
-                state.on_step(step, ids)
+                state.on_step(step, ids, None)
 
     def commits(self, step_B: Tensor, masked_B: Tensor) -> Tensor:
         """Return how many of its masked tokens each row commits at its step."""

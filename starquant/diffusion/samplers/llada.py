@@ -111,7 +111,7 @@ class LLaDASampler(Sampler):
             for step in range(steps):
                 self.advance(predict, state, block * steps + step, self._share(step, masked_B))
                 if state.on_step is not None:
-                    state.on_step(block * steps + step, ids)
+                    state.on_step(block * steps + step, ids, None)
 
     def commits(self, step_B: Tensor, masked_B: Tensor) -> Tensor:
         """Return how many tokens each row commits at its step, of an answer that was masked as a whole."""
