@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+from pathlib import Path
 
-import quick_interpreter  # noqa: F401
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from starquant.kernels import Affine, Kronecker, Norm, Prologue, TokenStates, reference, weight_offsets
 from starquant.kernels.offsets import Offsets
@@ -17,6 +19,7 @@ from starquant.kernels.triton.transform import transform_rows
 from starquant.models.layers import Heads, RMSNorm, Rotary
 from starquant.numerics import gate_channels, state_indices
 from starquant.quantized.fused_heads import FusedHeads
+from tests.support import interpreter as _quicker  # noqa: F401
 
 #: Tokens, outputs and bytes that end within a tile; inputs split unevenly.
 TILES = (Tile(16, 64, 32, 2, 4, 2), Tile(64, 64, 32, 4, 4, 2))

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import quick_interpreter  # noqa: F401
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from packed_models import VARIANTS, described
@@ -19,6 +19,7 @@ from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.models.sdar import SDARConfig, SDARForCausalLM
 from starquant.numerics import gate_channels
 from starquant.packed.description import rebuild, use_integers
+from tests.support import interpreter as _quicker  # noqa: F401
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 

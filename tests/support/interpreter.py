@@ -1,6 +1,6 @@
 """Triton's interpreter without what it does again at every call of a function: it lists all members of its language.
 
-Imported by the scripts beside it, for its effect; of no effect where kernels are compiled.
+Imported for its effect; of none where kernels are compiled.
 """
 
 from __future__ import annotations
