@@ -106,7 +106,9 @@ def test_speed_is_a_line_between_the_timed_passes_and_in_proportion_beyond() -> 
     assert speed.of_passes(Passes(Counter({(2, 10): 3}), 4), 7) == pytest.approx(7 * 3 * 1.4 + 4 * 0.5)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(a, marks=pytest.mark.slow if a == "llada_gqa" else ()) for a in ARCHITECTURES]
+)  # GQA is Dream's as well
 @pytest.mark.parametrize(
     "method", ["rtn", "gptq", "quarot", "awq", "smoothquant", "flatquant", "star_quant", "star_quant_plus"]
 )

@@ -67,7 +67,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported("star_quant", "llada_gqa", tmp_path_factory.mktemp("small"))[1]
 
 
-CASES = [("llada_gqa", name) for name in QUANTIZING]
+FITTED_OTHERWISE = ("plus_folded", "star_quant_closed_form")  # and packed as quarot_folded and star_quant are
+CASES = [
+    pytest.param("llada_gqa", name, marks=pytest.mark.slow if name in FITTED_OTHERWISE else ()) for name in QUANTIZING
+]
 CASES += [("dream_gqa", name) for name in ("rtn", "smoothquant", "quarot", "dllmquant_plus_plus", "star_quant_plus")]
 CASES += [("dream_gqa", "flatquant")]
 

@@ -33,8 +33,15 @@ METHODS = ("rtn", "smoothquant", "quarot", "dllmquant_plus_plus", "star_quant", 
 TASKS = ("tasks.names=[testbed_facts]", "tasks.limit=8", "fidelity=none")
 
 
-@pytest.mark.parametrize("architecture", ["llada_gqa", "dream_gqa"])
-@pytest.mark.parametrize("name", METHODS)
+#: Each method on one of two families, in turn; on the other among the slow ones.
+IN_TURN = [
+    pytest.param(name, family, marks=() if (i + k) % 2 == 0 else pytest.mark.slow)
+    for i, name in enumerate(METHODS)
+    for k, family in enumerate(("llada_gqa", "dream_gqa"))
+]
+
+
+@pytest.mark.parametrize(("name", "architecture"), IN_TURN)
 def test_what_is_applied_on_disk_computes_what_it_does_in_memory(name: str, architecture: str, tmp_path: Path) -> None:
     method, bits = method_named(name, *FOUR, "bits.embedding=8", "bits.head=8")
     fitted = fitted_once(name, architecture)
