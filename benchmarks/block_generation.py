@@ -4,8 +4,9 @@
 
 Random models of the sizes of `tests/golden/{sdar_gqa,llada2_moe_a}`, one prompt of one block, eight blocks of answer,
 greedy, one thread. CPU seconds (of the process: other work on the machine does not count), with and without in turn,
-medians; tokens must be equal. A pass of so few tokens is mostly the overhead of its operations, which both have: the
-gain grows with the block. `--kv` rounds keys and values to 4 bits, at read and at commit.
+medians; tokens must be equal. Both take as many passes: the first over a block keeps the one before it as well. A pass
+of so few tokens is mostly the overhead of its operations, which both have: the gain grows with the block. `--kv` rounds
+keys and values to 4 bits, at read and at commit.
 """
 
 from __future__ import annotations
