@@ -94,6 +94,48 @@ def test_what_a_variant_may_not_say(text: str, message: str, tmp_path: Path) -> 
         variant_of("awq", text, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            "sgat.masked.qkv_input=0.1 transform.structure=shared",
+            "sgat.masked: got 0.1 at qkv_input and 0.03125 at gate_up_input, which share a transform "
+            "(method.transform.structure=shared); allowed: one share for both",
+        ),
+        (
+            "transform.balance=true transform.fit=fixed",
+            "transform.balance: got true, but method.transform.fit is 'fixed', start 'rotation', structure 'auto'; "
+            "allowed: true with learned, rotation and another structure than shared",
+        ),
+        (
+            "transform.channel_scales=true",
+            "transform.channel_scales: got true, but method.residual_rotation is 'hadamard' and method.transform.fit "
+            "'learned'; allowed: true with none and learned or closed_form",
+        ),
+        ("transform.sites=residual", "transform.sites: got residual, but structure is 'auto'; allowed: shared"),
+        (
+            "fisher.rows=true transform.fit=closed_form",
+            "fisher.rows: got true, but no site learns a transform of its own (method.transform.fit=closed_form, "
+            "structure=auto); allowed: false",
+        ),
+        (
+            "fisher.hessian=true",
+            "fisher.hessian: got true, but method.weights.name=rtn reads no second moments; allowed: false",
+        ),
+        (
+            "transform.structure=shared residual_rotation=none",
+            "residual_rotation: got 'none', but method.transform.structure=shared learns the residual rotation; "
+            "allowed: hadamard, orthogonal",
+        ),
+    ],
+)
+def test_options_of_a_transform_that_do_not_go_together_are_refused(settings: str, message: str) -> None:
+    """As the configuration is read, before a model is."""
+    with pytest.raises(ConfigError) as error:
+        spec("method=star_quant", *(f"method.{setting}" for setting in settings.split()))
+    assert str(error.value) == f"method.{message}"
+
+
 def test_all_presets_are_validated_without_torch() -> None:
     code = (
         "import json, sys; from starquant.config.run import RunSpec\n"

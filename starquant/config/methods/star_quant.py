@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from starquant.config.fields import Count, Positive, Rows, Share, Spec, Steps, Whole
 from starquant.config.methods.base import LearningRate, Products, WeightSolverOptions
@@ -161,6 +161,69 @@ class STaRQuantOptions(QuaRotOptions):
     tac: TACOptions = TACOptions()
     fisher: FisherOptions = FisherOptions()
     weights: WeightSolverOptions = WeightSolverOptions(mse_clip=True)
+
+    @property
+    def _learns(self) -> bool:
+        """Whether sites learn a transform of their own."""
+        return self.transform.fit == "learned" and self.transform.structure != "shared"
+
+    @model_validator(mode="after")
+    def _validate_gates(self) -> STaRQuantOptions:
+        for name, shares in (("masked", self.sgat.masked), ("unmasked", self.sgat.unmasked)):
+            behind_norms = [shares.qkv_input, shares.gate_up_input]
+            if self.transform.structure == "shared" and self.sgat.enabled and behind_norms[0] != behind_norms[1]:
+                raise ValueError(
+                    f"method.sgat.{name}: got {behind_norms[0]} at qkv_input and {behind_norms[1]} at gate_up_input, "
+                    "which share a transform (method.transform.structure=shared); allowed: one share for both"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _validate_transform(self) -> STaRQuantOptions:
+        transform = self.transform
+        if transform.balance and not (self._learns and transform.start == "rotation"):
+            raise ValueError(
+                f"method.transform.balance: got true, but method.transform.fit is '{transform.fit}', start "
+                f"'{transform.start}', structure '{transform.structure}'; allowed: true with learned, rotation and "
+                "another structure than shared"
+            )
+        if transform.channel_scales and (self.residual_rotation != "none" or transform.fit == "fixed"):
+            raise ValueError(
+                f"method.transform.channel_scales: got true, but method.residual_rotation is "
+                f"'{self.residual_rotation}' and method.transform.fit '{transform.fit}'; allowed: true with none and "
+                "learned or closed_form"
+            )
+        if transform.sites == "residual" and transform.fit != "fixed" and transform.structure != "shared":
+            raise ValueError(
+                f"method.transform.sites: got residual, but structure is '{transform.structure}'; allowed: shared"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validate_fisher(self) -> STaRQuantOptions:
+        fisher, transform = self.fisher, self.transform
+        if (fisher.outputs or fisher.rows) and not self._learns:
+            name = "outputs" if fisher.outputs else "rows"
+            raise ValueError(
+                f"method.fisher.{name}: got true, but no site learns a transform of its own (method.transform.fit="
+                f"{transform.fit}, structure={transform.structure}); allowed: false"
+            )
+        if fisher.hessian and self.weights.name != "gptq":
+            raise ValueError(
+                f"method.fisher.hessian: got true, but method.weights.name={self.weights.name} reads no second "
+                "moments; allowed: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _validate_rotation(self) -> STaRQuantOptions:
+        shared = self.transform.structure == "shared" and self.transform.fit != "fixed"
+        if shared and self.residual_rotation == "none":
+            raise ValueError(
+                "method.residual_rotation: got 'none', but method.transform.structure=shared learns the residual "
+                "rotation; allowed: hadamard, orthogonal"
+            )
+        return self
 
     @property
     def online(self) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ from starquant.methods.star_quant.site_transforms import (
     rewrite_sites,
 )
 from starquant.methods.star_quant.tac import fit_tac, validate_tac
-from starquant.methods.star_quant.validation import validate_transforms
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites, Site, SiteKey
 from starquant.quantized import FakeQuantLinear
@@ -64,13 +63,12 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         return self.options.transform.fit != "fixed"
 
     def validate(self, model: MaskedDiffusionModel, bits: BitsSpec) -> None:
-        """Judge TAC's blocks, the gates and the structure as well.
+        """Judge TAC's blocks as well.
 
         Raises:
-            ConfigError: as QuaRot; blocks that do not divide; a shared transform without a rotation to start from.
+            ConfigError: as QuaRot; blocks that do not divide.
         """
         super().validate(model, bits)
-        validate_transforms(self.options)
         if self.options.tac.enabled:
             validate_tac(model, self.options.tac, bits.attention)
 
