@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def test_few_draws_are_two_halves_and_their_error(tiny: Any, tiny_tokenizer: Any
     assert found == pytest.approx(expected, rel=1e-5)
     assert lm.costs == {"mc_stderr": pytest.approx(math.sqrt(sum(squares) / 3), rel=1e-4)} and min(squares) > 0
     again = lm_of(tiny, tiny_tokenizer, TaskProtocol(mc_num=128), SpeedSpec(mc_num=8))
-    again.responses, again.predict = ResponseLog(tmp_path / "answers.jsonl"), None  # kept answers keep their halves
+    again.responses = ResponseLog(tmp_path / "answers.jsonl")
+    again.predict = SimpleNamespace(config=tiny.config)  # kept answers keep their halves: nothing is predicted
     assert scored(again, LONG) == found and again.costs == lm.costs
 
 

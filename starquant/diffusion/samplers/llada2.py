@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from starquant.diffusion.samplers.base import validate_not_negative, validate_positive
-from starquant.diffusion.samplers.blocks import BlockSampler, Canvas, Look, even_shares, validate_threshold
+from starquant.diffusion.samplers.blocks import BlockSampler, even_shares, validate_threshold
+from starquant.diffusion.samplers.canvas import Canvas, Look
 from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
 from starquant.diffusion.sampling import surest
 from starquant.diffusion.special_tokens import eos_token_id

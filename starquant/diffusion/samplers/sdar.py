@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from starquant.diffusion.samplers.blocks import Canvas, Look, even_shares
+from starquant.diffusion.samplers.blocks import even_shares
+from starquant.diffusion.samplers.canvas import Canvas, Look
 from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
 from starquant.diffusion.sampling import surest
 from starquant.diffusion.special_tokens import end_token_ids
