@@ -6,6 +6,7 @@ A new one is covered by its YAML; nothing here names one, but for a floor of its
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -40,6 +41,7 @@ OWN_FLOORS_DB = {"freeact": 4.0}  # gates at the down projections of two random 
 USUAL = [name for name in ARCHITECTURES if name != "llada_gqa"]
 KINDS = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in ARCHITECTURES]
 
+SITES = ("all", "residual")
 NAMES = [name for name in OPTIONS["method"] if name not in ("packed", "gguf")]  # files as they are
 
 #: What asks for a fit of its own: each method on one architecture, in turn; on the others among the slow ones.
@@ -213,30 +215,44 @@ def fields_of(options: Spec, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple
             yield (*path, key), list(changed(value, field.annotation)), inert
 
 
-def test_every_option_changes_the_digest_or_is_inert(name: str) -> None:
-    composed = compose(f"method={name}", "calibration.inputs=quantized")  # which propagation needs
-    base = RunSpec.from_config(composed)
-    weights = getattr(base.method, "weights", None)
-    fixed = {("weights", "name")} | ({("weights", "propagation")} if weights and weights.name == "rtn" else set())
-    if base.method.algorithm == "star_quant":  # refused with what else the preset says
-        fixed |= {("transform", "sites"), ("residual_rotation",)}
+@functools.cache
+def options_of(preset: str) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]:
+    """A preset's options, and those of which another value is allowed; each must change the digest, or be inert."""
+    composed = compose(f"method={preset}", "calibration.inputs=quantized")  # which propagation needs
+    base, every, free = RunSpec.from_config(composed), set[tuple[str, ...]](), set[tuple[str, ...]]()
     for path, values, inert in fields_of(base.method):
-        tried = 0
+        every.add(path)
         for value in values:
             config = copy.deepcopy(composed)
             here = config["method"]
             for key in path[:-1]:
                 here = here[key]
-            assert path[-1] in here, f"{'.'.join(path)} is missing in conf/method/{name}.yaml"
+            assert path[-1] in here, f"{'.'.join(path)} is missing in conf/method/{preset}.yaml"
             here[path[-1]] = value
             try:
                 other = RunSpec.from_config(config)
             except ConfigError as error:
                 assert ".".join(path[:1]) in str(error), error
                 continue
-            tried += 1
+            free.add(path)
             assert (other.digest() == base.digest()) == inert, path
-        assert tried or path in fixed, f"no other value of {path} is allowed"
+    return every, free
+
+
+def test_every_option_changes_the_digest_or_is_inert(name: str) -> None:
+    """What a preset's other options fix (a solver, what a structure rules out) is free in a preset beside it."""
+    every, _ = options_of(name)
+    algorithm = spec(f"method={name}").method.algorithm
+    beside = [preset for preset in NAMES if spec(f"method={preset}").method.algorithm == algorithm]
+    fixed = {path for path in every if not any(path in options_of(preset)[1] for preset in beside)}
+    assert fixed <= {("weights", "name"), ("weights", "propagation"), ("transform", "sites")}, f"{fixed} has one value"
+
+
+def test_sites_of_a_shared_transform_change_the_digest() -> None:
+    """No preset has a shared one."""
+    shared = "method.transform.structure=shared", "method.residual_rotation=hadamard"
+    digests = {spec("method=star_quant", *shared, f"method.transform.sites={sites}").digest() for sites in SITES}
+    assert len(digests) == len(SITES)
 
 
 @pytest.mark.parametrize("algorithm", METHODS)
