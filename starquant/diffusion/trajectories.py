@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +43,6 @@ def record_trajectory(
     *,
     attention_mask: Tensor | None = None,
     seed: int = 0,
-    seeds: Sequence[int] | None = None,
 ) -> Trajectory:
     """Generate as `generate` does, and keep every state.
 
@@ -66,7 +64,6 @@ def record_trajectory(
         sampler,
         attention_mask=attention_mask,
         seed=seed,
-        seeds=seeds,
         on_step=keep,
     )
     visible_BL = torch.cat((visible.bool().cpu(), torch.ones(answer.shape, dtype=torch.bool)), dim=1)

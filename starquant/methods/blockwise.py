@@ -109,6 +109,11 @@ class BlockwiseMethod(Method[BlockwiseT]):
         self.validate(model, bits)
         if self.options.needs_calibration and states is None:
             raise ConfigError(f"fit: method '{self.options.name}' needs calibration states, got None")
+        if self.propagates and states is not None and states.inputs == "full_precision":
+            raise ConfigError(
+                "fit: got states with inputs 'full_precision', but weights.propagation makes up for roundings in front "
+                "of a linear; allowed: quantized, quantized_weights"
+            )
         ends = fitted.get(ENDS) if ENDS in fitted else self.ends(model, bits, fitted, states, progress)
         fitted.put(ENDS, ends)
         if self.options.needs_calibration:

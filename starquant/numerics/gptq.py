@@ -119,11 +119,10 @@ def made_up(weight: Tensor, factor: Factor, moved_II: Tensor, share: float) -> T
         share: QEP's strength of propagation, 0 to 1.
     """
     upper_II = factor.upper_II
-    error_OI = weight.to(upper_II) @ (moved_II.to(upper_II) / factor.scale.to(upper_II))
-    if factor.order_I is None:
-        return weight + share * (error_OI @ upper_II.T @ upper_II).to(weight)
-    solved_OI = error_OI[:, factor.order_I] @ upper_II.T @ upper_II
-    return weight + share * solved_OI[:, torch.argsort(factor.order_I)].to(weight)
+    order_I = torch.arange(len(upper_II), device=upper_II.device) if factor.order_I is None else factor.order_I
+    error_OI = weight.to(upper_II) @ moved_II.to(upper_II) / factor.scale.to(upper_II)
+    solved_OI = error_OI[:, order_I] @ upper_II.T @ upper_II
+    return weight + share * solved_OI[:, torch.argsort(order_I)].to(weight)
 
 
 def gptq(

@@ -10,7 +10,7 @@ from torch import Tensor
 def rms_norm(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
     """Return g x / sqrt(mean(x^2) + eps) of the last dimension: in float32, the gain in the input's dtype."""
     if x.dtype == gain_D.dtype == torch.float32 and x.device.type == "cpu":
-        return F.rms_norm(x, x.shape[-1:], gain_D, eps)  # the same operations and bits, called from one
+        return F.rms_norm(x, x.shape[-1:], gain_D, eps)  # the same operations, in one call
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
     return gain_D * y.to(x.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 import starquant.methods.solvers as solvers
 from starquant.calibration.batches import CalibrationStates
 from starquant.calibration.walk import BlockVisit
+from starquant.errors import ConfigError
 from starquant.methods.fitted import block_part
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
@@ -114,3 +115,15 @@ def test_where_nothing_has_been_rounded_yet_nothing_is_made_up_for(
     assert not bool(seen[0, Site.QKV][1].any())
     same = {name for name, codes in plain.items() if name.endswith("codes") and made[name].equal(codes)}
     assert same == {f"{block_part(0)}/{role}.codes" for role in ("q_proj", "k_proj", "v_proj")}
+
+
+def test_states_that_saw_no_rounding_are_refused(tiny: MaskedDiffusionModel, tiny_tokenizer: object) -> None:
+    """From Python as from a configuration."""
+    method, bits = method_named("gptq", "calibration.inputs=quantized", "method.weights.propagation=1")
+    states = tiny_states(tiny, tiny_tokenizer, "train", 2)
+    with pytest.raises(ConfigError, match=r"propagation.*allowed: quantized, quantized_weights"):
+        method.fit(fresh_tiny(), bits, states)
+    with pytest.raises(ConfigError, match=r"calibration\.inputs: got 'full_precision'.*propagation"):
+        method_named("gptq", "method.weights.propagation=1")
+    with pytest.raises(ConfigError, match=r"method\.weights\.propagation: got 1 for name=rtn"):
+        method_named("rtn", "calibration.inputs=quantized", "method.weights.propagation=1")

@@ -15,7 +15,7 @@ from torch import Tensor
 from starquant.calibration.site_statistics import Collect, SiteStatistics
 from starquant.calibration.walk import BlockVisit
 from starquant.methods.blockwise import Tensors
-from starquant.methods.scaling import apply_scales, scale_names
+from starquant.methods.scaling import scale_names
 from starquant.models.roles import BlockSites, Site, SiteKey
 
 DAMPING = 1e-3  # of both second moments, as a share of their mean; our choice
@@ -23,15 +23,13 @@ ROWS = 1024  # of each state, for the energy of its outputs
 
 
 def fit_channel_scales(visit: BlockVisit) -> Tensors:
-    """Return the scales of a block's sites that something in front can take, and fold them.
+    """Return the scales of a block's sites that something in front can take.
 
     Scales are what the producer is divided by, as `methods.scaling` has them: 1 / c, their geometric mean 1.
     """
     wanted = [site for site in visit.sites.inputs if site in visit.sites.norms or site.kind is Site.DOWN]
     seen = visit.collect(Collect(rows=ROWS), wanted)
-    tensors = {scale_names(site): _scale(visit.sites, site, seen[site]) for site in wanted if not seen[site].empty}
-    apply_scales(visit.sites, tensors)
-    return tensors
+    return {scale_names(site): _scale(visit.sites, site, seen[site]) for site in wanted if not seen[site].empty}
 
 
 def _scale(sites: BlockSites, site: SiteKey, statistics: SiteStatistics) -> Tensor:

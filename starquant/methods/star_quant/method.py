@@ -102,8 +102,7 @@ class STaRQuant(QuaRot[STaRQuantOptions]):
         weigh_visit(visit, fisher)
         if self.options.transform.channel_scales:
             tensors |= fit_channel_scales(visit)
-            if self.propagates:
-                apply_scales(visit.exact_sites, tensors)
+            self.rewrite_visit(visit, tensors)
         outputs = output_weights(visit.sites, fisher, tensors, self.options) if self.options.fisher.outputs else {}
         sequential = visit.feeds_quantized and self.solves(bits)  # sites are quantized as the loop goes on
         statistics = {} if sequential else self._collect(visit, tuple(visit.sites.inputs))
