@@ -21,7 +21,7 @@ from starquant.diffusion.continuous_batching import Request, Settled, as_batch
 from starquant.diffusion.generation import validate_room
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers import BlockSampler, DenoisingState, Sampler
-from starquant.diffusion.sampling import top_ranked
+from starquant.diffusion.sampling import commit, top_ranked
 from starquant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _denoise(
         else:
             surest = top_ranked(confidence, rows, columns, ids.shape, _all_rows(ids, 1))
             chosen = surest | (confidence >= speed.confidence_threshold)
-        ids[rows[chosen], columns[chosen]] = token[chosen]
+        commit(ids, (rows, columns), token, chosen)
         if cache is not None:  # the position that predicts the first column may lie in front of it
             cache.window = slice(first + predict.offset, end if speed.kv_cache == "dual" else ids.shape[1])
 

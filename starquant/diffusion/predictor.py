@@ -6,12 +6,14 @@ LM head are only computed where somebody reads them, and that their logits are n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from starquant.diffusion.sampling import joined
 from starquant.errors import NonFiniteError
 
 #: Logits computed at once: small enough for a CPU's cache, large enough that a GPU reads the head rarely.
@@ -50,7 +52,7 @@ class MaskPredictor:
     def __call__(self, ids_BL: Tensor, positions: tuple[Tensor, Tensor], **settings: Any) -> Tensor:
         """Return float32 logits [N, V], as `chunks` gives them."""
         parts = [logits_NV for _, logits_NV in self.chunks(ids_BL, positions, **settings)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return joined(parts)
 
     @torch.inference_mode()
     def chunks(
@@ -78,7 +80,8 @@ class MaskPredictor:
 
         Raises:
             ValueError: guidance without a prompt mask.
-            NonFiniteError: logits that are not finite; the message names the first block that made them.
+            NonFiniteError: logits that are not finite, once the next ones are asked for; the message names the first
+                block that made them.
         """
         rows, columns = positions
         source = self.source_columns(rows, columns, visible_BL)
@@ -96,13 +99,15 @@ class MaskPredictor:
         for begin in range(0, max(1, len(rows)), size):
             part = slice(begin, begin + size)
             logits = [self._logits(hidden_BLD[at[part], source[part] - start]) for at, source in branches]
-            if not all(bool(logits_NV.sum().isfinite()) for logits_NV in logits):
-                raise NonFiniteError(self._where_not_finite(ids_BL, visible_BL))
+            sums = [logits_NV.sum() for logits_NV in logits]
             if cfg_scale == 0.0:
                 yield part, logits[0]
             else:
                 conditional, unconditional = logits
                 yield part, unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
+            # Asked once the caller has given a GPU all that it makes of them: it would stand still meanwhile.
+            if not all(math.isfinite(float(total)) for total in sums):
+                raise NonFiniteError(self._where_not_finite(ids_BL, visible_BL))
 
     def positions_at_once(self) -> int:
         """Return how many positions' logits are computed at once: more where each time costs the head's unpacking."""

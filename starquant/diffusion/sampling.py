@@ -92,6 +92,16 @@ def top_ranked(
     return chosen_BL[rows_N, columns_N]
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """Return parts as one; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def commit(ids_BL: Tensor, at: tuple[Tensor, Tensor], token_N: Tensor, chosen_N: Tensor) -> None:
+    """Write the tokens of chosen places, in place; a GPU is not waited for, which picking out the chosen would do."""
+    ids_BL[at] = torch.where(chosen_N, token_N, ids_BL[at])
+
+
 def surest(
     places: tuple[Tensor, Tensor], probability_N: Tensor, shape: torch.Size, threshold: float, fewest: int
 ) -> Tensor:

@@ -6,6 +6,7 @@ shape of the ids, and length of a block, is captured when it comes up, and the l
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,9 +30,21 @@ def capture(work: Callable[[], object]) -> Replay:
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with _uncollected(), torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Collect no garbage: a kernel that is unloaded while a graph is captured makes the graph invalid."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class ReplayedBlocks:

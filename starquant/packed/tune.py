@@ -25,7 +25,7 @@ from torch import nn
 
 from starquant.errors import CommandParser, ConfigError, DeviceError, one_line_errors, user_path
 from starquant.kernels.tiles import Measured, read_tiles
-from starquant.kernels.tuning.shapes import PUBLISHED, Product, Transform
+from starquant.kernels.tuning.shapes import PUBLISHED, PUBLISHED_HEADS, Product, Transform
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Site
 from starquant.packed.tuned import tuned_file
@@ -63,12 +63,19 @@ class Kept:
         write_atomically(self.path, json.dumps(stored, indent=1, sort_keys=True) + "\n")
 
 
-def tune(file: Path, shapes: Sequence[Product | Transform], rows: Sequence[int], processes: int) -> None:
-    """Measure shapes that the file does not hold; prints a line each."""
+def cases_of(
+    shapes: Sequence[Product | Transform], heads: Sequence[Product], rows: Sequence[int]
+) -> list[tuple[int, Product | Transform]]:
+    """Return what is measured: blocks' shapes at all numbers of rows, heads at the fewest."""
+    return [*itertools.product(rows, shapes), *((min(rows), head) for head in heads)]
+
+
+def tune(file: Path, wanted: Sequence[tuple[int, Product | Transform]], processes: int) -> None:
+    """Measure shapes at numbers of rows that the file does not hold; prints a line each."""
     from starquant.kernels.tuning.measuring import candidates, compile_one, microseconds
 
     kept, progress = Kept(file, torch.cuda.get_device_name(0)), for_terminal()
-    todo = [(n, shape) for n, shape in itertools.product(rows, shapes) if not kept.holds(n, shape)]
+    todo = [(n, shape) for n, shape in wanted if not kept.holds(n, shape)]
     several = {case: candidates(*case) for case in todo}
     cases = [(n, shape, settings) for (n, shape), those in several.items() for settings in those]
     kernels = list({shape.kernel(settings): (n, shape, settings) for n, shape, settings in cases}.values())
@@ -94,6 +101,14 @@ def shapes_of(model: MaskedDiffusionModel) -> tuple[Product | Transform, ...]:
             kind = site if isinstance(site, Site) else site.kind
             shapes |= dict.fromkeys(_at(kind, module, [*sites.readers(site).values()]))
     return tuple(shapes)
+
+
+def heads_of(model: MaskedDiffusionModel) -> tuple[Product, ...]:
+    """Return the product of a packed model's head; none where it is not packed."""
+    head = model.trunk().head
+    if not isinstance(head, PackedLinear):
+        return ()
+    return (Product(head.out_features, head.in_features, head.weight_format.bits, False),)
 
 
 def _at(site: Site, module: nn.Module, readers: Sequence[nn.Module]) -> Iterator[Product | Transform]:
@@ -138,14 +153,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if min(values) < 1:
             raise ConfigError(f"--{name}: got {min(values)}, allowed: 1 or more")
     validate_gpu()
-    shapes = PUBLISHED
+    shapes, heads = PUBLISHED, PUBLISHED_HEADS
     if words.checkpoint is not None:
         from starquant.models import load_model
 
-        shapes = shapes_of(load_model(words.checkpoint, device="cuda"))
+        model = load_model(words.checkpoint, device="cuda")
+        shapes, heads = shapes_of(model), heads_of(model)
         if not shapes:
             raise ConfigError(f"{words.checkpoint}: is not packed; allowed: what export.dir wrote")
-    tune(words.out or tuned_file(), shapes, words.rows, words.processes)
+    tune(words.out or tuned_file(), cases_of(shapes, heads, words.rows), words.processes)
     return 0
 
 

@@ -13,10 +13,10 @@ from starquant.errors import ConfigError
 from starquant.kernels import tiles
 from starquant.kernels.tiles import RowTile, Tile, read_tiles
 from starquant.kernels.tuning import measuring
-from starquant.kernels.tuning.shapes import PUBLISHED, Product, Transform
+from starquant.kernels.tuning.shapes import PUBLISHED, PUBLISHED_HEADS, Product, Transform
 from starquant.numerics import kronecker_sizes
 from starquant.packed.description import use_integers
-from starquant.packed.tune import Kept, main, shapes_of
+from starquant.packed.tune import Kept, cases_of, heads_of, main, shapes_of
 from starquant.packed.tuned import use_tuned
 from tests.support.paths import REPOSITORY
 
@@ -51,7 +51,10 @@ def test_a_models_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [shape for shape in shapes_of(quarot) if isinstance(shape, Transform)] == [Transform(768, 24, True)]
     values = build("llada", "small", "w4a16", "cpu")
     assert set(shapes_of(values)) == {Product(*size, 4, False) for size in ((256, 256), (768, 256), (256, 768))}
-    assert shapes_of(build("llada", "small", "bf16", "cpu")) == ()
+    plain = build("llada", "small", "bf16", "cpu")
+    assert shapes_of(plain) == () and heads_of(plain) == ()
+    head = llada.trunk().head
+    assert heads_of(llada) == (Product(head.out_features, 256, 8, False),)
 
 
 def test_what_is_measured_without_a_checkpoint_are_the_published_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +67,9 @@ def test_what_is_measured_without_a_checkpoint_are_the_published_shapes(monkeypa
     ]
     transforms = {Transform(width, kronecker_sizes(width)[0], swiglu) for width, swiglu in widths}
     assert set(PUBLISHED) == products | transforms
+    assert {*PUBLISHED_HEADS} == {Product(shape.words, shape.hidden, 8, False) for shape in SHAPES.values()}
+    cases = cases_of(PUBLISHED, PUBLISHED_HEADS, (128, 16))
+    assert len(cases) == 2 * len(PUBLISHED) + 2 and {rows for rows, shape in cases if shape in PUBLISHED_HEADS} == {16}
 
 
 @pytest.mark.parametrize("rows", [16, 128, 1024])

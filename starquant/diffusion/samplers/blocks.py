@@ -24,7 +24,7 @@ from starquant.diffusion.samplers.base import (
     validate_positive,
 )
 from starquant.diffusion.samplers.canvas import Canvas, Look
-from starquant.diffusion.sampling import top_ranked
+from starquant.diffusion.sampling import commit, top_ranked
 from starquant.errors import ConfigError
 
 
@@ -148,7 +148,7 @@ class BlockSampler(Sampler):
                 masked_BC & canvas.block(number_B)
             )
         chosen = top_ranked(probability, rows, columns, canvas.ids_BC.shape, commit_B)
-        canvas.ids_BC[rows[chosen], columns[chosen]] = token[chosen]
+        commit(canvas.ids_BC, (rows, columns), token, chosen)
         state.ids_BL.copy_(canvas.ids_BC[:, : state.ids_BL.shape[1]])
 
     def candidates(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from starquant.diffusion.predictor import MaskPredictor
 from starquant.diffusion.samplers.base import DenoisingState, Positions
-from starquant.diffusion.sampling import rowwise_uniform, sample_tokens
+from starquant.diffusion.sampling import joined, rowwise_uniform, sample_tokens
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Look:
             drawn.append((token_N, probability_NV.gather(1, token_N[:, None])[:, 0]))
         if len(drawn) == 1:
             return drawn[0]
-        return torch.cat([token for token, _ in drawn]), torch.cat([p for _, p in drawn])
+        return joined([token for token, _ in drawn]), joined([p for _, p in drawn])
 
     def _seen(self, at: Positions) -> tuple[int, Tensor | None]:
         """Return the end of the columns that a pass computes for places, and which of them are there [B, C]."""

@@ -16,7 +16,7 @@ from starquant.diffusion.samplers.base import (
     validate_not_negative,
     validate_positive,
 )
-from starquant.diffusion.sampling import rowwise_uniform, sample_dream, top_ranked
+from starquant.diffusion.sampling import commit, joined, rowwise_uniform, sample_dream, top_ranked
 from starquant.errors import ConfigError, nearest
 
 
@@ -99,13 +99,17 @@ class DreamSampler(Sampler):
         ids = state.ids_BL
         for step in range(self.steps):
             masked_B = (ids == predict.mask_id).sum(1)
-            self.advance(predict, state, step, self.commits(torch.tensor(step, device=ids.device), masked_B))
+            self.advance(predict, state, step, self._share_of(masked_B, self._shares()[step].item()))
             if state.on_step is not None:
                 state.on_step(step, ids, None)
 
     def commits(self, step_B: Tensor, masked_B: Tensor) -> Tensor:
         """Return how many of its masked tokens each row commits at its step."""
-        return (masked_B.float() * self._shares(step_B)).long()
+        return self._share_of(masked_B, self._shares().to(step_B.device)[step_B])
+
+    @staticmethod
+    def _share_of(masked_B: Tensor, share: Tensor | float) -> Tensor:
+        return (masked_B.float() * share).long()
 
     def advance(self, predict: MaskPredictor, state: DenoisingState, step: int | Tensor, commit_B: Tensor) -> None:
         """Take one step from any state: commit `commit_B` tokens of each row, by chance under alg "origin".
@@ -113,19 +117,20 @@ class DreamSampler(Sampler):
         `step` is one for all rows, or one a row [B].
         """
         ids = state.ids_BL
-        rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
+        at = rows, _ = (ids == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
-        token, confidence = self.candidates(predict, state, (rows, columns))
+        token, confidence = self.candidates(predict, state, at)
         if self.alg == "origin":
-            share_B = self._shares(torch.as_tensor(step, device=ids.device)).expand(len(ids))
+            step_B = torch.as_tensor(step)
+            share_B = self._shares().to(step_B.device)[step_B].to(ids.device).expand(len(ids))
             chosen = rowwise_uniform(rows, state.generators) < share_B[rows]
         else:
             if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
                 noise = rowwise_uniform(rows, state.generators).clamp_min(1e-300)
                 confidence = confidence / self.alg_temp - (-noise.log()).log()
-            chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
-        ids[rows[chosen], columns[chosen]] = token[chosen]
+            chosen = top_ranked(confidence, *at, ids.shape, commit_B)
+        commit(ids, at, token, chosen)
 
     def candidates(
         self,
@@ -142,11 +147,11 @@ class DreamSampler(Sampler):
             )
             for part, logits_NV in predict.chunks(state.ids_BL, at, visible_BL=state.visible_BL, cache=cache)
         ]
-        return torch.cat([token for token, _ in drawn]), torch.cat([confidence for _, confidence in drawn])
+        return joined([token for token, _ in drawn]), joined([confidence for _, confidence in drawn])
 
-    def _shares(self, step_B: Tensor) -> Tensor:
-        """Return the share of the masked tokens that each row's step commits: all at the last one."""
+    def _shares(self) -> Tensor:
+        """Return the share of the masked tokens that each step commits: all at the last one."""
         times = torch.linspace(1, self.eps, self.steps + 1)
         share = 1 - times[1:] / times[:-1]
         share[-1] = 1.0
-        return share.to(step_B.device)[step_B]
+        return share

@@ -16,7 +16,7 @@ from starquant.diffusion.samplers.base import (
     validate_not_negative,
     validate_positive,
 )
-from starquant.diffusion.sampling import log_probability, rowwise_uniform, sample_tokens, top_ranked
+from starquant.diffusion.sampling import commit, joined, log_probability, rowwise_uniform, sample_tokens, top_ranked
 from starquant.diffusion.special_tokens import end_token_ids, eos_token_ids
 from starquant.errors import ConfigError, nearest
 
@@ -128,16 +128,18 @@ class LLaDASampler(Sampler):
 
         `step` is one for all rows, or one a row [B].
         """
-        ids = state.ids_BL
-        block = torch.as_tensor(step, device=ids.device) // (self.steps // self.blocks)
-        end = (state.prompt_length + (block + 1) * self.block_length).reshape(-1, 1)
-        reached = torch.arange(ids.shape[1], device=ids.device) < end
-        rows, columns = ((ids == predict.mask_id) & reached).nonzero(as_tuple=True)
-        if len(rows) == 0:
+        ids, steps = state.ids_BL, self.steps // self.blocks
+        end = state.prompt_length + (step // steps + 1) * self.block_length
+        if isinstance(end, int):
+            masked_BL = ids[:, :end] == predict.mask_id
+        else:
+            reached_BL = torch.arange(ids.shape[1], device=ids.device) < end.reshape(-1, 1)
+            masked_BL = (ids == predict.mask_id) & reached_BL
+        at = masked_BL.nonzero(as_tuple=True)
+        if len(at[0]) == 0:
             return
-        token, confidence = self.candidates(predict, state, (rows, columns))
-        chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
-        ids[rows[chosen], columns[chosen]] = token[chosen]
+        token, confidence = self.candidates(predict, state, at)
+        commit(ids, at, token, top_ranked(confidence, *at, ids.shape, commit_B))
 
     def candidates(
         self,
@@ -160,5 +162,5 @@ class LLaDASampler(Sampler):
                 logits_NV[:, ends] = -torch.inf
             confidences.append(log_probability(logits_NV, tokens[-1]).exp())
         if self.remasking == "random":
-            return torch.cat(tokens), rowwise_uniform(rows, state.generators)
-        return torch.cat(tokens), torch.cat(confidences)
+            return joined(tokens), rowwise_uniform(rows, state.generators)
+        return joined(tokens), joined(confidences)

@@ -17,7 +17,7 @@ from starquant.diffusion.samplers.base import validate_not_negative, validate_po
 from starquant.diffusion.samplers.blocks import BlockSampler, even_shares, validate_threshold
 from starquant.diffusion.samplers.canvas import Canvas, Look
 from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
-from starquant.diffusion.sampling import surest
+from starquant.diffusion.sampling import commit, surest
 from starquant.diffusion.special_tokens import eos_token_id
 
 
@@ -56,7 +56,7 @@ class LLaDA2Sampler(ScheduledBlockSampler):
                 return
             token, probability = look.at((rows, columns))
             chosen = surest((rows, columns), probability, ids_BC.shape, self.threshold, share)
-            ids_BC[rows[chosen], columns[chosen]] = token[chosen]
+            commit(ids_BC, (rows, columns), token, chosen)
             if self.eos_early_stop:
                 ended = chosen & (token == _eos(self.eos_id, look))
                 ended_B = torch.bincount(rows[ended], minlength=len(ids_BC)) > 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from starquant.diffusion.samplers.blocks import even_shares
 from starquant.diffusion.samplers.canvas import Canvas, Look
 from starquant.diffusion.samplers.scheduled_blocks import ScheduledBlockSampler
-from starquant.diffusion.sampling import surest
+from starquant.diffusion.sampling import commit, surest
 from starquant.diffusion.special_tokens import end_token_ids
 from starquant.errors import ConfigError, nearest
 
@@ -64,7 +64,7 @@ class SDARSampler(ScheduledBlockSampler):
             dynamic = self.remasking == "low_confidence_dynamic"
             threshold = self.threshold if dynamic else 1.0
             chosen = surest((rows, columns), probability, ids_BC.shape, threshold, share)
-            ids_BC[rows[chosen], columns[chosen]] = token[chosen]
+            commit(ids_BC, (rows, columns), token, chosen)
             yield
 
     def finished(self, look: Look, canvas: Canvas) -> Tensor:

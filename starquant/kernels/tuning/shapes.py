@@ -80,3 +80,6 @@ PUBLISHED: tuple[Product | Transform, ...] = (
     Transform(3584, 56, False),
     Transform(18944, 128, True),
 )
+
+#: Their heads at 8 bits, which few tokens ask for at a time.
+PUBLISHED_HEADS = (Product(126464, 4096, 8, False), Product(152064, 3584, 8, False))
