@@ -16,7 +16,7 @@ from torch import Tensor
 from starquant.calibration.batches import StateBatch, bin_of
 from starquant.errors import DataError
 from starquant.models.context import Context
-from starquant.numerics import BIDIRECTIONAL, ChannelMoments, RowSample, SecondMoment, States, TokenState
+from starquant.numerics import BIDIRECTIONAL, ChannelMoments, RowSample, SecondMoment, States, TokenState, all_finite
 
 Accumulator = TypeVar("Accumulator", ChannelMoments, SecondMoment)
 
@@ -83,7 +83,7 @@ class SiteStatistics:
             DataError: values that are not finite at a visible token.
         """
         visible_BL = context.of_tokens(batch.visible_BL.to(x_BLD.device))
-        if not bool(torch.isfinite(x_BLD[visible_BL]).all()):
+        if not all_finite(x_BLD[visible_BL]):
             raise DataError(f"{self.where}: activations are not finite (NaN or inf) on the calibration states")
         bin_B1 = bin_of(batch.ratio_B, self.bins)[:, None].to(x_BLD.device)
         bin_BL = context.of_tokens(bin_B1.expand(batch.ids_BL.shape))

@@ -29,6 +29,7 @@ from starquant.evaluation.compared_rows import Fidelity, compare_predictions, co
 from starquant.evaluation.reference import Head, WatchedPredictor, by_length
 from starquant.evaluation.trajectory_metrics import evenly, summarize
 from starquant.models.base import MaskedDiffusionModel
+from starquant.numerics import all_finite
 from starquant.session.progress import SILENT, Progress
 
 
@@ -127,7 +128,7 @@ def take_masked_reference(
     for _, kept in by_length([len(s.ids) for _, s, _ in wanted], batch_size, record, "reference", progress, "state"):
         made += kept
     made.sort(key=lambda state: (state.segment, state.state))
-    if not all(bool(torch.isfinite(state.residual_ND).all()) for state in made):
+    if not all(all_finite(state.residual_ND) for state in made):
         raise CheckpointError("fidelity: full-precision hidden states are not finite")
     return MaskedReference(tuple(made), Head.of(model))
 

@@ -23,6 +23,7 @@ from starquant.diffusion.special_tokens import padding_id
 from starquant.errors import CheckpointError, ConfigError, DataError
 from starquant.evaluation.trajectory_metrics import measured_positions
 from starquant.models.base import MaskedDiffusionModel
+from starquant.numerics import all_finite
 from starquant.session.progress import SILENT, Progress
 
 R = TypeVar("R")
@@ -150,7 +151,7 @@ def take_reference(
     for batch, recorded in by_length(lengths, batch_size, record, "reference", progress):
         references |= dict(zip(batch, recorded, strict=True))
     for index, prompt in references.items():
-        if not all(bool(torch.isfinite(h).all()) for h in prompt.residual.values()):
+        if not all(map(all_finite, prompt.residual.values())):
             raise CheckpointError(f"fidelity: full-precision hidden states of prompt {index} are not finite")
     return Reference(tuple(references[i] for i in range(len(prompts))), sampler, Head.of(model), max_positions)
 

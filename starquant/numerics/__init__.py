@@ -14,7 +14,7 @@ from starquant.numerics.hadamard import (
     random_signs,
 )
 from starquant.numerics.metrics import SqnrMeter, sqnr_db
-from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment
+from starquant.numerics.moments import ChannelMoments, RowSample, SecondMoment, all_finite
 from starquant.numerics.orthogonal import apply_kronecker, cayley, dual, fermat_sizes, kronecker_sizes
 from starquant.numerics.rms_norm import rms_norm
 from starquant.numerics.rotation import Rotation, random_rotation
@@ -41,6 +41,7 @@ __all__ = [
     "SqnrMeter",
     "States",
     "TokenState",
+    "all_finite",
     "apply_hadamard",
     "apply_kronecker",
     "by_rows",

@@ -5,6 +5,8 @@ Shapes: N rows (tokens), D channels. Accumulators take the number of channels an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,13 @@ from starquant.errors import DataError
 _DOUBLE_CHANNELS = 1024
 #: Up to this many channels, second moments are summed in float64; beyond, in float32, where 18,944 take 1.4 GB.
 _DOUBLE_SUMS = 8192
+#: Channels of a block of a symmetric product; of twice 384 on a CPU a quarter of the work is saved, of many half.
+_BLOCK = {"cpu": 384, "cuda": 2048}
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; one pass, where `isfinite` takes several and a mask."""
+    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all())
 
 
 def validate_finite_tensor(x: Tensor, what: str) -> None:
@@ -22,7 +31,7 @@ def validate_finite_tensor(x: Tensor, what: str) -> None:
     Raises:
         DataError: naming `what`.
     """
-    if not bool(torch.isfinite(x).all()):
+    if not all_finite(x):
         raise DataError(f"{what}: holds values that are not finite")
 
 
@@ -116,11 +125,13 @@ class SecondMoment:
     Where other rows y are added beside x, the sum of y~ x~^T.
 
     A chunk's own product is computed in float64 if the chunk is float64, or on the CPU for D <= 1024; else in float32.
+    Of a symmetric one the blocks above the diagonal are not computed, but filled in once somebody reads the sum.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self._sum_DD: Tensor | None = None
+        self._filled = True
 
     def update(self, x_ND: Tensor, weight_N: Tensor | None = None, beside_ND: Tensor | None = None) -> None:
         """Add rows, each multiplied by its weight first; a weighted row still counts as one.
@@ -144,35 +155,54 @@ class SecondMoment:
         if weight_N is not None:
             validate_finite_tensor(weight_N, "token weights")
             x_ND, y_ND = (rows_ND * weight_N.to(rows_ND)[:, None] for rows_ND in (x_ND, y_ND))
-        width = x_ND.shape[1]
-        if width <= _DOUBLE_SUMS:
-            self._add((y_ND.T @ x_ND).double(), len(x_ND))
-            return
         if self._sum_DD is None:
-            self._sum_DD = torch.zeros(width, width, device=x_ND.device)
-        self._sum_DD.addmm_(y_ND.T.float(), x_ND.float())  # no second matrix of this size
+            width = x_ND.shape[1]
+            kind = torch.float64 if width <= _DOUBLE_SUMS else torch.float32
+            self._sum_DD = torch.zeros(width, width, dtype=kind, device=x_ND.device)
+        _add_product(self._sum_DD, y_ND, x_ND, symmetric=beside_ND is None)
+        self._filled &= beside_ND is not None
         self.count += len(x_ND)
 
     def merge(self, other: SecondMoment) -> None:
         """Add everything that `other` has seen."""
-        if other.count:
-            self._add(_seen(other._sum_DD), other.count)
-
-    def _add(self, sum_DD: Tensor, count: int) -> None:
-        if self._sum_DD is None:
-            self._sum_DD = torch.zeros_like(sum_DD)
-        self._sum_DD += sum_DD.to(self._sum_DD.device)
-        self.count += count
+        if not other.count:
+            return
+        theirs_DD = _seen(other._sum_DD)
+        self._sum_DD = theirs_DD.clone() if self._sum_DD is None else self._sum_DD.add_(theirs_DD.to(self._sum_DD))
+        self._filled &= other._filled
+        self.count += other.count
 
     @property
     def total(self) -> Tensor:
         """The sum itself, not a copy; raises DataError when no rows were seen."""
-        return _seen(self._sum_DD)
+        sum_DD = _seen(self._sum_DD)
+        if not self._filled:
+            for block in _blocks(sum_DD):
+                sum_DD[: block.start, block] = sum_DD[block, : block.start].T
+            self._filled = True
+        return sum_DD
 
     @property
     def mean(self) -> Tensor:
         """The sum divided by the count of rows; raises DataError when no rows were seen."""
-        return _seen(self._sum_DD) / self.count
+        return self.total / self.count
+
+
+def _blocks(sum_DD: Tensor) -> Iterator[slice]:
+    """Yield runs of channels."""
+    width, size = len(sum_DD), _BLOCK.get(sum_DD.device.type, _BLOCK["cpu"])
+    yield from (slice(start, min(start + size, width)) for start in range(0, width, size))
+
+
+def _add_product(sum_DD: Tensor, y_ND: Tensor, x_ND: Tensor, symmetric: bool) -> None:
+    """Add y^T x in the rows' dtype, of a symmetric one the blocks up to the diagonal; no second matrix of its size."""
+    for block in _blocks(sum_DD):
+        there_bD = sum_DD[block, : block.stop] if symmetric else sum_DD[block]
+        columns_ND = x_ND[:, : there_bD.shape[1]]
+        if x_ND.dtype == sum_DD.dtype:
+            there_bD.addmm_(y_ND[:, block].T, columns_ND)
+        else:
+            there_bD += y_ND[:, block].T @ columns_ND
 
 
 class RowSample:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
-import torch
 from torch import Tensor, nn
 
 from starquant.config.bits import ActivationSpec, AttentionSpec, BitsSpec, WeightSpec
@@ -25,6 +24,7 @@ from starquant.numerics import (
     Quantized,
     SqnrMeter,
     TokenState,
+    all_finite,
     dequantize,
     quantize,
 )
@@ -184,7 +184,7 @@ def quantize_linear(
     sqnr, reason = None, None
     if weights.quantizes and solve is not None:
         original = info.module.weight.data
-        if not bool(torch.isfinite(original).all()):
+        if not all_finite(original):
             raise CheckpointError(f"{info.name}.weight: holds values that are not finite")
         quantized = solve(info, weights)
         sqnr = _sqnr_of(original, quantized)

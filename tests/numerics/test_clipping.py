@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from starquant.errors import ConfigError, DataError
-from starquant.numerics import PerChannel, PerGroup, QuantFormat, fake_quantize, mse_clip, output_clip
+from starquant.numerics import PerChannel, PerGroup, QuantFormat, clipping, fake_quantize, mse_clip, output_clip
 
 FORMATS = [
     QuantFormat(bits, symmetric, granularity)
@@ -48,6 +48,28 @@ def test_mse_clip_is_the_best_ratio_of_every_run(fmt: QuantFormat, norm: float) 
             errors[1.0 - i / 20] = float((fake_quantize(run[None], one) - run).abs().double().pow(norm).sum())
         best = min(errors.values())
         assert errors[min(errors, key=lambda r: abs(r - found))] == pytest.approx(best, rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "fmt", [*FORMATS, QuantFormat(8, True, PerChannel()), QuantFormat(4, True, PerGroup(64))], ids=str
+)
+@pytest.mark.parametrize("norm", [2.0, 2.4, 3.0])
+def test_powers_that_are_left_out_change_nothing(
+    fmt: QuantFormat, norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of many kinds: normal, with outliers, of zeros, of one number, heavy-tailed, tiny, huge."""
+    monkeypatch.setattr(clipping, "PRUNED", 1)
+    weight = torch.randn(40, 192, generator=torch.Generator().manual_seed(2))
+    weight[::3, 5] *= 30.0
+    weight[1], weight[2, 1:], weight[4] = 0.0, 0.0, 1.5
+    weight[8:16] = weight[8:16].pow(5)
+    weight[16:20] *= 1e-18
+    weight[20:24] *= 1e12
+    weight[24:28] = weight[24:28].round()
+    expected = clipping._power_search(weight, fmt, norm, 100, 0.8)
+    assert torch.equal(mse_clip(weight, fmt, norm=norm), expected)
+    monkeypatch.setattr(clipping, "PRUNED", 10**9)
+    assert torch.equal(mse_clip(weight, fmt, norm=norm), expected)
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

@@ -164,6 +164,45 @@ def test_wide_second_moments_are_summed_in_float32(monkeypatch: pytest.MonkeyPat
     assert torch.allclose(parts[0].mean.double(), exact.mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [1, 5, 6, 11, 12, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_half_of_a_symmetric_product_is_computed_and_all_of_it_read(
+    block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read, added and merged in between, and of rows beside others, whose product is not symmetric."""
+    monkeypatch.setattr(moments, "_BLOCK", {"cpu": block})
+    monkeypatch.setattr(moments, "_DOUBLE_CHANNELS", 4)
+    x, y = (torch.randn(90, 12, generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in (3, 4))
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    symmetric, beside, other = SecondMoment(), SecondMoment(), SecondMoment()
+    for part in range(3):
+        rows = slice(30 * part, 30 * part + 30)
+        symmetric.update(x[rows])
+        beside.update(x[rows], beside_ND=y[rows])
+        expected = (x[: rows.stop].T @ x[: rows.stop]).double()
+        torch.testing.assert_close(symmetric.total, expected, **near)
+    torch.testing.assert_close(beside.total, (y.T @ x).double(), **near)
+    other.update(x)
+    other.merge(symmetric)
+    beside.merge(symmetric)
+    torch.testing.assert_close(other.total, 2 * (x.T @ x).double(), **near)
+    torch.testing.assert_close(beside.total, (y.T @ x + x.T @ x).double(), **near)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (1,), (5, 7)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_finite(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    x = torch.full(shape, largest, dtype=dtype)
+    x.flatten()[:1] = -largest
+    assert moments.all_finite(x)
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        for place in {0, x.numel() // 2, x.numel() - 1} if x.numel() else ():
+            worse = x.clone()
+            worse.view(-1)[place] = bad
+            assert not moments.all_finite(worse)
+
+
 @pytest.mark.parametrize("make", [ChannelMoments, SecondMoment, lambda: RowSample(4, 0)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_refused(make: Callable[[], RowSample], bad: float) -> None:
