@@ -1,5 +1,8 @@
 """GPTQ: weights rounded one input at a time, the others making up for each error (arXiv 2210.17323).
 
+With H = U U^T, U upper triangular, an input j is rounded at w_j + sum_{i<j} (w_i - q_i) U_ij / U_jj: what GPTQ's factor
+of the inverse of H gives, without an inverse (LDLQ, theorem 6 of QuIP, arXiv 2307.13304).
+
 Linears that read the same input share H, and what is computed of it (`factorize`). Computed in float64 on the CPU for
 up to 2048 inputs, else in float32; numbers are rounded to the grid in float32, as in `quantize`. H is divided by its
 mean diagonal first, so its scale does not matter.
@@ -41,7 +44,7 @@ class Factor:
     """What GPTQ takes of H.
 
     Attributes:
-        upper_II: R, upper triangular with R^T R = (H + damping I)^-1, in the order that inputs are solved in.
+        upper_II: U, upper triangular with U U^T = H + damping I, in the order that inputs are solved in.
         order_I: that order; None for the natural one.
         dead_I: inputs that calibration never saw active.
         damping: share of the mean diagonal that was finally added to the diagonal of H.
@@ -121,7 +124,8 @@ def made_up(weight: Tensor, factor: Factor, moved_II: Tensor, share: float) -> T
     upper_II = factor.upper_II
     order_I = torch.arange(len(upper_II), device=upper_II.device) if factor.order_I is None else factor.order_I
     error_OI = weight.to(upper_II) @ moved_II.to(upper_II) / factor.scale.to(upper_II)
-    solved_OI = error_OI[:, order_I] @ upper_II.T @ upper_II
+    half_OI = torch.linalg.solve_triangular(upper_II.T, error_OI[:, order_I], upper=False, left=False)
+    solved_OI = torch.linalg.solve_triangular(upper_II, half_OI, upper=True, left=False)
     return weight + share * solved_OI[:, torch.argsort(order_I)].to(weight)
 
 
@@ -175,12 +179,11 @@ def _validate_inputs(weight: Tensor, fmt: QuantFormat, block_size: int) -> None:
 
 
 def _factorised(turned_II: Tensor, percdamp: float) -> tuple[Tensor, float]:
-    """Return the upper triangular R with R^T R = (H + damping I)^-1, for the smallest damping that works, and it.
+    """Return the upper triangular U with U U^T = H + damping I, for the smallest damping that works, and it.
 
-    With the inputs in reverse order H = L L^T; turned back, L is the U of H = U U^T, and R = U^-1. Overwrites its
-    argument.
+    With the inputs in reverse order H = L L^T; turned back, L is U. Overwrites its argument.
     """
-    # A pivot lost in rounding errors counts as a failure: its inverse would be noise, not an error message.
+    # A pivot lost in rounding errors counts as a failure: what is divided by it would be noise, not an error message.
     floor = len(turned_II) * torch.finfo(turned_II.dtype).eps
     diagonal_I = turned_II.diagonal().clone()
     damping, last = percdamp, max(1.0, 1000.0 * percdamp)
@@ -188,27 +191,12 @@ def _factorised(turned_II: Tensor, percdamp: float) -> tuple[Tensor, float]:
         turned_II.diagonal().copy_(diagonal_I + damping)
         lower_II, failed = torch.linalg.cholesky_ex(turned_II)
         if not int(failed) and float(lower_II.diagonal().min()) ** 2 > floor:
-            del turned_II
-            _invert_lower(lower_II)
+            del turned_II  # one of them has to go before the next is made
             return torch.flip(lower_II, (0, 1)), damping
         del lower_II
         if damping >= last:
             raise DataError(f"hessian: is not positive definite, even with {damping:g} of its mean diagonal added")
         damping = min(10.0 * damping, last) if damping else 1e-6
-
-
-def _invert_lower(lower_II: Tensor, leaf: int = 256) -> None:
-    """Invert a lower triangular matrix in place: [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]."""
-    inputs = len(lower_II)
-    if inputs <= leaf:
-        identity_II = torch.eye(inputs, dtype=lower_II.dtype, device=lower_II.device)
-        lower_II.copy_(torch.linalg.solve_triangular(lower_II, identity_II, upper=False))
-        return
-    half = inputs // 2
-    a, b, c = lower_II[:half, :half], lower_II[half:, :half], lower_II[half:, half:]
-    _invert_lower(a, leaf)
-    _invert_lower(c, leaf)
-    b.copy_((c @ b).neg_() @ a)
 
 
 @dataclass(frozen=True)
@@ -224,21 +212,23 @@ class _Columns:
         return self.scale[group], None if self.zero is None else self.zero[group]
 
 
-def _solve(w_IO: Tensor, factor_II: Tensor, columns: _Columns, fmt: QuantFormat, block_size: int) -> Tensor:
-    """Return int16 codes [I, O]; overwrites `w_IO`."""
+def _solve(w_IO: Tensor, upper_II: Tensor, columns: _Columns, fmt: QuantFormat, block_size: int) -> Tensor:
+    """Return int16 codes [I, O]."""
     codes_IO = torch.empty(w_IO.shape, dtype=torch.int16, device=w_IO.device)
+    owed_IO = torch.zeros_like(w_IO)  # sum over the inputs that are solved of error_i U_ij
     for start in range(0, len(w_IO), block_size):
         stop = min(start + block_size, len(w_IO))
         scale_BO, zero_BO = columns.of_block(start, stop)
-        w_BO, factor_BB = w_IO[start:stop], factor_II[start:stop, start:stop]
+        w_BO, owed_BO, upper_BB = w_IO[start:stop], owed_IO[start:stop], upper_II[start:stop, start:stop]
         error_BO = torch.empty_like(w_BO)
         for i in range(stop - start):
             zero_O = None if zero_BO is None else zero_BO[i]
-            codes_O = round_to_grid(w_BO[i].float(), scale_BO[i], zero_O, fmt)
+            target_O = w_BO[i] + owed_BO[i] / upper_BB[i, i]
+            codes_O = round_to_grid(target_O.float(), scale_BO[i], zero_O, fmt)
             codes_IO[start + i] = codes_O.to(torch.int16)
             values_O = (codes_O if zero_O is None else codes_O - zero_O) * scale_BO[i]
-            error_BO[i] = (w_BO[i] - values_O) / factor_BB[i, i]
-            w_BO[i + 1 :].addr_(factor_BB[i, i + 1 :], error_BO[i], alpha=-1.0)
+            error_BO[i] = w_BO[i] - values_O
+            owed_BO[i + 1 :].addr_(upper_BB[i, i + 1 :], error_BO[i])
         # Later blocks catch up on this whole block at once.
-        w_IO[stop:].addmm_(factor_II[start:stop, stop:].T, error_BO, alpha=-1.0)
+        owed_IO[stop:].addmm_(upper_II[start:stop, stop:].T, error_BO)
     return codes_IO

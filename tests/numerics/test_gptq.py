@@ -186,14 +186,13 @@ def test_many_inputs_are_solved_in_float32() -> None:
 
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("inputs", [48, 700])
-def test_a_factor_is_the_cholesky_factor_of_the_inverse(inputs: int, act_order: bool) -> None:
+def test_a_factor_times_its_transpose_is_the_damped_moment(inputs: int, act_order: bool) -> None:
     rows = torch.randn(2 * inputs, inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     hessian = rows.T @ rows
     factor = factorize(hessian, percdamp=0.05, act_order=act_order)
     order = torch.arange(inputs) if factor.order_I is None else factor.order_I
     damped = (hessian / hessian.diagonal().mean())[order][:, order] + 0.05 * torch.eye(inputs, dtype=torch.float64)
-    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    assert torch.allclose(factor.upper_II, expected, rtol=1e-9, atol=1e-10)
+    assert torch.allclose(factor.upper_II @ factor.upper_II.T, damped, rtol=1e-9, atol=1e-10)
     assert torch.equal(factor.upper_II, factor.upper_II.triu())
     assert (factor.order_I is None) != act_order
 
