@@ -11,7 +11,7 @@ from starquant.config.methods.star_quant import TransformOptions
 from starquant.methods.fitted import ENDS, block_part
 from starquant.methods.star_quant.base_transform import Group, Transform, output_errors
 from starquant.methods.star_quant.learned_transform import _Batches, _Loss, learn
-from starquant.numerics import PerChannel, PerToken, QuantFormat
+from starquant.numerics import PerChannel, PerToken, QuantFormat, dual
 from starquant.session.progress import Progress
 from tests.support.methods import method_named
 from tests.support.models import fresh
@@ -27,16 +27,24 @@ def group_of(counts: tuple[int, int], gate: tuple[int, int] = (2, 3)) -> Group:
     return Group(weights, rows, *FOUR, gate, True)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("start", ["identity", "dense", "kronecker", "invertible"])
 @pytest.mark.parametrize("counts", [(64, 64), (64, 16), (48, 128)])
-def test_losses_of_batches_have_the_objective_as_their_mean(counts: tuple[int, int]) -> None:
-    """Over as many steps as it takes to see every row of both states equally often."""
-    group, transform = group_of(counts), Transform([torch.linalg.qr(torch.randn(32, 32))[0]])
-    clip = torch.tensor([0.9, 0.7])
-    loss_of = _Loss(group, 16)
-    loss_of.clip_weights(transform)
+def test_losses_of_batches_have_the_objective_as_their_mean(counts: tuple[int, int], start: str) -> None:
+    """Over as many steps as it takes to see every row of both states equally often, from wherever P starts."""
+    torch.manual_seed(3)
+    group, clip = group_of(counts), torch.tensor([0.9, 0.7])
+    sizes = (4, 8) if start == "kronecker" else (32,)
+    rotations, factors = ([torch.linalg.qr(torch.randn(n, n).double())[0] for n in sizes] for _ in range(2))
+    if start == "invertible":
+        factors = [factors[0] @ torch.diag(torch.linspace(0.5, 2.0, 32).double())]
+    begun = Transform(factors, [dual(factor) for factor in factors] if start == "invertible" else ())
+    whole = Transform(rotations) if start == "identity" else begun.turned(rotations)
+    loss_of = _Loss(group, 16, Transform([]) if start == "identity" else begun)
+    rotation, whole = Transform(rotations).to(clip), whole.to(clip)
+    loss_of.clip_weights(rotation)
     steps = 24  # rows are seen 6 times, or 24; 8, or 3
-    losses = [float(loss_of(transform, clip)) for _ in range(steps)]
-    assert sum(losses) / steps == pytest.approx(sum(output_errors(group, transform, clip)), rel=1e-4)
+    losses = [float(loss_of(rotation, clip)) for _ in range(steps)]
+    assert sum(losses) / steps == pytest.approx(sum(output_errors(group, whole, clip)), rel=1e-4)
     assert len(set(losses)) > 1
 
 

@@ -70,10 +70,9 @@ class _Free:
         tensors = [*self.free, self.logits_S]
         return [{"params": [t], "lr": rate} for t, rate in zip(tensors, rates, strict=True) if t.requires_grad]
 
-    def transform(self) -> Transform:
-        """Return the transform as it stands, differentiable."""
-        start = self.start.to(self.logits_S.float())
-        return start.turned([cayley(free) for free in self.free]) if self.rotate else start
+    def rotation(self) -> Transform:
+        """Return what stands behind the start as it is, differentiable; nothing where P does not learn."""
+        return Transform([cayley(free) for free in self.free] if self.rotate else [])
 
     def state_clip(self) -> Tensor | None:
         """Return the clip ratios, differentiable."""
@@ -108,18 +107,18 @@ def learn(
     Raises:
         DataError: what was learned is not finite.
     """
+    loss_of = _Loss(group, options.batch, start)
     with torch.enable_grad(), products_as(options.products, _fewest_bits(group)):
         free = _Free(start, group, options, rotate)
         optimizer = torch.optim.Adam(free.groups(options))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
-        loss_of = _Loss(group, options.batch)
         if not rotate:
-            loss_of.keep(free.transform())
+            loss_of.keep(free.rotation())
         for step in watch.steps(options.steps):
-            transform = free.transform()
+            rotation = free.rotation()
             if rotate and group.mse_clip and step % options.clip_every == 0:
-                loss_of.clip_weights(transform)
-            loss = loss_of(transform, free.state_clip())
+                loss_of.clip_weights(rotation)
+            loss = loss_of(rotation, free.state_clip())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -142,6 +141,7 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, watch: Watc
     """
     weight_OD = groups[0].weights[0]
     width, device = weight_OD.shape[1], weight_OD.device
+    losses = [_Loss(group, options.batch, Transform([])) for group in groups]
     with torch.enable_grad(), products_as(options.products, _fewest_bits(groups[0])):
         free_DD = torch.zeros(width, width, dtype=torch.float32, device=device, requires_grad=True)
         shape = (len(groups), len(groups[0].states))
@@ -151,7 +151,6 @@ def learn_shared(groups: Sequence[Group], options: TransformOptions, watch: Watc
             learning.append({"params": [logits_GS], "lr": options.clip_learning_rate})
         optimizer = torch.optim.Adam(learning, lr=options.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps * len(groups))
-        losses = [_Loss(group, options.batch) for group in groups]
         for step in watch.steps(options.steps):
             total = torch.zeros((), device=device)
             for index, loss_of in enumerate(losses):
@@ -192,15 +191,20 @@ class _Batches:
 
 
 class _Loss:
-    """The error of a group's output as a function of P, with weight clip ratios that are searched now and then."""
+    """The error of a group's output as a function of P, with weight clip ratios that are searched now and then.
 
-    def __init__(self, group: Group, batch: int) -> None:
+    Rows and weights are held behind the transform that P starts from: a step multiplies by what is learned alone.
+    """
+
+    def __init__(self, group: Group, batch: int, start: Transform) -> None:
         self.group = group
         self.clip: Tensor | None = None
         self.kept: tuple[Tensor, Tensor] | None = None
-        self.weight_OD = torch.cat([weight.float() for weight in group.weights])
-        self.rows_ND = torch.cat([rows.float() for rows in group.rows_SND])
-        self.target_NO = self.rows_ND @ self.weight_OD.T
+        weight_OD, rows_ND = (torch.cat([x.float() for x in of]) for of in (group.weights, group.rows_SND))
+        self.target_NO = rows_ND @ weight_OD.T
+        with torch.no_grad():
+            start = start.to(rows_ND)
+            self.weight_OD, self.rows_ND = start.of_weight(weight_OD), start(rows_ND)
         device, counts = self.rows_ND.device, [len(rows) for rows in group.rows_SND]
         self.state_N = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
         self.keep_GD = gate_channels(self.rows_ND.shape[1], *group.gate, device)
