@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from starquant.diffusion.masking import seeded_generator
 from starquant.diffusion.predictor import MaskPredictor
-from starquant.diffusion.samplers import BlockSampler, DenoisingState, OnStep, Sampler
+from starquant.diffusion.samplers import DenoisingState, OnStep, Sampler
 from starquant.diffusion.special_tokens import end_token_ids
 from starquant.errors import ConfigError
 
@@ -25,7 +25,6 @@ def generate(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     on_step: OnStep | None = None,
-    whole_blocks: bool = False,
 ) -> Tensor:
     """Return ids [B, prompt + answer].
 
@@ -38,7 +37,6 @@ def generate(
         seeds: one a row instead, used as they are.
         on_step: called after every denoising step with (step, ids [B, prompt + answer], rows that took it [B] or None
             for all: in block diffusion rows wait for others); ids change in place.
-        whole_blocks: of block diffusion, return what stands behind the answer in its last block as well.
 
     Raises:
         ValueError: prompt ids that are not [B, P] integers, a mask or seeds of another size.
@@ -56,8 +54,7 @@ def generate(
     validate_room(predict.config, prompt_ids.shape[1], sampler.answer_length)
     generators = _generators(prompt_ids, attention_mask, seed, seeds)
     prompt_ids = prompt_ids.to(predict.device)
-    behind = sampler.behind(prompt_ids.shape[1]) if whole_blocks and isinstance(sampler, BlockSampler) else 0
-    answer = prompt_ids.new_full((len(prompt_ids), sampler.answer_length + behind), predict.mask_id)
+    answer = prompt_ids.new_full((len(prompt_ids), sampler.answer_length), predict.mask_id)
     ids_BL = torch.cat((prompt_ids, answer), dim=1)
     visible = None
     if attention_mask is not None and not bool(attention_mask.bool().all()):

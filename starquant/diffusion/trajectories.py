@@ -30,11 +30,6 @@ class Trajectory:
     mask_id: int
     stepped_SB: Tensor
 
-    @property
-    def ratio_SB(self) -> Tensor:
-        """Mask ratio of the answer at each state."""
-        return (self.ids_SBL[:, :, self.prompt_length :] == self.mask_id).double().mean(2)
-
 
 def record_trajectory(
     model: nn.Module | MaskPredictor,

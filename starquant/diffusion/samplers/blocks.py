@@ -76,10 +76,6 @@ class BlockSampler(Sampler):
         """Places are chosen by confidence."""
         return False
 
-    def behind(self, prompt_length: int) -> int:
-        """Return how many places of the last block stand behind the answer to a prompt."""
-        return -(prompt_length + self.gen_length) % self.block_length
-
     def reach(self, answer_BG: Tensor, prompt_B: Tensor, mask_id: int) -> Tensor | None:
         """Return each row's first block with masks, [B, G]; of one that reaches beyond the answer nothing.
 
