@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo smol test test-slow test-gpu test-llama checks format clean
+.PHONY: help setup demo smol test test-slow test-gpu gpu test-llama checks format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -30,7 +30,11 @@ test-slow: $(STAMP) ## run the tests marked slow
 	$(BIN)/python -m pytest -n auto -m slow
 
 test-gpu: $(STAMP) ## run the tests marked gpu (a GPU and the extra 'triton')
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -n auto --dist worksteal -m gpu
+
+gpu: test-gpu ## all that a GPU is needed for: its tests, launch settings, the table of speed and memory
+	$(BIN)/starquant tune
+	$(BIN)/python run.py experiment=table4_efficiency
 
 test-llama: $(STAMP) ## install llama.cpp (it compiles: a C++ compiler, cmake, minutes) and run the tests of GGUF files
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,llama]'

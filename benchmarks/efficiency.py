@@ -24,6 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +52,17 @@ SMALL = 100  # kernels of a graph that measures what a launch takes
 ANSWER = 128  # tokens of a generated answer, and of its prompt
 
 
+ROUNDS = 5  # that a GPU is given at once: it must not wait for the next
+
+
 def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> float:
     """Return the median milliseconds of a call, after warm-up; device events on a GPU."""
-    on_gpu, times, began = device != "cpu", [], time.perf_counter()
+    on_gpu, times, began = device != "cpu", list[float](), time.perf_counter()
     for _ in range(3 if on_gpu else 1):
         work()
     while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 200):
         if on_gpu:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            work()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
+            times += gpu_milliseconds(work, ROUNDS)
         else:
             at = time.perf_counter()
             work()
@@ -71,10 +70,21 @@ def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> floa
     return statistics.median(times)
 
 
-def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: str) -> dict[str, float]:
-    """Return milliseconds by part of one forward launched by Python, measured around modules (else `kernels_of`).
+def gpu_milliseconds(work: Callable[[], object], rounds: int) -> list[float]:
+    """Return the time of each round, all queued before any is waited for."""
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for start, end in pairs:
+        start.record()
+        work()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in pairs]
 
-    The quantization kernels hold transforms, gates and TAC; what they cost is the difference to `w4a4-plain`.
+
+def parts(model: MaskedDiffusionModel, forward: Callable[[], object]) -> dict[str, float]:
+    """Return milliseconds by part of one forward on a CPU, measured around modules.
+
+    Sites hold transforms, gates and TAC; what they cost is the difference to `w4a4-plain`.
     """
     kinds: list[tuple[str, Callable[[nn.Module], bool]]] = [
         ("head", lambda m: m is model.trunk().head),
@@ -82,39 +92,25 @@ def parts(model: MaskedDiffusionModel, forward: Callable[[], object], device: st
         ("quantization", lambda m: isinstance(m, InputSite)),
         ("attention", lambda m: isinstance(m, AttentionCore)),
     ]
-    spans: list[tuple[str, Any, Any]] = []
-    open_spans, handles = list[Any](), []
-
-    def now() -> Any:
-        if device == "cpu":
-            return 1000 * time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    milliseconds = dict.fromkeys(("whole", *(name for name, _ in kinds)), 0.0)
+    open_spans, handles = list[float](), []
 
     def enter(*_: object) -> None:
-        open_spans.append(now())
+        open_spans.append(time.perf_counter())
 
     def leave(*_: object, kind: str) -> None:
-        spans.append((kind, open_spans.pop(), now()))
+        milliseconds[kind] += 1000 * (time.perf_counter() - open_spans.pop())
 
     for module in model.modules():
         kind = next((name for name, belongs in kinds if belongs(module)), None)
         if kind is not None:
             handles.append(module.register_forward_pre_hook(enter))
             handles.append(module.register_forward_hook(functools.partial(leave, kind=kind)))
+    enter()
     forward()
-    spans.clear()
-    begin = now()
-    forward()
-    spans.append(("whole", begin, now()))
+    leave(kind="whole")
     for handle in handles:
         handle.remove()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    milliseconds: dict[str, float] = {}
-    for kind, start, end in spans:
-        milliseconds[kind] = milliseconds.get(kind, 0.0) + (end - start if device == "cpu" else start.elapsed_time(end))
     milliseconds["rest"] = 2 * milliseconds["whole"] - sum(milliseconds.values())
     return {name: round(value, 4) for name, value in milliseconds.items()}
 
@@ -184,14 +180,14 @@ def forward_row(
     ids[:, -PREDICTED:] = int(model.config.mask_token_id)
     positions = (ids == model.mask_token_id).nonzero(as_tuple=True)
     forward = functools.partial(model, input_ids=ids, logit_positions=positions)
+    forward()  # what is compiled and set up once is not the forward's
     with PeakMemory(device) as peak:
         forward()
     work = forward if row["launch"] == "eager" or device == "cpu" else capture(forward)
     took, count = clock(work, device, arguments.seconds), counted(model, rows, length)
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
     timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
-    by_module = row["launch"] == "eager" or device == "cpu"
-    split = parts(model, forward, device) if by_module else kernels_of(forward)
+    split = parts(model, forward) if device == "cpu" else {} if row["launch"] == "graph" else kernels_of(forward)
     energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device), 2 * arguments.seconds)
     return timing | {"joules": energy, "roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 
@@ -220,7 +216,7 @@ def rows_of(family: str, precision: str, launch: str, arguments: argparse.Namesp
 
 @torch.inference_mode()
 def measure(family: str, precision: str, arguments: argparse.Namespace, file: Results) -> Iterator[dict[str, Any]]:
-    """Yield rows that the file does not hold; blocks are compiled once for all shapes."""
+    """Yield rows that the file does not hold, with an `error` where one failed; blocks are compiled once."""
     todo = {launch: rows_of(family, precision, launch, arguments) for launch in arguments.launches}
     todo = {launch: [row for row in rows if not file.holds(row)] for launch, rows in todo.items()}
     if not any(todo.values()):
@@ -238,7 +234,8 @@ def measure(family: str, precision: str, arguments: argparse.Namespace, file: Re
                     )
                 except Exception as error:  # another launch, another size may work
                     reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
-                    print(f"  {launch} {row['batch']} x {row['tokens']}: {reason}", file=sys.stderr)
+                    print(f"  {launch} {row['kind']} {row['batch']} x {row['tokens']}: {reason}", file=sys.stderr)
+                    yield row | {"error": reason}
                 else:
                     yield row | size | timing
                 if arguments.device != "cpu":
@@ -268,11 +265,21 @@ def main() -> None:
     if arguments.device != "cpu" and not torch.cuda.is_available():
         raise SystemExit(f"error: --device {arguments.device}: there is no GPU here")
     validate_tensor_cores(torch.device(arguments.device))
+    with torch.cuda.device(arguments.device) if arguments.device != "cpu" else nullcontext():  # streams, graphs, events
+        raise SystemExit(measure_all(arguments))
+
+
+def measure_all(arguments: argparse.Namespace) -> int:
+    """Measure what the file does not hold, and print it; returns 1 where something could not be measured."""
     name = torch.cuda.get_device_name(arguments.device) if arguments.device != "cpu" else platform.processor() or "cpu"
     file = Results(arguments.out, name, ceilings(arguments.device))
     print(f"{name}, torch {torch.__version__}, triton {'yes' if HAS_TRITON else 'no'}; {file.ceilings}", flush=True)
+    failed = 0
     for family, precision in itertools.product(arguments.families, arguments.precisions):
         for row in measure(family, precision, arguments, file):
+            if "error" in row:
+                failed += 1
+                continue
             file.add(row)
             figures = (
                 f"{row['ms']:9.2f} ms {row['tokens_per_s']:10.0f} tokens/s {row['resident_bytes'] / 2**30:6.2f} GiB"
@@ -282,6 +289,9 @@ def main() -> None:
                 f"{family} {precision:13s} {row['launch']:8s} {row['kind']:10s} {row['batch']:3d} x {row['tokens']:5d}"
             )
             print(what, figures + of, flush=True)
+    if failed:
+        print(f"error: {failed} rows could not be measured (above)", file=sys.stderr)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

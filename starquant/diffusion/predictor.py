@@ -113,8 +113,8 @@ class MaskPredictor:
         """Return how many positions' logits are computed at once: more where each time costs the head's unpacking."""
         trunk = self.model.trunk()
         least: int = getattr(type(trunk.head), "inputs_at_once", 1)
-        device = trunk.embedding.weight.device.type
-        return max(least, _ELEMENTS.get(device, 2**23) // int(trunk.embedding.num_embeddings))
+        elements = _ELEMENTS.get(self.device.type, 2**23)
+        return max(least, elements // int(trunk.embedding.num_embeddings))
 
     def _encode(
         self, ids_BL: Tensor, visible_BL: Tensor | None, cache: Cache | None, position_BL: Tensor | None = None

@@ -14,6 +14,8 @@ import torch
 
 from starquant.errors import ConfigError
 
+#: Rows that settings are told apart by; more share those of as many.
+MOST_ROWS = 2048
 #: Of a processor: they decide how many programs it holds at a time.
 REGISTERS = 65536
 
@@ -67,7 +69,9 @@ class Measured:
 def tile(rows: int, outputs: int, columns: int, integer: bool, device: torch.device) -> Tile:
     """Return the settings of a product of [rows, K] with a weight of `columns` bytes a row."""
     measured = MEASURED.get(_name(device), NOTHING).products.get(key(rows, outputs, columns, integer))
-    return rule(rows, outputs, columns, integer, processors(device)) if measured is None else measured
+    if measured is None or (rows > MOST_ROWS and measured.split > 1):  # partial sums of many rows are gigabytes
+        return rule(rows, outputs, columns, integer, processors(device))
+    return measured
 
 
 def row_tile(rows: int, width: int, a: int, b: int | None, device: torch.device) -> RowTile:
@@ -88,7 +92,7 @@ def row_key(rows: int, width: int, a: int) -> str:
 
 
 def _bucket(rows: int) -> int:
-    return min(2048, max(16, 1 << (rows - 1).bit_length()))
+    return min(MOST_ROWS, max(16, 1 << (rows - 1).bit_length()))
 
 
 #: Tokens, outputs, bytes a step, warps and stages of a product of many tokens, the largest tile first.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ class ReplayedBlocks:
         self._kept.move_to_end(key)
         ids, hidden, replay = self._kept[key]
         ids.copy_(input_ids)
-        replay()
+        with _on(input_ids.device):
+            replay()
         return hidden.clone()
 
     def _capture(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Replay]:
@@ -84,7 +85,13 @@ class ReplayedBlocks:
         def work() -> None:
             hidden.copy_(self.model.run_blocks(ids))
 
-        return ids, hidden, self.captured(work)
+        with _on(input_ids.device):
+            return ids, hidden, self.captured(work)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one: streams and graphs are of it, wherever the tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

@@ -4,7 +4,8 @@
     starquant tune DIR          what the packed checkpoint DIR multiplies
 
 They go into CACHE/tiles.json (`starquant/store/cache.py`), which is read beside the settings that are shipped. What it
-holds for this GPU is not measured again; stop it whenever you like.
+holds for this GPU is not measured again; stop it whenever you like. Settings under which a GPU gave up are written down
+beside it (tiles.failed.json), and left out from then on.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from starquant.session.progress import for_terminal
 from starquant.store.files import write_atomically
 
 ROWS = (16, 128, 256, 1024)
+A_WORKER = 8  # kernels that it compiles
 
 
 class Kept:
-    """The file of settings, by GPU; written whole after each.
+    """The file of settings, by GPU, and that of those that failed; each written whole.
 
     Args:
         path: of the file.
@@ -51,16 +53,40 @@ class Kept:
     def __init__(self, path: Path, gpu: str) -> None:
         self.path, self.by_gpu = path, read_tiles(path)
         self.of_gpu = self.by_gpu.setdefault(gpu, Measured({}, {}))
+        self.failed_path = path.with_name(f"{path.stem}.failed.json")
+        self.failed: list[str] = _listed(self.failed_path)
 
     def holds(self, rows: int, shape: Product | Transform) -> bool:
         """Whether settings are there."""
         return shape.key(rows) in getattr(self.of_gpu, shape.kind)
+
+    def may_try(self, rows: int, shape: Product | Transform, settings: Any) -> bool:
+        """Whether the GPU has not given up under settings of a shape."""
+        return f"{shape.key(rows)}: {settings}" not in self.failed
+
+    def gave_up(self, rows: int, shape: Product | Transform, settings: Any) -> None:
+        """Put down settings of a shape under which the GPU gave up."""
+        self.failed.append(f"{shape.key(rows)}: {settings}")
+        write_atomically(self.failed_path, json.dumps(self.failed, indent=1) + "\n")
 
     def take(self, rows: int, shape: Product | Transform, settings: Any) -> None:
         """Keep settings."""
         getattr(self.of_gpu, shape.kind)[shape.key(rows)] = settings
         stored = {gpu: asdict(measured) for gpu, measured in self.by_gpu.items()}
         write_atomically(self.path, json.dumps(stored, indent=1, sort_keys=True) + "\n")
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the settings that a file lists; raises ConfigError where it holds something else."""
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
+        raise ConfigError(f"{path}: holds no list of launch settings; remove it")
+    return content
 
 
 def cases_of(
@@ -72,20 +98,27 @@ def cases_of(
 
 def tune(file: Path, wanted: Sequence[tuple[int, Product | Transform]], processes: int) -> None:
     """Measure shapes at numbers of rows that the file does not hold; prints a line each."""
-    from starquant.kernels.tuning.measuring import candidates, compile_one, microseconds
+    from starquant.kernels.tuning.measuring import GaveUpError, candidates, compile_one, microseconds, work_of
 
     kept, progress = Kept(file, torch.cuda.get_device_name(0)), for_terminal()
     todo = [(n, shape) for n, shape in wanted if not kept.holds(n, shape)]
-    several = {case: candidates(*case) for case in todo}
+    several = {case: [one for one in candidates(*case) if kept.may_try(*case, one)] for case in todo}
     cases = [(n, shape, settings) for (n, shape), those in several.items() for settings in those]
     kernels = list({shape.kernel(settings): (n, shape, settings) for n, shape, settings in cases}.values())
-    with ProcessPoolExecutor(min(processes, len(kernels) or 1), mp_context=get_context("spawn")) as pool:
+    workers = min(processes, len(kernels) or 1)
+    spawned = get_context("spawn")
+    # A GPU that gave up in a worker fails all that comes after it there: no worker lives long.
+    with ProcessPoolExecutor(workers, mp_context=spawned, max_tasks_per_child=A_WORKER) as pool:
         compiling = [pool.submit(compile_one, case) for case in kernels]
         for done in progress.bar(as_completed(compiling), "compile", "kernel", total=len(kernels)):
             done.result()
     for n, shape in progress.bar(todo, "measure", "shape"):
-        usual = several[n, shape][0]
-        times = microseconds(n, shape, several[n, shape], lambda said: print(f"  left out: {said}", file=sys.stderr))
+        usual, work = next(iter(several[n, shape]), None), work_of(n, shape)
+        try:
+            times = microseconds(work, several[n, shape], lambda said: print(f"  left out: {said}", file=sys.stderr))
+        except GaveUpError as error:
+            kept.gave_up(n, shape, error.settings)
+            raise
         if times:
             best = min(times, key=lambda settings: times[settings])
             print(f"{shape.key(n)}: {times[best]:.1f} us, by rule {times.get(usual, float('nan')):.1f} us; {best}")

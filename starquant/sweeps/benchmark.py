@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from starquant.errors import ConfigError
+from starquant.session.devices import leased
 from starquant.sweeps.cells import Plan
 from starquant.sweeps.overrides import CONF
 
@@ -28,13 +29,16 @@ def measure(plan: Plan) -> int:
     if not script.is_file():
         raise ConfigError(f"experiment={name}: measures with benchmarks/{plan.benchmark}.py, which a checkout has")
     if not device.startswith("cuda"):
-        raise ConfigError(f"runtime.device: got '{device}', allowed: a GPU for experiment={name} (cuda, cuda:1)")
+        raise ConfigError(
+            f"runtime.device: got '{device}', allowed: a GPU for experiment={name} (cuda, cuda:1, cuda:free)"
+        )
     from starquant.runs.judgement import validate_device_here
 
     validate_device_here(device)
     folder = plan.results / "efficiency"
-    options = ["--device", device, "--out", str(folder / f"{name}.json")]
-    code = subprocess.run([sys.executable, str(script), *options]).returncode
+    with leased(device) as free:
+        options = ["--device", free, "--out", str(folder / f"{name}.json")]
+        code = subprocess.run([sys.executable, str(script), *options]).returncode
     if code == 0:
         from starquant.reports import efficiency
 

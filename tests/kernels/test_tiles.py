@@ -68,3 +68,14 @@ def test_tokens_count_by_powers_of_two() -> None:
     assert key(1, 8, 4, True) == key(16, 8, 4, True) == "int8 16 x 8 x 4"
     assert key(17, 8, 4, False) == "16 bit 32 x 8 x 4"
     assert key(5000, 8, 4, True) == key(2048, 8, 4, True)
+
+
+def test_a_split_that_was_measured_is_not_that_of_ever_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part holds int32 sums of all rows."""
+    split, whole = Tile(64, 64, 128, 4, 4, 3), Tile(128, 64, 64, 1, 4, 3)
+    products = {"int8 2048 x 512 x 2048": split, "int8 2048 x 256 x 2048": whole}
+    monkeypatch.setattr(tiles, "MEASURED", {"cpu": tiles.Measured(products, {})})
+    cpu = torch.device("cpu")
+    assert tile(2048, 512, 2048, True, cpu) == split
+    assert tile(2049, 512, 2048, True, cpu) == rule(2049, 512, 2048, True, 1)
+    assert tile(65536, 256, 2048, True, cpu) == whole

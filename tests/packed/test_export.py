@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from starquant.diffusion import generate
 from starquant.errors import CheckpointError, ConfigError
 from starquant.evaluation.testbed_tasks import items
 from starquant.kernels.packing import pack, unpack
-from starquant.models import load_model
+from starquant.models import family_of, load_model
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.context import Context
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
@@ -114,6 +115,8 @@ def test_embedding_and_head_are_packed_too(architecture: str, bits: int, tmp_pat
     size = export(models[1], make_record(spec()), weights_folder(0), tmp_path / "p")
     loaded = load_model(tmp_path / "p")
     assert torch.equal(logits(loaded, ids_of(loaded)), logits(models[0], ids_of(loaded)))
+    sampler = family_of(loaded).sampler.of_length(8)
+    assert torch.equal(*(generate(model, IDS, sampler) for model in (loaded, models[0])))
     again = AutoModel.from_pretrained(tmp_path / "p", dtype=torch.bfloat16)
     assert again.trunk().embedding(IDS).dtype == torch.bfloat16 and logits(again, ids_of(again)).isfinite().all()
     rows = loaded.trunk().embedding(IDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,19 @@ def test_what_was_measured_is_kept_and_goes_before_what_is_shipped(
     assert tiles.tile(100, 4096, 2048, True, cpu) == TILE and tiles.row_tile(128, 12288, 96, 128, cpu) == ROW
     assert tiles.row_tile(128, 12288, 96, None, cpu) == tiles.row_rule(128, 12288, 96, None, 1)  # nothing to turn
     assert "NVIDIA H100 80GB HBM3" in tiles.MEASURED  # what is shipped stays
+
+
+def test_settings_under_which_a_gpu_gave_up_are_left_out_from_then_on(tmp_path: Path) -> None:
+    file, product = tmp_path / "tiles.json", Product(4096, 4096, 4)
+    kept = Kept(file, "gpu")
+    assert kept.may_try(128, product, TILE)
+    kept.gave_up(128, product, TILE)
+    again = Kept(file, "gpu")
+    assert not again.may_try(100, product, TILE)
+    assert again.may_try(16, product, TILE) and again.may_try(128, product, replace(TILE, warps=8))
+    again.failed_path.write_text("{}")
+    with pytest.raises(ConfigError, match=r"tiles\.failed\.json: holds no list of launch settings; remove it$"):
+        Kept(file, "gpu")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"gpu": 1}', '{"gpu": {"products": {"a": {"m": 1}}}}'])

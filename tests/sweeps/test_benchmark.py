@@ -87,11 +87,18 @@ def test_rows_are_kept_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     row = dict.fromkeys(kept_rows.Results.KEYS, "x")
     path = tmp_path / "rows.json"
+    monkeypatch.setattr(kept_rows.tiles, "MEASURED", dict(kept_rows.tiles.MEASURED))
     kept_rows.Results(path, "H100", {}).add(row | {"ms": 1.0})
     again = kept_rows.Results(path, "H100", {})
     assert again.holds(row) and not again.holds(row | {"tokens": "y"})
     with pytest.raises(SystemExit, match="was measured on H100, this is A100"):
         kept_rows.Results(path, "A100", {})
+    known = dict(kept_rows.tiles.MEASURED)
+    tile = kept_rows.tiles.Tile(64, 64, 128, 1, 4, 3)
+    kept_rows.tiles.add({"H100": kept_rows.tiles.Measured({"int8 16 x 8 x 8": tile}, {})})
+    with pytest.raises(SystemExit, match="was measured with other launch settings"):
+        kept_rows.Results(path, "H100", {})
+    monkeypatch.setattr(kept_rows.tiles, "MEASURED", known)
     monkeypatch.setattr(kept_rows, "code_digest", lambda: "0123456789ab")
     with pytest.raises(SystemExit, match="was measured with other code"):
         kept_rows.Results(path, "H100", {})

@@ -117,10 +117,10 @@ class DreamSampler(Sampler):
         `step` is one for all rows, or one a row [B].
         """
         ids = state.ids_BL
-        at = rows, _ = (ids == predict.mask_id).nonzero(as_tuple=True)
+        rows, columns = (ids == predict.mask_id).nonzero(as_tuple=True)
         if len(rows) == 0:
             return
-        token, confidence = self.candidates(predict, state, at)
+        token, confidence = self.candidates(predict, state, (rows, columns))
         if self.alg == "origin":
             step_B = torch.as_tensor(step)
             share_B = self._shares().to(step_B.device)[step_B].to(ids.device).expand(len(ids))
@@ -129,8 +129,8 @@ class DreamSampler(Sampler):
             if self.alg_temp:  # Gumbel top-k: sampling without replacement from softmax(confidence / alg_temp)
                 noise = rowwise_uniform(rows, state.generators).clamp_min(1e-300)
                 confidence = confidence / self.alg_temp - (-noise.log()).log()
-            chosen = top_ranked(confidence, *at, ids.shape, commit_B)
-        commit(ids, at, token, chosen)
+            chosen = top_ranked(confidence, rows, columns, ids.shape, commit_B)
+        commit(ids, (rows, columns), token, chosen)
 
     def candidates(
         self,

@@ -135,11 +135,11 @@ class LLaDASampler(Sampler):
         else:
             reached_BL = torch.arange(ids.shape[1], device=ids.device) < end.reshape(-1, 1)
             masked_BL = (ids == predict.mask_id) & reached_BL
-        at = masked_BL.nonzero(as_tuple=True)
-        if len(at[0]) == 0:
+        rows, columns = masked_BL.nonzero(as_tuple=True)
+        if len(rows) == 0:
             return
-        token, confidence = self.candidates(predict, state, at)
-        commit(ids, at, token, top_ranked(confidence, *at, ids.shape, commit_B))
+        token, confidence = self.candidates(predict, state, (rows, columns))
+        commit(ids, (rows, columns), token, top_ranked(confidence, rows, columns, ids.shape, commit_B))
 
     def candidates(
         self,

@@ -51,6 +51,7 @@ def _linear(
     BITS: tl.constexpr,
     FAST: tl.constexpr,
     INTEGER: tl.constexpr,
+    SETTLE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_ZERO: tl.constexpr,
     HAS_SUM: tl.constexpr,
@@ -98,7 +99,7 @@ def _linear(
         else:
             codes_w = wholes(packed, low.dtype, INTEGER, BITS, FAST)
             total = tl.dot(codes_w, low, total, out_dtype=total.dtype)
-        if FAST and not INTEGER:
+        if SETTLE:
             total = settled(total)
     if FAST and INTEGER and BITS <= 4:
         total = total >> 4
@@ -250,6 +251,7 @@ def _launch(
         split,
         BITS=bits,
         FAST=x_MK.is_cuda and bits in (4, 8),
+        SETTLE=x_MK.is_cuda and not integer,
         EVEN=columns % (settings.j * split) == 0,
         PARTIAL=split > 1,
         BLOCK_M=settings.m,

@@ -122,7 +122,7 @@ class ProductWork:
         else:
             expected = (self.x.float() @ (codes.float() * self.channel[:, None]).T).double()
         apart = float((result - expected).norm() / expected.norm())
-        if not apart < 1e-2:
+        if not apart < 3e-3:  # rounding the result to bfloat16 makes .17 %
             raise ValueError(f"{apart:.1e} from what it should be")
 
 
@@ -185,16 +185,31 @@ def compile_one(case: tuple[int, Product | Transform, Any]) -> None:
         torch.cuda.synchronize()
 
 
-def microseconds(rows: int, shape: Product | Transform, several: list[Any], say: Say) -> dict[Any, float]:
+class GaveUpError(DeviceError):
+    """This process cannot use the GPU any more.
+
+    Attributes:
+        settings: under which it gave up.
+    """
+
+    def __init__(self, settings: Any, reason: str) -> None:
+        super().__init__(
+            f"the GPU gave up under {settings} ({reason}); what was measured before is kept, the same command goes on "
+            "without these settings"
+        )
+        self.settings = settings
+
+
+def microseconds(work: ProductWork | RowWork, several: list[Any], say: Say) -> dict[Any, float]:
     """Return the time by settings; those that do not run, or give other numbers, are said and left out.
 
     All are timed in a few rounds, the fastest and the first of them in more: those times are comparable, others are
     larger.
 
     Raises:
-        DeviceError: settings after which this process cannot use the GPU any more.
+        GaveUpError: settings after which this process cannot use the GPU any more.
     """
-    work, times = work_of(rows, shape), dict[Any, float]()
+    times = dict[Any, float]()
     for settings in several:
         try:
             work.judge(settings)
@@ -203,7 +218,7 @@ def microseconds(rows: int, shape: Product | Transform, several: list[Any], say:
             _validate_alive(settings)
             say(f"{settings}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}")
     fastest = sorted(times, key=lambda settings: times[settings])[:LAST]
-    last = {settings: _timed(work, settings, LAST_ROUNDS) for settings in {*fastest, several[0]} & {*times}}
+    last = {settings: _timed(work, settings, LAST_ROUNDS) for settings in {*fastest, *several[:1]} & {*times}}
     return {settings: max(took, max(last.values())) for settings, took in times.items()} | last
 
 
@@ -214,16 +229,15 @@ def _timed(work: ProductWork | RowWork, settings: Any, rounds: int) -> float:
     with torch.cuda.graph(graph):
         for _ in range(repeats):
             work.run(settings)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     graph.replay()
-    took = []
-    for _ in range(rounds):
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for start, end in pairs:  # all are queued before any is waited for: else the GPU waits for each launch
         start.record()
         graph.replay()
         end.record()
-        end.synchronize()
-        took.append(start.elapsed_time(end))
-    return 1000 * statistics.median(took) / repeats / work.copies
+    torch.cuda.synchronize()
+    milliseconds = statistics.median(float(start.elapsed_time(end)) for start, end in pairs)
+    return 1000 * milliseconds / repeats / work.copies
 
 
 def _validate_alive(settings: Any) -> None:
@@ -231,4 +245,4 @@ def _validate_alive(settings: Any) -> None:
         torch.cuda.synchronize()
     except RuntimeError as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise DeviceError(f"the GPU gave up under {settings} ({reason}); what was measured before is kept") from error
+        raise GaveUpError(settings, reason) from error

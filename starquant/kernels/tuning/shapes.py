@@ -82,4 +82,4 @@ PUBLISHED: tuple[Product | Transform, ...] = (
 )
 
 #: Their heads at 8 bits, which few tokens ask for at a time.
-PUBLISHED_HEADS = (Product(126464, 4096, 8, False), Product(152064, 3584, 8, False))
+PUBLISHED_HEADS: tuple[Product, ...] = (Product(126464, 4096, 8, False), Product(152064, 3584, 8, False))
