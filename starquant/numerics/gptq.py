@@ -125,7 +125,7 @@ def made_up(weight: Tensor, factor: Factor, moved_II: Tensor, share: float) -> T
     order_I = torch.arange(len(upper_II), device=upper_II.device) if factor.order_I is None else factor.order_I
     error_OI = weight.to(upper_II) @ moved_II.to(upper_II) / factor.scale.to(upper_II)
     half_OI = torch.linalg.solve_triangular(upper_II.T, error_OI[:, order_I], upper=False, left=False)
-    solved_OI = torch.linalg.solve_triangular(upper_II, half_OI, upper=True, left=False)
+    solved_OI: Tensor = torch.linalg.solve_triangular(upper_II, half_OI, upper=True, left=False)
     solved_OI = solved_OI[:, torch.argsort(order_I)].to(weight)
     return weight + share * solved_OI
 
