@@ -14,8 +14,9 @@ from starquant.errors import DataError
 
 #: Up to this many channels, second moments on the CPU are multiplied in float64; beyond, a float32 product is used.
 _DOUBLE_CHANNELS = 1024
-#: Up to this many channels, second moments are summed in float64; beyond, in float32, where 18,944 take 1.4 GB.
-_DOUBLE_SUMS = 8192
+#: Up to this many channels, second moments are summed in float64; beyond, in float32, as GPTQ then takes them: a block
+#: of 8B has a dozen sums of 4,096 channels, and one of 12,288 or 18,944, which is 0.6 or 1.4 GB.
+_DOUBLE_SUMS = 2048
 #: Channels of a block of a symmetric product; of twice 384 on a CPU a quarter of the work is saved, of many half.
 _BLOCK = {"cpu": 384, "cuda": 2048}
 
@@ -120,7 +121,7 @@ class ChannelMoments:
 
 
 class SecondMoment:
-    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64; beyond 8,192 channels products and sum are float32.
+    """Sum of x~ x~^T over rows, x~ = w x, [D, D] in float64; beyond 2,048 channels products and sum are float32.
 
     Where other rows y are added beside x, the sum of y~ x~^T.
 
