@@ -122,8 +122,6 @@ class Look:
             logits_NV[:, self.predict.mask_id] = -torch.inf  # what is committed is a token
             token_N = sample_tokens(logits_NV, float(self.temperature > 0), None if u_N is None else u_N[part])
             drawn.append((token_N, probability_NV.gather(1, token_N[:, None])[:, 0]))
-        if len(drawn) == 1:
-            return drawn[0]
         return joined([token for token, _ in drawn]), joined([p for _, p in drawn])
 
     def _seen(self, at: Positions) -> tuple[int, Tensor | None]:
