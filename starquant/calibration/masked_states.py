@@ -30,6 +30,9 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.block_causal import BlockCausalModel
 from starquant.session.progress import SILENT, Progress
 
+#: Of a batch of states: 16 rows of 512 tokens, 4 of 2,048, whose probabilities are 2 GB in float32 at 32 heads.
+TOKENS, MOST_ROWS = 8192, 16
+
 
 def make_states(
     segments: Sequence[Segment],
@@ -37,7 +40,7 @@ def make_states(
     model: MaskedDiffusionModel,
     sampler: Sampler,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     report: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
     bos: int | None = None,
@@ -55,7 +58,7 @@ def make_states(
         spec: of the calibration.
         model: at full precision; only "trajectory" runs it, and it is not changed.
         sampler: of the trajectories.
-        batch_size: rows of a batch, also while trajectories are recorded.
+        batch_size: rows of a batch, also while trajectories are recorded; None for as many as `TOKENS` allow.
         report: plain data to put in front of the states' report (source, fingerprint).
         progress: draws a bar while trajectories are recorded.
         bos: stays in front of a prompt that begins with it, whatever is cut of it.
@@ -73,11 +76,18 @@ def make_states(
         states = uniform_states_of(model, segments, spec.states, spec.seed)
     else:
         prompts = prompts_of(segments, sampler.answer_length, int(model.config.context_length), bos=bos)
-        states = _from_trajectories(prompts, spec, model, sampler, batch_size, progress)
-    batches = _batches(states, batch_size, padding_id(model.config))
+        longest = sampler.answer_length + max(map(len, prompts), default=0)
+        states = _from_trajectories(prompts, spec, model, sampler, batch_size or _rows_of(longest), progress)
+    longest = max((len(state.ids) for state in states), default=0)
+    batches = _batches(states, batch_size or _rows_of(longest), padding_id(model.config))
     experts: dict[str, Any] = {"least_tokens": spec.experts.least_tokens, "rare_experts": spec.experts.rare}
     made = CalibrationStates(batches, mask_id, spec.bins, spec.inputs, **experts)
     return replace(made, report={**(report or {}), "segments": len(segments), **_counts(made, model)})
+
+
+def _rows_of(longest: int) -> int:
+    """Return how many rows of up to so many tokens a batch has."""
+    return max(1, min(MOST_ROWS, TOKENS // max(1, longest)))
 
 
 def _strata(segments: int, per_segment: int, seed: int) -> list[list[int]]:

@@ -258,6 +258,7 @@ def walk(
     states: CalibrationStates,
     embed: Callable[[Tensor], Tensor] | None = None,
     progress: Progress = SILENT,
+    rounded: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[BlockVisit]:
     """Visit the blocks in order.
 
@@ -266,6 +267,7 @@ def walk(
         states: what the model is run on.
         embed: maps the embedding [B, L, D] to the basis that the visitor rewrites blocks to.
         progress: draws a bar over the blocks, and those of visitors.
+        rounded: makes what a quantized embedding gives of that; None where blocks are fed full precision.
 
     Raises:
         DataError: no states.
@@ -274,9 +276,11 @@ def walk(
         raise DataError("calibration: got no states, allowed: at least one segment (calibration.source.segments)")
     held = HeldStates.beside(model)
     try:
-        items = [_start(model, batch, embed) for batch in states.batches]
+        items = [_start(model, batch, embed, rounded) for batch in states.batches]
         for number, item in enumerate(items):
             item.hidden_BLD = held.hold(f"hidden-{number}-1", item.hidden_BLD)
+            if item.exact_BLD is not None:
+                item.exact_BLD = held.hold(f"exact-{number}-1", item.exact_BLD)
         for index in progress.bar(range(len(model.trunk().blocks)), "calibrate", "block"):
             visit = BlockVisit(model, index, items, states, held, progress)
             yield visit
@@ -287,6 +291,14 @@ def walk(
         held.drop()
 
 
-def _start(model: MaskedDiffusionModel, batch: StateBatch, embed: Callable[[Tensor], Tensor] | None) -> _Item:
+def _start(
+    model: MaskedDiffusionModel,
+    batch: StateBatch,
+    embed: Callable[[Tensor], Tensor] | None,
+    rounded: Callable[[Tensor], Tensor] | None,
+) -> _Item:
     hidden_BLD = nn.functional.embedding(batch.ids_BL.to(model.device), model.trunk().embedding.weight)
-    return _Item(batch, batch.context(model), hidden_BLD if embed is None else embed(hidden_BLD))
+    hidden_BLD = hidden_BLD if embed is None else embed(hidden_BLD)
+    if rounded is None:
+        return _Item(batch, batch.context(model), hidden_BLD)
+    return _Item(batch, batch.context(model), rounded(hidden_BLD), hidden_BLD)

@@ -168,7 +168,8 @@ class RunSpec(Spec):
             calibration = self.method.calibration(self.calibration)
         speed = self.speed.applied(self.protocols)
         authors = self.method.authors
-        bits, method = self.bits.on_grid_of(authors), self.method
+        bits = self.bits.on_grid_of(authors)
+        method = self.method.at_bits(bits)
         if authors is not None and not authors.concerns(bits):  # one run on both grids
             method = method.model_copy(update={"authors": None})
         update = {"bits": bits, "method": method, "calibration": calibration, "fidelity": fidelity, "speed": speed}

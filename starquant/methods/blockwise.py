@@ -7,6 +7,7 @@ on the model in `apply`, so that both see the same weights.
 
 from __future__ import annotations
 
+import functools
 from typing import TypeVar
 
 from torch import Tensor
@@ -23,6 +24,7 @@ from starquant.methods.solvers import solve_block, stored_weights
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import BlockSites
 from starquant.quantized.install import install, quantize_block, validate_fit
+from starquant.quantized.tables import round_embedded
 from starquant.session.progress import SILENT, Progress
 from starquant.store.manifest import ManifestEntry
 
@@ -131,13 +133,14 @@ class BlockwiseMethod(Method[BlockwiseT]):
         progress: Progress,
     ) -> None:
         fed = bits if states.inputs == "quantized" else weights_only(bits)
-        for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress):
+        rounded = functools.partial(round_embedded, bits=bits) if states.inputs != "full_precision" else None
+        for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress, rounded):
             self.prepare(visit.sites, ends)
             if self.compares or self.propagates:
                 visit.keep_exact()
             if block_part(visit.index) in fitted:  # of a fit that was interrupted
                 visit.observe()
-                self.rewrite(visit.sites, fitted.get(block_part(visit.index)))
+                self.rewrite_visit(visit, fitted.get(block_part(visit.index)))
             else:
                 tensors = self._fit_block(visit, bits, fed, fitted)
                 note_rare_experts(visit, fitted)

@@ -67,7 +67,7 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         needed = {
             "residual_rotation": (options.residual_rotation == "hadamard", model.trunk().embedding.embedding_dim),
             "head_hadamard": (options.head_hadamard, head),
-            "qk_hadamard": (options.qk_hadamard, head),
+            "qk_hadamard": (options.qk_hadamard is True, head),
         }
         downs = {linear.in_features for linear in sites.of_kind(Role.DOWN).values()}
         rotations = [*needed.items(), *(("down_hadamard", (options.down_hadamard, width)) for width in sorted(downs))]
@@ -116,7 +116,7 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         if self.options.head_hadamard:
             rewriting.hadamard_heads_output(sites.linears[Role.V], attention.n_kv_heads)
             rewriting.hadamard_heads_input(sites.linears[Role.OUT], attention.n_heads)
-        if self.options.qk_hadamard:
+        if self.options.qk_hadamard is True:  # what is not decided (`at_bits`) is off
             transform_queries_and_keys(attention, HadamardTransform(attention.head_dim))
 
     def place(self, sites: BlockSites) -> None:

@@ -138,7 +138,12 @@ def stored_scale(scale: Tensor, fmt: QuantFormat) -> Tensor:
 
 
 def grid_of(x: Tensor, fmt: QuantFormat, clip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero."""
+    """Return (scale, zero point) of a grouped tensor; a row of zeros gets a scale that keeps it zero.
+
+    `clip` has a ratio or two a run, or a row, which all groups of it share.
+    """
+    if clip is not None and 0 < clip.dim() == x.dim() - 1:
+        clip = clip.unsqueeze(-2)
     if clip is None or clip.dim() == 0 or clip.shape[-1] == 1:
         return grid_of_range(range_of(x, fmt), fmt, clip)
     per_code = fmt.clip_ratio / fmt.qmax if fmt.symmetric else fmt.clip_ratio

@@ -14,6 +14,7 @@ from starquant.errors import CheckpointError
 from starquant.kernels.dispatch import validate_tensor_cores
 from starquant.models.loading import validate_checkpoint
 from starquant.models.validation import validate_finite
+from starquant.packed.completeness import validate_complete
 from starquant.packed.description import rebuild, use_integers
 from starquant.packed.speed import note_speed
 from starquant.quantized.activation_quantizer import ActivationQuantizer
@@ -79,8 +80,10 @@ class PackedQuantizer(HfQuantizer):
         files = kwargs.get("checkpoint_files")
         if files:  # transformers would fill what is missing with noise
             validate_checkpoint(Path(files[0]).parent)
+        config = cast(PackedConfig, self.quantization_config)
+        validate_complete(model, config.modules, config.bits)
         with torch.device("meta"):
-            rebuild(model, cast(PackedConfig, self.quantization_config).modules)
+            rebuild(model, config.modules)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:

@@ -194,7 +194,7 @@ def at_commit(
 def probabilities(q_BHLE: Tensor, k_BKLE: Tensor, mask: Tensor | None) -> Tensor:
     """Return softmax(QK^T / sqrt(E)) in float32, [B, H, L, L]; K may have fewer heads than Q."""
     k_BHLE = k_BKLE.repeat_interleave(q_BHLE.shape[1] // k_BKLE.shape[1], dim=1)
-    scores_BHLL = (q_BHLE @ k_BHLE.transpose(-1, -2)).float() / math.sqrt(q_BHLE.shape[-1])
+    scores_BHLL = q_BHLE.float() @ k_BHLE.float().transpose(-1, -2) / math.sqrt(q_BHLE.shape[-1])
     if mask is not None:
         scores_BHLL = scores_BHLL.masked_fill(~mask, -torch.inf)
     return scores_BHLL.softmax(-1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from starquant.config.bits import BitsSpec
 from starquant.models.base import MaskedDiffusionModel
-from starquant.numerics import PerChannel, PerGroup, QuantFormat, SqnrMeter, dequantize, mse_clip, quantize
+from starquant.numerics import PerChannel, PerGroup, QuantFormat, Quantized, SqnrMeter, dequantize, mse_clip, quantize
 from starquant.numerics.chunks import row_slices
 from starquant.numerics.formats import BLOCK_SIZE
 from starquant.quantized.fake_quant_linear import BlockInputLinear
@@ -31,6 +32,22 @@ def quantize_embedding(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool
     return _table(
         model, model.trunk().embedding, "embedding", bits, packed and (bits.tables == "blocks" or not is_tied(model))
     )
+
+
+def round_embedded(hidden_BLD: Tensor, bits: BitsSpec) -> Tensor:
+    """Return embedded tokens as `quantize_embedding` leaves them: every row of the table has a grid of its own."""
+    if bits.embedding == 16:
+        return hidden_BLD
+    rows_ND = hidden_BLD.flatten(0, -2)
+    parts = [
+        dequantize(_codes(rows_ND[rows], table_format(bits, bits.embedding)), rows_ND.dtype)
+        for rows in row_slices(rows_ND)
+    ]
+    return torch.cat(parts).reshape(hidden_BLD.shape)
+
+
+def _codes(rows_ND: Tensor, grid: QuantFormat) -> Quantized:
+    return quantize(rows_ND, grid, clip=mse_clip(rows_ND, grid) if grid.block == "q4_0" else None)
 
 
 def is_tied(model: MaskedDiffusionModel) -> bool:
@@ -83,7 +100,7 @@ def _table(
     elif packed and isinstance(module, nn.Linear):
         new = PackedLinear.like(module, grid)
     for rows in row_slices(table):
-        codes = quantize(table[rows], grid, clip=mse_clip(table[rows], grid) if grid.block == "q4_0" else None)
+        codes = _codes(table[rows], grid)
         rounded = dequantize(codes, table.dtype)
         meter.update(table[rows], rounded)
         if new is None:

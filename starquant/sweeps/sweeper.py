@@ -103,7 +103,8 @@ class CellSweeper(Sweeper):
             for words in expand(overrides):
                 with faults.of_a_cell():
                     cell = composer.cell(words)
-                    cells.setdefault(cell.key, (cell, tuple(words)))
+                    known, _ = cells.setdefault(cell.key, (cell, tuple(words)))
+                    _validate_exports(known, cell)
                     folders.append(cell.spec.paths.results)
             first = first or composer.first
         faults.validate()
@@ -152,6 +153,16 @@ class CellSweeper(Sweeper):
             OmegaConf.save(self._config, folder / "multirun.yaml")
         except OSError as error:
             raise RecordError(f"hydra.sweep.dir: {folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _validate_exports(first: Cell, second: Cell) -> None:
+    """Refuse cells that are one run but for what they export, of which one would be left out; raises ConfigError."""
+    if first.spec.export != second.spec.export:
+        one, other = (f"{cell.spec.export.dir} ({cell.spec.export.format})" for cell in (first, second))
+        raise ConfigError(
+            f"export: got {one} and {other} for one run of a sweep; allowed: one for each; export the other by a "
+            "command of its own, nothing is computed again"
+        )
 
 
 def _swept_of(params: object, parts: object) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from starquant.calibration import masked_states
 from starquant.calibration.batches import CalibrationStates, Segment
 from starquant.calibration.masked_states import add_certainty, make_states, shared_counts
 from starquant.calibration.segments import prompts_of, read_segments
@@ -305,3 +306,8 @@ def test_generated_items_of_the_embedded_model(tiny: MaskedDiffusionModel, tiny_
     programs = [s for s in segments[3::4]]
     endings = [replay(tiny, s.ids[: s.prompt_length], SAMPLER, 0)[-1] for s in programs]
     assert sum(end == s.ids for end, s in zip(endings, programs, strict=True)) > len(programs) // 2
+
+
+@pytest.mark.parametrize(("longest", "rows"), [(1, 16), (512, 16), (513, 15), (2048, 4), (8192, 1), (10**6, 1)])
+def test_a_batch_of_long_states_has_fewer_rows(longest: int, rows: int) -> None:
+    assert masked_states._rows_of(longest) == rows

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from starquant.calibration.batches import CalibrationStates, bin_of
 from starquant.calibration.site_statistics import Collect
-from starquant.calibration.walk import BlockVisit, walk
+from starquant.calibration.walk import BlockVisit, Pair, walk
 from starquant.errors import DataError
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.roles import Role, Site
@@ -20,8 +22,9 @@ from starquant.numerics import hadamard_matrix
 from starquant.quantized import HadamardTransform
 from starquant.quantized.install import install, quantize_block, round_to_nearest
 from starquant.quantized.rewriting import hadamard_input
+from starquant.quantized.tables import quantize_embedding, round_embedded
 from tests.support.models import ARCHITECTURES, fresh, hooks_of
-from tests.support.specs import FOUR_BITS
+from tests.support.specs import FOUR_BITS, spec
 from tests.support.states import partly_masked
 
 
@@ -214,3 +217,31 @@ def test_bins_against_fractions(bins: int) -> None:
     ]
     ratio_B = torch.tensor([m / n for m, n in counts], dtype=torch.float64)
     assert bin_of(ratio_B, bins).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "settings", [("bits.embedding=4",), ("bits=q4_0",), ("bits.embedding=8", "bits.tables=blocks")]
+)
+def test_blocks_that_are_fed_quantized_inputs_begin_with_the_quantized_embedding(settings: tuple[str, ...]) -> None:
+    """Behind the map that the visitor rewrites blocks to, as the table is; the exact side stays as it is."""
+    bits, model = spec("bits=w4a4", *settings).bits, fresh("llada_gqa")
+    width = model.trunk().embedding.embedding_dim
+    rotation = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(1)))[0]
+    states = dataclasses.replace(partly_masked(model), inputs="quantized")
+    table = fresh("llada_gqa")
+    table.trunk().embedding.weight.data = table.trunk().embedding.weight.data @ rotation
+    exact = [table.trunk().embedding(batch.ids_BL) for batch in states.batches]
+    quantize_embedding(table, bits, packed=False)
+    wanted = [table.trunk().embedding(batch.ids_BL) for batch in states.batches]
+    rounded = functools.partial(round_embedded, bits=bits)
+    visit = next(walk(model, states, lambda hidden_BLD: hidden_BLD @ rotation, rounded=rounded))
+    for got, want, before in zip(fed(visit), wanted, exact, strict=True):
+        apart = (got - want).abs() > 1e-5  # a product of fewer rows may fall to the other side of an edge
+        assert float(apart.float().mean()) < 0.01
+        assert float((want - before).norm() / before.norm()) > 0.003
+    visit.keep_exact()
+    pairs: list[Pair] = []
+    visit.side_by_side(visit.block, Site.QKV, pairs.append)
+    normed = [visit.sites.norms[Site.QKV](hidden_BLD) for hidden_BLD in exact]
+    for pair, want in zip(pairs, normed, strict=True):
+        torch.testing.assert_close(pair.exact_BLD, want, rtol=1e-5, atol=1e-5)

@@ -313,3 +313,13 @@ def test_heads_without_a_hadamard_matrix_are_noted() -> None:
     assert method.fit(fresh("llada_mha"), bits).notes == []
     (note,) = method.fit(fresh("dream_gqa"), bits).notes
     assert note["what"] == "no Hadamard matrix across 14 heads: out_hadamard without effect"
+
+
+@pytest.mark.parametrize("name", ["quarot", "quarot_rtn", "star_quant", "star_quant_plus", "dllmquant_plus_plus"])
+def test_queries_and_keys_are_rotated_where_one_of_them_is_rounded(name: str) -> None:
+    """As QuaRot's official code does; a record says which it was."""
+    for settings, wanted in (((), False), (("bits.attention.k=4",), True), (("bits.attention.q=8",), True)):
+        run = spec(f"method={name}", "bits=w4a4", *settings).canonical()
+        assert run.method.model_dump()["qk_hadamard"] is wanted
+    off = spec(f"method={name}", "bits=w4a4", "bits.attention.k=4", "method.qk_hadamard=false").canonical()
+    assert off.method.model_dump()["qk_hadamard"] is False

@@ -31,13 +31,16 @@ def whole_star() -> Fitted:
     ("name", "inputs"),
     [
         *(("gptq", "full_precision"), ("quarot", "quantized"), ("dllmquant_plus_plus", "full_precision")),
+        ("gptq", "quantized, propagated"),
         pytest.param("gptq", "quantized", marks=pytest.mark.slow),
         pytest.param("quarot", "full_precision", marks=pytest.mark.slow),
         pytest.param("dllmquant_plus_plus", "quantized", marks=pytest.mark.slow),
     ],
 )
 def test_interrupted_fit_goes_on(name: str, inputs: str, tmp_path: Path, monkeypatch) -> None:
-    method, bits = method_named(name, "bits=w4a4", "bits.attention.v=4")
+    inputs, _, propagated = inputs.partition(", ")
+    more = ("method.weights.propagation=0.5", "calibration.inputs=quantized") if propagated else ()
+    method, bits = method_named(name, "bits=w4a4", "bits.attention.v=4", *more)
     states = replace(states_of(fresh("dream_gqa")), inputs=inputs)
     whole = method.fit(fresh("dream_gqa"), bits, states)
     solved = []

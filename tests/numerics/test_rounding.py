@@ -204,3 +204,17 @@ def test_codes_that_do_not_fit_are_named() -> None:
         Quantized.from_tensors(tensors, "w", fmt, (4, 9))
     with pytest.raises(CheckpointError, match=r"w\.codes: got 15, allowed: 0 to 7"):
         Quantized.from_tensors(tensors, "w", QuantFormat(3, False, PerChannel()), (4, 8))
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+@pytest.mark.parametrize("block", ["q8_0", None])
+def test_a_ratio_of_a_row_is_that_of_all_of_its_groups(ends: int, block: str | None) -> None:
+    """Clip ratios of token states on inputs in blocks; with as many rows as groups they would fit the wrong axis too."""
+    fmt = QuantFormat(8, True, PerGroup(32), block=block)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(8, 256, generator=generator)
+    clip = 0.5 + torch.rand(8, ends, generator=generator) / 2
+    rows = [fake_quantize(x[row : row + 1], fmt, clip=clip[row].expand(1, 8, ends)) for row in range(8)]
+    assert torch.equal(fake_quantize(x, fmt, clip=clip), torch.cat(rows))
+    several = fake_quantize(x.expand(3, 8, 256), fmt, clip=clip.expand(3, 8, ends))
+    assert torch.equal(several[1], torch.cat(rows))

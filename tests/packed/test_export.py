@@ -100,7 +100,7 @@ def test_other_widths_and_groups(settings: tuple[str, ...], tmp_path: Path) -> N
     fitted = method.fit(packed, bits)
     method.apply(calibrated, fitted, bits)
     method.apply(packed, fitted, bits, packed=True)
-    export(packed, make_record(spec()), weights_folder(0), tmp_path / "p")
+    export(packed, make_record(spec(*settings)), weights_folder(0), tmp_path / "p")
     loaded = load_model(tmp_path / "p")
     assert torch.equal(logits(loaded, ids_of(loaded)), logits(calibrated, ids_of(loaded)))
 
@@ -508,7 +508,26 @@ def rounded(folder: Path, *settings: str) -> None:
     method, bits = method_named("rtn", *settings)
     packed = fresh("llada_gqa")
     method.apply(packed, method.fit(packed, bits), bits, packed=True)
-    export(packed, make_record(spec()), weights_folder(0), folder)
+    export(packed, make_record(spec(*settings)), weights_folder(0), folder)
+
+
+@pytest.mark.parametrize("damage", ["no entry", "no grid", "16 bits"])
+def test_a_site_that_is_not_described_is_named(small: Path, tmp_path: Path, damage: str) -> None:
+    """It would run at 16 bits, in a model that says it has 4."""
+    folder = tmp_path / "copy"
+    shutil.copytree(small, folder)
+    config = json.loads((folder / "config.json").read_text())
+    modules = config["quantization_config"]["modules"]
+    name = next(name for name, data in modules.items() if data["kind"] == "site" and name.endswith("qkv_input"))
+    if damage == "no entry":
+        del modules[name]
+    elif damage == "no grid":
+        modules[name]["grid"] = None
+    else:
+        modules[name]["grid"]["bits"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"modules: {name}: (got .*, needed: site of 4 bits|.*bits: got 16)"):
+        load_model(folder)
 
 
 def test_codes_beyond_the_grid_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from starquant.models.dream import DreamConfig, DreamModel
 from starquant.models.llada import LLaDAConfig, LLaDAModelLM
 from starquant.numerics import PerChannel, PerToken, QuantFormat, fake_quantize, sqnr_db
 from starquant.quantized import FakeQuantLinear, QuantizedAttentionCore
-from starquant.quantized.attention import KeyValueGrid
+from starquant.quantized.attention import KeyValueGrid, probabilities
 from starquant.quantized.install import install
 from starquant.quantized.probe import measure_operands
 
@@ -199,3 +199,11 @@ def test_non_finite_weights_are_named(golden_model) -> None:
     info.module.weight.data[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         install(golden_model, bits(4, 4))
+
+
+def test_scores_of_16_bits_are_not_rounded_in_front_of_the_softmax() -> None:
+    """Full precision's attention keeps them in float32 as well; where scores are large a rounded one is another token."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (3.0 * torch.randn(1, 2, 40, 128, generator=generator).bfloat16() for _ in range(2))
+    exact = (q.double() @ k.double().transpose(-1, -2) / 128**0.5).softmax(-1)
+    assert float((probabilities(q, k, None).double() - exact).abs().max()) < 1e-5

@@ -29,7 +29,8 @@ def method_named(name: str, *overrides: str) -> tuple[Method, BitsSpec]:
     chosen = {override.partition("=")[0] for override in overrides}
     quick = [o for o in QUICK if o.split(".")[1] in options and o.partition("=")[0] not in chosen]
     run = spec(f"method={name}", *quick, *overrides)
-    return METHODS.build(run.method), run.bits.on_grid_of(run.method.authors)
+    bits = run.bits.on_grid_of(run.method.authors)
+    return METHODS.build(run.method.at_bits(bits)), bits
 
 
 def fitted_once(name: str, architecture: str) -> Fitted:

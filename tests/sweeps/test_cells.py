@@ -176,6 +176,11 @@ def test_what_runs_nothing_has_no_plan(flags: tuple[str, ...]) -> None:
             ("-m", "method=rtn,awq", "export.dir=x"),
             r"export.dir: got x for several cells of a sweep; allowed: a folder for",
         ),
+        (("-m", "method=rtn", "export.dir=x,y"), r"export: got x \(packed\) and y \(packed\) for one run of a sweep"),
+        (
+            ("-m", "method=rtn", "bits=q4_0", "export.format=packed,gguf", "export.dir=x"),
+            r"export: got x \(packed\) and x \(gguf\) for one run of a sweep; allowed: one for each",
+        ),
         (("method=rtn", "launcher=joblib"), r"launcher: got 'joblib' for a single run; add -m"),
     ],
 )

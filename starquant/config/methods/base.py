@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from starquant.config.bits import AuthorsGrid
+from starquant.config.bits import AuthorsGrid, BitsSpec
 from starquant.config.calibration import CalibrationSpec
 from starquant.config.fields import INERT, LONGEST_NAME, Count, Positive, Share, Spec
 
@@ -46,6 +46,10 @@ class MethodOptions(Spec):
     def needs_calibration(self) -> bool:
         """Whether `fit` reads calibration states under these options."""
         return False
+
+    def at_bits(self, bits: BitsSpec) -> MethodOptions:
+        """Return the same with what depends on bits decided."""
+        return self
 
     @property
     def online(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from starquant.config.bits import BitsSpec
 from starquant.config.fields import Seed
 from starquant.config.methods.base import BlockwiseOptions, WeightSolverOptions
 
@@ -19,7 +20,8 @@ class QuaRotOptions(BlockwiseOptions):
         out_hadamard: rotate across heads online, in front of the output projection; without effect, and noted,
             where no Hadamard matrix has the number of heads.
         down_hadamard: rotate the down projection's input online.
-        qk_hadamard: rotate queries and keys online; worth it where `bits.attention` quantizes them.
+        qk_hadamard: rotate queries and keys online; "auto", as the authors do, where `bits.attention` quantizes one of
+            them (a run's record says which it was).
     """
 
     reference: ClassVar[str] = "arXiv 2404.00456"
@@ -31,10 +33,16 @@ class QuaRotOptions(BlockwiseOptions):
     head_hadamard: bool = True
     out_hadamard: bool = True
     down_hadamard: bool = True
-    qk_hadamard: bool = False
+    qk_hadamard: bool | Literal["auto"] = "auto"
     weights: WeightSolverOptions = WeightSolverOptions(name="gptq", mse_clip=True)
 
     @property
     def online(self) -> tuple[str, ...]:
         """Hadamards behind no norm, and of queries and keys."""
-        return tuple(name for name in ("out_hadamard", "down_hadamard", "qk_hadamard") if getattr(self, name))
+        return tuple(name for name in ("out_hadamard", "down_hadamard", "qk_hadamard") if getattr(self, name) is True)
+
+    def at_bits(self, bits: BitsSpec) -> QuaRotOptions:
+        """Return the same with what depends on bits decided."""
+        if self.qk_hadamard != "auto":
+            return self
+        return self.model_copy(update={"qk_hadamard": min(bits.attention.q, bits.attention.k) < 16})
