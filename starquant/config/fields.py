@@ -33,7 +33,8 @@ LONGEST_NAME = 48
 LONGEST_TASK = 120
 
 
-def _validate_name(name: str, longest: int = LONGEST_NAME) -> str:
+def validate_name(name: str, longest: int = LONGEST_NAME) -> str:
+    """Return what may become part of a file's name; raises ValueError for anything else."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", name) or len(name) > longest:
         raise ValueError(
             f"got {name[:80]!r}, allowed: at most {longest} letters (a-z), digits and '_.+-', not led by '.', '+', '-'"
@@ -42,8 +43,8 @@ def _validate_name(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 #: Becomes part of the names of files: no path, no blank, of a length that leaves room for others.
-Name = Annotated[str, AfterValidator(_validate_name)]
-TaskName = Annotated[str, AfterValidator(lambda name: _validate_name(name, LONGEST_TASK))]
+Name = Annotated[str, AfterValidator(validate_name)]
+TaskName = Annotated[str, AfterValidator(lambda name: validate_name(name, LONGEST_TASK))]
 #: Of a file or folder of the user.
 UserPath = Annotated[str, AfterValidator(expand_home)]
 

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starquant.config.bits import ActivationSpec, BitsSpec, WeightSpec
+from starquant.config.fields import validate_name
 from starquant.errors import CheckpointError
 from starquant.llama_cpp.architecture import ARCHITECTURES
 from starquant.store.manifest import ManifestEntry
@@ -82,7 +84,8 @@ def describe_gguf(path: Path) -> GGUFDescription:
     """Read what a file says of itself.
 
     Raises:
-        CheckpointError: a file that is cut or no GGUF, of an architecture or a type that is not known here.
+        CheckpointError: a file that is cut or no GGUF, of an architecture or a type that is not known here, or that
+            says starquant made it and not how.
     """
     import gguf
 
@@ -94,11 +97,11 @@ def describe_gguf(path: Path) -> GGUFDescription:
         raise CheckpointError(f"{path}: is no whole GGUF: {' '.join(str(error).split())[:200]}") from None
     architecture, known = said.get("general.architecture"), [a.name for a in ARCHITECTURES.values()]
     if architecture not in known:
-        raise CheckpointError(f"{path}: is of architecture '{architecture}', allowed: {', '.join(known)}")
+        raise CheckpointError(f"{path}: is of architecture {_shown(architecture)}, allowed: {', '.join(known)}")
     number = said.get("general.file_type")
-    if number not in FILES:
+    if not isinstance(number, int) or number not in FILES:
         allowed = ", ".join(name for name, _ in FILES.values())
-        raise CheckpointError(f"{path}: is of file type {number}, allowed: {allowed}")
+        raise CheckpointError(f"{path}: is of file type {_shown(number)}, allowed: {allowed}")
     file_type, _ = FILES[number]
     own = said.get("starquant.bits") == file_type
     theirs = "llama_cpp_imatrix" if "quantize.imatrix.entries_count" in said else "llama_cpp"
@@ -106,10 +109,30 @@ def describe_gguf(path: Path) -> GGUFDescription:
         path=path,
         architecture=str(architecture),
         file_type=file_type,
-        method=str(said["starquant.method"]) if own else theirs,
-        record=str(said["starquant.record"]) if own else None,
+        method=_said_name(path, said, "starquant.method") if own else theirs,
+        record=_said_name(path, said, "starquant.record") if own else None,
         tensors=tensors,
     )
+
+
+def _said_name(path: Path, said: Mapping[str, Any], key: str) -> str:
+    """Return a name that a file holds: it becomes part of a record's, so whoever made the file must not choose a path.
+
+    Raises:
+        CheckpointError: there is none, or what is no name.
+    """
+    name = said.get(key)
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path}: {key}: got {_shown(name)}, allowed: a name, beside starquant.bits")
+    try:
+        return validate_name(name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {key}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    """Return what a file holds, short and on one line."""
+    return "nothing" if value is None else repr(value)[:80]
 
 
 _KEYS = (

@@ -34,6 +34,38 @@ def test_ours_name_their_method_and_others_do_not(tmp_path: Path) -> None:
     assert (plain.file_type, plain.method, plain.record, plain.bits.full_precision) == ("f16", "llama_cpp", None, True)
 
 
+@pytest.mark.parametrize(
+    ("made_by", "error"),
+    [
+        (
+            {"method": "x/../../../../evil", "record": "0"},
+            r"starquant\.method: got 'x/.*evil', allowed: at most 48",
+        ),
+        ({"method": "a\nb", "record": "0"}, r"starquant\.method: got 'a\\nb', allowed: at most 48"),
+        ({"method": "rtn", "record": "../0"}, r"starquant\.record: got '\.\./0', allowed: at most 48"),
+        ({"record": "0"}, r"starquant\.method: got nothing, allowed: a name, beside starquant\.bits"),
+        ({"method": "rtn"}, r"starquant\.record: got nothing, allowed: a name, beside starquant\.bits"),
+    ],
+)
+def test_a_maker_that_is_no_name_is_refused(made_by: dict[str, str], error: str, tmp_path: Path) -> None:
+    """The maker's name becomes part of a record's file name."""
+    path = tmp_path / "m.gguf"
+    write_gguf(block_model("llada_mha"), load_tokenizer(weights_folder(0)), path, "F16", {"bits": "f16"} | made_by)
+    with pytest.raises(CheckpointError, match=rf"^.*m\.gguf: {error}[^\n]*$"):
+        describe_gguf(path)
+    assert exported_gguf(path) is None
+
+
+def test_a_type_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llada")
+    writer.add_array("general.file_type", [1])
+    for write_part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+        write_part()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"m\.gguf: is of file type \[1\], allowed: f32, f16"):
+        describe_gguf(tmp_path / "m.gguf")
+
+
 def test_files_that_are_cut_or_of_another_architecture_are_refused(tmp_path: Path) -> None:
     path = write(block_model("llada_mha"), tmp_path / "m.gguf")
     cut, other = tmp_path / "cut.gguf", tmp_path / "other.gguf"
