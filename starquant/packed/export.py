@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from starquant.models.tokenizer import has_tokenizer
 from starquant.packed.description import describe
 from starquant.packed.plugin import METHOD, VERSION
 from starquant.quantized.tables import is_tied
-from starquant.store.exports import validate_target, write_listing
+from starquant.store.exports import unfinished, validate_target, write_listing
 from starquant.store.record import RunRecord
 
 #: Files of a checkpoint folder that a tokenizer may need.
@@ -52,27 +50,22 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
         ConfigError: the target is there already, or cannot be written.
     """
     validate_target(target)
-    prefix = f".{target.name}.unfinished-"
-    for left in target.parent.glob(f"{glob.escape(prefix)}*"):  # by a killed export
-        shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
-        (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")
-        _copy_tokenizer(source, work)
-        size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
-        (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
-        write_listing(work)
-        for path in work.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
-        work.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        work.rename(target)
+        with unfinished(target) as work:
+            save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
+            (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")
+            _copy_tokenizer(source, work)
+            size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
+            (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
+            write_listing(work)
+            for path in work.iterdir():
+                path.chmod(0o644)  # safetensors writes for the owner alone
+            work.chmod(0o755)
+            if target.exists():
+                target.rmdir()
+            work.rename(target)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"export.dir: {target}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return size
 
 

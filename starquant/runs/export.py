@@ -22,7 +22,7 @@ from starquant.runs.record import store_of
 from starquant.session.session import Session
 from starquant.session.threads import cpu_threads
 from starquant.store.artifacts import Artifact, ArtifactStore
-from starquant.store.exports import exported_from, validate_listing, validate_target
+from starquant.store.exports import alone_at, exported_from, validate_listing, validate_target
 from starquant.store.locks import exclusive, lock_path
 from starquant.store.record import RunRecord
 
@@ -76,26 +76,34 @@ def export_model(inputs: Inputs, record: RunRecord, artifact: Artifact | None, s
 
 
 def _write(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session: Session) -> None:
+    """Write the model unless it is there; another process that writes it, or anything to that target, is waited for."""
     spec, target = inputs.spec, Path(inputs.spec.export.dir or "")
-    results = Path(spec.paths.results)
-    with exclusive(lock_path(results, "export", spec.digest()), f"the export of {store_of(spec).name(spec)}"):
-        if is_exported(spec):
-            log.info("exported already: %s (remove it to export again)", target)
-            return
-        parts = results / "unfinished" / f"export-{spec.digest()}" / session.code.fitting
-        if spec.reuse == "never":
-            shutil.rmtree(parts, ignore_errors=True)
-        model = inputs.load(session.device, changed=parts).model
-        if model.stored_blocks is not None and spec.export.format == "packed":  # a GGUF is planned from whole modules
-            model.stored_blocks.describe = describe_part
-            if parts.exists():
-                log.info("going on from an interrupted export: %s", parts)
-        fitted = Fitted() if artifact is None else Fitted.load(ArtifactStore(results).path(artifact.digest))
-        with cpu_threads(spec.calibration.threads):
-            METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
-        if spec.export.format == "gguf":
-            size = write_export(spec, model, record, inputs.folder)
-        else:
-            size = export(model, record, inputs.folder, target, spec.export.shard_size)
-        shutil.rmtree(parts.parent, ignore_errors=True)
-        log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")
+    lock = lock_path(Path(spec.paths.results), "export", spec.digest())
+    with exclusive(lock, f"the export of {store_of(spec).name(spec)}"):
+        if not is_exported(spec):
+            with alone_at(target):
+                if not is_exported(spec):  # by a run of another results folder
+                    _write_alone(inputs, record, artifact, session)
+                    return
+        log.info("exported already: %s (remove it to export again)", target)
+
+
+def _write_alone(inputs: Inputs, record: RunRecord, artifact: Artifact | None, session: Session) -> None:
+    spec, target, results = inputs.spec, Path(inputs.spec.export.dir or ""), Path(inputs.spec.paths.results)
+    parts = results / "unfinished" / f"export-{spec.digest()}" / session.code.fitting
+    if spec.reuse == "never":
+        shutil.rmtree(parts, ignore_errors=True)
+    model = inputs.load(session.device, changed=parts).model
+    if model.stored_blocks is not None and spec.export.format == "packed":  # a GGUF is planned from whole modules
+        model.stored_blocks.describe = describe_part
+        if parts.exists():
+            log.info("going on from an interrupted export: %s", parts)
+    fitted = Fitted() if artifact is None else Fitted.load(ArtifactStore(results).path(artifact.digest))
+    with cpu_threads(spec.calibration.threads):
+        METHODS.build(spec.method).apply(model, fitted, spec.bits, session.progress, packed=True)
+    if spec.export.format == "gguf":
+        size = write_export(spec, model, record, inputs.folder)
+    else:
+        size = export(model, record, inputs.folder, target, spec.export.shard_size)
+    shutil.rmtree(parts.parent, ignore_errors=True)
+    log.info("exported: %s, %s MB", target, f"{size / 1e6:,.1f}")

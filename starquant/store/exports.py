@@ -1,13 +1,20 @@
-"""Where a packed checkpoint is written: what may be there already, and which record it is of."""
+"""Where a model is written: by one process at a time, what may be there already, and which record it is of."""
 
 from __future__ import annotations
 
+import glob
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock
 
 from starquant.errors import ConfigError, RecordError
 from starquant.store.files import FileEntry
+from starquant.store.locks import wait_for
 
 #: Sizes and digests of an export's other files.
 LISTING = "starquant_files.json"
@@ -30,6 +37,50 @@ def validate_target(folder: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"export.dir: {folder}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def alone_at(target: Path) -> Iterator[None]:
+    """Hold a target against exports of other processes, of any results folder; inside it may be held again.
+
+    The lock is a hidden file beside the target, which goes with it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    path = target.parent.resolve() / f".{target.name}.export-lock"
+    lock = FileLock(path, is_singleton=True)  # one for all who hold it here
+    try:
+        path.parent.stat()  # the lock would make the folder
+        wait_for(lock, f"the export to {target}")
+    except OSError as error:
+        raise ConfigError(f"export.dir: {target}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                path.unlink()  # while it is held: who waits for it looks whether it is still there
+        lock.release()
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside a target, to write it in; what killed exports left there is removed.
+
+    Raises:
+        ConfigError: the target cannot be locked.
+        OSError: no folder can be made beside it.
+    """
+    with alone_at(target):
+        prefix = f".{target.name}.unfinished-"
+        for left in target.parent.glob(f"{glob.escape(prefix)}*"):  # of no live export: it would hold the target
+            shutil.rmtree(left, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def exported_from(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from starquant.errors import RecordError
 
@@ -17,6 +17,15 @@ log = logging.getLogger(__name__)
 def lock_path(results: Path, kind: str, key: str) -> Path:
     """Return the lock file of one thing below a results folder."""
     return results / "locks" / f"{kind}-{key}.lock"
+
+
+def wait_for(lock: BaseFileLock, what: str) -> None:
+    """Take a lock; says once that it waits, and for what. Raises OSError where its file cannot be written."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.info("waiting: another process is at %s", what)
+        lock.acquire()
 
 
 @contextmanager
@@ -29,11 +38,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            log.info("waiting: another process is at %s", what)
-            lock.acquire()
+        wait_for(lock, what)
     except OSError as error:
         raise RecordError(f"{path}: cannot be locked: {error.strerror or error}") from error
     try:
