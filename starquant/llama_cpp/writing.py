@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from starquant.models.blocks_on_disk import resident_block
 from starquant.numerics.formats import BLOCK_SIZE
 from starquant.quantized.packed_linear import Packed
 from starquant.quantized.tables import is_tied
+from starquant.store.exports import unfinished
 
 #: What llama.cpp calls a file by, from the type of most of its weights.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
@@ -91,8 +91,8 @@ def write_gguf(
         count = math.prod(shape)
         writer.add_tensor_info(tensor.name, shape, np.dtype("uint8"), count, gguf.GGMLQuantizationType[tensor.kind])
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.unfinished-", dir=target.parent) as work:
-            path = Path(work) / target.name
+        with unfinished(target) as work:
+            path = work / target.name
             writer.write_header_to_file(path)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()

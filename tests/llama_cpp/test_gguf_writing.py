@@ -96,6 +96,14 @@ def test_the_keys_say_what_the_model_is(tmp_path: Path) -> None:
         assert said[f"{architecture}.feed_forward_length"] == 160
 
 
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    for name in (".m.gguf.unfinished-x1", ".m.gguf.mine", ".other.gguf.unfinished-x1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.gguf").write_text("x")
+    write(block_model("llada_mha"), tmp_path / "m.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".m.gguf.mine", ".other.gguf.unfinished-x1", "m.gguf"]
+
+
 def test_what_a_gguf_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     target, tokenizer = tmp_path / "m.gguf", load_tokenizer(weights_folder(0))
     rotated = block_model("llada_mha")
