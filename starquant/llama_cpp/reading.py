@@ -94,7 +94,9 @@ def describe_gguf(path: Path) -> GGUFDescription:
         said = {name: reader.fields[name].contents() for name in _KEYS if name in reader.fields}
         tensors = {t.name: (t.tensor_type.name, tuple(int(n) for n in t.shape[::-1])) for t in reader.tensors}
     except Exception as error:  # the package raises what comes
-        raise CheckpointError(f"{path}: is no whole GGUF: {' '.join(str(error).split())[:200]}") from None
+        raise CheckpointError(
+            f"{path}: is no whole GGUF, but cut or another file: {' '.join(str(error).split())[:200]}"
+        ) from None
     architecture, known = said.get("general.architecture"), [a.name for a in ARCHITECTURES.values()]
     if architecture not in known:
         raise CheckpointError(f"{path}: is of architecture {_shown(architecture)}, allowed: {', '.join(known)}")

@@ -19,6 +19,7 @@ from starquant.errors import ConfigError
 from starquant.llama_cpp.architecture import NORMS, architecture_of, hyperparameters, linear_tensor, row_order
 from starquant.llama_cpp.blocks import BLOCK_BYTES, Bytes, block_bytes, float_bytes
 from starquant.llama_cpp.foldable import validate_foldable
+from starquant.llama_cpp.seal import BLANK, KEY, seal
 from starquant.llama_cpp.tokenizer import Vocabulary, vocabulary_of
 from starquant.models import family_of
 from starquant.models.base import MaskedDiffusionModel
@@ -72,7 +73,7 @@ def write_gguf(
         tokenizer: of its checkpoint.
         target: the file.
         kind: type of weights that are not quantized: "F16", "BF16", "F32". Norms and biases are F32.
-        made_by: goes into the file as `starquant.KEY`.
+        made_by: goes into the file as `starquant.KEY`, beside the file's own digest.
 
     Returns:
         Bytes of the file.
@@ -99,6 +100,7 @@ def write_gguf(
             for tensor in planned:
                 writer.write_tensor_data(tensor.data())
             writer.close()
+            seal(path)
             path.replace(target)
     except OSError as error:
         raise ConfigError(f"export.dir: {target}: cannot be written: {error}") from error
@@ -191,6 +193,7 @@ def _add_keys(
     writer.add_file_type(FILE_TYPES[most])
     writer.add_quantization_version(2)
     writer.add_name(made_by.get("name", architecture))
+    writer.add_string(KEY, BLANK)
     for key, value in made_by.items():
         writer.add_string(f"starquant.{key}", value)
     for key, value in hyperparameters(model).items():

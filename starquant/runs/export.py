@@ -9,14 +9,13 @@ from pathlib import Path
 
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
-from starquant.errors import ConfigError
 from starquant.llama_cpp.reading import exported_gguf
 from starquant.methods.fitted import Fitted
 from starquant.models.loading import validate_checkpoint
 from starquant.packed.description import describe_part
 from starquant.packed.export import export
 from starquant.runs.calibrate import calibrate
-from starquant.runs.gguf import write_export
+from starquant.runs.gguf import validate_exported, write_export
 from starquant.runs.inputs import Inputs
 from starquant.runs.record import store_of
 from starquant.session.session import Session
@@ -44,13 +43,13 @@ def is_exported(spec: RunSpec) -> bool:
         CheckpointError: what was exported is damaged.
     """
     target = Path(spec.export.dir or "")
-    if has_export(spec):
-        if spec.export.format == "packed":
-            validate_checkpoint(target)
-            validate_listing(target)
-        return True
     if spec.export.format == "gguf" and target.exists():
-        raise ConfigError(f"export.dir: {target}: is there already; allowed: a new file")
+        validate_exported(spec)
+        return True
+    if spec.export.format == "packed" and has_export(spec):
+        validate_checkpoint(target)
+        validate_listing(target)
+        return True
     validate_target(target)
     return False
 

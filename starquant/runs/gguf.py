@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from starquant.config.run import RunSpec
-from starquant.errors import CheckpointError
+from starquant.errors import CheckpointError, ConfigError
 from starquant.llama_cpp.architecture import architecture_of
 from starquant.llama_cpp.engine import Engine
 from starquant.llama_cpp.predictor import LlamaCppPredictor, context_of
 from starquant.llama_cpp.reading import GGUFDescription, describe_gguf
+from starquant.llama_cpp.seal import validate_seal
 from starquant.llama_cpp.writing import write_gguf
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint
@@ -79,3 +80,20 @@ def write_export(spec: RunSpec, model: MaskedDiffusionModel, record: RunRecord, 
         "model": str(spec.model.path or f"starquant's {spec.model.testbed}, seed {spec.model.seed}"),
     }
     return write_gguf(model, load_tokenizer(folder), Path(spec.export.dir or ""), kind, made_by)
+
+
+def validate_exported(spec: RunSpec) -> None:
+    """Compare the file at `export.dir` with what this run exports.
+
+    Raises:
+        ConfigError: it is another one, is cut, or is not what was written.
+    """
+    target = Path(spec.export.dir or "")
+    try:
+        described = describe_gguf(target)
+        if described.record == spec.digest():
+            validate_seal(target)
+    except CheckpointError as error:
+        raise ConfigError(f"export.dir: {error}; remove it to export again, or name a new file") from None
+    if described.record != spec.digest():
+        raise ConfigError(f"export.dir: {target}: is there already; allowed: a new file")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from starquant.errors import ConfigError
 from starquant.runs import export as exports
 from starquant.runs.execute import execute
 from tests.support.specs import spec
@@ -38,3 +39,49 @@ def test_a_run_takes_what_one_of_another_results_folder_exported_meanwhile(
     assert stamps == [(target / "config.json").stat().st_mtime_ns]
     assert f"exported already: {target}" in caplog.text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "packed", "second"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A results folder, and a GGUF of it at full precision."""
+    pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("exported")
+    run(folder / "results", folder / "m.gguf", "method=none", "export.format=gguf")
+    return folder / "results", folder / "m.gguf"
+
+
+def _changed(content: bytes, where: int) -> bytes:
+    changed = bytearray(content)
+    changed[where] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (lambda content: _changed(content, -1000), "is not what was written"),
+        (lambda content: _changed(content, content.index(b"general.name") + 25), "is not what was written"),
+        (lambda content: content + b"x", "is not what was written"),
+        (lambda content: content[: len(content) // 2], "is no whole GGUF, but cut or another file: .*"),
+        (lambda content: b"a text", "is no whole GGUF, but cut or another file: .*"),
+        (lambda content: b"", "is no whole GGUF, but cut or another file: .*"),
+    ],
+    ids=["tensor", "name", "longer", "cut", "text", "empty"],
+)
+def test_a_gguf_that_is_not_what_was_written_is_no_export(
+    damage: Callable[[bytes], bytes], why: str, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    results, whole = exported
+    copy = tmp_path / "m.gguf"
+    copy.write_bytes(whole.read_bytes())
+    assert run(results, copy, "method=none", "export.format=gguf").reused
+    copy.write_bytes(damage(whole.read_bytes()))
+    with pytest.raises(ConfigError, match=rf"^export\.dir: .*m\.gguf: {why}; remove it to export again, or name a new"):
+        run(results, copy, "method=none", "export.format=gguf")
+
+
+def test_a_gguf_of_earlier_code_holds_no_digest(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    results, whole = exported
+    copy = tmp_path / "m.gguf"
+    copy.write_bytes(whole.read_bytes().replace(b"starquant.sha256", b"starquant.sha999", 1))
+    assert run(results, copy, "method=none", "export.format=gguf").reused
