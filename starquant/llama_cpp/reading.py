@@ -46,6 +46,11 @@ class GGUFDescription:
         return dict(Counter(kind for kind, _ in self.tensors.values()))
 
     @property
+    def float_types(self) -> set[str]:
+        """Types of weights that are not quantized; norms and biases, which are always float32, are none."""
+        return {kind for kind, shape in self.tensors.values() if len(shape) > 1 and kind in ("F16", "BF16", "F32")}
+
+    @property
     def bits(self) -> BitsSpec:
         """Return the bits of most linears, under the file's type; what differs is in the manifest."""
         name, width = self.file_type, {name: width for name, width in FILES.values()}[self.file_type]

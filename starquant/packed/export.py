@@ -53,7 +53,9 @@ def export(model: MaskedDiffusionModel, record: RunRecord, source: Path, target:
     try:
         with unfinished(target) as work:
             save_torch_state_dict(_tensors(model), work, max_shard_size=shard_size)
-            (work / CONFIG).write_text(json.dumps(_config(model, record), indent=1) + "\n", encoding="utf-8")
+            (work / CONFIG).write_text(
+                json.dumps(_config(model, record, shard_size), indent=1) + "\n", encoding="utf-8"
+            )
             _copy_tokenizer(source, work)
             size = sum(path.stat().st_size for path in work.glob("*.safetensors"))
             (work / "README.md").write_text(_card(record, target.name, size), encoding="utf-8")
@@ -106,9 +108,10 @@ def _tensors(model: MaskedDiffusionModel) -> dict[str, torch.Tensor]:
     return state
 
 
-def _config(model: MaskedDiffusionModel, record: RunRecord) -> dict[str, Any]:
+def _config(model: MaskedDiffusionModel, record: RunRecord, shard_size: str) -> dict[str, Any]:
     spec = record.spec
     made_by = {"method": spec["method"], "record": record.digest, "model": spec["model"]["path"], "seed": spec["seed"]}
+    made_by["shard_size"] = shard_size
     made_by["chat_template"] = spec["model"].get("chat_template", "none")
     packed = {"quant_method": METHOD, "version": VERSION, "bits": spec["bits"], "modules": describe(model)}
     dropped = ("quantization_config", "_name_or_path")  # the latter is a path of this machine

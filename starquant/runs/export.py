@@ -21,7 +21,7 @@ from starquant.runs.record import store_of
 from starquant.session.session import Session
 from starquant.session.threads import cpu_threads
 from starquant.store.artifacts import Artifact, ArtifactStore
-from starquant.store.exports import alone_at, exported_from, validate_listing, validate_target
+from starquant.store.exports import alone_at, exported_from, validate_listing, validate_shard_size, validate_target
 from starquant.store.locks import exclusive, lock_path
 from starquant.store.record import RunRecord
 
@@ -36,7 +36,7 @@ def has_export(spec: RunSpec) -> bool:
 
 
 def is_exported(spec: RunSpec) -> bool:
-    """Return whether the model was exported with this run's record, whole.
+    """Return whether the model was exported with this run's record and options, whole.
 
     Raises:
         ConfigError: anything else is there, or a file that is not what was written.
@@ -49,6 +49,7 @@ def is_exported(spec: RunSpec) -> bool:
     if spec.export.format == "packed" and has_export(spec):
         validate_checkpoint(target)
         validate_listing(target)
+        validate_shard_size(target, spec.export.shard_size)
         return True
     validate_target(target)
     return False

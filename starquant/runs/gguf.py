@@ -19,6 +19,7 @@ from starquant.models.base import MaskedDiffusionModel
 from starquant.models.checkpoint import Checkpoint
 from starquant.models.loading import load_tokenizer
 from starquant.store.cache import content_digest
+from starquant.store.exports import exported_otherwise
 from starquant.store.record import RunRecord
 
 #: Types of numbers of `export.dtype`.
@@ -86,7 +87,7 @@ def validate_exported(spec: RunSpec) -> None:
     """Compare the file at `export.dir` with what this run exports.
 
     Raises:
-        ConfigError: it is another one, is cut, or is not what was written.
+        ConfigError: it is another one, is cut, is not what was written, or holds numbers of another type.
     """
     target = Path(spec.export.dir or "")
     try:
@@ -97,3 +98,6 @@ def validate_exported(spec: RunSpec) -> None:
         raise ConfigError(f"export.dir: {error}; remove it to export again, or name a new file") from None
     if described.record != spec.digest():
         raise ConfigError(f"export.dir: {target}: is there already; allowed: a new file")
+    written = [dtype for dtype, kind in KINDS.items() if kind in described.float_types]  # none: all is quantized
+    if written and written != [spec.export.dtype]:
+        raise exported_otherwise(target, "dtype", ", ".join(written), spec.export.dtype)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -85,12 +86,37 @@ def unfinished(target: Path) -> Iterator[Path]:
 
 def exported_from(folder: Path) -> str | None:
     """Return the digest of the record that a packed checkpoint was exported with; None where it is no such folder."""
+    digest = _made_by(folder).get("record")
+    return digest if isinstance(digest, str) else None
+
+
+def validate_shard_size(folder: Path, size: str) -> None:
+    """Compare what a packed checkpoint was cut into with what is wanted; one of earlier code, which is silent, passes.
+
+    Raises:
+        ConfigError: it was exported with another size.
+    """
+    written = _made_by(folder).get("shard_size", size)
+    if written != size:
+        raise exported_otherwise(folder, "shard_size", str(written), size)
+
+
+def exported_otherwise(target: Path, key: str, written: str, wanted: str) -> ConfigError:
+    """Return the error of an export that lies there, of this run but of another option."""
+    return ConfigError(
+        f"export.{key}: got {wanted}, but {target} was exported with export.{key}={written[:80]}; allowed: that one, "
+        "or remove it, or name another"
+    )
+
+
+def _made_by(folder: Path) -> dict[str, Any]:
+    """Return what a packed checkpoint says of its run; nothing where it is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
-        digest = config["made_by"]["record"] if config["quant_method"] == "starquant" else None
-        return digest if isinstance(digest, str) else None
+        made_by = config["made_by"] if config["quant_method"] == "starquant" else None
+        return made_by if isinstance(made_by, dict) else {}
     except (OSError, ValueError, LookupError, TypeError):
-        return None
+        return {}
 
 
 def write_listing(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from starquant.errors import ConfigError
 from starquant.runs import export as exports
 from starquant.runs.execute import execute
+from starquant.store.exports import LISTING
 from tests.support.specs import spec
 
 SMALL = ("model=tiny", "tasks.names=[testbed_facts]", "tasks.limit=2", "fidelity=none", "runtime.threads=1")
@@ -85,3 +87,30 @@ def test_a_gguf_of_earlier_code_holds_no_digest(exported: tuple[Path, Path], tmp
     copy = tmp_path / "m.gguf"
     copy.write_bytes(whole.read_bytes().replace(b"starquant.sha256", b"starquant.sha999", 1))
     assert run(results, copy, "method=none", "export.format=gguf").reused
+
+
+def test_another_type_of_numbers_is_not_what_lies_there(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    results, whole = exported
+    with pytest.raises(
+        ConfigError,
+        match=r"^export\.dtype: got float32, but .*gguf was exported with export\.dtype=float16; allowed",
+    ):
+        run(results, whole, "method=none", "export.format=gguf", "export.dtype=float32")
+    everything = ("bits=q4_0", "method=rtn", "export.format=gguf")  # is quantized: no number is of that type
+    run(results, tmp_path / "m.gguf", *everything)
+    assert run(results, tmp_path / "m.gguf", *everything, "export.dtype=float32").reused
+
+
+def test_another_size_of_files_is_not_what_lies_there(tmp_path: Path) -> None:
+    results, target = tmp_path / "results", tmp_path / "packed"
+    run(results, target, "method=rtn", "export.shard_size=100KB")
+    with pytest.raises(
+        ConfigError, match=r"^export\.shard_size: got 1GB, but .*packed was exported with export\.shard_size=100KB; "
+    ):
+        run(results, target, "method=rtn")
+    assert run(results, target, "method=rtn", "export.shard_size=100KB").reused
+    (target / LISTING).unlink()
+    config = json.loads((target / "config.json").read_text())
+    del config["quantization_config"]["made_by"]["shard_size"]  # as earlier code wrote it
+    (target / "config.json").write_text(json.dumps(config))
+    assert run(results, target, "method=rtn").reused
