@@ -2,7 +2,11 @@
 
 import sys
 
-from starquant.__main__ import main
-
 if __name__ == "__main__":
-    sys.exit(main(["run", *sys.argv[1:]]))
+    try:
+        from starquant.__main__ import main  # here: Ctrl-C may come while it is imported
+
+        code = main(["run", *sys.argv[1:]])
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

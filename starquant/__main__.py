@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from importlib import import_module
 
 from starquant import __version__
 from starquant.commands import COMMANDS
-from starquant.errors import make_printable, nearest
-from starquant.session.terminal import silence_libraries
 
 #: Commands of their own modules.
 ALSO = (
@@ -29,9 +24,25 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code; 2 after an unknown one."""
-    make_printable()
+    """Run a command and return its exit code; 2 after an unknown one, 130 after Ctrl-C, 141 when nobody reads."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from starquant.errors import ended  # here: Ctrl-C may come while modules are imported
+
+        return ended(lambda: _command(words))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(words: list[str]) -> int:
+    import os
+    import tempfile
+    from importlib import import_module
+
+    from starquant.errors import make_printable, nearest
+    from starquant.session.terminal import silence_libraries
+
+    make_printable()
     if not words or words in (["-h"], ["--help"], ["help"]):
         print(usage())
         return 0

@@ -7,10 +7,11 @@ import difflib
 import functools
 import io
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 P = ParamSpec("P")
 
@@ -125,8 +126,52 @@ def show_error(error: BaseException) -> None:
         print(f"error: {line}", file=sys.stderr, flush=True)
 
 
+def ended(command: Callable[[], int]) -> int:
+    """Return the exit code of a command: 130 where Ctrl-C ends it, 141 where nobody reads its output any longer.
+
+    Raises:
+        BrokenPipeError: of another pipe than its output, which is a bug.
+    """
+    try:
+        try:
+            code = command()
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # else the interpreter tells of a closed pipe when it ends
+        return code
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr, flush=True)
+        return 143 if error.args else 130
+    except BrokenPipeError:
+        closed = [descriptor for descriptor in map(_descriptor, (sys.stdout, sys.stderr)) if _is_closed(descriptor)]
+        if not closed:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in closed:  # what is left in a buffer goes there
+            os.dup2(nowhere, descriptor)
+        return 141
+
+
+def _descriptor(stream: TextIO) -> int:
+    """Return the number of a stream, -1 for one in memory."""
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return -1
+
+
+def _is_closed(descriptor: int) -> bool:
+    """Return whether a pipe has nobody at its other end."""
+    if descriptor < 0:
+        return False
+    watched = select.poll()
+    watched.register(descriptor, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))
+
+
 def one_line_errors(*also: type[Exception]) -> Callable[[Callable[P, int]], Callable[P, int]]:
-    """Let a command's `main` end with one line on stderr and exit code 2 after an error of the user.
+    """Let a command's `main` end with one line on stderr and exit code 2 after an error of the user, else as `ended`.
 
     Args:
         also: errors that are the user's in this command: OSError where it writes to a place that he names.
@@ -136,8 +181,13 @@ def one_line_errors(*also: type[Exception]) -> Callable[[Callable[P, int]], Call
         @functools.wraps(main)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> int:
             make_printable()
+            return ended(lambda: one_line(*args, **kwargs))
+
+        def one_line(*args: P.args, **kwargs: P.kwargs) -> int:
             try:
                 return main(*args, **kwargs)
+            except BrokenPipeError:  # an OSError
+                raise
             except (StarquantError, *also) as error:
                 show_error(error)
                 return 2

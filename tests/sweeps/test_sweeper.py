@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import pickle
 import re
@@ -232,7 +233,7 @@ def test_dispatch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
     calls: list[tuple[str, list[str]]] = []
     for name, (module, _) in commands.COMMANDS.items():
-        imported = commands.import_module(module)
+        imported = importlib.import_module(module)
         monkeypatch.setattr(imported, "main", lambda words, name=name: calls.append((name, words)) or 7)
     for words in (["bits=w8a8"], ["-m", "seed=1,2"], ["run", "a=1"], ["status", "x"], ["tables", "x"], ["evaluate"]):
         assert commands.main(words) == 7
