@@ -47,15 +47,20 @@ def read_columns(folder: Path) -> dict[str, TaskColumns]:
     """
     names = items_files(folder) or []
     if FILE not in names:
-        tasks = {name.removesuffix(".jsonl"): _from_rows(folder / name) for name in names}
-        if not tasks:
-            raise RecordError(f"{folder}: the items of the record cannot be read (there are none)")
-        return tasks
+        return rows_columns(folder)
     try:
         return columns_in(read_file(folder / FILE))
     except (OSError, ValueError) as error:
         way = "; delete it, it is made again of the items beside it" if len(names) > 1 else ""
         raise RecordError(f"{folder / FILE}: not readable ({str(error).splitlines()[0]}){way}") from None
+
+
+def rows_columns(folder: Path) -> dict[str, TaskColumns]:
+    """Return the numbers of every leaf task as its rows say them, whatever was kept; raises as `read_columns`."""
+    names = [name for name in items_files(folder) or () if name != FILE]
+    if not names:
+        raise RecordError(f"{folder}: the items of the record cannot be read (there are none)")
+    return {name.removesuffix(".jsonl"): _from_rows(folder / name) for name in names}
 
 
 def _from_rows(path: Path) -> TaskColumns:

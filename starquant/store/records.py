@@ -19,7 +19,7 @@ from starquant.store.items import items_folder
 from starquant.store.locks import lock_path
 from starquant.store.record import READABLE_VERSIONS, RecordHead, RunRecord
 from starquant.store.source import read_file, read_items_files
-from starquant.store.verification import sealed, validate_content, validate_items
+from starquant.store.verification import mend_columns, sealed, validate_content, validate_items
 
 RecordT = TypeVar("RecordT", bound=RecordHead)
 
@@ -69,6 +69,8 @@ class RecordStore:
     def find(self, spec: RunSpec, alone: bool = True) -> RunRecord | None:
         """Return the record of a run, None when there is none; one that is not what was written is set aside.
 
+        Of one whose items are whole, kept numbers that are damaged are set aside alone, and made again.
+
         Args:
             spec: of the run.
             alone: whether the caller holds the lock; else what is not whole may be in the making, and is left alone.
@@ -83,6 +85,8 @@ class RecordStore:
             record = read_record(path)
             if record.digest != spec.digest():
                 raise RecordError(f"{path}: its digest is {record.digest}, its name says {spec.digest()}")
+            if alone:
+                mend_columns(path, record)
             validate_items(path, record, whole=True)
         except NewerRecordError:
             raise

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from starquant.errors import RecordError
-from starquant.store.columns import FILE, TaskColumns
-from starquant.store.files import FileEntry
-from starquant.store.items import is_fidelity, items_folder, read_columns
+from starquant.store.columns import FILE, TaskColumns, columns_text
+from starquant.store.files import FileEntry, set_aside, write_atomically
+from starquant.store.items import is_fidelity, items_folder, read_columns, rows_columns
 from starquant.store.record import FIRST_SEALED, RecordHead, RunRecord, Score, Seal
 from starquant.store.source import is_compact, items_files, read_file
 
@@ -138,6 +138,39 @@ def _validate_files(folder: Path, seal: Seal, whole: bool) -> None:
         except RecordError as error:
             way = "; delete it, it is made again of the items beside it" if name == FILE and len(seal.items) > 1 else ""
             raise RecordError(f"{error}{way}") from None
+
+
+def mend_columns(path: Path, record: RecordHead) -> None:
+    """Make the numbers of a record's items again where they are not what was written and the items are.
+
+    The file is set aside. Where the seal is of another order of tasks than can be told, none takes its place: readers
+    take the numbers of the items.
+
+    Raises:
+        RecordError: items that are missing or damaged as well, numbers that cannot be written.
+    """
+    folder, entries = items_folder(path), {} if record.seal is None else dict(record.seal.items)
+    kept = entries.pop(FILE, None)
+    if kept is None or not entries or is_compact(folder) or FILE not in (items_files(folder) or ()):
+        return
+    try:
+        kept.validate_file(folder / FILE)
+        return
+    except RecordError as error:
+        why = str(error)
+    for name, entry in entries.items():
+        entry.validate_file(folder / name)
+    tasks = {name: numbers.model_dump() for name, numbers in rows_columns(folder).items()}
+    by_score = {score.task: tasks[score.task] for score in record.scores if score.task in tasks}
+    texts = [columns_text(order) for order in (by_score | tasks, tasks)]
+    set_aside(folder / FILE, why)
+    try:
+        for text in texts:
+            if FileEntry.of_bytes(text.encode()) == kept:
+                write_atomically(folder / FILE, text)
+                return
+    except OSError as error:
+        raise RecordError(f"{folder / FILE}: cannot be written: {error}") from None
 
 
 def _wrong_mean(score: Score, columns: dict[str, TaskColumns]) -> str | None:

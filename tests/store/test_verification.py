@@ -174,10 +174,6 @@ def _pipe(folder: Path) -> None:
         (lambda folder: (folder / f"{FACTS}.jsonl").unlink(), r"testbed_facts\.jsonl: is missing"),
         (_replace(f"{FACTS}.jsonl", '"acc": 0', '"acc": 1'), r"testbed_facts\.jsonl: is not what was written"),
         (_replace("fidelity.jsonl", '"kl": 0.1', '"kl": 0.10'), r"fidelity\.jsonl: is not what was written"),
-        (
-            _replace("columns.json", "0.0", "1.0"),
-            r"columns\.json: is not what was written; delete it",
-        ),
         (lambda folder: (folder / "gsm8k.jsonl").write_text("{}\n"), r"gsm8k\.jsonl: is not of the record's items"),
         (_pipe, r"fidelity\.jsonl: is missing"),
     ],
@@ -199,6 +195,48 @@ def test_columns_are_made_again_of_the_items(path: Path) -> None:
     _replace(f"{FACTS}.jsonl", '"acc": 0', '"acc": 1')(items_folder(path))
     with pytest.raises(RecordError, match="is not what was written"):  # read for tables too, where there are no columns
         validate_items(path, read_record(path))
+
+
+@pytest.mark.parametrize("other_order", [False, True])
+@pytest.mark.parametrize("content", ["[\n", '{"schema_version": 1, "tasks": {}}\n'])
+def test_damaged_columns_do_not_cost_a_record_whose_items_are_whole(
+    path: Path, tmp_path: Path, content: str, other_order: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if other_order:  # than tasks are scored in
+        record = read_record(path)
+        path = RecordStore(tmp_path).write(RUN, record.model_copy(update={"seal": None}), dict(reversed(ITEMS.items())))
+    columns, record = items_folder(path) / "columns.json", judged(path)
+    numbers = validate_items(path, record)
+    before = columns.read_bytes()
+    columns.write_text(content)
+    with pytest.raises(RecordError, match=r"columns\.json: is not what was written; delete it"):
+        judged(path)  # tables move nothing
+    assert RecordStore(tmp_path).find(RUN, alone=False) is None  # may be in the making
+    assert RecordStore(tmp_path).find(RUN) == record
+    warning = f"warning: {columns}: is not what was written; set aside as columns.json.damaged and computed again\n"
+    assert capsys.readouterr().err == warning
+    assert columns.read_bytes() == before and validate_items(path, judged(path)) == numbers
+    assert columns.with_name("columns.json.damaged").read_text() == content
+    assert RecordStore(tmp_path).find(RUN) == record and capsys.readouterr().err == ""
+
+
+def test_columns_of_an_order_that_cannot_be_told_are_read_of_the_items(path: Path, tmp_path: Path) -> None:
+    items = {"b": items_of([1.0, 0]), "a": items_of([0.0, 1]), "c": items_of([1.0, 1])}
+    path = RecordStore(tmp_path).write(RUN, make_record(RUN).model_copy(update={"scores": []}), items)
+    numbers = validate_items(path, read_record(path))
+    (items_folder(path) / "columns.json").write_text("[")
+    record = RecordStore(tmp_path).find(RUN)
+    assert record is not None and validate_items(path, record) == numbers
+    assert not (items_folder(path) / "columns.json").exists()
+
+
+def test_damaged_columns_beside_damaged_items_are_set_aside_with_the_record(path: Path, tmp_path: Path) -> None:
+    (items_folder(path) / "columns.json").write_text("[")
+    _replace(f"{FACTS}.jsonl", '"acc": 0', '"acc": 1')(items_folder(path))
+    assert RecordStore(tmp_path).find(RUN) is None
+    assert {one.name for one in path.with_name(f"{items_folder(path).name}.damaged").iterdir()} == {
+        *("columns.json", "fidelity.jsonl", f"{FACTS}.jsonl")
+    }
 
 
 #: What a forger who puts a new seal on, or an editor of a record without one, may not say of the items.
