@@ -1,7 +1,8 @@
 """Finished calibrations on disk: one folder each, named by the digest of what was calibrated, whole or not there.
 
-Layout: `artifacts/DIGEST/` holds fitted tensors and `artifact.json`, which lists every file with size and SHA-256.
-A folder is made under another name and renamed when it is complete; what does not match its list is set aside.
+Layout: `artifacts/DIGEST/` holds fitted tensors and `artifact.json`, which lists every file with size and SHA-256 and
+has a seal of its own. A folder is made under another name and renamed when it is complete; what does not match its
+list, or its seal, is set aside.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from starquant.errors import NewerRecordError, RecordError
 from starquant.store.files import FileEntry, set_aside, write_atomically
 from starquant.store.locks import lock_path
+from starquant.store.verification import is_intact, sealed
 
-SCHEMA_VERSION = 1
+#: Version 1 had no seal.
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 HEADER = "artifact.json"
 
 
@@ -90,14 +94,21 @@ class ArtifactStore:
     def _validate(self, folder: Path, digest: str) -> Artifact:
         header = folder / HEADER
         try:
-            artifact = Artifact.model_validate(json.loads(header.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
+            data = json.loads(header.read_text(encoding="utf-8"))
+            artifact = Artifact.model_validate({name: value for name, value in data.items() if name != "seal"})
+            intact = artifact.schema_version < SCHEMA_VERSION or is_intact(data)
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise RecordError(f"{header}: not readable as an artifact ({str(error).splitlines()[0]})") from None
-        if artifact.schema_version != SCHEMA_VERSION:
+        if artifact.schema_version not in READABLE_VERSIONS:
             kind = NewerRecordError if artifact.schema_version > SCHEMA_VERSION else RecordError
-            raise kind(f"{header}: schema_version is {artifact.schema_version}, this version reads {SCHEMA_VERSION}")
+            allowed = " and ".join(map(str, READABLE_VERSIONS))
+            raise kind(f"{header}: schema_version is {artifact.schema_version}, this version reads {allowed}")
         if artifact.digest != digest:
             raise RecordError(f"{header}: its digest is {artifact.digest}, its folder says {digest}")
+        if not intact:
+            raise RecordError(f"{header}: not what was written: its content is not that of its seal")
+        for name in sorted(_files(folder) - artifact.files.keys()):
+            raise RecordError(f"{folder / name}: is not of the calibration")
         for name, entry in artifact.files.items():
             entry.validate_file(folder / name)
         return artifact
@@ -112,10 +123,10 @@ class ArtifactStore:
         try:
             for left in made.glob(".*.part"):  # by processes that died while they wrote
                 left.unlink()
-            names = sorted(path.name for path in made.iterdir() if path.is_file() and path.name != HEADER)
-            files = {name: FileEntry.of(made / name) for name in names}
+            files = {name: FileEntry.of(made / name) for name in sorted(_files(made))}
             artifact = artifact.model_copy(update={"files": files})
-            write_atomically(made / HEADER, json.dumps(artifact.model_dump(mode="json"), indent=1) + "\n")
+            header = sealed(artifact.model_dump(mode="json"))
+            write_atomically(made / HEADER, json.dumps(header, indent=1) + "\n")
             self.folder.mkdir(parents=True, exist_ok=True)
             replaced = target.with_name(f".{target.name}.old")
             shutil.rmtree(replaced, ignore_errors=True)  # of a process that died here
@@ -127,3 +138,8 @@ class ArtifactStore:
             raise RecordError(f"{target}: cannot be written: {error}") from error
         shutil.rmtree(made.parent, ignore_errors=True)
         return artifact
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the names of the files of a calibration beside its header."""
+    return {path.name for path in folder.iterdir() if path.is_file()} - {HEADER}

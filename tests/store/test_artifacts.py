@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,18 +82,49 @@ def other_digest(path: Path) -> None:
 
 
 def later_version(path: Path) -> None:
-    rewrite(path, '"schema_version": 1', '"schema_version": 2')
+    rewrite(path, '"schema_version": 2', '"schema_version": 3')
 
 
 def unknown_key(path: Path) -> None:
     rewrite(path, '"seconds"', '"hours"')
 
 
+def edited(path: Path, **values: Any) -> None:
+    """Change a header as a text editor would; None takes a key away."""
+    data = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({name: value for name, value in data.items() if value is not None}, indent=1) + "\n")
+
+
+def no_list(path: Path) -> None:
+    edited(path, files={})
+
+
+def no_seal(path: Path) -> None:
+    edited(path, seal=None)
+
+
+def as_version_1(path: Path, **values: Any) -> None:
+    edited(path, seal=None, schema_version=1, **values)
+
+
+def test_one_without_a_seal_is_readable_unless_its_list_is_of_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ArtifactStore(tmp_path)
+    made = make(store)
+    header = store.path(DIGEST) / "artifact.json"
+    as_version_1(header)
+    assert store.find(DIGEST) == made.model_copy(update={"schema_version": 1})
+    as_version_1(header, files={})
+    assert store.find(DIGEST) is None
+    assert f"{header.with_name('block_0.safetensors')}: is not of the calibration" in capsys.readouterr().err
+
+
 def test_one_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     make(store)
     later_version(store.path(DIGEST) / "artifact.json")
-    with pytest.raises(RecordError, match="schema_version is 2, this version reads 1"):
+    with pytest.raises(RecordError, match="schema_version is 3, this version reads 1 and 2"):
         store.find(DIGEST)
     assert store.path(DIGEST).is_dir()
 
@@ -122,6 +154,10 @@ def test_what_is_damaged_is_left_alone_by_those_who_do_not_hold_the_lock(
         ("artifact.json", Path.unlink, "not readable as an artifact"),
         ("artifact.json", other_digest, f"its digest is {OTHER}, its folder says {DIGEST}"),
         ("artifact.json", unknown_key, "not readable as an artifact"),
+        ("artifact.json", no_list, "not what was written: its content is not that of its seal"),
+        ("artifact.json", no_seal, "not what was written: its content is not that of its seal"),
+        ("artifact.json", lambda path: path.write_text("[]"), "not readable as an artifact"),
+        ("more.safetensors", lambda path: path.write_bytes(b"x"), "is not of the calibration"),
     ],
 )
 def test_what_is_damaged_is_named_and_set_aside(
