@@ -121,8 +121,11 @@ def make_printable() -> None:
 
 
 def show_error(error: BaseException) -> None:
-    """Print an error on stderr, a line a fault."""
-    for line in str(error).splitlines() or [type(error).__name__]:
+    """Print an error on stderr, a line a fault; one of the system as the file and what is wrong with it."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        text = f"{error.filename}: {error.strerror}"
+    for line in text.splitlines() or [type(error).__name__]:
         print(f"error: {line}", file=sys.stderr, flush=True)
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from starquant.errors import CommandParser, one_line_errors, one_of, user_path
+from starquant.errors import CommandParser, ConfigError, one_line_errors, one_of, user_path
 from starquant.reports.choice import conditions
 from starquant.reports.experiments import NAMES, build
 from starquant.reports.selection import ALLOWED, Results, without_collection
@@ -39,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     where = conditions(options.where)
+    out = options.out or options.records
+    if options.out is not None and not next(path for path in (out, *out.parents) if path.exists()).is_dir():
+        raise ConfigError(f"--out: {out}: is a file, or below one; allowed: a folder")
     with without_collection():
-        results, out = Results(options.records), options.out or options.records
+        results = Results(options.records)
         paths = [build(name, results, out, options.allow, where) for name in options.name]
     print("\n".join(str(path) for built in paths for path in built))
     if results.unsealed:

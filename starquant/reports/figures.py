@@ -27,6 +27,7 @@ from starquant.reports.run import Run
 from starquant.reports.samples import Row
 from starquant.reports.style import GROUPS, bits_term, look, panels, styled, term
 from starquant.statistics.bootstrap import bootstrap, crossed_bootstrap
+from starquant.store.files import errors_of
 from starquant.store.verification import is_intact
 
 #: Name of the bit-width that `divergence` draws.
@@ -156,11 +157,13 @@ def _histogram(axes: Axes, report: dict[str, Any], half: float, label: str, one:
 
 @styled
 def save(figure: Figure, out: Path) -> list[Path]:
-    """Write OUT.png and OUT.pdf; returns their paths."""
+    """Write OUT.png and OUT.pdf; returns their paths; raises OSError."""
     png, pdf = (out.with_name(out.name + suffix) for suffix in (".png", ".pdf"))
-    figure.savefig(png)
-    without_alpha(png)
-    figure.savefig(pdf, metadata={"CreationDate": None})
+    with errors_of(png):
+        figure.savefig(png)
+        without_alpha(png)
+    with errors_of(pdf):
+        figure.savefig(pdf, metadata={"CreationDate": None})
     plt.close(figure)
     return [png, pdf]
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from starquant.errors import CommandParser, RecordError, one_line_errors, path_of, user_path
+from starquant.errors import CommandParser, ConfigError, RecordError, one_line_errors, path_of, user_path
 from starquant.reports.run import Run
 from starquant.reports.selection import validate_speed
 from starquant.reports.text import aligned
@@ -110,13 +110,17 @@ def record_named(word: str, records: Path) -> Path:
         records: folder of results, where it is looked up unless it is a file.
 
     Raises:
-        ConfigError: a word that can be neither.
+        ConfigError: a word that can be neither, a folder that is none.
         RecordError: a name that no record has, or several have; compact records that cannot be read.
     """
     path = path_of(word, "compare")
     if path.is_file() or path.suffix == ".json":
         return path
+    if not records.is_dir():
+        raise ConfigError(f"--records: {records}: no such folder, and '{word}' is no file; allowed: a results folder")
     known = [*record_paths(records)]
+    if not known:
+        raise RecordError(f"{records}: holds no record, and '{word}' is no file")
     named = [record for record in known if word in record.stem]
     if len(named) == 1:
         return named[0]

@@ -123,6 +123,14 @@ def test_what_is_allowed_gets_through_the_command_line(tmp_path: Path) -> None:
     assert main(["table1_main", "--records", str(tmp_path), "--allow", "dirty", "versions"]) == 0
 
 
+@pytest.mark.parametrize("below", ["", "/more/folders"])
+def test_a_file_is_no_place_for_tables(tmp_path: Path, below: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["table1_main", "--records", str(tmp_path), "--out", f"{tmp_path}/file{below}"]) == 2
+    line = f"error: --out: {tmp_path}/file{below}: is a file, or below one; allowed: a folder\n"
+    assert capsys.readouterr().err == line
+
+
 def test_conditions_are_yaml() -> None:
     assert condition("a.b=16") == ("a.b", 16)
     assert condition("a=null") == ("a", None)

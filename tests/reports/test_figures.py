@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from starquant.errors import RecordError
 from starquant.evaluation.activations import measure
 from starquant.models.base import MaskedDiffusionModel
 from starquant.reports.activations import render
-from starquant.reports.figures import main, read_report, trajectory
+from starquant.reports.figures import main, read_report, save, trajectory
 from starquant.runs.execute import execute
 from starquant.runs.inspect import _is_of
 from tests.support.records import fidelity_rows, write
@@ -153,3 +154,14 @@ def test_a_report_is_printed_with_a_line_a_site(report: Path) -> None:
     assert float(cells[-4]) == pytest.approx(rows[0]["overlap"], abs=0.005)
     idle = [rows[0]["idle_directions"][name] for name in ("masked", "unmasked", "both")]
     assert [float(cell) for cell in cells[-3:]] == pytest.approx(idle, abs=0.5)
+
+
+def test_a_figure_that_cannot_be_written_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    figure = plt.figure()
+    monkeypatch.setattr(figure, "savefig", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/a\.png'"):
+        save(figure, tmp_path / "a")
+    plt.close(figure)

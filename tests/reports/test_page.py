@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -146,3 +147,19 @@ def test_a_folder_without_records_is_one_line(tmp_path: Path, capsys: pytest.Cap
     put(tmp_path, [1.0, 0.0], "method=rtn", "bits=w4a4")
     with pytest.raises(RecordError, match="holds no record of table2_ablation"):
         content(tmp_path, experiment="table2_ablation")
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    tmp_path: Path, plain: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, [1.0, 0.0], "method=rtn", "bits=w4a4")
+    assert main([str(tmp_path), "--out", str(tmp_path)]) == 2
+    line = f"error: --out: {tmp_path}: is a folder; allowed: a file, such as {tmp_path}/report.html\n"
+    assert capsys.readouterr().err == line
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(tmp_path), "--out", str(tmp_path / "a.html")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/a.html: No space left on device\n"

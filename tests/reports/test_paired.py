@@ -172,3 +172,16 @@ def test_a_record_is_named_by_a_part_of_its_name_that_no_other_has(
         record_named("w3a3", tmp_path)
     assert main(["w8a8", "w4a4", "--records", str(tmp_path)]) == 0
     assert "+0.5" in capsys.readouterr().out
+
+
+def test_a_name_that_is_looked_up_where_no_record_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    lines = {
+        "file": "--records: {}: no such folder, and 'w8a8' is no file; allowed: a results folder",
+        "nowhere": "--records: {}: no such folder, and 'w8a8' is no file; allowed: a results folder",
+        "empty": "{}: holds no record, and 'w8a8' is no file",
+    }
+    for name, line in lines.items():
+        assert main(["w8a8", "w4a4", "--records", str(tmp_path / name)]) == 2
+        assert capsys.readouterr().err == f"error: {line.format(tmp_path / name)}\n"

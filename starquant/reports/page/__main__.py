@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or folder / (f"{experiment}.html" if experiment else "report.html")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out.parent} is no folder")
+    if out.is_dir():
+        raise ConfigError(f"--out: {out}: is a folder; allowed: a file, such as {out / 'report.html'}")
     with without_collection():
         results = Results(folder)
         size = write(content_of(results, experiment, conditions(options.where)), out)
