@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from starquant.config.run import RunSpec
 from starquant.errors import RecordError
 from starquant.methods.fitted import Fitted
 from starquant.models import family_of
+from starquant.models.base import MaskedDiffusionModel
+from starquant.models.block_causal import BlockCausalModel
 from starquant.runs.inputs import Inputs, Loaded, Texts
 from starquant.runs.timing import device_name
 from starquant.session.session import Session
@@ -81,7 +84,7 @@ def _make(spec: RunSpec, loaded: Loaded, store: ArtifactStore, session: Session)
         shutil.rmtree(work, ignore_errors=True)
     if work.exists():
         log.info("going on from an interrupted calibration: %s", work)
-    with cpu_threads(spec.calibration.threads):
+    with cpu_threads(spec.calibration.threads), blocks_of_trajectory(spec, loaded.model):
         states = calibration_states(spec, loaded, session)
         method = METHODS.build(spec.method)
         fitted = method.fit(loaded.model, spec.bits, states, Fitted.resume(work), session.progress)
@@ -97,6 +100,13 @@ def _make(spec: RunSpec, loaded: Loaded, store: ArtifactStore, session: Session)
             provenance=provenance.collect(session.device, device_name(session.device), code),
         ),
     )
+
+
+def blocks_of_trajectory(spec: RunSpec, model: MaskedDiffusionModel) -> AbstractContextManager[None]:
+    """Let block diffusion's blocks be as long as those of the trajectories that it calibrates on, if it does."""
+    if spec.calibration.states.sampler != "trajectory" or not isinstance(model, BlockCausalModel):
+        return nullcontext()
+    return model.blocks_of(family_of(model).make_sampler(spec.model.trajectory).own_block_length)
 
 
 def calibration_states(spec: RunSpec, loaded: Loaded, session: Session) -> CalibrationStates | None:

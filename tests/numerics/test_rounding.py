@@ -209,7 +209,7 @@ def test_codes_that_do_not_fit_are_named() -> None:
 @pytest.mark.parametrize("ends", [1, 2])
 @pytest.mark.parametrize("block", ["q8_0", None])
 def test_a_ratio_of_a_row_is_that_of_all_of_its_groups(ends: int, block: str | None) -> None:
-    """Clip ratios of token states on inputs in blocks; with as many rows as groups they would fit the wrong axis too."""
+    """Clip ratios of token states on inputs in blocks; as many rows as groups would fit the wrong axis too."""
     fmt = QuantFormat(8, True, PerGroup(32), block=block)
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(8, 256, generator=generator)

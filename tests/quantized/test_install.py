@@ -202,7 +202,7 @@ def test_non_finite_weights_are_named(golden_model) -> None:
 
 
 def test_scores_of_16_bits_are_not_rounded_in_front_of_the_softmax() -> None:
-    """Full precision's attention keeps them in float32 as well; where scores are large a rounded one is another token."""
+    """Full precision's attention keeps them in float32 as well; a large score that is rounded is another token."""
     generator = torch.Generator().manual_seed(0)
     q, k = (3.0 * torch.randn(1, 2, 40, 128, generator=generator).bfloat16() for _ in range(2))
     exact = (q.double() @ k.double().transpose(-1, -2) / 128**0.5).softmax(-1)
