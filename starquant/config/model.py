@@ -61,7 +61,7 @@ class ModelSpec(Spec):
             raise ValueError(f"checkpoint: got {self.checkpoint} with engine=torch, allowed: null (path names it)")
         if (self.path is None) == (self.seed is None):
             raise ValueError(
-                "give either path (a checkpoint) or seed (a model of a test-bed), the other null; "
+                "give either path (a checkpoint) or seed (a model of a test-bed), the other null (model.seed=null); "
                 "for a checkpoint start from model=llada, model=llada_1_5 or model=dream"
             )
         return self
