@@ -39,12 +39,13 @@ def generate(
             for all: in block diffusion rows wait for others); ids change in place.
 
     Raises:
-        ValueError: prompt ids that are not [B, P] integers, a mask or seeds of another size.
+        ValueError: prompt ids that are not [B, P] integers of the vocabulary, a mask or seeds of another size.
         ConfigError: prompts that do not fit the model's context beside the answer.
     """
     predict = model if isinstance(model, MaskPredictor) else MaskPredictor(model)
     if prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
         raise ValueError(f"prompt_ids must be integers [B, P], got {prompt_ids.dtype} {list(prompt_ids.shape)}")
+    _validate_vocabulary(prompt_ids, predict.config)
     if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
         raise ValueError(
             f"attention_mask {list(attention_mask.shape)} differs from prompt_ids {list(prompt_ids.shape)}"
@@ -64,6 +65,14 @@ def generate(
     state = DenoisingState(ids_BL, prompt_ids.shape[1], visible, generators, on_step, prompt_BL=prompt_BL)
     sampler.denoise(predict, state)
     return ids_BL
+
+
+def _validate_vocabulary(prompt_ids: Tensor, config: Any) -> None:
+    """Refuse ids that have no embedding; raises ValueError."""
+    rows = getattr(config, "embedding_size", None) or getattr(config, "vocab_size", None)
+    if rows is not None and bool((wrong := (prompt_ids < 0) | (prompt_ids >= rows)).any()):
+        first = int(prompt_ids[wrong][0])
+        raise ValueError(f"prompt_ids: got {first}, allowed: 0 to {rows - 1}, the model's vocabulary")
 
 
 def validate_room(config: Any, longest: int, answer_length: int) -> None:

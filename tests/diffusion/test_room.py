@@ -49,3 +49,12 @@ def test_what_does_not_fit_the_context_is_refused(tiny: MaskedDiffusionModel) ->
         next(generate_many(predict, prompts, SAMPLER, batch_size=batch))
     with pytest.raises(ConfigError, match=message):
         next(generate_approximately(predict, prompts, SAMPLER, SpeedSpec(kv_cache="dual"), batch_size=batch))
+
+
+@pytest.mark.parametrize("beyond", [-1, 0])
+def test_ids_beyond_the_vocabulary_are_refused(tiny: MaskedDiffusionModel, beyond: int) -> None:
+    rows = tiny.config.embedding_size or tiny.config.vocab_size
+    wrong = rows if beyond == 0 else beyond
+    with pytest.raises(ValueError, match=rf"^prompt_ids: got {wrong}, allowed: 0 to {rows - 1}, the model's vocab"):
+        generate(tiny, torch.tensor([[5, wrong, 5]]), SAMPLER)
+    generate(tiny, torch.tensor([[5, rows - 1, 5]]), SAMPLER)
