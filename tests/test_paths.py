@@ -100,3 +100,9 @@ def test_a_terminal_that_lacks_a_character_shows_its_escape(encoding: str, monke
     sys.stdout.flush()
     assert b"error: paths.results: /tmp/gr" in written.getvalue()
     assert ("漢".encode() in written.getvalue()) == (encoding == "utf-8")
+
+
+def test_a_device_that_is_none_is_named_as_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(["tiny", "a prompt", "--device", "tpu9"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --device: 'tpu9' cannot be used here: ") and said.count("\n") == 1

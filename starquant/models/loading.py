@@ -203,8 +203,8 @@ def _tie_head(model: MaskedDiffusionModel, checkpoint: Checkpoint) -> None:
     trunk.head.weight = trunk.embedding.weight
 
 
-def validate_device(device: str | torch.device | None) -> torch.device:
-    """Return the device; raises ConfigError when it is unknown or not available here."""
+def validate_device(device: str | torch.device | None, where: str = "runtime.device") -> torch.device:
+    """Return the device; raises ConfigError, of the key or option `where`, when it is unknown or not available here."""
     try:
         target = torch.device(device if device is not None else "cpu")
         if target.type == "meta":
@@ -213,7 +213,7 @@ def validate_device(device: str | torch.device | None) -> torch.device:
             torch.empty(1, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"runtime.device: '{device}' cannot be used here: {reason}") from None
+        raise ConfigError(f"{where}: '{device}' cannot be used here: {reason}") from None
     return target
 
 

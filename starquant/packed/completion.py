@@ -72,7 +72,9 @@ def completion(folder: str, prompt: str, settings: Settings) -> str:
     """
     from starquant.diffusion.special_tokens import end_token_ids
     from starquant.models import family_of, load_model, load_tokenizer
+    from starquant.models.loading import validate_device
 
+    validate_device(settings.device, "--device")
     folder = checkpoint_of(folder)
     model, tokenizer = load_model(folder, device=settings.device), load_tokenizer(folder)
     end_token_ids(model.config)  # refused here, where there is none
