@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def validate_export(spec: RunSpec) -> None:
         if spec.export.format == "gguf":
             raise ConfigError("export.format: got gguf without export.dir; allowed: export.dir=FILE.gguf")
         return
+    target, results = Path(os.path.realpath(spec.export.dir)), Path(os.path.realpath(spec.paths.results))
+    if results.is_relative_to(target):
+        raise ConfigError(
+            f"export.dir: got {spec.export.dir}, where the results go (paths.results={spec.paths.results}); allowed: a "
+            "folder that holds nothing else"
+        )
     if spec.export.format == "gguf":
         _validate_gguf_export(spec)
         return
@@ -108,10 +115,11 @@ def validate_export(spec: RunSpec) -> None:
         raise ConfigError(
             f"export.format: got packed with bits={spec.bits.name}, whose blocks are llama.cpp's; allowed: gguf"
         )
-    if not spec.quantizes or not spec.is_scored:
+    if not spec.canonical().quantizes or not spec.is_scored:
+        bits = f" bits={spec.bits.name}" if spec.quantizes else ""
         raise ConfigError(
-            f"export.dir: got method={spec.method.name} stage={spec.stage}, but a quantized model and its scores are "
-            "what is exported; allowed: a method other than none and packed, stage=all or evaluate"
+            f"export.dir: got method={spec.method.name}{bits} stage={spec.stage}, but a quantized model and its "
+            "scores are what is exported; allowed: a method other than none and packed, stage=all or evaluate"
         )
     if (
         not spec.dry_run and exported_from(Path(spec.export.dir)) is None
