@@ -17,7 +17,13 @@ P = ParamSpec("P")
 
 
 class StarquantError(Exception):
-    """Root of every error whose message is meant for the user, printed without a traceback."""
+    """Root of every error whose message is meant for the user, printed without a traceback.
+
+    Attributes:
+        refused: a run has raised it before it computed anything.
+    """
+
+    refused: bool = False
 
 
 class ConfigError(StarquantError):

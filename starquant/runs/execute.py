@@ -16,6 +16,7 @@ import torch
 
 from starquant.config.methods import METHODS
 from starquant.config.run import RunSpec
+from starquant.errors import StarquantError
 from starquant.methods.fitted import Fitted
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.loading import validate_device
@@ -75,13 +76,13 @@ def execute(spec: RunSpec, session: Session | None = None) -> Result:
         session: of this process, for all its runs; None opens one for this run, without bars.
 
     Raises:
-        StarquantError: bad input, refused before anything is written.
+        StarquantError: bad input; `refused` says that nothing was computed.
     """
-    validate_paths(spec)
     session = Session.open() if session is None else session
-    with cpu_threads(spec.runtime.threads), leased(spec.runtime.device) as device:
+    with _Refusals() as refusals, cpu_threads(spec.runtime.threads), leased(spec.runtime.device) as device:
+        validate_paths(spec)
         session = _started(session, spec, session.processes.device(device))
-        inputs = pin(spec)
+        refusals.inputs = inputs = pin(spec)
         try:
             if spec.export.dir is not None:
                 is_exported(inputs.spec)  # refused here, where anything else is there
@@ -92,6 +93,19 @@ def execute(spec: RunSpec, session: Session | None = None) -> Result:
                 return result
         finally:
             inputs.free()
+
+
+class _Refusals:
+    """Marks errors of the user that come before weights are asked for: nothing was run."""
+
+    inputs: Inputs | None = None
+
+    def __enter__(self) -> _Refusals:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StarquantError):
+            error.refused = self.inputs is None or not self.inputs.began
 
 
 def _started(session: Session, spec: RunSpec, device: str) -> Session:

@@ -72,6 +72,7 @@ class Inputs:
         loaded: once it has been read.
         scratch: where changed blocks are written, of a run whose blocks are on disk.
         judged: what `validated` returns, once it has.
+        began: whether weights were asked for, which is where a run begins to compute.
     """
 
     spec: RunSpec
@@ -81,6 +82,7 @@ class Inputs:
     loaded: Loaded | None = None
     scratch: Scratch | None = None
     judged: tuple[PreTrainedTokenizerBase, MaskedDiffusionModel, Texts] | None = None
+    began: bool = False
 
     def load(self, device: str, changed: Path | None = None) -> Loaded:
         """Return what is read; all but the weights is judged first.
@@ -125,7 +127,7 @@ class Inputs:
         if hollow and changed is None:
             self.scratch = Scratch(Path(spec.paths.results))
             changed = self.scratch.folder
-        began = time.perf_counter()
+        began, self.began = time.perf_counter(), True
         model = read_model(
             self.checkpoint,
             self.family,

@@ -31,7 +31,7 @@ class CellEntry(BaseModel):
         state: where it stands.
         record: path of its record below the results folder, of a finished one.
         reused: whether the record was there already.
-        error: of a failed one, and of one that would be refused (no file says that), one line.
+        error: of a failed one, and of one that is refused before it computes anything, or would be, one line.
         seconds: it took.
         command: that ran it, each by a name of its own; None of one that is not known.
     """
@@ -49,10 +49,11 @@ class CellEntry(BaseModel):
 
 
 def failed(key: str, name: str, error: BaseException) -> CellEntry:
-    """Return the entry of a cell that an error has ended."""
+    """Return the entry of a cell that an error has ended, or refused before it computed anything."""
     kind = "" if isinstance(error, StarquantError) else f"{type(error).__name__}: "
     line = kind + next(iter(str(error).strip().splitlines()), "")
-    return CellEntry(key=key, name=name, state="failed", error=line)
+    refused = isinstance(error, StarquantError) and error.refused
+    return CellEntry(key=key, name=name, state="refused" if refused else "failed", error=line)
 
 
 class CellLog:
@@ -69,7 +70,7 @@ class CellLog:
 
     @contextmanager
     def running(self, key: str, name: str, command: str | None = None) -> Iterator[list[CellEntry]]:
-        """Hold a cell; the last entry that the caller appends is kept, "failed" when an exception passes.
+        """Hold a cell; the last entry that the caller appends is kept, as of `failed` when an exception passes.
 
         Args:
             key: of the cell.

@@ -61,7 +61,7 @@ class SweepBar:
                 entries = self._entries()
                 # A cell whose file has not changed has not been looked at in this sweep.
                 new = [e for e, recorded in zip(entries, started, strict=True) if e.model_dump() != recorded]
-                bar.n = sum(entry.state in ("done", "failed") for entry in new)
+                bar.n = sum(entry.state in ("done", "failed", "refused") for entry in new)
                 failed = sum(entry.state == "failed" for entry in new)
                 bar.set_postfix_str((f"{failed} failed, " if failed else "") + ", ".join(_running(new)))
 

@@ -27,7 +27,7 @@ Start = Callable[[], Sequence[CellEntry | None]]
 
 
 def run(plan: Plan, start: Start, command: str) -> int:
-    """Run what is validated; returns the exit code, 0 when this command has brought every cell to its end.
+    """Run what is validated; returns the exit code: 0 when every cell is brought to its end, 2 when each is refused.
 
     Args:
         plan: the cells.
@@ -65,6 +65,8 @@ def run(plan: Plan, start: Start, command: str) -> int:
     done = returned is not None and all(entry.state == "done" for entry in entries)
     if not done and returned is not None:
         _set_aside(plan)
+    if all(entry.state == "refused" for entry in entries):
+        return 2  # nothing was run
     return 0 if done and _is_shown(plan, entries) else 1
 
 

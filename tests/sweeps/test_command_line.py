@@ -17,14 +17,14 @@ def refused(tmp_path: Path, *arguments: str) -> str:
     """Run, expect one clear refusal that leaves nothing behind, and return it."""
     results = tmp_path / "results"
     done = run_in_process(*arguments, results=results)
-    assert done.returncode not in (0, -9), done.stdout
+    assert done.returncode == 2, done.stdout
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     left = [path for path in results.rglob("*") if path.is_file() and path.suffix != ".log"]
     assert {path.parent.name for path in left} <= {"cells", "locks"}
     told = [json.loads(path.read_text()) for path in results.glob("cells/*.json")]  # what status shows
-    assert {one["state"] for one in told} <= {"failed"}
+    assert {one["state"] for one in told} <= {"refused"}
     assert not told or any(one["error"] in errors[0] for one in told)
     return errors[0]
 
@@ -186,7 +186,7 @@ def test_one_bad_cell_does_not_stop_a_sweep(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "nothing of this code was calibrated for tiny w4a4 rtn; run stage=calibrate first" in done.stderr
-    assert "2 cells: 1 done, 1 failed" in done.stderr
+    assert "2 cells: 1 done, 1 refused" in done.stderr
     assert len(list((tmp_path / "records").glob("tiny-w16a16-*.json"))) == 1
 
 
