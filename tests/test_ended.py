@@ -16,6 +16,7 @@ from tests.support.paths import REPOSITORY
 #: Ctrl-C while a module is imported.
 INTERRUPTS = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs tests in the background
 class Interrupted:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:

@@ -29,6 +29,8 @@ from starquant.models.layers import site_input
 from starquant.models.roles import BlockSites, ExpertSite, LinearInfo, Site, SiteKey
 from starquant.session.progress import SILENT, Progress
 
+Embed = Callable[[Tensor], Tensor]  # of embedded tokens [B, L, D]
+
 
 @dataclass
 class _Item:
@@ -256,9 +258,9 @@ class BlockVisit:
 def walk(
     model: MaskedDiffusionModel,
     states: CalibrationStates,
-    embed: Callable[[Tensor], Tensor] | None = None,
+    embed: Embed | None = None,
     progress: Progress = SILENT,
-    rounded: Callable[[Tensor], Tensor] | None = None,
+    rounded: Embed | None = None,
 ) -> Iterator[BlockVisit]:
     """Visit the blocks in order.
 
@@ -291,14 +293,8 @@ def walk(
         held.drop()
 
 
-def _start(
-    model: MaskedDiffusionModel,
-    batch: StateBatch,
-    embed: Callable[[Tensor], Tensor] | None,
-    rounded: Callable[[Tensor], Tensor] | None,
-) -> _Item:
+def _start(model: MaskedDiffusionModel, batch: StateBatch, embed: Embed | None, rounded: Embed | None) -> _Item:
     hidden_BLD = nn.functional.embedding(batch.ids_BL.to(model.device), model.trunk().embedding.weight)
     hidden_BLD = hidden_BLD if embed is None else embed(hidden_BLD)
-    if rounded is None:
-        return _Item(batch, batch.context(model), hidden_BLD)
-    return _Item(batch, batch.context(model), rounded(hidden_BLD), hidden_BLD)
+    exact = () if rounded is None else (hidden_BLD,)
+    return _Item(batch, batch.context(model), hidden_BLD if rounded is None else rounded(hidden_BLD), *exact)

@@ -33,9 +33,9 @@ def validate_complete(model: MaskedDiffusionModel, modules: Mapping[str, Any], b
             continue
         got = _bits_of(modules.get(name), kind, key)
         if got is None or got == 16:
-            told = "nothing" if got is None else "16 bits"
+            there = "nothing" if got is None else "16 bits"
             raise CheckpointError(
-                f"quantization_config.modules: {name}: got {told}, needed: {kind} of {width} bits, as "
+                f"quantization_config.modules: {name}: got {there}, needed: {kind} of {width} bits, as "
                 f"quantization_config.bits.{key} says"
             )
 

@@ -190,6 +190,8 @@ def changed(value: Any, annotation: Any) -> Iterator[Any]:
         yield from (other for other in get_args(annotation) if other != value)
     elif isinstance(value, bool):
         yield not value
+    elif value == "auto":
+        yield from (True, False)
     elif isinstance(value, int):
         yield value + 1
     elif isinstance(value, float):
@@ -233,6 +235,9 @@ def options_of(preset: str) -> tuple[set[tuple[str, ...]], set[tuple[str, ...]]]
                 other = RunSpec.from_config(config)
             except ConfigError as error:
                 assert ".".join(path[:1]) in str(error), error
+                continue
+            if value is False and getattr(base.method, path[-1], None) == "auto":
+                assert other.canonical().digest() == base.canonical().digest()  # what "auto" is at these bits
                 continue
             free.add(path)
             assert (other.digest() == base.digest()) == inert, path

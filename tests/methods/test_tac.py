@@ -41,7 +41,7 @@ BARE = (
     "method.down_hadamard=false",
     "method.weights.mse_clip=false",
 )
-LOW = ("bits=w4a4", "bits.attention.v=4", "bits.attention.p=8", "bits.attention.k=4")
+LOW = ("bits=w4a4", "bits.attention.v=4", "bits.attention.p=8", "bits.attention.k=4", "method.qk_hadamard=false")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 150, 15, 16]])
 
 

@@ -66,7 +66,7 @@ def test_two_records_of_one_row_and_seed_are_refused(tmp_path: Path, capsys: pyt
     assert main([str(tmp_path)]) == 2
     assert "a second record of w4a4 quarot, model seed 0, rotation seed 0" in capsys.readouterr().err
     assert {row.label for row in read_rows(tmp_path, ["method.qk_hadamard"])} == {
-        ("False", "w4a4", "quarot"),
+        ("auto", "w4a4", "quarot"),
         ("True", "w4a4", "quarot"),
     }
 
