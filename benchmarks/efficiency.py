@@ -39,6 +39,7 @@ from torch import nn
 from starquant.diffusion import LLaDASampler, generate
 from starquant.diffusion.samplers import DreamSampler
 from starquant.kernels.dispatch import HAS_TRITON, validate_tensor_cores
+from starquant.kernels.tuning.measuring import gpu_milliseconds
 from starquant.models.base import MaskedDiffusionModel
 from starquant.models.cuda_graphs import capture, compiled_blocks, replayed
 from starquant.models.layers import AttentionCore, InputSite
@@ -50,9 +51,7 @@ LAUNCHES = ("eager", "graph", "compiled")
 PREDICTED = 8  # a block of 8 is read by the head
 SMALL = 100  # kernels of a graph that measures what a launch takes
 ANSWER = 128  # tokens of a generated answer, and of its prompt
-
-
-ROUNDS = 5  # that a GPU is given at once: it must not wait for the next
+ROUNDS = 5  # that a GPU is given at once
 
 
 def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> float:
@@ -68,17 +67,6 @@ def clock(work: Callable[[], object], device: str, seconds: float = 0.5) -> floa
             work()
             times.append(1000 * (time.perf_counter() - at))
     return statistics.median(times)
-
-
-def gpu_milliseconds(work: Callable[[], object], rounds: int) -> list[float]:
-    """Return the time of each round, all queued before any is waited for."""
-    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
-    for start, end in pairs:
-        start.record()
-        work()
-        end.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in pairs]
 
 
 def parts(model: MaskedDiffusionModel, forward: Callable[[], object]) -> dict[str, float]:
@@ -187,7 +175,11 @@ def forward_row(
     took, count = clock(work, device, arguments.seconds), counted(model, rows, length)
     bound = bound_ms(count, ceiling, VARIANTS[row["precision"]].inputs < 16)
     timing = {"ms": took, "activation_mib": peak.mib, "tokens_per_s": 1000 * rows * length / took}
-    split = parts(model, forward) if device == "cpu" else {} if row["launch"] == "graph" else kernels_of(forward)
+    split: dict[str, float] = {}  # of a graph where blocks are compiled: a profile takes its time
+    if device == "cpu":
+        split = parts(model, forward)
+    elif row["launch"] != "graph":
+        split = kernels_of(forward)
     energy = joules(lambda: (work(), torch.cuda.synchronize()), energy_meter(device), 2 * arguments.seconds)
     return timing | {"joules": energy, "roofline_ms": bound, "of_roofline": bound / took, "parts_ms": split} | count
 

@@ -29,7 +29,7 @@ from starquant.models.layers import site_input
 from starquant.models.roles import BlockSites, ExpertSite, LinearInfo, Site, SiteKey
 from starquant.session.progress import SILENT, Progress
 
-Embed = Callable[[Tensor], Tensor]  # of embedded tokens [B, L, D]
+Embed = Callable[..., Tensor]  # of embedded tokens [B, L, D]; `rounded` takes their ids as well
 
 
 @dataclass
@@ -269,7 +269,7 @@ def walk(
         states: what the model is run on.
         embed: maps the embedding [B, L, D] to the basis that the visitor rewrites blocks to.
         progress: draws a bar over the blocks, and those of visitors.
-        rounded: makes what a quantized embedding gives of that; None where blocks are fed full precision.
+        rounded: maps that, and its ids, to what a quantized embedding gives, where blocks are fed it.
 
     Raises:
         DataError: no states.
@@ -296,5 +296,5 @@ def walk(
 def _start(model: MaskedDiffusionModel, batch: StateBatch, embed: Embed | None, rounded: Embed | None) -> _Item:
     hidden_BLD = nn.functional.embedding(batch.ids_BL.to(model.device), model.trunk().embedding.weight)
     hidden_BLD = hidden_BLD if embed is None else embed(hidden_BLD)
-    exact = () if rounded is None else (hidden_BLD,)
-    return _Item(batch, batch.context(model), hidden_BLD if rounded is None else rounded(hidden_BLD), *exact)
+    both = (hidden_BLD,) if rounded is None else (rounded(hidden_BLD, batch.ids_BL), hidden_BLD)
+    return _Item(batch, batch.context(model), *both)

@@ -133,7 +133,8 @@ class BlockwiseMethod(Method[BlockwiseT]):
         progress: Progress,
     ) -> None:
         fed = bits if states.inputs == "quantized" else weights_only(bits)
-        rounded = functools.partial(round_embedded, bits=bits) if states.inputs != "full_precision" else None
+        sequential = states.inputs != "full_precision" and bits.embedding < 16
+        rounded = functools.partial(round_embedded, bits=bits) if sequential else None
         for visit in walk(model, states, lambda hidden: self.embed(hidden, ends), progress, rounded):
             self.prepare(visit.sites, ends)
             if self.compares or self.propagates:

@@ -62,6 +62,11 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
                 f"method.residual_rotation: got '{self.options.residual_rotation}', but the head is tied to the "
                 "embedding and cannot take the last norm's gain; allowed: none"
             )
+        if self.options.at_bits(bits).online != self.options.online:  # "auto" that nobody decided would be off
+            raise ConfigError(
+                "method.qk_hadamard: got auto with queries or keys below 16 bits; allowed: true, false, or what the "
+                "options' `at_bits(bits)` makes of it, as run.py does"
+            )
         sites = model.block_sites(model.trunk().blocks[0])
         head, options = sites.attention.head_dim, self.options
         needed = {
@@ -116,7 +121,7 @@ class QuaRot(BlockwiseMethod[QuaRotT]):
         if self.options.head_hadamard:
             rewriting.hadamard_heads_output(sites.linears[Role.V], attention.n_kv_heads)
             rewriting.hadamard_heads_input(sites.linears[Role.OUT], attention.n_heads)
-        if self.options.qk_hadamard is True:  # what is not decided (`at_bits`) is off
+        if self.options.qk_hadamard is True:
             transform_queries_and_keys(attention, HadamardTransform(attention.head_dim))
 
     def place(self, sites: BlockSites) -> None:

@@ -51,7 +51,7 @@ class Kept:
     """
 
     def __init__(self, path: Path, gpu: str) -> None:
-        self.path, self.by_gpu = path, read_tiles(path)
+        self.path, self.gpu, self.by_gpu = path, gpu, read_tiles(path)
         self.of_gpu = self.by_gpu.setdefault(gpu, Measured({}, {}))
         self.failed_path = path.with_name(f"{path.stem}.failed.json")
         self.failed: list[str] = _listed(self.failed_path)
@@ -62,11 +62,14 @@ class Kept:
 
     def may_try(self, rows: int, shape: Product | Transform, settings: Any) -> bool:
         """Whether the GPU has not given up under settings of a shape."""
-        return f"{shape.key(rows)}: {settings}" not in self.failed
+        return self._line(rows, shape, settings) not in self.failed
+
+    def _line(self, rows: int, shape: Product | Transform, settings: Any) -> str:
+        return f"{self.gpu}: {shape.key(rows)}: {settings}"
 
     def gave_up(self, rows: int, shape: Product | Transform, settings: Any) -> None:
         """Put down settings of a shape under which the GPU gave up."""
-        self.failed.append(f"{shape.key(rows)}: {settings}")
+        self.failed.append(self._line(rows, shape, settings))
         write_atomically(self.failed_path, json.dumps(self.failed, indent=1) + "\n")
 
     def take(self, rows: int, shape: Product | Transform, settings: Any) -> None:

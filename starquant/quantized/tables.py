@@ -34,16 +34,14 @@ def quantize_embedding(model: MaskedDiffusionModel, bits: BitsSpec, packed: bool
     )
 
 
-def round_embedded(hidden_BLD: Tensor, bits: BitsSpec) -> Tensor:
+def round_embedded(hidden_BLD: Tensor, ids_BL: Tensor, bits: BitsSpec) -> Tensor:
     """Return embedded tokens as `quantize_embedding` leaves them: every row of the table has a grid of its own."""
-    if bits.embedding == 16:
-        return hidden_BLD
-    rows_ND = hidden_BLD.flatten(0, -2)
-    parts = [
-        dequantize(_codes(rows_ND[rows], table_format(bits, bits.embedding)), rows_ND.dtype)
-        for rows in row_slices(rows_ND)
-    ]
-    return torch.cat(parts).reshape(hidden_BLD.shape)
+    word_BL = ids_BL.to(hidden_BLD.device).unique(return_inverse=True)[1]
+    place_U = word_BL.new_zeros(int(word_BL.max()) + 1)
+    place_U[word_BL.flatten()] = torch.arange(word_BL.numel(), device=word_BL.device)  # one of each word's
+    rows_UD, grid = hidden_BLD.flatten(0, 1)[place_U], table_format(bits, bits.embedding)
+    parts = [dequantize(_codes(rows_UD[rows], grid), rows_UD.dtype) for rows in row_slices(rows_UD)]
+    return torch.cat(parts)[word_BL]
 
 
 def _codes(rows_ND: Tensor, grid: QuantFormat) -> Quantized:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from starquant.config.methods import METHODS
 from starquant.errors import ConfigError
 from starquant.methods.fitted import ENDS
 from starquant.models.base import MaskedDiffusionModel
@@ -323,3 +324,12 @@ def test_queries_and_keys_are_rotated_where_one_of_them_is_rounded(name: str) ->
         assert run.method.model_dump()["qk_hadamard"] is wanted
     off = spec(f"method={name}", "bits=w4a4", "bits.attention.k=4", "method.qk_hadamard=false").canonical()
     assert off.method.model_dump()["qk_hadamard"] is False
+
+
+def test_what_is_not_decided_is_refused_and_not_off() -> None:
+    """From Python, where no run has decided it."""
+    run = spec("method=quarot", "bits=w4a4", "bits.attention.k=4")
+    undecided, model = METHODS.build(run.method), fresh("llada_gqa")
+    with pytest.raises(ConfigError, match=r"^method.qk_hadamard: got auto with .* below 16 bits; allowed: "):
+        undecided.fit(model, run.bits, states_of(model))
+    METHODS.build(run.method.at_bits(run.bits)).validate(model, run.bits)

@@ -113,6 +113,7 @@ def test_settings_under_which_a_gpu_gave_up_are_left_out_from_then_on(tmp_path: 
     kept.gave_up(128, product, TILE)
     again = Kept(file, "gpu")
     assert not again.may_try(100, product, TILE)
+    assert Kept(file, "another").may_try(128, product, TILE)
     assert again.may_try(16, product, TILE) and again.may_try(128, product, replace(TILE, warps=8))
     again.failed_path.write_text("{}")
     with pytest.raises(ConfigError, match=r"tiles\.failed\.json: holds no list of launch settings; remove it$"):

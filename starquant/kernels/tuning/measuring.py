@@ -230,14 +230,18 @@ def _timed(work: ProductWork | RowWork, settings: Any, rounds: int) -> float:
         for _ in range(repeats):
             work.run(settings)
     graph.replay()
+    return 1000 * statistics.median(gpu_milliseconds(graph.replay, rounds)) / repeats / work.copies
+
+
+def gpu_milliseconds(work: Callable[[], object], rounds: int) -> list[float]:
+    """Return the time of each round; all are queued before any is waited for, else the GPU waits for each launch."""
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
-    for start, end in pairs:  # all are queued before any is waited for: else the GPU waits for each launch
+    for start, end in pairs:
         start.record()
-        graph.replay()
+        work()
         end.record()
     torch.cuda.synchronize()
-    milliseconds = statistics.median(float(start.elapsed_time(end)) for start, end in pairs)
-    return 1000 * milliseconds / repeats / work.copies
+    return [float(start.elapsed_time(end)) for start, end in pairs]
 
 
 def _validate_alive(settings: Any) -> None:
